@@ -1,0 +1,28 @@
+"""Errors that a user can mend: one clear line each, exit code 2, no traceback."""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UsageError(Exception):
+    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with code 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ' (did you mean 'x'?)' for the known name closest to `name`, or '' if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports an optional `module`.
+
+    Raises:
+      UsageError: if it is not installed, naming the extra of this package that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{module} is not installed: pip install 'transfusion[{extra}]'") from error
