@@ -1,0 +1,77 @@
+"""Declaring parameters: shape, logical axes and initializer in one place; and modules as plain pytrees.
+
+From flax.nnx only `Module`, `Param`, `Rngs`, `List`/`Dict`, `split`, `merge`, `state` and `eval_shape` are used: a
+module is a container of parameters with forward code. Everything that runs is a pure function of a dict of arrays.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Params = dict[str, Any]
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+def normal(std: float) -> Initializer:
+    """Truncated normal (at two standard deviations) of the standard deviation `std` before truncation."""
+    return lambda key, shape, dtype: std * jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+
+def fan_in(size: int) -> Initializer:
+    """Normal with variance 1 / size, for a matrix that sums over `size` inputs."""
+    return normal(1 / math.sqrt(size))
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    del key
+    return jnp.ones(shape, dtype)
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: Any = jnp.float32
+) -> nnx.Param:
+    """One parameter; `axes` are its logical axes (see `transfusion.sharding.RULES`), one per dimension."""
+    if len(shape) != len(axes):
+        raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axes, not {axes}")
+    return nnx.Param(init(rngs.params(), shape, dtype), logical=axes)
+
+
+class Template:
+    """A module without its arrays: what is needed to rebuild it from a dict of arrays inside a jitted function.
+
+    Attributes:
+      shapes: dict of jax.ShapeDtypeStruct, as the parameters.
+      axes: dict of tuples of logical axes, as the parameters.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self._make = make
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        self._graph, self._state = nnx.split(abstract)
+        leaves = jax.tree.leaves(self._state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        for leaf in leaves:
+            if not isinstance(leaf, nnx.Param):
+                raise TypeError(f"modules hold nnx.Param only, not {type(leaf).__name__}")
+        self.axes = nnx.to_pure_dict(
+            jax.tree.map(lambda v: v.logical, self._state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        )
+        self.shapes = nnx.to_pure_dict(self._state)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32, as a dict of arrays."""
+        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
+
+    def bind(self, params: Params) -> Any:
+        """The module with the given arrays."""
+        state = jax.tree.map(lambda x: x, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)

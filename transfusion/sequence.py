@@ -1,0 +1,487 @@
+"""Streams, segments, documents, and the packed batch that every model, loss and decoder reads.
+
+A document is a list of segments in reading order. The layout table says into which runs of tokens a segment turns;
+a run belongs to a stream. A packed row is stored stream by stream (`[text tokens | image tokens | ...]`, each slice of
+the static length `budget`), so that routing to embeddings, experts, heads and losses is a static slice. Attention needs
+only the per-token metadata, in which the reading order is one field.
+
+Shape letters: B rows of a batch, N tokens of a stream, M items (images) of a stream, A rotary axes, E numbers of a patch.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from transfusion.errors import UsageError, nearest
+
+TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """All that differs between modalities and between papers (design: 'a model is a set of streams over one trunk').
+
+    Attributes:
+      embed: how its tokens enter the trunk; a key of `transfusion.model.embeds.EMBEDS`.
+      head: how they leave it; a key of `transfusion.model.heads.HEADS`.
+      objective: a key of `transfusion.objectives.OBJECTIVES`.
+      attention: 'causal', or 'block': bidirectional inside one item.
+      expert: the set of trunk weights its tokens use; one name for all is a dense model.
+      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net) or 'none'.
+      visible_to: the streams that may see it; () means all.
+      budget: tokens of this stream in a packed row.
+      weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
+      vocabulary: number of ids (discrete streams).
+      channels, patch: latent channels C and patch side P (continuous streams); a token holds E = P * P * C numbers.
+      grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds their number.
+      items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
+      table: additive position inside an item: 'none' or 'sincos' (fixed 2-D sine and cosine).
+    """
+
+    embed: str = "token"
+    head: str = "token"
+    objective: str = "next_token"
+    attention: str = "causal"
+    expert: str = "trunk"
+    time: str = "none"
+    visible_to: tuple[str, ...] = ()
+    budget: int = 0
+    weight: float = 1.0
+    vocabulary: int = 0
+    channels: int = 0
+    patch: int = 1
+    grid: tuple[int, int] = (0, 0)
+    items: int = 0
+    table: str = "none"
+
+    def __post_init__(self):
+        if self.attention not in ("causal", "block"):
+            raise UsageError(
+                f"streams: attention is 'causal' or 'block', not {self.attention!r}"
+                + nearest(self.attention, ("causal", "block"))
+            )
+        if self.budget <= 0:
+            raise UsageError(f"streams: budget must be positive, not {self.budget}")
+        if self.discrete:
+            return
+        if any(side % self.patch for side in self.grid):
+            raise UsageError(f"streams: patch {self.patch} does not divide the latent grid {self.grid}")
+        if self.grid == (0, 0) and not self.items:
+            raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
+        if self.grid != (0, 0) and self.budget % self.tokens_per_item:
+            raise UsageError(
+                f"streams: budget {self.budget} is no multiple of the {self.tokens_per_item} tokens of an item"
+            )
+
+    @property
+    def discrete(self) -> bool:
+        return self.vocabulary > 0
+
+    @property
+    def features(self) -> int:
+        """Numbers of one continuous token (E)."""
+        return self.channels * self.patch**2
+
+    @property
+    def tokens_per_item(self) -> int:
+        return (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+
+    @property
+    def max_items(self) -> int:
+        """Items of a packed row (M)."""
+        return self.items or self.budget // max(self.tokens_per_item, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of tokens that a segment yields.
+
+    Attributes:
+      stream: its stream.
+      opener, closer: ids of the text stream put before and after it; -1 means none.
+      boundary: 'outside' (Transfusion) or 'inside' (BAGEL, Show-o) the run's bidirectional span.
+      private: visible only inside its own span (BAGEL's noised copy).
+      time_low: the least noise level t of its items: 0 samples all of [0, 1], 1 is clean, 0.5 is the Transfusion
+        paper's cap (section 4.3.4) on images that precede their caption.
+      position: 'advance' one by one, 'item' one index for the whole item, 'hold' the same without moving the counter,
+        'grid' (index + y, index + x) on the last two rotary axes.
+      loss: whether it is a target.
+    """
+
+    stream: str
+    opener: int = -1
+    closer: int = -1
+    boundary: str = "outside"
+    private: bool = False
+    time_low: float = 0.0
+    position: str = "advance"
+    loss: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A part of a document: text ids int32 [n], or latents float32 [h, w, C], and its role in the document."""
+
+    kind: str
+    value: np.ndarray
+    role: str = "both"
+
+
+Document = tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceSpec:
+    """The two tables of a config: the streams, and the layout `kind` or `kind/role` -> runs; with bos and eos ids."""
+
+    streams: Mapping[str, Stream]
+    layout: Mapping[str, tuple[Run, ...]]
+    bos: int
+    eos: int
+    axes: int = 1
+
+    def __post_init__(self):
+        for where, runs in self.layout.items():
+            for run in runs:
+                if run.stream not in self.streams:
+                    raise UsageError(
+                        f"layout {where!r}: no stream {run.stream!r}{nearest(run.stream, self.streams)}"
+                    )
+                if run.position == "grid" and self.axes < 2:
+                    raise UsageError(f"layout {where!r}: position 'grid' needs 2 or 3 rotary axes, not {self.axes}")
+        for name, stream in self.streams.items():
+            for other in stream.visible_to:
+                if other not in self.streams:
+                    raise UsageError(
+                        f"streams.{name}.visible_to: no stream {other!r}{nearest(other, self.streams)}"
+                    )
+
+    def runs(self, segment: Segment) -> tuple[Run, ...]:
+        """The runs of a segment: the layout of its kind and role, else of its kind."""
+        for key in (f"{segment.kind}/{segment.role}", segment.kind):
+            if key in self.layout:
+                return self.layout[key]
+        raise UsageError(f"layout: no entry for {segment.kind!r}{nearest(segment.kind, self.layout)}")
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """What a row holds of each resource: tokens per stream and, where sizes are mixed, items."""
+        result = {name: stream.budget for name, stream in self.streams.items()}
+        result |= {f"{name}:items": s.max_items for name, s in self.streams.items() if _mixed(s)}
+        return result
+
+    @property
+    def visibility(self) -> np.ndarray | None:
+        """`may[stream of the query, stream of the key]`, bool; None if every stream sees every other."""
+        names = list(self.streams)
+        if not any(s.visible_to for s in self.streams.values()):
+            return None
+        may = [[not s.visible_to or q in s.visible_to for s in self.streams.values()] for q in names]
+        return np.array(may)
+
+
+def _mixed(stream: Stream) -> bool:
+    return not stream.discrete and stream.grid == (0, 0)
+
+
+# --- packed batches ---------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StreamSlice:
+    """One stream of B packed rows. Integers are int32, the rest float32.
+
+    Attributes:
+      document: [B, N] number of the document in the row; 0 is padding.
+      order: [B, N] place in the reading order of the row.
+      span: [B, N] number of the bidirectional block; 0 is a causal token.
+      private: [B, N] nonzero: visible only inside its own span.
+      position: [B, N, A] rotary coordinates.
+      item: [B, N] which item of the row (indexes time_low), 0 for discrete streams.
+      loss_weight: [B, N].
+      tokens, targets: [B, N] ids, and the ids to predict (discrete streams).
+      values: [B, N, E] patches of latents (continuous streams).
+      place: [B, N, 2] (y, x) of the patch in its item (continuous streams).
+      time_low: [B, M] least noise level of each item (continuous streams).
+    """
+
+    document: jax.Array
+    order: jax.Array
+    span: jax.Array
+    private: jax.Array
+    position: jax.Array
+    item: jax.Array
+    loss_weight: jax.Array
+    tokens: jax.Array | None = None
+    targets: jax.Array | None = None
+    values: jax.Array | None = None
+    place: jax.Array | None = None
+    time_low: jax.Array | None = None
+
+
+Batch = dict[str, StreamSlice]
+
+
+def batch_spec(spec: SequenceSpec, rows: int) -> Batch:
+    """Shapes and dtypes of a packed batch of `rows` rows, as a Batch of jax.ShapeDtypeStruct."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), _empty(spec, 1))
+
+
+def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
+    """A batch of random documents with the shapes of `batch_spec` and every stream in use: for tests and compilation."""
+    rng = np.random.default_rng(seed)
+    rows_of_documents = []
+    for _ in range(rows):
+        row, left = [], dict(spec.budgets)
+        for _ in range(64):
+            expanded = expand(_fake_document(spec, rng), spec)
+            if any(count > left[name] for name, count in expanded.cost.items()):
+                break
+            left = {name: count - expanded.cost.get(name, 0) for name, count in left.items()}
+            row.append(expanded)
+        rows_of_documents.append(row)
+    return assemble(rows_of_documents, spec)
+
+
+def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
+    segments = [Segment("text", rng.integers(0, min(spec.bos, 256), rng.integers(1, 9)).astype(np.int32))]
+    for key, runs in spec.layout.items():
+        kind, _, role = key.partition("/")
+        stream = spec.streams[runs[0].stream]
+        if kind == TEXT or stream.discrete or rng.random() < 0.3:
+            continue
+        height, width = stream.grid if stream.grid != (0, 0) else (2 * stream.patch, stream.patch)
+        value = rng.standard_normal((height, width, stream.channels), np.float32)
+        segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both"))
+    return tuple(segments)
+
+
+def _empty(spec: SequenceSpec, rows: int) -> Batch:
+    """All padding. Padding tokens have document 0; their items are clean."""
+    result = {}
+    for name, stream in spec.streams.items():
+        n, m = stream.budget, stream.max_items
+        zeros = {f: np.zeros((rows, n), np.int32) for f in ("document", "order", "span", "private", "item")}
+        kind = (
+            {"tokens": np.zeros((rows, n), np.int32), "targets": np.zeros((rows, n), np.int32)}
+            if stream.discrete
+            else {
+                "values": np.zeros((rows, n, stream.features), np.float32),
+                "place": np.zeros((rows, n, 2), np.int32),
+                "time_low": np.ones((rows, m), np.float32),
+            }
+        )
+        result[name] = StreamSlice(
+            **zeros,
+            position=np.zeros((rows, n, spec.axes), np.int32),
+            loss_weight=np.zeros((rows, n), np.float32),
+            **kind,
+        )
+    return result
+
+
+# --- from documents to rows -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Expanded:
+    """A document as tokens: per stream the arrays of a StreamSlice without the row axis, numbered from 0 (items, order)
+    and 1 (spans). `cost` counts what it takes of a row; `length`, `spans` and `items` are its totals."""
+
+    pieces: dict[str, dict[str, np.ndarray]]
+    cost: dict[str, int]
+    length: int
+    spans: int
+    items: dict[str, int]
+
+    def split(self, budget: Mapping[str, int]) -> tuple["Expanded", "Expanded"] | None:
+        """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.
+        The tail starts at position 0 again, as a document of its own."""
+        room = budget.get(TEXT, 0)
+        if set(self.pieces) != {TEXT} or self.spans or not 1 < room < self.length:
+            return None
+        return self._part(0, room), self._part(room, self.length)
+
+    def _part(self, start: int, stop: int) -> "Expanded":
+        piece = {name: array[start:stop] for name, array in self.pieces[TEXT].items()}
+        piece["order"] = piece["order"] - start
+        piece["position"] = piece["position"] - start
+        return Expanded({TEXT: piece}, {TEXT: stop - start}, stop - start, 0, {})
+
+
+class _Builder:
+    """Collects the tokens of one document in reading order."""
+
+    def __init__(self, spec: SequenceSpec):
+        self.spec = spec
+        self.columns: dict[str, dict[str, list]] = {}
+        self.order = self.spans = 0
+        self.counter = 0  # the running rotary index
+        self.items: dict[str, int] = {}
+        self.previous: tuple[int, bool] | None = None  # place of the last token in the text stream; may it predict?
+
+    def _append(self, stream: str, **fields) -> None:
+        columns = self.columns.setdefault(stream, {})
+        for name, value in ({"order": self.order, "private": 0, "span": 0, "item": 0} | fields).items():
+            columns.setdefault(name, []).append(value)
+        self.order += 1
+
+    def text(self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None) -> None:
+        """Appends ids; each becomes the target of the token before it, if that is a token of the same stream."""
+        private, loss = (int(run.private), run.loss) if run else (0, True)
+        for token in ids:
+            if self.previous and self.previous[0] == stream and loss:
+                columns = self.columns[stream]
+                columns["targets"][-1], columns["loss_weight"][-1] = int(token), 1.0
+            position = self.counter if index is None else index
+            self._append(
+                stream, tokens=int(token), targets=0, loss_weight=0.0, span=span, private=private,
+                position=(position,) * self.spec.axes,
+            )  # fmt: skip
+            self.counter += index is None
+            self.previous = (stream, loss)
+
+    def image(self, value: np.ndarray, run: Run, span: int, index: int | None) -> None:
+        """Appends the patches of one item [h, w, C] in raster order."""
+        stream = self.spec.streams[run.stream]
+        patches, places = patchify(value, stream.patch)
+        item = self.items.get(run.stream, 0)
+        self.items[run.stream] = item + 1
+        start = self.counter if index is None else index
+        for patch, (y, x) in zip(patches, places, strict=True):
+            position = (self.counter if index is None else index,) * self.spec.axes
+            if run.position == "grid":
+                position = (start,) * (self.spec.axes - 2) + (start + int(y), start + int(x))
+            self._append(
+                run.stream, values=patch, place=(y, x), item=item, span=span, private=int(run.private),
+                position=position, loss_weight=float(run.loss),
+            )  # fmt: skip
+            self.counter += index is None and run.position == "advance"
+        if run.position == "grid":
+            self.counter = start + int(places.max()) + 1
+        self.columns[run.stream].setdefault("time_low", []).append(run.time_low)
+        self.previous = None
+
+    def segment(self, segment: Segment, run: Run) -> None:
+        stream = self.spec.streams[run.stream]
+        block = stream.attention == "block"
+        self.spans += block
+        span = self.spans if block else 0
+        # One shared index covers the openers too where they lie inside the item's span (BAGEL).
+        index = self.counter if run.position in ("item", "hold") else None
+        inside = run.boundary == "inside"
+        edge = (span, run, TEXT, index) if inside else (0, None, TEXT, None)
+        if run.opener >= 0:
+            self.text([run.opener], *edge)
+            index = index if inside or index is None else self.counter
+        if stream.discrete:
+            self.text(segment.value, span, run, run.stream, index)
+        else:
+            self.image(segment.value, run, span, index)
+        if run.position == "item" and not inside:
+            self.counter += 1
+        if run.closer >= 0:
+            self.text([run.closer], *edge)
+        if run.position == "item" and inside:
+            self.counter += 1
+
+
+_DTYPES = {"values": np.float32, "loss_weight": np.float32, "time_low": np.float32}
+
+
+def expand(document: Document, spec: SequenceSpec) -> Expanded:
+    """Turns a document into tokens by the layout table, with begin and end of document around it.
+
+    Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
+    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends.
+
+    Raises:
+      UsageError: if an item's size does not fit its stream.
+    """
+    builder = _Builder(spec)
+    builder.text([spec.bos], 0, None)
+    for segment in document:
+        for run in spec.runs(segment):
+            _check_value(segment, spec.streams[run.stream])
+            builder.segment(segment, run)
+    builder.text([spec.eos], 0, None)
+    pieces = {
+        stream: {name: np.asarray(column, _DTYPES.get(name, np.int32)) for name, column in columns.items()}
+        for stream, columns in builder.columns.items()
+    }
+    cost = {name: len(piece["order"]) for name, piece in pieces.items()}
+    cost |= {f"{name}:items": count for name, count in builder.items.items() if _mixed(spec.streams[name])}
+    return Expanded(pieces, cost, builder.order, builder.spans, builder.items)
+
+
+def _check_value(segment: Segment, stream: Stream) -> None:
+    shape = np.shape(segment.value)
+    if stream.discrete:
+        if len(shape) != 1:
+            raise UsageError(f"a {segment.kind} segment holds ids [n], not an array of shape {shape}")
+        return
+    if len(shape) != 3 or shape[2] != stream.channels or any(side % stream.patch for side in shape[:2]):
+        raise UsageError(
+            f"a {segment.kind} of shape {shape} does not fit patches of {stream.patch} and {stream.channels} channels"
+        )
+    if stream.grid != (0, 0) and shape[:2] != tuple(stream.grid):
+        raise UsageError(f"a {segment.kind} of shape {shape} does not fit the stream's grid {tuple(stream.grid)}")
+
+
+def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
+    """Lays documents out as packed rows: [[documents of row 0], [documents of row 1], ...] -> numpy Batch.
+
+    Raises:
+      UsageError: if a row's documents exceed a stream's budget.
+    """
+    batch = _empty(spec, len(rows))
+    for r, row in enumerate(rows):
+        filled = dict.fromkeys(spec.streams, 0)
+        items = dict.fromkeys(spec.streams, 0)
+        order = spans = 0
+        for number, document in enumerate(row, start=1):
+            for name, piece in document.pieces.items():
+                start, n = filled[name], len(piece["order"])
+                if start + n > spec.streams[name].budget:
+                    raise UsageError(f"row {r}: more than {spec.streams[name].budget} tokens of stream {name!r}")
+                shifts = {
+                    "order": order,
+                    "span": np.where(piece["span"] > 0, spans, 0),
+                    "item": items[name],
+                }
+                arrays = batch[name]
+                arrays.document[r, start : start + n] = number
+                for field, column in piece.items():
+                    if field == "time_low":
+                        arrays.time_low[r, items[name] : items[name] + len(column)] = column
+                    else:
+                        getattr(arrays, field)[r, start : start + n] = column + shifts.get(field, 0)
+                filled[name] = start + n
+            order += document.length
+            spans += document.spans
+            for name, count in document.items.items():
+                items[name] += count
+    return batch
+
+
+def patchify(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """[h, w, C] -> patches [n, P * P * C] in raster order and their (y, x) places int32 [n, 2]."""
+    h, w, c = latents.shape
+    rows, columns = h // patch, w // patch
+    patches = latents.reshape(rows, patch, columns, patch, c).transpose(0, 2, 1, 3, 4)
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    return patches.reshape(rows * columns, -1), places.astype(np.int32)
+
+
+def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+    """[..., n, P * P * C] patches in raster order -> latents [..., h, w, C]; inverse of `patchify`, batched."""
+    h, w = grid
+    rows, columns = h // patch, w // patch
+    channels = patches.shape[-1] // patch**2
+    lead = patches.shape[:-2]
+    x = patches.reshape(*lead, rows, columns, patch, patch, channels)
+    axes = (*range(len(lead)), *(len(lead) + i for i in (0, 2, 1, 3, 4)))
+    return x.transpose(axes).reshape(*lead, h, w, channels)
