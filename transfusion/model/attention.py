@@ -1,0 +1,69 @@
+"""Attention behind one function: every backend takes per-token metadata and obeys `transfusion.masks.see`.
+
+Shape letters: B rows, Q queries, S keys, H heads, G key-value heads, R = H / G, K head size.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.masks import Metadata, see
+from transfusion.model.blockwise import blockwise
+
+MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_metadata: Metadata,
+    k_metadata: Metadata,
+    *,
+    may: np.ndarray | None = None,
+    backend: str = "dense",
+) -> jax.Array:
+    """Softmax attention under the rule of `masks.see`; softmax in float32; queries that see nothing give zeros.
+
+    Args:
+      q: [B, Q, H, K]; scaled by 1 / sqrt(K) here.
+      k, v: [B, S, G, K]; H is a multiple of G, and head h reads key-value head h // (H / G).
+      q_metadata, k_metadata: metadata [B, Q] and [B, S].
+      may: static bool [streams, streams], see `masks.see`.
+      backend: a key of `BACKENDS`.
+
+    Returns:
+      [B, Q, H, K].
+    """
+    return BACKENDS[backend](q, k, v, q_metadata, k_metadata, may)
+
+
+def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, Q, H, K] -> scaled [B, G, R, Q, K]: the query heads that share a key-value head are adjacent."""
+    b, n, h, size = q.shape
+    return (q * size**-0.5).reshape(b, n, kv_heads, h // kv_heads, size).transpose(0, 2, 3, 1, 4)
+
+
+def dense(q, k, v, q_metadata, k_metadata, may) -> jax.Array:
+    """The reference: the whole [B, H, Q, S] score array."""
+    return masked_attention(q, k, v, see(q_metadata, k_metadata, may))
+
+
+def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention under an explicit mask bool [B, Q, S] (shapes as in `attention`)."""
+    b, n, h, size = q.shape
+    groups = k.shape[2]
+    # Each [Q or S, K] matrix contiguous per head: the layout in which XLA:CPU multiplies without a copy per call.
+    qg = grouped(q, groups).reshape(b, groups, -1, size)
+    scores = jnp.einsum("bgqk,bsgk->bgqs", qg, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, h, n, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
+    weights = jnp.where(mask.any(-1)[:, None, :, None], weights, 0).astype(v.dtype)
+    out = jnp.einsum("bgqs,bsgk->bgqk", weights.reshape(b, groups, -1, k.shape[1]), v)
+    return out.reshape(b, h, n, size).transpose(0, 2, 1, 3)
+
+
+# Kernels for TPUs and GPUs are further rows: the same arguments, the same result.
+BACKENDS: dict[str, Callable[..., jax.Array]] = {"dense": dense, "blockwise": blockwise}

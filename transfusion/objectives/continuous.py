@@ -1,0 +1,46 @@
+"""Continuous streams: flow matching and DDPM. One noise level per item, noise on the latents before they are embedded."""
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, sample_times, target
+from transfusion.sequence import StreamSlice
+
+BUCKETS = 10
+
+
+def spread(per_item: jax.Array, item: jax.Array) -> jax.Array:
+    """[B, M] of items -> [B, N, 1] of their tokens."""
+    return jnp.take_along_axis(per_item, item, axis=1)[..., None]
+
+
+def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> dict[str, jax.Array]:
+    """The random numbers of a step: 'time' [B, M] in [time_low, 1] of each item, and 'noise' [B, N, E].
+
+    A capped item's times fill [time_low, 1] (Transfusion, section 4.3.4); a clean item has time 1.
+    """
+    time_key, noise_key = jax.random.split(key)
+    t = sample_times(time_key, part.time_low.shape, config)
+    return {
+        "time": part.time_low + (1 - part.time_low) * t,
+        "noise": jax.random.normal(noise_key, part.values.shape, jnp.float32),
+    }
+
+
+def noised(part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:
+    """x_t [B, N, E]."""
+    return interpolate(PATHS[config.path], spread(draws["time"], part.item), part.values, draws["noise"])
+
+
+def loss(predicted: jax.Array, part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:
+    """Squared error per token, mean over its E numbers: float32 [B, N]."""
+    t = spread(draws["time"], part.item)
+    wanted = target(PATHS[config.path], config.prediction, t, part.values, draws["noise"])
+    return jnp.mean(jnp.square(predicted - wanted), axis=-1)
+
+
+def by_time(per_token: jax.Array, part: StreamSlice, draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Sums and weights of a per-token loss in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
+    bucket = jnp.clip((spread(draws["time"], part.item)[..., 0] * BUCKETS).astype(jnp.int32), 0, BUCKETS - 1)
+    inside = (bucket[..., None] == jnp.arange(BUCKETS)) * part.loss_weight[..., None]
+    return jnp.einsum("bn,bnk->k", per_token, inside), inside.sum((0, 1))

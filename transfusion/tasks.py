@@ -1,0 +1,107 @@
+"""What can be trained: a task turns a config into parameters, a loss and a count of FLOPs. The loop knows no objective.
+
+A task has
+  template: `Template`, the parameters' shapes and logical axes, and `init(key)`
+  batch_spec(rows), fake_batch(rows)
+  draw(batch, key): the step's random numbers, for the whole batch
+  totals(batch): the weight of each term of the loss, from the data alone
+  loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log
+so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.errors import UsageError, nearest
+from transfusion.masks import Metadata, metadata
+from transfusion.model.parameters import Params
+from transfusion.model.transformer import TransformerConfig
+from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
+from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
+from transfusion.sequence import Batch, SequenceSpec, batch_spec, fake_batch
+
+Draws = dict[str, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SequenceTask:
+    """Training a unified model on packed rows of documents."""
+
+    model: TransformerConfig
+    spec: SequenceSpec
+    objectives: ObjectivesConfig
+
+    def __post_init__(self):
+        for name, stream in self.spec.streams.items():
+            if stream.objective not in OBJECTIVES:
+                raise UsageError(
+                    f"streams.{name}.objective: {stream.objective!r} is none of {', '.join(OBJECTIVES)}"
+                    + nearest(stream.objective, OBJECTIVES)
+                )
+        object.__setattr__(self, "template", model_template(self.model, self.spec))
+
+    def batch_spec(self, rows: int) -> Batch:
+        return batch_spec(self.spec, rows)
+
+    def fake_batch(self, rows: int, seed: int = 0) -> Batch:
+        return fake_batch(self.spec, rows, seed)
+
+    def _objective(self, name: str):
+        objective = self.spec.streams[name].objective
+        return OBJECTIVES[objective], config_of(name, objective, self.objectives)
+
+    def draw(self, batch: Batch, key: jax.Array) -> Draws:
+        """Per stream the random numbers of one step; a key per stream, folded from its place in the config."""
+        result = {}
+        for i, name in enumerate(self.spec.streams):
+            objective, config = self._objective(name)
+            result[name] = objective.draw(jax.random.fold_in(key, i), batch[name], config)
+        return result
+
+    def totals(self, batch: Batch) -> dict[str, jax.Array]:
+        """Sum of the loss weights per stream, at least 1e-6: a batch without a stream's targets gives its loss 0."""
+        return {name: jnp.maximum(jnp.sum(part.loss_weight), 1e-6) for name, part in batch.items()}
+
+    def loss(
+        self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]
+    ) -> tuple[jax.Array, Sums]:
+        """Sum over streams of weight * (sum of token losses / total), and the reductions for the log."""
+        model: UnifiedModel = self.template.bind(params)
+        inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
+        encoded, _ = model.encode(inputs)
+        scalar, sums = jnp.zeros(()), {}
+        for name, stream in self.spec.streams.items():
+            objective, config = self._objective(name)
+            if stream.objective == "none":
+                continue
+            part = batch[name]
+            per_token, extra = objective.loss(model.parts[name].head, encoded[name], part, draws[name], config)
+            total = jnp.sum(per_token * part.loss_weight)
+            scalar += stream.weight * total / totals[name]
+            sums[f"{name}_loss"] = (total, part.loss_weight.sum())
+            sums |= {f"{name}_{key}": pair for key, pair in extra.items()}
+        return scalar, sums
+
+    def inputs(self, name: str, batch: Batch, draws: Draws) -> Inputs:
+        """The forward pass' inputs of one stream of a packed batch."""
+        part = batch[name]
+        objective, config = self._objective(name)
+        time = draws[name].get("time", part.time_low)
+        meta: Metadata = metadata(batch, self.spec, [name])
+        content = objective.content(part, draws[name], config)
+        return Inputs(content, time, part.position, part.item, part.place, meta)
+
+    def flops(self, rows: int) -> float:
+        """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
+        counted over whole rows (neither recomputation nor skipped blocks are counted; PaLM, appendix B)."""
+        shapes, total = self.template.shapes, 0.0
+        for name, stream in self.spec.streams.items():
+            expert = shapes["trunk"]["blocks"][stream.expert]
+            head = shapes["parts"][name]["head"]
+            embed = {} if stream.embed == "token" else shapes["parts"][name]["embed"]
+            total += 6.0 * stream.budget * sum(map(parameter_count, (expert, head, embed)))
+        length = sum(stream.budget for stream in self.spec.streams.values())
+        total += 12.0 * self.model.layers * length**2 * self.model.heads * self.model.size
+        return rows * total
