@@ -1,0 +1,237 @@
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from transfusion.codecs import blocks
+from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, loss, sample
+from transfusion.errors import UsageError
+from transfusion.model.parameters import Template
+
+ORACLES = pathlib.Path(
+    os.environ.get("TRANSFUSION_ORACLES", pathlib.Path(__file__).parents[2].parent / "shared" / "oracles")
+)
+TINY = AutoencoderConfig(channels=(8, 8), latent_channels=2, norm_groups=4, scale=0.5, shift=0.25)
+KEY = jax.random.key(1)
+
+
+def images(seed=0, shape=(2, 8, 4, 3)):
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape), jnp.float32)
+
+
+@functools.cache
+def template(config=TINY):
+    return Template(lambda rngs: Autoencoder(config, rngs=rngs))
+
+
+@functools.cache
+def parameters(config=TINY):
+    """Every parameter random, biases and norms too: a zero would hide what it multiplies."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        return 1 + 0.2 * noise if path[-1].key == "scale" else noise * max(np.prod(leaf.shape[:-1]), 4) ** -0.5
+
+    return jax.tree_util.tree_map_with_path(draw, template(config).shapes)
+
+
+@functools.cache
+def jitted(name, config=TINY):
+    """A jitted function of (params, ...) for a method of the autoencoder: eager convolutions compile one by one."""
+    return jax.jit(lambda params, *arguments: getattr(template(config).bind(params), name)(*arguments))
+
+
+def call(name, *arguments):
+    return jitted(name)(parameters(), *arguments)
+
+
+@functools.cache
+def loss_and_gradient(config=TINY):
+    """A jitted function of (params, images, image_weight) -> (loss, what `loss` returns), gradient."""
+
+    def total(params, images, weight):
+        sums, weights, metrics = loss(template(config).bind(params), images, KEY, config, weight)
+        return sum(sums[k] / weights[k] for k in sums), (sums, weights, metrics)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+def test_shapes_and_refused_sizes():
+    model = template().bind(template().shapes)
+    assert model.down == 2 and model.latent_shape(8, 4) == (4, 2, 2)
+    latents = call("encode", images())
+    assert latents.shape == (2, 4, 2, 2) and call("decode", latents).shape == (2, 8, 4, 3)
+    with pytest.raises(UsageError, match="9x4"):
+        model.encode(images(shape=(1, 9, 4, 3)))
+
+
+def test_wrong_configs_are_refused():
+    with pytest.raises(UsageError, match="norm_groups=8"):
+        AutoencoderConfig(channels=(12,))
+    with pytest.raises(UsageError, match="did you mean 'l2'"):
+        AutoencoderConfig(reconstruction="l22")
+
+
+def test_scale_and_shift_are_undone_by_decode():
+    mean, _ = call("moments", images())
+    latents = call("encode", images())
+    np.testing.assert_allclose(latents, (mean - 0.25) * 0.5, atol=1e-6)
+    np.testing.assert_allclose(call("decode", latents), call("reconstruct", mean), atol=1e-5)
+
+
+def test_a_key_draws_from_the_posterior():
+    mean, logvar = call("moments", images())
+    draw = jax.jit(jax.vmap(lambda key: sample(mean, logvar, key)))(jax.random.split(KEY, 2000))
+    np.testing.assert_allclose(draw.mean(0), mean, atol=0.15)
+    np.testing.assert_allclose(draw.std(0), jnp.exp(0.5 * logvar), rtol=0.1)
+    drawn = call("encode", images(), KEY)
+    np.testing.assert_allclose(drawn, (sample(mean, logvar, KEY) - 0.25) * 0.5, atol=1e-5)
+
+
+def test_log_variance_is_clamped():
+    params = dict(parameters())
+    params["quant"] = {**params["quant"], "bias": jnp.full(4, 1e4)}
+    mean, logvar = jitted("moments")(params, images())
+    assert (logvar == 20).all() and (mean > 1e3).all()
+
+
+def test_kl_matches_the_closed_form():
+    assert float(kl_divergence(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)))[0]) == 0
+    # KL(N(1, 4) || N(0, 1)) = (1 + 4 - 1 - ln 4) / 2 for each of four values.
+    value = kl_divergence(jnp.ones((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), jnp.log(4.0)))[0]
+    np.testing.assert_allclose(value, 4 * (4 - np.log(4)) / 2, rtol=1e-6)
+
+
+def test_loss_pairs_add_over_images_and_ignore_masked_ones():
+    params = dict(parameters())
+    # No noise in the latents: otherwise a draw would depend on the image's place in the batch.
+    params["quant"] = {**params["quant"], "bias": jnp.array([0.0, 0.0, -1e3, -1e3])}
+    run = loss_and_gradient()
+    whole, first, second = (run(params, images(), jnp.array(w))[0][1] for w in ([1.0, 1], [1.0, 0], [0.0, 1]))
+    for name in ("reconstruction", "kl"):
+        np.testing.assert_allclose(whole[0][name], first[0][name] + second[0][name], rtol=1e-4)
+        assert first[1][name] == second[1][name] == 8 * 4 * 3 and whole[1][name] == 2 * 8 * 4 * 3
+        assert whole[0][name] > 0
+    changed = run(params, images().at[1].set(0.3), jnp.array([1.0, 0]))[0][1]
+    assert changed[0] == first[0] and first[2]["kl_nats"][1] == 1
+
+
+def test_l1_and_l2_measure_the_reconstruction():
+    error = call("decode", call("encode", images(), KEY)) - images()
+    (_, (sums, weights, metrics)), _ = loss_and_gradient()(parameters(), images(), jnp.ones(2))
+    np.testing.assert_allclose(sums["reconstruction"], jnp.abs(error).sum(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["mse"][0], jnp.square(error).sum(), rtol=1e-4)
+    assert metrics["mse"][1] == weights["reconstruction"] == error.size
+    squared = dataclasses.replace(TINY, reconstruction="l2")
+    sums, _, metrics = jax.jit(lambda p: loss(template(squared).bind(p), images(), KEY, squared))(parameters())
+    np.testing.assert_allclose(sums["reconstruction"], metrics["mse"][0], rtol=1e-6)
+
+
+def test_every_parameter_learns_and_declares_its_axes():
+    _, gradient = loss_and_gradient()(parameters(), images(), jnp.ones(2))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        # Softmax does not see a constant added to all scores, so the key's bias is a gauge.
+        if "'key'" not in str(path) or "'bias'" not in str(path):
+            assert float(jnp.abs(leaf).max()) > 0, path
+    stem = template().axes["encoder"]["conv_in"]
+    assert stem == {"kernel": (None, None, "conv_in", "conv_out"), "bias": ("conv_out",)}
+
+
+def test_bfloat16_images_give_bfloat16_pictures_and_float32_moments():
+    shapes = template().shapes
+    mean, logvar = jax.eval_shape(jitted("moments"), shapes, jax.ShapeDtypeStruct((2, 8, 4, 3), jnp.bfloat16))
+    assert mean.dtype == logvar.dtype == jnp.float32
+    picture = jax.eval_shape(jitted("reconstruct"), shapes, jax.ShapeDtypeStruct(mean.shape, jnp.bfloat16))
+    assert picture.dtype == jnp.bfloat16 and picture.shape == (2, 8, 4, 3)
+
+
+def test_upsample_repeats_pixels():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(blocks.upsample(x)[0, :, :, 0], [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2)
+
+
+# --- Reference outputs of an independent implementation, with every weight random.
+
+RESNET = {"conv_shortcut": "shortcut"}
+ATTENTION = {"group_norm": "norm", "to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "output"}
+
+
+def our_path(name: str) -> tuple[str | int, ...]:
+    """Maps a released weight's name to the path of our parameter."""
+    head, leaf = name.rsplit(".", 1)
+    words = head.split(".")
+    if words[0] in ("quant_conv", "post_quant_conv"):
+        path = [words[0].removesuffix("_conv")]
+    elif words[1] == "mid_block":
+        rest = ".".join(words[4:])
+        if words[2] == "resnets":
+            path = [words[0], "middle", ("first", "second")[int(words[3])], RESNET.get(rest, rest)]
+        else:
+            path = [words[0], "middle", "attention", ATTENTION[rest]]
+    elif words[1] in ("down_blocks", "up_blocks"):
+        path = [words[0], "stages", int(words[2])]
+        path += ["blocks", int(words[4]), RESNET.get(words[5], words[5])] if words[3] == "resnets" else ["resample"]
+    else:
+        path = [words[0], {"conv_norm_out": "norm_out"}.get(words[1], words[1])]
+    norm = "norm" in str(path[-1])
+    return (*path, "bias" if leaf == "bias" else "scale" if norm else "kernel")
+
+
+def to_ours(weight: np.ndarray) -> np.ndarray:
+    """OIHW -> HWIO, [out, in] -> [in, out]."""
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def load_reference(name: str):
+    if not (ORACLES / f"{name}.npz").exists():
+        pytest.skip(f"no reference outputs in {ORACLES} (set TRANSFUSION_ORACLES)")
+    about = json.loads((ORACLES / f"{name}.json").read_text())
+    hf = about["hf_config"]
+    config = AutoencoderConfig(
+        image_channels=hf["in_channels"],
+        channels=tuple(hf["block_out_channels"]),
+        latent_channels=hf["latent_channels"],
+        layers_per_block=hf["layers_per_block"],
+        norm_groups=hf["norm_num_groups"],
+        quant_convs=hf["use_quant_conv"],
+        scale=hf["scaling_factor"],
+        shift=hf["shift_factor"] or 0.0,
+    )
+    expected = {
+        tuple(k.key for k in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(template(config).shapes)
+    }
+    loaded = {our_path(k): to_ours(v) for k, v in load_file(ORACLES / f"{name}.safetensors").items()}
+    assert {k: v.shape for k, v in loaded.items()} == expected
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: loaded[tuple(k.key for k in path)], template(config).shapes
+    )
+    data = {k: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v for k, v in np.load(ORACLES / f"{name}.npz").items()}
+    return config, params, data, about["tol"]
+
+
+@pytest.mark.parametrize("name", ["vae_sd", "vae_flux"])
+def test_equals_the_reference_implementation(name):
+    config, params, data, tolerance = load_reference(name)
+
+    def close(got, key):
+        np.testing.assert_allclose(got, data[f"out.{key}"], err_msg=key, **tolerance[key])
+
+    with jax.default_matmul_precision("highest"):
+        mean, logvar = jitted("moments", config)(params, data["in.px"])
+        close(mean, "mean")
+        close(logvar, "logvar")
+        close(mean + jnp.exp(0.5 * logvar) * data["in.eps"], "sample")
+        close(kl_divergence(mean, logvar), "kl")
+        close(jitted("reconstruct", config)(params, mean), "mode_decode")
+        close(jitted("reconstruct", config)(params, data["in.z"]), "decode")
+    scale, shift = {"vae_sd": (0.18215, 0.0), "vae_flux": (0.3611, 0.1159)}[name]
+    assert (config.scale, config.shift) == (scale, shift)

@@ -1,0 +1,101 @@
+"""Identity codec: the pixels are the latents. Also the border between uint8 images and float32 images in [-1, 1]."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from PIL import Image
+
+from transfusion.errors import UsageError
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 [..., H, W, C] as float32 in [-1, 1] of the same shape.
+
+    Raises:
+      UsageError: if the image is not uint8: values of another type have no known range.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise UsageError(f"an image must be uint8, not {image.dtype}: convert it to 0..255 first")
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Returns float [..., H, W, C] in [-1, 1] as uint8 of the same shape; values outside are clipped, NaN becomes 0."""
+    image = np.nan_to_num(np.asarray(image, np.float32), nan=-1.0, posinf=1.0, neginf=-1.0)
+    return np.round((np.clip(image, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def check_size(height: int, width: int, down: int) -> None:
+    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
+
+    Raises:
+      UsageError: naming the nearest sizes that work.
+    """
+    if height < 1 or width < 1 or height % down or width % down:
+        good = [max(down, round(side / down) * down) for side in (height, width)]
+        raise UsageError(
+            f"an image of {height}x{width} does not divide by {down}: resize it, for example to {good[0]}x{good[1]}"
+        )
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crops the centre of a uint8 image [H, W, C] to the aspect of height:width and resizes it (Lanczos).
+
+    Returns uint8 [height, width, C]; an image that already has this size is returned untouched.
+
+    Raises:
+      UsageError: if the image is not uint8 [H, W, C] with C = 1, 3 or 4.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise UsageError(f"an image must be uint8 [H, W, 1, 3 or 4], not {image.dtype} {list(image.shape)}")
+    H, W, C = image.shape
+    if (height, width) == (H, W):
+        return image
+    crop_h = min(H, max(1, round(W * height / width)))
+    crop_w = min(W, max(1, round(H * width / height)))
+    top, left = (H - crop_h) // 2, (W - crop_w) // 2
+    crop = image[top : top + crop_h, left : left + crop_w]
+    picture = Image.fromarray(crop[..., 0] if C == 1 else crop)
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)).reshape(height, width, C)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """Latents are the pixels themselves: [B, H, W, C] <-> [B, h = H, w = W, c = C], float32 in [-1, 1]."""
+
+    channels: int = 3
+    down: int = 1
+
+    def __post_init__(self):
+        if self.channels < 1:
+            raise UsageError(f"codec.channels is {self.channels}: give the number of image channels, 1 or 3")
+        if self.down != 1:
+            raise UsageError(f"codec.down is {self.down}: pixels are not compressed, so leave it at 1")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.channels
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Returns (h, w, c) of the latents of an image of height x width pixels."""
+        check_size(height, width, self.down)
+        return height, width, self.channels
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns the images [B, H, W, C]; `key` is not used, as the code is not random.
+
+        Raises:
+          UsageError: if the images have another number of channels.
+        """
+        if images.ndim != 4 or images.shape[-1] != self.channels:
+            raise UsageError(
+                f"images of shape {list(images.shape)} for a codec of {self.channels} channels [B, H, W, C]"
+            )
+        return images
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Returns images [B, H, W, C] of latents [B, h, w, c]; not clipped."""
+        return latents
