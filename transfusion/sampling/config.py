@@ -1,0 +1,40 @@
+"""Settings of the decoder."""
+
+import dataclasses
+
+from transfusion.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How text and images are drawn.
+
+    Attributes:
+      solver: a key of `transfusion.sampling.solvers.SOLVERS`.
+      steps: of the solver, from noise (t = 0) to data (t = 1).
+      shift: of the time grid, see `transfusion.objectives.paths.shift_time`.
+      guidance: scale s of classifier-free guidance u + s (c - u) (arXiv 2207.12598); 1 is none.
+      guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
+      temperature: of text tokens; 0 is greedy.
+      top_k, top_p: 0 and 1 keep all tokens.
+      max_tokens: text tokens written at most; openers and closers of images are not counted.
+      max_images: images drawn at most.
+    """
+
+    solver: str = "euler"
+    steps: int = 50
+    shift: float = 1.0
+    guidance: float = 1.0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 64
+    max_images: int = 1
+
+    def __post_init__(self):
+        if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UsageError("sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1")
+        if self.max_tokens < 0 or self.max_images < 0:
+            raise UsageError("sampling: max_tokens and max_images must not be negative")
