@@ -1,0 +1,390 @@
+"""Checkpoints of (state, data position, config) that survive crashes, full disks and rotten files.
+
+Orbax writes and commits a checkpoint; this module adds what it does not do: a checksum of every file, so that a changed
+byte is found before training goes on from wrong numbers. The checksums ("seal") of step 300 are `.seal-300.json`,
+written after the commit. A checkpoint without a seal counts as damaged: the process died before it had read its files
+back, and losing a few steps is cheaper than trusting them. Older checkpoints are deleted once a newer one is sealed.
+
+With several processes every method except `check` is collective; process 0 verifies, seals and moves files.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from transfusion.errors import UsageError, nearest
+from transfusion.orbax_noise import one_line, silence
+from transfusion.seals import damage, move_aside, remove_leftovers, seal_path, steps_on_disk, write_seal
+
+PyTree = Any
+_NONE, _ALL_DAMAGED = -1, -2
+
+
+class CheckpointError(UsageError):
+    """A checkpoint could not be written. The earlier ones are untouched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how much to keep.
+
+    Attributes:
+      every: steps between two checkpoints.
+      keep: number of newest checkpoints that stay on disk.
+      asynchronous: write in the background while training goes on.
+    """
+
+    every: int = 500
+    keep: int = 3
+    asynchronous: bool = True
+
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"checkpoint.{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Checkpoints:
+    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits.
+
+    Raises:
+      UsageError: if the work directory is not on a mounted file system.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
+        self.config = config or CheckpointConfig()
+        silence()
+        self.root = _root(workdir)
+        self._saving: int | None = None
+        self._sealing: concurrent.futures.Future | None = None
+        if _first():
+            self.root.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.root)
+        _barrier("checkpoints_opened")
+        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=self.config.asynchronous)
+        self._manager = ocp.CheckpointManager(self.root, options=options)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            logging.error("%s", failure)  # the error on its way out is the one the user must see
+
+    def steps(self) -> list[int]:
+        """Returns the steps on disk, ascending, damaged ones included."""
+        return sorted(self._manager.all_steps())
+
+    def due(self, step: int) -> bool:
+        """Whether `save` would save at this step without `force`."""
+        return step % self.config.every == 0
+
+    def save(self, step: int, state: PyTree, data_state: dict, config: dict, force: bool = False) -> bool:
+        """Saves a checkpoint if one is due or `force` is set; returns whether it did (a step saved before stays).
+
+        The arrays are copied before this returns, so the caller may donate them to the next step.
+
+        Raises:
+          CheckpointError: if the disk is too full, the step is older than the newest checkpoint, or the previous
+            save failed in the background.
+          TypeError: if `data_state` or `config` is no JSON.
+        """
+        if not (force or self.due(step)):
+            return False
+        self.wait()
+        steps = self.steps()
+        if step in steps:
+            return False
+        if steps and step < steps[-1]:
+            raise CheckpointError(f"cannot save step {step}: step {steps[-1]} exists already, roll back to before it")
+        json.dumps([data_state, config])
+        _check_space(self.root, step, state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), config=ocp.args.JsonSave(config)
+        )
+        try:
+            saved = self._manager.save(step, args=items, force=True)
+        except Exception as error:  # orbax and tensorstore errors have no common class
+            raise self._failed(step, error) from None
+        if not saved:
+            raise CheckpointError(f"checkpoint {step} was refused by orbax; steps on disk: {steps}")
+        self._saving = step
+        if not self.config.asynchronous:
+            self.wait()
+        return True
+
+    def check(self) -> None:
+        """Call every step (costs microseconds): seals a finished save, raises the error of a failed one.
+
+        Raises:
+          CheckpointError: if the save in the background failed.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._committed()
+        if self._sealing is not None and self._sealing.done():
+            self._sealed()
+            if jax.process_count() == 1:  # deleting is collective, and this method is not
+                self._prune()
+
+    def wait(self) -> None:
+        """Blocks until the last save is committed and sealed; raises CheckpointError as `check` does."""
+        self._settle()
+        _barrier("checkpoint_sealed")
+        self._prune()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads; raises CheckpointError as `check` does."""
+        try:
+            self._settle()
+            if jax.process_count() == 1:  # no barrier here: other processes may have died
+                self._prune()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def restore(self, abstract_state: PyTree) -> tuple[int, PyTree, dict, dict] | None:
+        """Restores the newest intact checkpoint and moves damaged newer ones to `damaged-<step>`.
+
+        Args:
+          abstract_state: the state's structure with arrays or ShapeDtypeStructs; their shardings decide where the
+            arrays go, whatever mesh they were saved from (no sharding: the first device).
+
+        Returns:
+          (step, state, data_state, config), or None if there is no checkpoint at all.
+
+        Raises:
+          UsageError: if there are checkpoints but none is intact, or the newest intact one does not fit
+            `abstract_state` in a leaf's name, shape or dtype.
+        """
+        self.wait()
+        step, rejected = _choose(self.root)
+        if step is None:
+            return None
+        _compare(step, _metadata(self.root, step), abstract_state)
+        target = jax.tree.map(_placed, abstract_state)
+        state = _read(self.root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+        if _first():
+            move_aside(self.root, rejected)
+        _barrier("damaged_moved")
+        self._manager.reload()
+        return step, state, _read_json(self.root, step, "data"), _read_json(self.root, step, "config")
+
+    def rollback(self, to_step: int) -> None:
+        """Deletes all checkpoints newer than `to_step`, so that these steps can be saved again.
+
+        Raises:
+          CheckpointError: if there is no checkpoint of `to_step`.
+        """
+        self.wait()
+        if to_step not in self.steps():
+            raise CheckpointError(f"cannot roll back to step {to_step}: checkpoints are at {self.steps()}")
+        self._delete([step for step in self.steps() if step > to_step])
+
+    def _settle(self) -> None:
+        if self._saving is not None:
+            self._committed()
+        if self._sealing is not None:
+            self._sealed()
+
+    def _committed(self) -> None:
+        step, self._saving = self._saving, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in save
+            raise self._failed(step, error) from None
+        if _first():
+            self._sealing = self._thread.submit(write_seal, self.root, step)
+
+    def _sealed(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        try:
+            sealing.result()
+        except OSError as error:
+            raise CheckpointError(f"checksums of the last checkpoint not written: {one_line(error)}") from None
+
+    def _failed(self, step: int, error: Exception) -> CheckpointError:
+        if _first():
+            remove_leftovers(self.root)
+        return CheckpointError(f"checkpoint {step} not saved: {one_line(error)}; intact so far: {self.steps()}")
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        if steps and _agreed(seal_path(self.root, steps[-1]).exists()):
+            self._delete(steps[: -self.config.keep])
+
+    def _delete(self, steps: list[int]) -> None:
+        for step in reversed(steps):
+            if _first():  # the seal goes first: killed halfway, the rest is a damaged checkpoint, not a wrong one
+                seal_path(self.root, step).unlink(missing_ok=True)
+            self._manager.delete(step)
+
+
+def restore_params(
+    workdir: str | os.PathLike, subtree: str = "ema", sharding: jax.sharding.Sharding | None = None
+) -> tuple[int, PyTree, dict]:
+    """Reads one part of the newest intact state, e.g. 'ema' or 'params' ('params/text' works too), changing nothing.
+
+    Only this part is read and held in memory. Safe while another process trains in the same work directory.
+
+    Returns:
+      (step, nested dicts of arrays, config). The arrays are on `sharding`, by default whole on the first device.
+
+    Raises:
+      UsageError: if there is no intact checkpoint, or no such part in it.
+    """
+    root, step = _newest(workdir)
+    node, path = _metadata(root, step), subtree.split("/")
+    for i, name in enumerate(path):
+        known = node.keys() if isinstance(node, dict) else ()
+        if name not in known or not jax.tree.leaves(node[name]):
+            raise UsageError(f"checkpoint {step} has no {'/'.join(path[: i + 1])!r}{nearest(name, known)}")
+        node = node[name]
+    wanted = jax.tree.map(functools.partial(_placed, on=sharding), node)
+    for name in reversed(path):
+        wanted = {name: wanted}
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    restore = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+    tree = _read(root, step, "state", ocp.PyTreeCheckpointHandler(), restore)
+    for name in path:
+        tree = tree[name]
+    return step, tree, _read_json(root, step, "config")
+
+
+def read_config(workdir: str | os.PathLike) -> dict:
+    """Returns the config stored in the newest intact checkpoint; raises UsageError if there is none."""
+    root, step = _newest(workdir)
+    return _read_json(root, step, "config")
+
+
+def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:
+    silence()
+    root = _root(workdir)
+    step, _ = _choose(root)
+    if step is None:
+        raise UsageError(f"no checkpoint in {root}: train first (python -m transfusion.train --workdir {workdir})")
+    return root, step
+
+
+def _choose(root: pathlib.Path) -> tuple[int | None, list[int]]:
+    """Returns (newest intact step or None if there are no checkpoints, newer damaged steps); the same everywhere."""
+    step, rejected = _NONE, {}
+    if _first():
+        for candidate in reversed(steps_on_disk(root)):
+            if (reason := damage(root, candidate)) is None:
+                step = candidate
+                break
+            rejected[candidate] = reason
+        if step != _NONE:
+            for bad, reason in rejected.items():
+                logging.warning("checkpoint %d is damaged (%s): falling back to %d", bad, reason, step)
+        elif rejected:
+            step = _ALL_DAMAGED
+    step = _agreed(step)
+    if step == _ALL_DAMAGED:
+        listed = ", ".join(f"{bad} ({reason})" for bad, reason in rejected.items()) or "listed by process 0"
+        raise UsageError(f"no intact checkpoint in {root}: {listed}. Put back a copy, or use another workdir")
+    return (None if step == _NONE else step), list(rejected)
+
+
+def _compare(step: int, saved: PyTree, wanted: PyTree) -> None:
+    """Raises UsageError naming the first leaf that differs. Orbax would cast another dtype without a word."""
+    have = {_name(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(saved)}
+    want = {_name(path): _stored_form(x) for path, x in jax.tree_util.tree_leaves_with_path(wanted)}
+    wrong = []
+    for name, form in want.items():
+        if name not in have:
+            wrong.append(f"{name} is not in the checkpoint{nearest(name, have.keys() - want.keys())}")
+        elif have[name] != form:
+            wrong.append(f"{name} is {_show(have[name])} in the checkpoint and {_show(form)} in this run")
+    wrong += [f"{name} is in the checkpoint only" for name in sorted(have.keys() - want.keys())]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more such leaves)" if len(wrong) > 1 else ""
+        raise UsageError(f"checkpoint {step} does not fit this config: {wrong[0]}{more}")
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _show(form: tuple[tuple[int, ...], np.dtype]) -> str:
+    return f"{form[1]}{list(form[0])}"
+
+
+def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return tuple(np.shape(leaf)), np.dtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype)
+
+
+def _placed(leaf: Any, on: jax.sharding.Sharding | None = None) -> Any:
+    if not hasattr(leaf, "shape"):
+        return leaf  # a Python number
+    own = getattr(leaf, "sharding", None)
+    sharding = on or (own if isinstance(own, jax.sharding.Sharding) else None)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or first)
+
+
+def _metadata(root: pathlib.Path, step: int) -> PyTree:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        metadata = reader.metadata(root / str(step) / "state").item_metadata
+    return getattr(metadata, "tree", metadata)
+
+
+def _read(root: pathlib.Path, step: int, item: str, handler: Any, arguments: Any) -> Any:
+    # Not through the manager: it binds one handler per item for ever, and a reader must not touch the folder.
+    with ocp.Checkpointer(handler) as reader:
+        return reader.restore(root / str(step) / item, args=arguments)
+
+
+def _read_json(root: pathlib.Path, step: int, item: str) -> dict:
+    return _read(root, step, item, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+
+def _check_space(root: pathlib.Path, step: int, state: PyTree) -> None:
+    leaves = [x for x in jax.tree.leaves(state) if hasattr(x, "nbytes")]
+    needed, free = sum(x.nbytes for x in leaves) + 2**18, shutil.disk_usage(root).free
+    if _agreed(needed > free):
+        raise CheckpointError(
+            f"checkpoint {step} not saved: it takes up to {needed / 2**20:,.1f} MiB and {root} has "
+            f"{free / 2**20:,.1f} MiB free; earlier checkpoints are intact"
+        )
+
+
+def _root(workdir: str | os.PathLike) -> pathlib.Path:
+    if "://" in str(workdir):
+        raise UsageError(f"{workdir} is not a path of a mounted file system: mount the bucket and give its path")
+    return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+
+
+def _first() -> bool:
+    return jax.process_index() == 0
+
+
+def _agreed(value: int) -> int:
+    """Returns the value of process 0."""
+    if jax.process_count() > 1:
+        return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return value
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,92 @@
+"""Checksums of checkpoint folders ("seals"), and the house-keeping of the folder that holds them.
+
+`<root>/300/` is the checkpoint of step 300, `<root>/.seal-300.json` holds the size and SHA-256 of each of its files.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+
+def damage(root: pathlib.Path, step: int) -> str | None:
+    """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words."""
+    folder = root / str(step)
+    try:
+        files = _read_seal(root, step)
+        for name, (size, _) in files.items():
+            if not (folder / name).is_file():
+                return f"file {name}: missing"
+            if (found := (folder / name).stat().st_size) != size:
+                return f"file {name}: {found} bytes instead of {size}"
+        digests = _digests(folder, files)
+    except FileNotFoundError:
+        return "no checksums: it was not finished"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{seal_path(root, step).name} is unreadable"
+    except OSError as error:
+        return " ".join(str(error).split())
+    wrong = [name for name, (_, digest) in files.items() if digests[name] != digest]
+    return f"file {wrong[0]}: checksum differs" if wrong else None
+
+
+def _read_seal(root: pathlib.Path, step: int) -> dict[str, tuple[int, str]]:
+    files = json.loads(seal_path(root, step).read_text())["files"]
+    if not files:
+        raise ValueError("no files")
+    return {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+
+
+def write_seal(root: pathlib.Path, step: int) -> None:
+    """Seals the committed checkpoint `step`; raises OSError."""
+    folder = root / str(step)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    digests = _digests(folder, names)
+    files = {name: [(folder / name).stat().st_size, digests[name]] for name in names}
+    path = seal_path(root, step)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "files": files}))
+    os.replace(temporary, path)
+
+
+def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with open(folder / name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def remove_leftovers(root: pathlib.Path) -> None:
+    """Removes unfinished saves and seals of checkpoints that are gone."""
+    for path in root.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+    kept = {seal_path(root, step) for step in steps_on_disk(root)}
+    for path in root.glob(".seal-*"):
+        if path not in kept:
+            path.unlink(missing_ok=True)
+
+
+def move_aside(root: pathlib.Path, steps: list[int]) -> None:
+    """Renames damaged checkpoints to `damaged-<step>`, in place of those of an earlier call, which go."""
+    if steps:
+        for old in root.glob("damaged-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    for step in steps:
+        os.rename(root / str(step), root / f"damaged-{step}")
+        seal_path(root, step).unlink(missing_ok=True)
+
+
+def steps_on_disk(root: pathlib.Path) -> list[int]:
+    """Returns the steps that have a folder, ascending, whatever is in it."""
+    names = (path.name for path in root.glob("[0-9]*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def seal_path(root: pathlib.Path, step: int) -> pathlib.Path:
+    """Returns the file that holds the checksums of checkpoint `step`."""
+    return root / f".seal-{step}.json"
