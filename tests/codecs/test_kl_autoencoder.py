@@ -142,7 +142,8 @@ def test_every_parameter_learns_and_declares_its_axes():
         if "'key'" not in str(path) or "'bias'" not in str(path):
             assert float(jnp.abs(leaf).max()) > 0, path
     stem = template().axes["encoder"]["conv_in"]
-    assert stem == {"kernel": (None, None, "conv_in", "conv_out"), "bias": ("conv_out",)}
+    assert stem == {"kernel": (None, None, "conv_in", "conv_out"), "bias": (None,)}
+    assert template().axes["decoder"]["conv_out"]["kernel"] == (None, None, "conv_in", None)
 
 
 def test_bfloat16_images_give_bfloat16_pictures_and_float32_moments():

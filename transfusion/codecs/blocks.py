@@ -32,7 +32,7 @@ class Conv(nnx.Module):
         self.kernel = param(
             rngs, (size, size, inputs, outputs), (None, None, *axes), init or fan_in(size * size * inputs)
         )
-        self.bias = param(rngs, (outputs,), (axes[1],), zeros)
+        self.bias = param(rngs, (outputs,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.lax.conv_general_dilated(
@@ -58,7 +58,7 @@ class Linear(nnx.Module):
         init: Initializer | None = None,
     ):
         self.kernel = param(rngs, (inputs, outputs), axes, init or fan_in(inputs))
-        self.bias = param(rngs, (outputs,), (axes[1],), zeros)
+        self.bias = param(rngs, (outputs,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
@@ -69,8 +69,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
         self.groups, self.epsilon = groups, epsilon
-        self.scale = param(rngs, (channels,), ("conv_out",), ones)
-        self.bias = param(rngs, (channels,), ("conv_out",), zeros)
+        self.scale = param(rngs, (channels,), (None,), ones)
+        self.bias = param(rngs, (channels,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         B, h, w, c = x.shape
@@ -87,8 +87,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
         self.epsilon = epsilon
-        self.scale = param(rngs, (channels,), ("conv_out",), ones)
-        self.bias = param(rngs, (channels,), ("conv_out",), zeros)
+        self.scale = param(rngs, (channels,), (None,), ones)
+        self.bias = param(rngs, (channels,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)

@@ -14,6 +14,8 @@ from transfusion.codecs.blocks import Conv, GroupNorm, ResidualBlock, SpatialAtt
 from transfusion.codecs.pixels import check_size
 from transfusion.errors import UsageError, nearest
 
+# Convolutions to latents or pixels have few output channels: not to be split over devices.
+ENDS = ("conv_in", None)
 RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
 
 
@@ -97,7 +99,7 @@ class Encoder(nnx.Module):
         self.stages = nnx.List(stages)
         self.middle = Middle(channels[-1], groups, rngs=rngs)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs)
-        self.conv_out = Conv(channels[-1], 2 * config.latent_channels, rngs=rngs)
+        self.conv_out = Conv(channels[-1], 2 * config.latent_channels, axes=ENDS, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.conv_in(images)
@@ -122,7 +124,7 @@ class Decoder(nnx.Module):
             )
         self.stages = nnx.List(stages)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs)
-        self.conv_out = Conv(channels[-1], config.image_channels, rngs=rngs)
+        self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         x = self.middle(self.conv_in(latents))
@@ -140,8 +142,8 @@ class Autoencoder(nnx.Module):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
-        self.quant = Conv(2 * c, 2 * c, size=1, rngs=rngs) if config.quant_convs else None
-        self.post_quant = Conv(c, c, size=1, rngs=rngs) if config.quant_convs else None
+        self.quant = Conv(2 * c, 2 * c, size=1, axes=ENDS, rngs=rngs) if config.quant_convs else None
+        self.post_quant = Conv(c, c, size=1, axes=ENDS, rngs=rngs) if config.quant_convs else None
 
     @property
     def down(self) -> int:
@@ -200,14 +202,15 @@ Pairs = dict[str, jax.Array]
 def loss(
     model: Autoencoder,
     images: jax.Array,
-    key: jax.Array,
+    noise: jax.Array,
     config: AutoencoderConfig,
     image_weight: jax.Array | None = None,
 ) -> tuple[Pairs, Pairs, dict[str, tuple[jax.Array, jax.Array]]]:
     """Reconstruction and KL of images float32 [B, H, W, C] (arXiv 2112.10752, eq. 25, without the adversarial term).
 
     Both terms are sums over the batch with the number of pixel values as their weight, so that their ratio is that of
-    the paper, which sums both over the image. `image_weight` [B] masks or weighs images.
+    the paper, which sums both over the image. `noise` [B, h, w, c] is standard normal; `image_weight` [B] masks or
+    weighs images.
 
     Returns:
       sums and weights by name ('reconstruction', 'kl'; the loss is the sum of their quotients), and metrics, each a
@@ -215,7 +218,7 @@ def loss(
       the unscaled latents, from which their scale and shift follow.
     """
     mean, logvar = model.moments(images)
-    z = sample(mean, logvar, key)
+    z = mean + jnp.exp(0.5 * logvar) * noise
     error = (model.reconstruct(z.astype(images.dtype)) - images).astype(jnp.float32)
     w = jnp.ones(images.shape[0], jnp.float32) if image_weight is None else image_weight.astype(jnp.float32)
     n_images, n_pixels = jnp.sum(w), jnp.sum(w) * (error.size // error.shape[0])
