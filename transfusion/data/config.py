@@ -1,0 +1,79 @@
+"""The data part of an experiment: which sources, in which proportion, and how records become documents."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from transfusion.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of records.
+
+    `kind` is 'tfds' (`name`, as in 'digits' or 'emoji/32', below `path` or `DataConfig.data_dir`; or `path` alone, the
+    directory of one prepared dataset), 'folder' (`path` with images and a captions file), 'webdataset' (`path` is a
+    tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of them). An empty field name means
+    that the field is not read: images without captions have `caption_field=''`.
+    """
+
+    kind: str = "tfds"
+    name: str = ""
+    path: str = ""
+    split: str = "train"  # tfds only
+    weight: float = 1.0  # share of the records in the mixture, relative to the other sources
+    image_field: str = "image"
+    caption_field: str = "caption"
+    text_field: str = "text"
+    label_field: str = "label"
+    file_field: str = "file_name"  # folder only: the column with the path of the image
+    captions: str = ""  # folder only: the captions file; empty: captions.jsonl, .csv or .parquet
+    caption_template: str = "{}"  # tfds without captions: {} becomes the name of the label
+    resolution: int = 0  # centre-cropped to a square and resized to it; 0 keeps the size
+    channels: int = 0  # 1 or 3; 0 keeps what is stored
+    record_bytes: int = 1024  # text only: at most so long is a record, cut at paragraphs where possible
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Everything about the data that does not depend on the batch size or on the number of hosts."""
+
+    data_dir: str = "data"
+    sources: dict[str, SourceConfig] = dataclasses.field(
+        default_factory=lambda: {"digits": SourceConfig(name="digits")}
+    )
+    caption_first: float = 0.8  # probability that the caption stands before its image
+    drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
+    flip: float = 0.0  # probability of a horizontal mirror
+    open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
+    split_text: bool = True  # text-only documents may be cut to fill a row
+    min_piece: int = 16  # tokens; no text is cut to fill less room than this
+    cache: bool = True  # keep decoded records and their tokens in memory
+    cache_megabytes: int = 2048  # half for records, half for tokens; what comes later is made again
+    prefetch: int = 2  # batches made ahead by a background thread; 0 makes them in the caller's thread
+    read_threads: int = 0  # threads that read and decode ahead; 0 reads when the packer asks
+    read_ahead: int = 4  # documents per lane that those threads hold ready
+    pixel_limit: int = 50_000_000  # larger images are not decoded (a small file can hold a huge picture)
+    max_bad_share: float = 0.01  # more unreadable records than this stop the run ...
+    max_bad_after: int = 100  # ... once so many have been read
+
+    def validate(self) -> None:
+        """Raises UsageError on values that cannot work."""
+        if not self.sources:
+            raise UsageError("data.sources is empty: give at least one source")
+        for name in ("caption_first", "drop_caption", "flip", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"data.{name}={getattr(self, name)} is not a share between 0 and 1")
+        for name in ("open_rows", "min_piece", "pixel_limit", "max_bad_after", "read_ahead"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"data.{name}={getattr(self, name)} must be at least 1")
+        for name, source in self.sources.items():
+            if not source.weight > 0:
+                raise UsageError(
+                    f"data.sources.{name}.weight={source.weight} must be positive: remove the source instead"
+                )
+            if source.channels not in (0, 1, 3):
+                raise UsageError(f"data.sources.{name}.channels={source.channels} must be 0, 1 or 3")
+
+
+Record = Mapping[str, object]
+"""'id' with 'image' (uint8 [H, W, 1 or 3]) and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'."""

@@ -1,0 +1,77 @@
+"""Batches of images without text, for codecs: row r of the global batch reads the records r, r + B, r + 2B, ..."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from transfusion.data.config import DataConfig, Record
+from transfusion.data.documents import pixels
+from transfusion.data.packing import Bad
+from transfusion.data.records import BadRecords, Records
+from transfusion.errors import UsageError
+
+ImageBatch = dict[str, np.ndarray]
+
+
+class ImageBatches:
+    """Endless {'images' float32 [B / hosts, H, W, C] in [-1, 1], 'weight' [B / hosts]} with an exact, elastic state."""
+
+    def __init__(self, config: DataConfig, batch_size: int, seed: int = 0, host: int = 0, hosts: int = 1):
+        """Raises UsageError if `hosts` does not divide `batch_size`, or the sources cannot be opened."""
+        if batch_size % hosts:
+            raise UsageError(f"batch_size={batch_size} cannot be split over {hosts} hosts")
+        self._records = Records(config, seed)
+        self._bad = BadRecords(config.max_bad_share, config.max_bad_after)
+        local = batch_size // hosts
+        self._batch_size = batch_size
+        self._cursors = {row: row for row in range(host * local, (host + 1) * local)}
+        self._read = 0
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return self
+
+    def __next__(self) -> ImageBatch:
+        images = [self._next(row) for row in self._cursors]
+        return {"images": np.stack(images), "weight": np.ones(len(images), np.float32)}
+
+    def __enter__(self) -> "ImageBatches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def _next(self, row: int) -> np.ndarray:
+        while True:
+            record = self._records[self._cursors[row]]
+            self._cursors[row] += self._batch_size
+            self._read += 1
+            if "image" in record:
+                return pixels(record["image"])
+            self._bad.add(Bad(str(record["id"]), str(record.get("error", "has no image"))))
+            self._bad.check(self._read)
+
+    def state(self) -> dict:
+        """JSON: where each row of this host reads on."""
+        return {"batch_size": self._batch_size, "rows": {str(row): at for row, at in self._cursors.items()}}
+
+    def restore(self, state: Mapping) -> None:
+        """Raises UsageError if the state is of another batch size."""
+        if state.get("batch_size") != self._batch_size:
+            raise UsageError(
+                f"the data position was saved with batch_size={state.get('batch_size')}, not {self._batch_size}"
+            )
+        self._cursors = {row: state["rows"][str(row)] for row in self._cursors}
+
+    def stats(self) -> dict:
+        """'bad' (count) and 'errors'; images fill their batch."""
+        return {"bad": self._bad.count, "errors": dict(self._bad.errors), "efficiency": {"all": 1.0}}
+
+
+def image_epoch(records: Sequence[Record], batch_size: int) -> Iterator[ImageBatch]:
+    """Every image once, in order; the last batch is filled with images of weight 0."""
+    images = [pixels(r["image"]) for r in (records[i] for i in range(len(records))) if "image" in r]
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        weight = np.zeros(batch_size, np.float32)
+        weight[: len(part)] = 1
+        yield {"images": np.stack(part + [part[0]] * (batch_size - len(part))), "weight": weight}
