@@ -1,0 +1,224 @@
+"""Numbers of a run: (sum, weight) reductions, metrics.jsonl, TensorBoard, the progress line, speed.
+
+Means are never averaged: every metric is a pair (sum, weight) until it is written, so that masks, microbatches, devices
+and log intervals of any size give the same number.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars
+
+
+@jax.jit
+def _add(a: Sums, b: Sums) -> Sums:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def add(a: Sums, b: Sums) -> Sums:
+    """Returns the sums of both; a name that only one of them has is kept as it is. Works inside and outside of jit."""
+    shared = a.keys() & b.keys()
+    return {**a, **b, **_add({k: a[k] for k in shared}, {k: b[k] for k in shared})}
+
+
+def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
+    """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device."""
+    values = jax.device_get(dict(sums))
+    return {name: float(total) / float(weight) if weight else None for name, (total, weight) in values.items()}
+
+
+class Reductions:
+    """Adds up the metrics of the steps between two log rows, on the device, without waiting for it."""
+
+    def __init__(self):
+        self._sums: Sums = {}
+
+    def add(self, sums: Sums) -> None:
+        """Adds the (sum, weight) pairs of one step."""
+        self._sums = add(self._sums, sums)
+
+    def flush(self) -> dict[str, float | None]:
+        """Returns the means since the last flush, waiting for the device, and starts again from nothing."""
+        sums, self._sums = self._sums, {}
+        return means(sums)
+
+
+class MetricWriter:
+    """Writes `metrics.jsonl` (one object per logged step) and TensorBoard files; only process 0 does.
+
+    Numbers keep their full precision. A number that is not finite is null, and its name and value ('nan', 'inf',
+    '-inf') stand in the row's field 'nonfinite', so that each row is valid JSON. None is null too: no data.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
+        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._tensorboard = tensorboard
+        self._events = None
+        self._file: TextIO | None = None
+        self._last: int | None = None
+        if jax.process_index() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            rows = read_metrics(self.path)
+            self._last = rows[-1]["step"] if rows else None
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def truncate(self, step: int) -> None:
+        """Removes the rows after `step`. Call with the step restored (0: none) before writing on from it."""
+        if jax.process_index() != 0:
+            return
+        self.close()
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self._last = rows[-1]["step"] if rows else None
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, self.path)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one row, on disk when this returns.
+
+        Args:
+          step: larger than that of the row before.
+          values: name -> number, 0-d array or None.
+
+        Raises:
+          ValueError: if `step` does not increase.
+        """
+        if jax.process_index() != 0:
+            return
+        if self._last is not None and step <= self._last:
+            raise ValueError(f"metrics of step {step} after those of step {self._last}: truncate first")
+        numbers = {name: None if value is None else _number(value) for name, value in values.items()}
+        wild = {name: str(x) for name, x in numbers.items() if x is not None and not math.isfinite(x)}
+        row = {"step": step} | {name: None if name in wild else x for name, x in numbers.items()}
+        if wild:
+            row["nonfinite"] = wild
+        if self._file is None:
+            self._file = open(self.path, "a")  # noqa: SIM115, closed by close
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self._last = step
+        self._write_events(step, numbers)
+
+    def _write_events(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        if not self._tensorboard:
+            return
+        if self._events is None:
+            try:
+                import tensorboardX
+            except ImportError:
+                logging.warning("tensorboardX is not installed: metrics go to %s only", self.path)
+                self._tensorboard = False
+                return
+            folder = str(self.path.parent / "tensorboard")
+            self._events = tensorboardX.SummaryWriter(folder, purge_step=step)  # hides rows of steps done again
+        for name, number in numbers.items():
+            if number is not None:
+                self._events.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        """Closes the files; a later `write` opens them again."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """Returns the rows of a metrics.jsonl ([] if there is none); a line that a crash cut short is left out."""
+    path = pathlib.Path(path)
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s line %d is not a row of metrics: left out", path, number)
+            continue
+        rows.append(row)
+    return rows
+
+
+def _number(value: Any) -> float | int:
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int) else float(value)
+
+
+def human(number: float) -> str:
+    """Returns three significant digits with a unit prefix: 45.6k, 1.23M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:.3g}"
+
+
+class Progress:
+    """Shows how far a run is: a line that moves on a terminal, one plain line per log interval elsewhere."""
+
+    def __init__(self, steps: int, stream: TextIO | None = None):
+        self._steps = steps
+        self._stream = stream if stream is not None else sys.stderr
+        self._bar = self._task = None
+        self._muted = jax.process_index() != 0
+        if self._stream.isatty() and not self._muted:
+            import rich.console
+            import rich.progress
+
+            columns = ("{task.completed}/{task.total}", rich.progress.BarColumn(24), "{task.fields[text]}")
+            console = rich.console.Console(file=self._stream)
+            self._bar = rich.progress.Progress(*columns, console=console)
+            self._task = self._bar.add_task("", total=steps, text="compiling")
+            self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Moves the bar; silent where there is none."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Shows the log row of `step`: the losses and the speed in `values` (as `MetricWriter` writes them)."""
+        text = progress_text(step, self._steps, values)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        elif not self._muted:
+            print(f"step {step}/{self._steps}  {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the last state of the line on the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            self._muted = True
+
+
+def progress_text(step: int, steps: int, values: Mapping[str, float | None]) -> str:
+    """Returns e.g. 'loss 1.234  text 0.9  image 0.1  5.2 steps/s  45.6k tokens/s  MFU 31%  ETA 0:02:10'."""
+    parts = []
+    for name, label in (("loss", "loss"), ("text_loss", "text"), ("image_loss", "image")):
+        if values.get(name) is not None:
+            parts.append(f"{label} {values[name]:.4g}")
+    rate = values.get("steps_per_second")
+    if rate:
+        parts.append(f"{human(rate)} steps/s")
+    if values.get("tokens_per_second"):
+        parts.append(f"{human(values['tokens_per_second'])} tokens/s")
+    if values.get("model_flops_utilisation") is not None:
+        parts.append(f"MFU {values['model_flops_utilisation']:.0%}")
+    if rate:
+        seconds = round((steps - step) / rate)
+        parts.append(f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}")
+    return "  ".join(parts)
