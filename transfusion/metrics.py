@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars
@@ -31,9 +32,16 @@ def add(a: Sums, b: Sums) -> Sums:
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
-    """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device."""
-    values = jax.device_get(dict(sums))
-    return {name: float(total) / float(weight) if weight else None for name, (total, weight) in values.items()}
+    """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device.
+
+    A metric of vectors, such as a loss by noise level, gives one number per entry: name_0, name_1, ...
+    """
+    row: dict[str, float | None] = {}
+    for name, (total, weight) in jax.device_get(dict(sums)).items():
+        entries = zip(np.ravel(total), np.ravel(weight), strict=True)
+        numbers = [float(t) / float(w) if w else None for t, w in entries]
+        row |= {f"{name}_{i}": x for i, x in enumerate(numbers)} if np.ndim(total) else {name: numbers[0]}
+    return row
 
 
 class Reductions:

@@ -6,15 +6,27 @@ A task has
   draw(batch, key): the step's random numbers, for the whole batch
   totals(batch): the weight of each term of the loss, from the data alone
   loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log
+  tokens(rows), flops(rows): of one step
+  open_data(experiment), held_out(experiment): batches of numpy arrays
 so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from transfusion.codecs import kl_autoencoder
+from transfusion.config import Experiment
+from transfusion.data.image_batches import ImageBatches, image_epoch
+from transfusion.data.pipeline import Pipeline, epoch_batches
+from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, nearest
+from transfusion.latents import autoencoder_template, open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.parameters import Params
 from transfusion.model.transformer import TransformerConfig
@@ -93,6 +105,25 @@ class SequenceTask:
         content = objective.content(part, draws[name], config)
         return Inputs(content, time, part.position, part.item, part.place, meta)
 
+    def tokens(self, rows: int) -> int:
+        """Slots of one step, padding included."""
+        return rows * sum(stream.budget for stream in self.spec.streams.values())
+
+    def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
+        """The endless training batches of this host, with `state`, `restore` and `stats`."""
+        return Pipeline(
+            experiment.data, self.spec, experiment.batch_size, experiment.seed,
+            jax.process_index(), jax.process_count(), open_codec(experiment.codec).encode,
+        )  # fmt: skip
+
+    def held_out(self, experiment: Experiment) -> Iterator[Batch]:
+        """Every held-out record once."""
+        encode = open_codec(experiment.codec).encode
+        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)
+        for source in experiment.eval.sources.values():
+            records = open_source(source, data.data_dir, data.pixel_limit)
+            yield from epoch_batches(records, data, self.spec, experiment.batch_size, experiment.seed, encode)
+
     def flops(self, rows: int) -> float:
         """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
         counted over whole rows (neither recomputation nor skipped blocks are counted; PaLM, appendix B)."""
@@ -105,3 +136,88 @@ class SequenceTask:
         length = sum(stream.budget for stream in self.spec.streams.values())
         total += 12.0 * self.model.layers * length**2 * self.model.heads * self.model.size
         return rows * total
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AutoencoderTask:
+    """Training an image codec; a batch is float32 images [B, H, W, C] in [-1, 1] with a weight [B]."""
+
+    config: kl_autoencoder.AutoencoderConfig
+    height: int
+    width: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "template", autoencoder_template(self.config))
+
+    def batch_spec(self, rows: int) -> dict[str, Any]:
+        shape = (rows, self.height, self.width, self.config.image_channels)
+        return {
+            "images": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
+        }
+
+    def fake_batch(self, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+        spec = self.batch_spec(rows)["images"]
+        images = np.random.default_rng(seed).uniform(-1, 1, spec.shape).astype(np.float32)
+        return {"images": images, "weight": np.ones(rows, np.float32)}
+
+    def draw(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        latent = self.template.bind(self.template.shapes).latent_shape(self.height, self.width)
+        return {"noise": jax.random.normal(key, (batch["weight"].shape[0], *latent), jnp.float32)}
+
+    def totals(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        pixels = self.height * self.width * self.config.image_channels
+        return {"pixels": jnp.maximum(jnp.sum(batch["weight"]), 1e-6) * pixels}
+
+    def loss(self, params: Params, batch, draws, totals) -> tuple[jax.Array, Sums]:
+        """(reconstruction + KL) / pixel values, and the reductions for the log."""
+        model = self.template.bind(params)
+        sums, weights, metrics = kl_autoencoder.loss(
+            model, batch["images"], draws["noise"], self.config, batch["weight"]
+        )
+        scalar = sum(sums.values()) / totals["pixels"]
+        return scalar, {name: (sums[name], weights[name]) for name in sums} | metrics
+
+    def tokens(self, rows: int) -> int:
+        """Pixels of one step."""
+        return rows * self.height * self.width
+
+    def flops(self, rows: int) -> float:
+        """3 x the forward pass as the compiler counts it (an autoencoder has no scanned layers)."""
+        batch = self.batch_spec(rows)
+
+        def forward(params, images):
+            model = self.template.bind(params)
+            return model.reconstruct(model.moments(images)[0])
+
+        return 3.0 * jax.jit(forward).lower(self.template.shapes, batch["images"]).cost_analysis()["flops"]
+
+    def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
+        return ImageBatches(
+            experiment.data, experiment.batch_size, experiment.seed, jax.process_index(), jax.process_count()
+        )
+
+    def held_out(self, experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
+        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)
+        for source in experiment.eval.sources.values():
+            yield from image_epoch(open_source(source, data.data_dir, data.pixel_limit), experiment.batch_size)
+
+
+Task = SequenceTask | AutoencoderTask
+
+
+def make_task(experiment: Experiment) -> Task:
+    """The task of an experiment.
+
+    Raises:
+      UsageError: if its parts do not fit each other.
+    """
+    if experiment.task == "sequence":
+        if not experiment.streams or "text" not in experiment.streams:
+            raise UsageError("streams: a sequence needs at least the stream 'text'")
+        return SequenceTask(experiment.model, experiment.spec, experiment.objectives)
+    sides = {source.resolution for source in experiment.data.sources.values()}
+    if len(sides) != 1 or sides == {0}:
+        raise UsageError("data.sources: an autoencoder needs one resolution, the same for all sources")
+    side = sides.pop()
+    return AutoencoderTask(experiment.autoencoder, side, side)

@@ -1,0 +1,157 @@
+"""The schema of an experiment, and the one border between it and files and flags.
+
+A config file's `get_config(form='')` returns `to_config_dict(Experiment(...))`: an ml_collections.ConfigDict with every
+field, so that each can be overridden on the command line; `from_config` turns it (or the JSON in a workdir) back into
+frozen dataclasses, strictly: an unknown field or a wrong type is an error that names the field.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import CodecConfig, text
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.errors import UsageError, nearest
+from transfusion.guard import GuardConfig
+from transfusion.model.transformer import TransformerConfig
+from transfusion.objectives import ObjectivesConfig
+from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out data.
+
+    Attributes:
+      every: steps between held-out losses during training; 0: never.
+      batches: how many batches they use.
+      sources: the held-out data.
+      samples: generated images of `transfusion.evaluate`.
+      captions: held-out images that it captions.
+      prompts: what the images of `transfusion.evaluate` show: 'labels' (a caption per class, cycled) or 'held_out'
+        (the captions of the held-out records, and as many of the training records).
+      guidances: guidance scales of the report's grids.
+    """
+
+    every: int = 1000
+    batches: int = 4
+    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    samples: int = 500
+    captions: int = 500
+    prompts: str = "labels"
+    guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All of an experiment. `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
+
+    `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
+    'kind' or 'kind/role' to its runs (see `transfusion.sequence`).
+    """
+
+    task: str = "sequence"
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 16
+    log_every: int = 50
+    model: TransformerConfig = TransformerConfig()
+    streams: dict[str, Stream] = dataclasses.field(default_factory=dict)
+    layout: dict[str, tuple[Run, ...]] = dataclasses.field(default_factory=dict)
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    codec: CodecConfig = CodecConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    eval: EvalConfig = EvalConfig()
+    sampling: SamplerConfig = SamplerConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        if self.task not in ("sequence", "autoencoder"):
+            raise UsageError(f"task: {self.task!r} is neither 'sequence' nor 'autoencoder'")
+        for field in ("steps", "batch_size", "log_every"):
+            if getattr(self, field) < 1:
+                raise UsageError(f"{field} must be positive, not {getattr(self, field)}")
+        if self.batch_size % self.optim.accumulate:
+            raise UsageError(
+                f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}"
+            )
+
+    @property
+    def spec(self) -> SequenceSpec:
+        return SequenceSpec(self.streams, self.layout, text.BOS, text.EOS, self.model.rope_axes)
+
+
+def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
+    """Every field of the experiment, overridable by flags."""
+    return ml_collections.ConfigDict(dataclasses.asdict(experiment))
+
+
+def to_json(experiment: Experiment) -> str:
+    return json.dumps(dataclasses.asdict(experiment), indent=2)
+
+
+def from_config(config: Mapping[str, Any]) -> Experiment:
+    """Builds the frozen dataclasses.
+
+    Raises:
+      UsageError: on an unknown field (naming the nearest known one), a wrong type, or a value that cannot work.
+    """
+    return _convert(Experiment, config, "config")
+
+
+def from_json(data: str) -> Experiment:
+    """The experiment of a workdir's config.json."""
+    return from_config(json.loads(data))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type `kind`; `where` names it in errors."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where} must be a list of values, not {value!r}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(arguments) != len(value):
+            raise UsageError(f"{where} must have {len(arguments)} values, not {len(value)}")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if origin in (dict, Mapping, typing.get_origin(Mapping[str, int])):
+        if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
+            raise UsageError(f"{where} must be a table of names, not {value!r}")
+        return {key: _convert(arguments[1], value[key], f"{where}.{key}") for key in value}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        raise UsageError(f"{where} must be a table of fields, not {value!r}")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise UsageError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _convert(hints[name], value[name], f"{where}.{name}") for name in value})

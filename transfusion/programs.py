@@ -1,0 +1,79 @@
+"""What every program shares: flags, the config file, errors as one line with exit code 2, and the CPU's memory set-up."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags, logging
+
+from transfusion.config import Experiment, from_config, from_json
+from transfusion.errors import UsageError
+
+CACHE_VARIABLE = "TRANSFUSION_CACHE"
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """absl's app.run, with a mistake of the user's as `error: <one line>` on stderr and exit code 2."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        # A config file is the user's code and is loaded while flags are parsed: whatever it raises is shown as one line.
+        try:
+            return flags.FLAGS(list(argv))
+        except (flags.Error, UsageError, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+            _fail(error)
+        except SyntaxError as error:
+            _fail(f"{error.filename}, line {error.lineno}: {error.msg}")
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
+        try:
+            main(argv)
+        except UsageError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(error: object) -> None:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    line = " ".join(text.split()) or type(error).__name__
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def set_up_jax() -> None:
+    """Compiled programs are kept on disk between runs, below $TRANSFUSION_CACHE or ~/.cache/transfusion."""
+    folder = os.environ.get(CACHE_VARIABLE) or os.path.join(os.path.expanduser("~"), ".cache", "transfusion")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.get_absl_handler().setFormatter(None)
+
+
+def experiment_of(config: object) -> Experiment:
+    """The experiment of a --config flag's value.
+
+    Raises:
+      UsageError: if the flag is missing, or the config cannot work.
+    """
+    if config is None:
+        raise UsageError("--config is missing: give a config file, for example --config configs/digits.py")
+    return from_config(config)
+
+
+def read_experiment(workdir: str | os.PathLike) -> Experiment:
+    """The experiment that a workdir was trained with.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: {workdir} is not the workdir of a training run")
+    try:
+        return from_json(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error

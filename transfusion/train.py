@@ -1,0 +1,350 @@
+"""Training, in the order in which it happens.
+
+  python -m transfusion.train --config configs/digits.py --workdir runs/digits --config.steps=2000
+
+The same command on a workdir that holds a checkpoint continues it: the losses are those of an uninterrupted run.
+The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draws and loss.
+"""
+
+import dataclasses
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags, logging
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from transfusion import guard, programs, sharding
+from transfusion.checkpoint import Checkpoints
+from transfusion.config import Experiment, to_json
+from transfusion.errors import UsageError
+from transfusion.metrics import MetricWriter, Progress, means
+from transfusion.optim import average, make_optimizer, schedule
+from transfusion.tasks import Task, make_task
+from transfusion.throughput import Throughput, model_flops_utilisation, peak_flops
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a checkpoint holds of the model.
+
+    Attributes:
+      step: int32, updates made (skipped ones included).
+      params: float32.
+      ema: their moving average, or None.
+      opt_state: optax's.
+      skips: see `transfusion.guard.zero_skips`.
+      log: Sums since the last logged step, so that a resumed run logs the same numbers.
+    """
+
+    step: jax.Array
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    skips: PyTree
+    log: PyTree
+
+    @property
+    def best(self) -> PyTree:
+        """What samplers use: the average if there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def make_step(task: Task, experiment: Experiment):
+    """`step(state, batch) -> state`, a pure function; keys are folded from (seed, step)."""
+    config = experiment.optim
+    optimizer = make_optimizer(config, experiment.steps)
+
+    def step(state: TrainState, batch: PyTree) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+        draws, totals = task.draw(batch, key), task.totals(batch)
+        gradient = jax.value_and_grad(task.loss, has_aux=True)
+        if config.accumulate == 1:
+            (loss, sums), grads = gradient(state.params, batch, draws, totals)
+        else:
+            (loss, sums), grads = _accumulate(gradient, state.params, batch, draws, totals, config.accumulate)
+        norms = {"grad_norm": optax.global_norm(grads)}
+        norms |= {f"grad_norm_{name}": optax.global_norm(part) for name, part in grads.items()}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else average(state.ema, params, config.ema, state.step)
+        ok = guard.all_finite(loss, norms["grad_norm"])
+        params, ema, opt_state = guard.select_finite(
+            ok, (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        )
+        sums |= {"loss": (loss, jnp.ones(()))} | {name: (norm, jnp.ones(())) for name, norm in norms.items()}
+        log = jax.tree.map(lambda total, new: total + jnp.where(ok, new, 0), state.log, sums)
+        return TrainState(state.step + 1, params, ema, opt_state, guard.count_skips(state.skips, ok), log)
+
+    return step
+
+
+def _accumulate(gradient, params, batch, draws, totals, parts: int):
+    """Sums loss, Sums and gradients over `parts` slices of the rows. Each slice takes every parts-th row, so that every
+    device keeps its share of each."""
+    sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, draws))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, *part, totals)), None
+
+    first = jax.tree.map(lambda x: x[0], sliced)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, *first, totals))
+    return jax.lax.scan(add, zero, sliced)[0]
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def make_init(task: Task, experiment: Experiment):
+    """`init() -> TrainState` from the experiment's seed."""
+
+    def init() -> TrainState:
+        params = task.template.init(jax.random.key(experiment.seed))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params) if experiment.optim.ema else None,
+            opt_state=make_optimizer(experiment.optim, experiment.steps).init(params),
+            skips=guard.zero_skips(),
+            log=_zero_log(task, experiment),
+        )
+
+    return init
+
+
+def _zero_log(task: Task, experiment: Experiment) -> PyTree:
+    batch = task.batch_spec(experiment.batch_size)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def sums(params, batch, key):
+        return task.loss(params, batch, task.draw(batch, key), task.totals(batch))[1]
+
+    shapes = jax.eval_shape(sums, task.template.shapes, batch, key)
+    one = (jnp.zeros(()), jnp.zeros(()))
+    names = ["loss", "grad_norm", *(f"grad_norm_{name}" for name in task.template.shapes)]
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | dict.fromkeys(names, one)
+
+
+def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainState:
+    """NamedShardings of the train state: parameters, their average and moments by the table; the rest whole."""
+    shapes = jax.eval_shape(make_init(task, experiment))
+    whole = sharding.replicated(mesh)
+    params = sharding.tree_shardings(task.template.axes, shapes.params, mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        make_optimizer(experiment.optim, experiment.steps),
+        lambda _, leaf: leaf,
+        shapes.opt_state,
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    rest = jax.tree.map(lambda _: whole, shapes)
+    return dataclasses.replace(rest, params=params, opt_state=opt_state, ema=None if shapes.ema is None else params)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
+    """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
+
+    Raises:
+      UsageError: if the config, the data or the checkpoints cannot be used.
+    """
+    workdir = pathlib.Path(workdir)
+    task = make_task(experiment)
+    mesh = sharding.make_mesh(experiment.mesh)
+    shardings = state_shardings(task, experiment, mesh)
+    rows = sharding.batch_shardings(task.batch_spec(experiment.batch_size), mesh)
+    step = jax.jit(
+        make_step(task, experiment), in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0
+    )
+    abstract = _abstract(task, experiment, shardings)
+    watch = guard.Guard(experiment.guard)
+    with (
+        jax.set_mesh(mesh),
+        task.open_data(experiment) as data,
+        Checkpoints(workdir, experiment.checkpoint) as checkpoints,
+        RunLog(workdir, task, experiment) as log,
+        _Interruption() as interruption,
+    ):
+        restored = checkpoints.restore(abstract)
+        if restored is None:
+            state, at = jax.jit(make_init(task, experiment), out_shardings=shardings)(), 0
+        else:
+            at, state, position, _ = restored
+            data.restore(position)
+            logging.info("continuing %s at step %d", workdir, at)
+        log.start(at)
+        held_out = make_evaluation(task, experiment, rows)
+        while at < experiment.steps and not interruption.requested:
+            state = step(state, _on_devices(next(data), rows))
+            at += 1
+            if log.due(at):
+                values = {}
+                if held_out and at % experiment.eval.every == 0:
+                    with log.clock.paused():
+                        jax.block_until_ready(state)
+                        values = held_out(state.best)
+                state, in_a_row = log.write(at, state, data.stats(), values)
+                if watch.should_roll_back(at, in_a_row):
+                    at, state = _roll_back(checkpoints, abstract, at)
+                    log.start(at)
+                    continue
+            checkpoints.check()
+            if checkpoints.due(at) or at == experiment.steps:
+                with log.clock.paused():
+                    checkpoints.save(at, state, data.state(), {"experiment": to_json(experiment)})
+        if interruption.requested and at not in checkpoints.steps():
+            checkpoints.save(at, state, data.state(), {"experiment": to_json(experiment)}, force=True)
+            logging.warning("stopped at step %d; the same command continues", at)
+    return state
+
+
+class RunLog:
+    """Writes config.json and a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
+
+    def __init__(self, workdir: pathlib.Path, task: Task, experiment: Experiment):
+        self._workdir, self._experiment = workdir, experiment
+        self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
+        self._peak = peak_flops()
+        self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
+        self._schedule = schedule(experiment.optim, experiment.steps)
+        self._written = 0
+        self.clock = Throughput()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.close()
+        self._writer.close()
+
+    def start(self, at: int) -> None:
+        """Begins or begins again after `at` steps: later rows of an earlier attempt are removed."""
+        if jax.process_index() == 0:
+            (self._workdir / "config.json").write_text(to_json(self._experiment))
+        self._writer.truncate(at)
+        self._written = at
+
+    def due(self, at: int) -> bool:
+        """Whether the step is logged; an evaluation is a reason too."""
+        config = self._experiment
+        self._progress.step(at)
+        evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
+        return at % config.log_every == 0 or at == config.steps or bool(evaluated)
+
+    def write(self, at: int, state: TrainState, stats: dict, held_out: dict) -> tuple[TrainState, int]:
+        """Writes the means since the last row; returns the state with empty sums, and how many updates in a row were
+        skipped."""
+        sums, skips = jax.device_get((state.log, state.skips))
+        self.clock.add(self._tokens * (at - self._written), at - self._written)
+        rates = self.clock.rates()
+        utilisation = model_flops_utilisation(self._flops, rates["seconds_per_step"], self._peak.flops)
+        row = means(sums) | {"learning_rate": float(self._schedule(at)), "skipped_updates": int(skips["skipped"])}
+        row |= {"bad_records": stats["bad"], "model_flops_utilisation": utilisation} | rates
+        row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
+        row |= {f"held_out_{name}": value for name, value in held_out.items()}
+        self._writer.write(at, row)
+        self._progress.show(at, row)
+        self._written = at
+        self.clock.begin()
+        return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
+
+
+def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int) -> tuple[int, TrainState]:
+    """The newest intact checkpoint. The data position stays: the records that led here are not seen again."""
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        raise UsageError(f"the losses are not finite at step {at} and there is no checkpoint to go back to")
+    logging.warning("the losses are not finite at step %d: back to step %d, skipping the data between", at, restored[0])
+    return restored[0], restored[1]
+
+
+def _abstract(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
+    shapes = jax.eval_shape(make_init(task, experiment))
+    return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), shapes, shardings)
+
+
+def _on_devices(batch: PyTree, shardings: PyTree) -> PyTree:
+    """Host rows to global arrays."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+
+
+def make_evaluation(task: Task, experiment: Experiment, rows: PyTree):
+    """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
+    if not experiment.eval.sources or not experiment.eval.every:
+        return None
+    batches: list[PyTree] = []
+
+    @jax.jit
+    def sums(params, batch, key):
+        loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
+        return parts | {"loss": (loss, jnp.ones(()))}
+
+    def held_out(params: PyTree) -> dict[str, float]:
+        batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
+        total = None
+        for i, batch in enumerate(batches):
+            key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
+            new = jax.device_get(sums(params, _on_devices(batch, rows), key))
+            total = new if total is None else jax.tree.map(lambda a, b: a + b, total, new)
+        return means(total)
+
+    return held_out
+
+
+def _take(batches: Iterator[PyTree], count: int) -> list[PyTree]:
+    return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+class _Interruption:
+    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> "_Interruption":
+        self._before = {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._request)
+        except ValueError:  # not in the main thread (a notebook's worker): then the process ends as it always does
+            self._before = {}
+        return self
+
+    def _request(self, number, frame) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def main(argv) -> None:
+    programs.set_up_jax()
+    if not FLAGS.workdir:
+        raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
+    train(programs.experiment_of(FLAGS.config), FLAGS.workdir)
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.a.b=c.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is continued.")
+    programs.run(main)
