@@ -1,0 +1,92 @@
+"""Scores with their uncertainty: {'value', 'low', 'high', 'count'}, a two-sided interval and the sample size."""
+
+import math
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+
+from transfusion.errors import UsageError
+
+Score = dict[str, float]
+
+
+def score(value: float, low: float, high: float, count: int) -> Score:
+    """The form every score of this library is reported in."""
+    return {"value": float(value), "low": float(low), "high": float(high), "count": int(count)}
+
+
+def normal_quantile(confidence: float) -> float:
+    """Returns z such that a standard normal lies in [-z, z] with the given probability (1.96 for 0.95)."""
+    return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
+    """Share of successes with Wilson's interval (1927), which holds near 0 and 1, where the normal one collapses.
+
+    Raises:
+      UsageError: if there is nothing to count or successes are not within 0..count.
+    """
+    if count < 1 or not 0 <= successes <= count:
+        raise UsageError(f"{successes} successes of {count}: a share needs at least one sample")
+    z, share = normal_quantile(confidence), successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # At a share of 0 or 1 the ends are exact; rounding must not move them past the value.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == count else centre + half
+    return score(share, low, high, count)
+
+
+def mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def bootstrap(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], float] = mean,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Score:
+    """A statistic of `values` [N, ...] with its percentile-bootstrap interval over N (Efron 1979); fixed by the seed.
+
+    Pass one row per independent unit: per prompt, not per image, where a prompt has several images.
+
+    Raises:
+      UsageError: if there are no values.
+    """
+    values = np.asarray(values)
+    if values.ndim < 1 or len(values) < 1:
+        raise UsageError("a bootstrap interval needs at least one value")
+    rng, n = np.random.default_rng(seed), len(values)
+    draws = [float(statistic(values[rng.integers(0, n, n)])) for _ in range(resamples)]
+    tail = (1 - confidence) / 2
+    return score(statistic(values), np.quantile(draws, tail), np.quantile(draws, 1 - tail), n)
+
+
+def jackknife(
+    statistic: Callable[[np.ndarray], float],
+    count: int,
+    *,
+    groups: int = 20,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Score:
+    """A smooth statistic of the samples 0..count-1 with its delete-a-group jackknife interval (Shao & Wu 1989).
+
+    For distances between distributions: resampling with repetition, as the bootstrap does, biases those upwards.
+    `statistic` gets the kept indices [n].
+
+    Raises:
+      UsageError: if there are fewer samples than two.
+    """
+    groups = min(groups, count)
+    if groups < 2:
+        raise UsageError(f"a jackknife interval needs at least 2 samples, not {count}")
+    order = np.random.default_rng(seed).permutation(count)
+    parts = [statistic(np.sort(np.delete(order, np.s_[i::groups]))) for i in range(groups)]
+    half = normal_quantile(confidence) * math.sqrt((groups - 1) * np.var(parts))
+    value = statistic(np.arange(count))
+    return score(value, value - half, value + half, count)
