@@ -146,17 +146,13 @@ class SequenceSpec:
         for where, runs in self.layout.items():
             for run in runs:
                 if run.stream not in self.streams:
-                    raise UsageError(
-                        f"layout {where!r}: no stream {run.stream!r}{nearest(run.stream, self.streams)}"
-                    )
+                    raise UsageError(f"layout {where!r}: no stream {run.stream!r}{nearest(run.stream, self.streams)}")
                 if run.position == "grid" and self.axes < 2:
                     raise UsageError(f"layout {where!r}: position 'grid' needs 2 or 3 rotary axes, not {self.axes}")
         for name, stream in self.streams.items():
             for other in stream.visible_to:
                 if other not in self.streams:
-                    raise UsageError(
-                        f"streams.{name}.visible_to: no stream {other!r}{nearest(other, self.streams)}"
-                    )
+                    raise UsageError(f"streams.{name}.visible_to: no stream {other!r}{nearest(other, self.streams)}")
 
     def runs(self, segment: Segment) -> tuple[Run, ...]:
         """The runs of a segment: the layout of its kind and role, else of its kind."""
@@ -289,13 +285,15 @@ def _empty(spec: SequenceSpec, rows: int) -> Batch:
 @dataclasses.dataclass(frozen=True)
 class Expanded:
     """A document as tokens: per stream the arrays of a StreamSlice without the row axis, numbered from 0 (items, order)
-    and 1 (spans). `cost` counts what it takes of a row; `length`, `spans` and `items` are its totals."""
+    and 1 (spans). `cost` counts what it takes of a row; `length`, `spans` and `items` are its totals; `counter` is the
+    rotary index of what would follow."""
 
     pieces: dict[str, dict[str, np.ndarray]]
     cost: dict[str, int]
     length: int
     spans: int
     items: dict[str, int]
+    counter: int
 
     def split(self, budget: Mapping[str, int]) -> tuple["Expanded", "Expanded"] | None:
         """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.
@@ -309,7 +307,7 @@ class Expanded:
         piece = {name: array[start:stop] for name, array in self.pieces[TEXT].items()}
         piece["order"] = piece["order"] - start
         piece["position"] = piece["position"] - start
-        return Expanded({TEXT: piece}, {TEXT: stop - start}, stop - start, 0, {})
+        return Expanded({TEXT: piece}, {TEXT: stop - start}, stop - start, 0, {}, stop - start)
 
 
 class _Builder:
@@ -329,7 +327,9 @@ class _Builder:
             columns.setdefault(name, []).append(value)
         self.order += 1
 
-    def text(self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None) -> None:
+    def text(
+        self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None
+    ) -> None:
         """Appends ids; each becomes the target of the token before it, if that is a token of the same stream."""
         private, loss = (int(run.private), run.loss) if run else (0, True)
         for token in ids:
@@ -392,8 +392,11 @@ class _Builder:
 _DTYPES = {"values": np.float32, "loss_weight": np.float32, "time_low": np.float32}
 
 
-def expand(document: Document, spec: SequenceSpec) -> Expanded:
+def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: bool = True) -> Expanded:
     """Turns a document into tokens by the layout table, with begin and end of document around it.
+
+    The decoder leaves out the end of a prompt, and both of a part that it appends: numbered from 0, a part's order and
+    positions are added to where the document stands.
 
     Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
     has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends.
@@ -402,19 +405,21 @@ def expand(document: Document, spec: SequenceSpec) -> Expanded:
       UsageError: if an item's size does not fit its stream.
     """
     builder = _Builder(spec)
-    builder.text([spec.bos], 0, None)
+    if begin:
+        builder.text([spec.bos], 0, None)
     for segment in document:
         for run in spec.runs(segment):
             _check_value(segment, spec.streams[run.stream])
             builder.segment(segment, run)
-    builder.text([spec.eos], 0, None)
+    if end:
+        builder.text([spec.eos], 0, None)
     pieces = {
         stream: {name: np.asarray(column, _DTYPES.get(name, np.int32)) for name, column in columns.items()}
         for stream, columns in builder.columns.items()
     }
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
     cost |= {f"{name}:items": count for name, count in builder.items.items() if _mixed(spec.streams[name])}
-    return Expanded(pieces, cost, builder.order, builder.spans, builder.items)
+    return Expanded(pieces, cost, builder.order, builder.spans, builder.items, builder.counter)
 
 
 def _check_value(segment: Segment, stream: Stream) -> None:

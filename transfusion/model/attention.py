@@ -3,7 +3,7 @@
 Shape letters: B rows, Q queries, S keys, H heads, G key-value heads, R = H / G, K head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +53,28 @@ def dense(q, k, v, q_metadata, k_metadata, may) -> jax.Array:
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Attention under an explicit mask bool [B, Q, S] (shapes as in `attention`)."""
+    return joined_attention(q, [(k, v, mask)])
+
+
+def joined_attention(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+    """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values."""
     b, n, h, size = q.shape
-    groups = k.shape[2]
+    groups = parts[0][0].shape[2]
     # Each [Q or S, K] matrix contiguous per head: the layout in which XLA:CPU multiplies without a copy per call.
     qg = grouped(q, groups).reshape(b, groups, -1, size)
-    scores = jnp.einsum("bgqk,bsgk->bgqs", qg, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, h, n, -1)
+    scores = [jnp.einsum("bgqk,bsgk->bgqs", qg, k, preferred_element_type=jnp.float32) for k, _, _ in parts]
+    scores = jnp.concatenate(scores, -1).reshape(b, h, n, -1)
+    mask = jnp.concatenate([part[2] for part in parts], -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    weights = jnp.where(mask.any(-1)[:, None, :, None], weights, 0).astype(v.dtype)
-    out = jnp.einsum("bgqs,bsgk->bgqk", weights.reshape(b, groups, -1, k.shape[1]), v)
+    weights = jnp.where(mask.any(-1)[:, None, :, None], weights, 0).astype(q.dtype)
+    weights = jnp.split(weights.reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1)
+    out = sum(jnp.einsum("bgqs,bsgk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
     return out.reshape(b, h, n, size).transpose(0, 2, 1, 3)
+
+
+def _ends(keys: Sequence[jax.Array]) -> list[int]:
+    """Where all but the last part end."""
+    return np.cumsum([k.shape[1] for k in keys])[:-1].tolist()
 
 
 # Kernels for TPUs and GPUs are further rows: the same arguments, the same result.

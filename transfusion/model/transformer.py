@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, nearest
-from transfusion.masks import Metadata
+from transfusion.masks import Metadata, see
 from transfusion.model import rope
-from transfusion.model.attention import BACKENDS, attention
+from transfusion.model.attention import BACKENDS, attention, joined_attention
 from transfusion.model.parameters import fan_in, ones, param
 from transfusion.sharding import constrain
 
@@ -223,10 +223,10 @@ class Trunk(nnx.Module):
         joined, angle = {}, {}
         for expert, streams in groups.items():
             joined[expert] = constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
-            angle[expert] = rope.angles(
-                _join(position, streams), config.size, config.rope_theta, config.rope_sections
-            )
+            angle[expert] = rope.angles(_join(position, streams), config.size, config.rope_theta, config.rope_sections)
         sizes = [part.shape[1] for part in joined.values()]
+        if cache is not None:
+            sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
 
         def layer(carry, scanned):
             weights, cached = scanned
@@ -237,9 +237,7 @@ class Trunk(nnx.Module):
             if cached is None:
                 seen = attention(q, k, v, tokens, tokens, may=may, backend=config.attention)
             else:
-                both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), cache.metadata, tokens)
-                keys, values = jnp.concatenate([cached[0], k], 1), jnp.concatenate([cached[1], v], 1)
-                seen = attention(q, keys, values, tokens, both, may=may)
+                seen = joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
             outs = jnp.split(seen, np.cumsum(sizes)[:-1], axis=1)
             new = {e: parts[e].finish(carry[e], out) for e, out in zip(groups, outs, strict=True)}
             return {e: constrain(y, "batch", None, None) for e, y in new.items()}, ((k, v) if keep else None)
