@@ -1,0 +1,70 @@
+"""From logits to the next token.
+
+Shape letters: B rows, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.codecs import text
+from transfusion.sequence import TEXT, SequenceSpec
+
+NEVER = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The filters in use; the same compiled decoder serves all temperatures and all top-p.
+
+    Attributes:
+      greedy: the likeliest token.
+      top_k: of the k likeliest tokens only; 0: of all.
+      nucleus: of the fewest likeliest tokens whose probabilities sum to top-p or more (arXiv 1904.09751).
+    """
+
+    greedy: bool = False
+    top_k: int = 0
+    nucleus: bool = False
+
+    def choose(self, logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+        """Draws ids int32 [B] from logits float32 [B, V], row by row with the keys [B]."""
+        if self.greedy:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = self.filtered(logits / temperature, top_p)
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+    def filtered(self, logits: jax.Array, top_p: jax.Array) -> jax.Array:
+        """Logits [B, V] with the tokens that are filtered out at `NEVER`; equal logits stay or go together."""
+        if self.top_k:
+            least = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
+            logits = jnp.where(logits < least, NEVER, logits)
+        if self.nucleus:
+            ordered = -jnp.sort(-logits, axis=-1)
+            probability = jax.nn.softmax(ordered, axis=-1)
+            before = jnp.cumsum(probability, axis=-1) - probability
+            least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+            logits = jnp.where(logits < least, NEVER, logits)
+        return logits
+
+
+def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
+    """Which ids the decoder may emit, bool [V]: no begin of document, no closer, no opener but `opener` (-1: none).
+
+    In the byte vocabulary neither padding nor the unused ids, which only round it up.
+    """
+    allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
+    allowed[spec.bos] = False
+    for runs in spec.layout.values():
+        for run in runs:
+            edges = [edge for edge in (run.opener, run.closer) if edge >= 0]
+            allowed[edges] = False
+    if spec.bos == text.BOS and len(allowed) == text.VOCABULARY:
+        allowed[[text.PAD, text.BOI, text.EOI]] = False
+        allowed[text.EOI + 1 :] = False
+    allowed[spec.eos] = True
+    if opener >= 0:
+        allowed[opener] = True
+    return allowed
