@@ -1,0 +1,106 @@
+"""A trained run in a notebook or script: load it, draw, caption, write, look.
+
+  import transfusion
+  run = transfusion.load_run("runs/digits")
+  images = run.draw(["a handwritten seven"] * 8, guidance=2.0)   # uint8 [8, H, W, C]
+  run.caption(images)                                            # eight captions
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transfusion.checkpoint import restore_params
+from transfusion.codecs import text
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.latents import Codec, open_codec
+from transfusion.model.parameters import Params
+from transfusion.programs import read_experiment
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import Prompt, generate
+from transfusion.sequence import Segment, SequenceSpec
+from transfusion.tasks import SequenceTask, make_task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model with all that sampling needs.
+
+    Attributes:
+      experiment: the config that it was trained with.
+      task: what builds the model from its parameters.
+      params: the averaged parameters where the run keeps an average, else the parameters.
+      codec: between uint8 images and latents.
+      step: training steps behind the parameters.
+    """
+
+    experiment: Experiment
+    task: SequenceTask
+    params: Params
+    codec: Codec
+    step: int
+
+    @property
+    def spec(self) -> SequenceSpec:
+        return self.task.spec
+
+    def sampler(self, **overrides: Any) -> SamplerConfig:
+        """The experiment's sampler settings with some replaced."""
+        known = {field.name for field in dataclasses.fields(SamplerConfig)}
+        if wrong := overrides.keys() - known:
+            raise UsageError(f"no sampler setting {sorted(wrong)[0]!r}: there are {', '.join(sorted(known))}")
+        return dataclasses.replace(self.experiment.sampling, **overrides)
+
+    def segment(self, part: str | np.ndarray) -> Segment:
+        """A text, or a uint8 image [H, W, C], as a segment of a prompt."""
+        if isinstance(part, str):
+            return Segment("text", text.encode(part))
+        return Segment("image", self.codec.encode(np.asarray(part)), "context")
+
+    def generate(
+        self, prompts: Sequence[Sequence[str | np.ndarray]], *, draw: bool = False, seed: int = 0, **overrides: Any
+    ) -> list[list[str | np.ndarray]]:
+        """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images.
+
+        Args:
+          prompts: each a list of texts and images in reading order.
+          draw: begin with an image instead of letting the model decide.
+          seed: same seed, same result.
+          overrides: fields of `SamplerConfig`.
+        """
+        parts = [Prompt(tuple(self.segment(part) for part in prompt), draw) for prompt in prompts]
+        documents = generate(self.task, self.params, parts, seed, self.sampler(**overrides))
+        return [
+            [text.decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
+            for document in documents
+        ]
+
+    def draw(self, captions: Sequence[str], *, seed: int = 0, **overrides: Any) -> np.ndarray:
+        """One image per caption: uint8 [n, H, W, C]."""
+        overrides = {"max_tokens": 0, "max_images": 1} | overrides
+        results = self.generate([[caption] for caption in captions], draw=True, seed=seed, **overrides)
+        return np.stack([next(part for part in result if not isinstance(part, str)) for result in results])
+
+    def caption(self, images: Sequence[np.ndarray], *, seed: int = 0, **overrides: Any) -> list[str]:
+        """One caption per uint8 image [H, W, C], greedy unless `temperature` is given."""
+        overrides = {"temperature": 0.0, "max_images": 0} | overrides
+        results = self.generate([[image] for image in images], seed=seed, **overrides)
+        return ["".join(part for part in result if isinstance(part, str)) for result in results]
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """The newest intact checkpoint of a training run.
+
+    Raises:
+      UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
+    """
+    experiment = read_experiment(workdir)
+    task = make_task(experiment)
+    if not isinstance(task, SequenceTask):
+        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
+    step, params, _ = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    return Run(experiment, task, params, open_codec(experiment.codec), step)
