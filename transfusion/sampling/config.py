@@ -35,6 +35,8 @@ class SamplerConfig:
 
     def __post_init__(self):
         if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UsageError("sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1")
+            raise UsageError(
+                "sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1"
+            )
         if self.max_tokens < 0 or self.max_images < 0:
             raise UsageError("sampling: max_tokens and max_images must not be negative")

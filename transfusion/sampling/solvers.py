@@ -21,7 +21,7 @@ NOISE_START = 1e-2
 
 
 class Solver(Protocol):
-    """`step` goes from t to s > t: x [B, ...] -> (x at s, estimate of the data at t); `noise()` gives fresh noise like x."""
+    """`step` goes from t to s > t: x [B, ...] -> (x at s, estimate of the data at t); `noise()` is fresh."""
 
     def step(
         self, field: Field, path: Path, x: jax.Array, t: jax.Array, s: jax.Array, noise: Noise

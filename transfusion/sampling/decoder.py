@@ -1,0 +1,354 @@
+"""The interleaved decoder: text token by token, images by a solver, in one compiled loop over a batch of prompts.
+
+All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
+each against their cached prefix; the finished image is encoded once more as a clean one (t = 1), for the tokens that
+follow saw clean images, not the last step's noisy ones; its closer is appended, and text goes on.
+
+`transfusion.sampling.reference` says the same without a cache.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.errors import UsageError, nearest
+from transfusion.model.parameters import Params
+from transfusion.model.transformer import KeyValues
+from transfusion.model.unified import UnifiedModel, model_template
+from transfusion.sampling.choose import NEVER, Choice, emittable
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.drawing import Prefix, broadcast, make_field, solve
+from transfusion.sampling.guidance import Guidance
+from transfusion.sampling.layout import Layout, Prefill, Prompt, bucket, lay
+from transfusion.sampling.solvers import SOLVERS, time_grid
+from transfusion.sampling.state import (
+    DONE,
+    DRAWING,
+    WRITING,
+    State,
+    append,
+    put_ids,
+    put_images,
+    row_keys,
+    start,
+    text_keys,
+)
+from transfusion.sequence import TEXT, Document, Segment, unpatchify
+from transfusion.tasks import SequenceTask
+
+__all__ = ["Prompt", "Trajectory", "generate", "trajectory"]
+
+# On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
+UNROLLED_LAYERS = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a SamplerConfig may change without compiling anew: scalars, and `times` [steps + 1]."""
+
+    times: jax.Array
+    guidance: Guidance
+    temperature: jax.Array
+    top_p: jax.Array
+    max_tokens: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens."""
+
+    solver: str
+    guided: bool
+    choice: Choice
+    ids: int
+    images: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoder:
+    """The compiled loop for one task and one set of limits."""
+
+    task: SequenceTask
+    limits: Limits
+    size: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.task.spec, self.size)
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        return emittable(self.task.spec, self.layout.opener if self.limits.images else -1)
+
+    @cached_property
+    def once(self):
+        """The model as it is used outside the loops."""
+        return model_template(dataclasses.replace(self.task.model, remat="none"), self.task.spec)
+
+    @cached_property
+    def often(self):
+        """The model as it is used in the loops."""
+        unroll = jax.default_backend() == "cpu" and self.task.model.layers <= UNROLLED_LAYERS
+        config = dataclasses.replace(self.task.model, remat="none", scan=self.task.model.scan and not unroll)
+        return model_template(config, self.task.spec)
+
+    @cached_property
+    def run(self):
+        return jax.jit(self._run)
+
+    @cached_property
+    def trace(self):
+        return jax.jit(self._trace)
+
+    # --- pieces of the loop -------------------------------------------------------------------------------------------
+
+    def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
+        """Keys and values of the prompts, and the logits [B, V] after them."""
+        encoded, kept = model.encode(prefill.inputs, keep=True)
+        return kept, _logits(model, encoded[TEXT], prefill.last)
+
+    def _choose(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:
+        """Chooses the next id of the rows from logits [B, V]; rows that have written all that they may end."""
+        rows_left = rows & (state.written < settings.max_tokens)
+        logits = jnp.where(self.allowed, logits, NEVER)
+        opener = self.layout.opener if self.limits.images else -1
+        if opener >= 0:
+            may = state.drawn < self.limits.images
+            logits = logits.at[:, opener].set(jnp.where(may, logits[:, opener], NEVER))
+        keys = text_keys(keys, state.count)
+        ids = self.limits.choice.choose(logits, keys, settings.temperature, settings.top_p)
+        going = rows_left & (ids != self.task.spec.eos)
+        opens = going & (ids == opener)
+        written = state.written + (going & ~opens)
+        # An opener that is text is written like any other token first.
+        opened = WRITING if opener < 0 or self.layout.opener_is_text else DRAWING
+        full = written >= settings.max_tokens
+        mode = jnp.where(~going | full & ~opens, DONE, jnp.where(opens, opened, WRITING))
+        return dataclasses.replace(
+            put_ids(state, ids, going),
+            mode=jnp.where(rows, mode, state.mode),
+            written=written,
+            pending=jnp.where(going, ids, state.pending),
+        )
+
+    def _write(self, model: UnifiedModel, state: State, keys: jax.Array, settings: Settings) -> State:
+        """One step of text."""
+        rows = state.mode == WRITING
+        content = {TEXT: state.pending[:, None]}
+        inputs = lay(self.layout.token, self.task.spec, state.place, rows, content, jnp.ones(len(rows)))
+        encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
+        state = append(state, kept, self.layout.token, rows)
+        opened = rows & (state.pending == self.layout.opener)
+        state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
+        return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
+
+    def _field(self, params: Params, prefix: Prefix, dropped: Prefill | None, settings: Settings):
+        config = self.task.objectives.of_continuous(self.layout.run.stream)
+        if dropped is not None:
+            cache, _ = self._prefill(self.once.bind(params), dropped)
+            dropped = broadcast(Prefix(cache, dropped.place, dropped.draw), len(prefix.rows))
+        return make_field(self.often.bind(params), self.layout, config, prefix, dropped, settings.guidance), config
+
+    def _draw(
+        self, params: Params, state: State, dropped: Prefill | None, keys: jax.Array, settings: Settings
+    ) -> State:
+        """One image for each row that waits for it, and the clean image and its closer into the cache."""
+        rows = state.mode == DRAWING
+        field, config = self._field(params, Prefix(state.cache, state.place, rows), dropped, settings)
+        solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
+        x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
+        state = put_images(state, x, rows)
+        more = rows & (state.written < settings.max_tokens)
+        state = dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode))
+        if not self.limits.ids or not self.layout.goes_on:
+            return state
+
+        def finish(state):
+            model, part = self.once.bind(params), self.layout.finished
+            content = {name: x for name in part.pieces if not self.task.spec.streams[name].discrete}
+            inputs = lay(part, self.task.spec, state.place, more, content, jnp.ones(len(rows)))
+            encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
+            state = append(state, kept, part, more)
+            state = dataclasses.replace(state, mode=jnp.where(more, WRITING, state.mode))
+            last = jnp.full(len(rows), len(part.pieces[TEXT]["order"]) - 1)
+            return self._choose(state, _logits(model, encoded[TEXT], last), more, keys, settings)
+
+        return jax.lax.cond(more.any(), finish, lambda state: state, state)
+
+    def _run(
+        self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Ids [B, T], their number [B], and images [B, M, N, E]."""
+        cache, logits = self._prefill(self.once.bind(params), prefill)
+        state = self._start(cache, prefill)
+        writes, draws = self.limits.ids > 0, self.limits.images > 0
+        state = self._choose(state, logits, state.mode == WRITING, keys, settings)
+        model = self.often.bind(params)
+
+        def phase(state):
+            if writes:
+                state = jax.lax.while_loop(
+                    lambda s: (s.mode == WRITING).any(), lambda s: self._write(model, s, keys, settings), state
+                )
+            if draws:
+                waits = (state.mode == DRAWING).any()
+                draw = lambda s: self._draw(params, s, dropped, keys, settings)  # noqa: E731
+                state = jax.lax.cond(waits, draw, lambda s: s, state)
+            return state
+
+        state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
+        return state.ids, state.count, state.images
+
+    def _start(self, cache: KeyValues, prefill: Prefill) -> State:
+        limits, layout = self.limits, self.layout
+        if not limits.images:
+            return start(cache, prefill.place, prefill.draw, limits.ids, limits.ids, (0, 0, 0), -1)
+        tokens = len(layout.noisy.pieces[layout.run.stream]["order"])
+        # A drawing without text before or after it needs no room in the cache.
+        room = limits.ids + limits.images * (layout.finished.length + 1) if limits.ids else 0
+        shape = (limits.images, tokens, layout.stream.features)
+        return start(cache, prefill.place, prefill.draw, room, limits.ids + limits.images, shape, layout.opener)
+
+    def _trace(self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings):
+        cache, _ = self._prefill(self.once.bind(params), prefill)
+        field, config = self._field(params, Prefix(cache, prefill.place, prefill.draw), dropped, settings)
+        layout = self.layout
+        shape = (len(layout.noisy.pieces[layout.run.stream]["order"]), layout.stream.features)
+        drawn = jnp.zeros(len(prefill.draw), jnp.int32)
+        return solve(field, SOLVERS[self.limits.solver], config, settings.times, keys, drawn, shape, record=True)
+
+
+def _logits(model: UnifiedModel, encoded, last: jax.Array) -> jax.Array:
+    """Logits [B, V] at the tokens last int32 [B]."""
+    hidden = jnp.take_along_axis(encoded.hidden, jnp.asarray(last)[:, None, None], axis=1)
+    return model.head(TEXT, dataclasses.replace(encoded, hidden=hidden))[:, 0]
+
+
+@lru_cache(maxsize=32)
+def decoder(task: SequenceTask, limits: Limits, size: tuple[int, int]) -> Decoder:
+    """The decoder of a task, compiled once per set of limits and shapes of prompts."""
+    return Decoder(task, limits, size)
+
+
+def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -> tuple[Decoder, Settings]:
+    if config.solver not in SOLVERS:
+        near = nearest(config.solver, SOLVERS)
+        raise UsageError(f"sampling.solver: {config.solver!r} is none of {', '.join(SOLVERS)}{near}")
+    guided = config.guidance != 1.0 and config.max_images > 0
+    choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
+    ids = bucket(config.max_tokens, 16) if config.max_tokens else 0
+    layout = Layout(task.spec, size)
+    images = config.max_images if layout.kind else 0
+    times = np.zeros(1, np.float32)
+    if images:
+        prediction = task.objectives.of_continuous(layout.run.stream).prediction
+        times = time_grid(config.steps, config.shift, prediction)
+    numbers = (config.guidance, config.guidance_low, config.guidance_high, config.temperature, config.top_p)
+    scale, low, high, temperature, top_p = map(np.float32, numbers)
+    settings = Settings(times, Guidance(scale, low, high), temperature, top_p, np.int32(config.max_tokens))
+    return decoder(task, Limits(config.solver, guided and images > 0, choice, ids, images), size), settings
+
+
+def generate(
+    task: SequenceTask,
+    params: Params,
+    prompts: Sequence[Prompt],
+    seed: int,
+    config: SamplerConfig,
+    *,
+    batch: int = 64,
+    size: tuple[int, int] = (0, 0),
+) -> list[Document]:
+    """Continues each prompt with what the model writes and draws.
+
+    Args:
+      task: builds the model.
+      params: its parameters.
+      prompts: see `Prompt`.
+      seed: with the number of a prompt in the list it decides all its random numbers, whatever the batch.
+      config: how.
+      batch: prompts at a time.
+      size: height and width of the latents, for models that draw any size.
+
+    Returns:
+      Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
+      float32 [h, w, C].
+
+    Raises:
+      UsageError: on an unknown solver, or a prompt that does not fit the model.
+    """
+    if any(prompt.draw for prompt in prompts) and not config.max_images:
+        raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
+    made, settings = _prepare(task, config, size)
+    dropped = made.layout.prefill([Prompt((), draw=True)]) if made.limits.guided else None
+    results: list[Document] = []
+    for first in range(0, len(prompts), batch):
+        part = list(prompts[first : first + batch])
+        # The last part is filled up to the shape of the others: one compilation.
+        rows = batch if len(prompts) > batch else len(part)
+        filled = part + part[-1:] * (rows - len(part))
+        keys = row_keys(seed, first + np.arange(rows))
+        ids, count, images = made.run(params, made.layout.prefill(filled), dropped, keys, settings)
+        out = jax.device_get((ids, count, images))
+        results += [_document(made.layout, *(array[i] for array in out)) for i in range(len(part))]
+    return results
+
+
+def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -> Document:
+    """A row's output as segments."""
+    segments, text, drawn = [], [], 0
+    for token in ids[:count]:
+        if token != layout.opener:
+            text.append(token)
+            continue
+        if text:
+            segments.append(Segment("text", np.array(text, np.int32)))
+        segments.append(Segment(layout.kind, _latents(layout, images[drawn])))
+        text, drawn = [], drawn + 1
+    if text:
+        segments.append(Segment("text", np.array(text, np.int32)))
+    return tuple(segments)
+
+
+def _latents(layout: Layout, patches: np.ndarray) -> np.ndarray:
+    """Patches [..., N, E] to latents [..., h, w, C]."""
+    return np.asarray(unpatchify(patches, layout.shape[:2], layout.stream.patch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One image from noise to data: float32 times [k], x_t and the estimates of the data [k, h, w, C]."""
+
+    times: np.ndarray
+    x: np.ndarray
+    data: np.ndarray
+
+
+def trajectory(
+    task: SequenceTask,
+    params: Params,
+    prompt: Prompt,
+    seed: int,
+    config: SamplerConfig,
+    *,
+    at: Sequence[int] | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> Trajectory:
+    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
+
+    `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
+    """
+    config = dataclasses.replace(config, max_images=max(config.max_images, 1))
+    made, settings = _prepare(task, config, size)
+    dropped = made.layout.prefill([Prompt((), draw=True)]) if made.limits.guided else None
+    prefill = made.layout.prefill([dataclasses.replace(prompt, draw=True)])
+    last, (x, data) = made.trace(params, prefill, dropped, row_keys(seed, np.zeros(1, np.int32)), settings)
+    steps = list(range(config.steps) if at is None else at)
+    x, data, last = (_latents(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
+    end = last[None]
+    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))

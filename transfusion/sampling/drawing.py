@@ -1,0 +1,98 @@
+"""Drawing one image per row: a solver over the image's tokens against the cached prefix.
+
+Shape letters: B rows, N tokens of an image, E numbers of a patch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.model.transformer import KeyValues
+from transfusion.model.unified import UnifiedModel
+from transfusion.objectives.paths import PATHS, ContinuousConfig, estimates
+from transfusion.sampling.guidance import Guidance
+from transfusion.sampling.layout import Layout, Place, lay
+from transfusion.sampling.solvers import Field, Solver
+from transfusion.sampling.state import first_noise, step_noise
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What an image is drawn after: the cache, where its rows stand, and which rows bool [B] draw."""
+
+    cache: KeyValues
+    place: Place
+    rows: jax.Array
+
+
+def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
+    """What the head says of x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
+    name = layout.run.stream
+    time = jnp.broadcast_to(t, x.shape[:1])
+    inputs = lay(layout.noisy, layout.spec, prefix.place, prefix.rows, {name: x}, time)
+    encoded, _ = model.encode(inputs, cache=prefix.cache)
+    return model.head(name, encoded[name])
+
+
+def make_field(
+    model: UnifiedModel,
+    layout: Layout,
+    config: ContinuousConfig,
+    prefix: Prefix,
+    dropped: Prefix | None,
+    guidance: Guidance,
+) -> Field:
+    """The solver's view of the model; `dropped` is the prefix without its condition, None without guidance."""
+
+    def field(x, t):
+        predicted = predict(model, layout, prefix, x, t)
+        if dropped is not None:
+            predicted = guidance.predict(t, predicted, lambda: predict(model, layout, dropped, x, t))
+        return estimates(PATHS[config.path], config.prediction, t, x, predicted)
+
+    return field
+
+
+def broadcast(prefix: Prefix, rows: int) -> Prefix:
+    """A prefix of one row, for all rows."""
+
+    def spread(x, axis):
+        return jnp.broadcast_to(x, (*x.shape[:axis], rows, *x.shape[axis + 1 :]))
+
+    cache = prefix.cache
+    cache = KeyValues(spread(cache.k, 1), spread(cache.v, 1), jax.tree.map(lambda x: spread(x, 0), cache.metadata))
+    return Prefix(cache, *jax.tree.map(lambda x: spread(x, 0), (prefix.place, prefix.rows)))
+
+
+def solve(
+    field: Field,
+    solver: Solver,
+    config: ContinuousConfig,
+    times: jax.Array,
+    keys: jax.Array,
+    drawn: jax.Array,
+    shape: tuple[int, int],
+    record: bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """Draws images [B, N, E].
+
+    Args:
+      field: the model.
+      solver, config: how.
+      times: [steps + 1].
+      keys: of the rows [B].
+      drawn: which image of its row this is, int32 [B].
+      shape: N, E.
+      record: whether to return x_t and the data estimates of all steps too, [steps, B, N, E] each.
+    """
+    path = PATHS[config.path]
+
+    def step(x, scanned):
+        number, t, s = scanned
+        after, data = solver.step(field, path, x, t, s, lambda: step_noise(keys, drawn, number, shape))
+        return after, ((x, data) if record else None)
+
+    steps = jnp.arange(len(times) - 1)
+    return jax.lax.scan(step, first_noise(keys, drawn, shape), (steps, times[:-1], times[1:]))

@@ -1,0 +1,233 @@
+"""How the decoder's tokens are laid out: prompts, the parts that it appends, all from the config's layout table.
+
+Shape letters: B rows, N tokens of a part, A rotary axes, E numbers of a patch.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.errors import UsageError
+from transfusion.masks import Metadata, metadata
+from transfusion.model.unified import Inputs
+from transfusion.sequence import TEXT, Document, Expanded, Run, Segment, SequenceSpec, Stream, assemble, expand
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where rows stand, int32 [B] each: reading order, rotary index and number of spans so far."""
+
+    order: jax.Array
+    counter: jax.Array
+    spans: jax.Array
+
+    def after(self, part: Expanded, rows: jax.Array) -> "Place":
+        """The place after `part`, for the rows bool [B]."""
+        step = rows.astype(jnp.int32)
+        return Place(
+            self.order + step * part.length, self.counter + step * part.counter, self.spans + step * part.spans
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What a row begins with: text and clean images in reading order; `draw`: an image must come next."""
+
+    segments: Document = ()
+    draw: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Prompts of B rows, padded: the forward pass' inputs, the last text token int32 [B], and where the rows stand."""
+
+    inputs: dict[str, Inputs]
+    last: jax.Array
+    draw: jax.Array
+    place: Place
+
+
+def lay(
+    part: Expanded, spec: SequenceSpec, place: Place, rows: jax.Array, content: Mapping[str, jax.Array], time: jax.Array
+) -> dict[str, Inputs]:
+    """Inputs of a part appended at `place`.
+
+    Args:
+      part: numbered from 0.
+      place: of the rows.
+      rows: bool [B]; the others' tokens are padding.
+      content: ids [B, N] or patches [B, N, E] per stream; text that it lacks is the part's own.
+      time: noise level [B] of the part's items.
+    """
+    numbers = {name: i for i, name in enumerate(spec.streams)}
+    result = {}
+    for name, piece in part.pieces.items():
+        b, n = len(rows), len(piece["order"])
+        meta = Metadata(
+            document=jnp.broadcast_to(rows[:, None], (b, n)).astype(jnp.int32),
+            order=place.order[:, None] + piece["order"],
+            span=jnp.where(piece["span"] > 0, place.spans[:, None] + piece["span"], 0),
+            private=jnp.broadcast_to(jnp.asarray(piece["private"]), (b, n)),
+            stream=jnp.full((b, n), numbers[name], jnp.int32),
+        )
+        discrete = spec.streams[name].discrete
+        result[name] = Inputs(
+            content[name] if name in content else jnp.broadcast_to(jnp.asarray(piece["tokens"]), (b, n)),
+            None if discrete else time[:, None],
+            place.counter[:, None, None] + piece["position"],
+            jnp.zeros((b, n), jnp.int32),
+            None if discrete else jnp.broadcast_to(jnp.asarray(piece["place"]), (b, n, 2)),
+            meta,
+        )
+    return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The parts that the decoder appends, read from the layout table.
+
+    `size` is the height and width of the latents that are drawn; (0, 0) takes the stream's grid.
+    """
+
+    spec: SequenceSpec
+    size: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def kind(self) -> str:
+        """The kind of segment that can be drawn; '' if there is none."""
+        kinds = {}
+        for key, runs in self.spec.layout.items():
+            kind, _, role = key.partition("/")
+            if role != "context" and any(self._noised(run) for run in runs):
+                kinds[kind] = True
+        if len(kinds) > 1:
+            raise UsageError(f"the decoder draws one kind of segment, but the layout has {', '.join(kinds)}")
+        return next(iter(kinds), "")
+
+    def _noised(self, run: Run) -> bool:
+        return run.opener >= 0 and self.spec.streams[run.stream].objective == "continuous"
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
+
+    @cached_property
+    def run(self) -> Run:
+        """The run that is drawn."""
+        return next(run for run in self.runs if self._noised(run))
+
+    @property
+    def stream(self) -> Stream:
+        return self.spec.streams[self.run.stream]
+
+    @property
+    def opener(self) -> int:
+        """The id that begins a drawing; -1 if nothing is drawn."""
+        return self.run.opener if self.kind else -1
+
+    @property
+    def opener_is_text(self) -> bool:
+        """Whether the opener is an ordinary token before the image, and so in the cache when it is drawn."""
+        return self.run.boundary == "outside"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Latents [h, w, C] of a drawn image.
+
+        Raises:
+          UsageError: if neither the stream nor `size` says.
+        """
+        height, width = self.size if self.size != (0, 0) else self.stream.grid
+        if not height or not width:
+            raise UsageError("this model draws images of any size: say which (height and width of the latents)")
+        return height, width, self.stream.channels
+
+    @cached_property
+    def token(self) -> Expanded:
+        """One token of text."""
+        return expand((Segment("text", np.zeros(1, np.int32)),), self.spec, begin=False, end=False)
+
+    @cached_property
+    def noisy(self) -> Expanded:
+        """What an evaluation of the velocity computes: the noised tokens, with their edges where those see them."""
+        edges = {"opener": -1, "closer": -1} if self.opener_is_text else {}
+        return self._part((dataclasses.replace(self.run, **edges),))
+
+    @cached_property
+    def finished(self) -> Expanded:
+        """What of a finished image stays in the cache: the runs that later tokens may see, clean, and the closer."""
+        runs = tuple(run for run in self.runs if not run.private)
+        for run in runs:
+            if self.spec.streams[run.stream].features != self.stream.features:
+                raise UsageError(f"the decoder cannot re-encode a drawn image for the stream {run.stream!r}")
+        if runs and self.opener_is_text:
+            runs = (dataclasses.replace(runs[0], opener=-1), *runs[1:])
+        return self._part(runs)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether text can follow an image: it is predicted from the closer."""
+        return TEXT in self.finished.pieces and self.finished.pieces[TEXT]["order"][-1] == self.finished.length - 1
+
+    def _part(self, runs: tuple[Run, ...]) -> Expanded:
+        spec = dataclasses.replace(self.spec, layout={self.kind: runs})
+        return expand((Segment(self.kind, np.zeros(self.shape, np.float32)),), spec, begin=False, end=False)
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Prefill:
+        """Lays prompts out as one padded batch; lengths are rounded up to powers of two, to compile seldom.
+
+        Raises:
+          UsageError: if an image does not fit its stream, or a prompt ends where no text can follow.
+        """
+        expanded = [self._expand(prompt) for prompt in prompts]
+        streams = {}
+        for name, stream in self.spec.streams.items():
+            tokens = max(part.cost.get(name, 0) for part in expanded)
+            items = max(part.items.get(name, 0) for part in expanded)
+            if tokens and stream.discrete:
+                streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16))
+            elif tokens and stream.grid != (0, 0):
+                count = bucket(items, 1)
+                streams[name] = dataclasses.replace(stream, budget=count * stream.tokens_per_item, items=count)
+            elif tokens:
+                streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16), items=bucket(items, 1))
+        spec = dataclasses.replace(self.spec, streams=dict(self.spec.streams) | streams)
+        batch = assemble([[part] for part in expanded], spec)
+        inputs = {}
+        for name in streams:
+            part = batch[name]
+            content = part.tokens if part.values is None else part.values
+            time = None if part.values is None else np.ones_like(part.time_low)
+            meta = metadata(batch, spec, [name])
+            inputs[name] = Inputs(content, time, part.position, part.item, part.place, meta)
+        last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
+        where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
+        return Prefill(inputs, last, np.array([prompt.draw for prompt in prompts]), Place(*where))
+
+    def _expand(self, prompt: Prompt) -> Expanded:
+        segments = prompt.segments
+        if prompt.draw:
+            if not self.kind:
+                raise UsageError(
+                    "this model draws no images: its layout has no run with an opener and a continuous stream"
+                )
+            if self.opener_is_text:
+                segments = (*segments, Segment("text", np.array([self.opener], np.int32)))
+        part = expand(segments, self.spec, end=False)
+        if not prompt.draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
+            raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
+        return part
+
+
+def bucket(count: int, least: int) -> int:
+    """The power of two times `least` that holds `count`."""
+    size = least
+    while size < count:
+        size *= 2
+    return size

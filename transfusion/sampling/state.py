@@ -1,0 +1,129 @@
+"""The decoder's state, and the two ways in which it grows: tokens enter the cache, and ids and images are put out.
+
+Shape letters: B rows, S slots of the cache, T ids put out, M images, N tokens of an image, E numbers of a patch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.masks import Metadata
+from transfusion.model.transformer import KeyValues
+from transfusion.sampling.layout import Place
+from transfusion.sequence import Expanded
+
+WRITING, DRAWING, DONE = range(3)
+_TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything that the loop carries. A row's values depend on that row only.
+
+    Attributes:
+      cache: keys and values [layers, B, S, G, K]; slots not yet written are padding in its metadata.
+      used: int32 [B] slots written; prompts fill the same number in every row.
+      place: where each row stands in its document.
+      mode: int32 [B] WRITING, DRAWING or DONE.
+      pending: int32 [B] the id chosen last, not yet in the cache.
+      ids: int32 [B, T] ids put out; an opener stands for an image.
+      count: int32 [B] of them.
+      written: int32 [B] of them that are text.
+      images: float32 [B, M, N, E] images drawn, as patches.
+      drawn: int32 [B] of them.
+    """
+
+    cache: KeyValues
+    used: jax.Array
+    place: Place
+    mode: jax.Array
+    pending: jax.Array
+    ids: jax.Array
+    count: jax.Array
+    written: jax.Array
+    images: jax.Array
+    drawn: jax.Array
+
+
+def start(
+    prefix: KeyValues, place: Place, draw: jax.Array, room: int, ids: int, images: tuple[int, ...], opener: int
+) -> State:
+    """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E)."""
+    b, used = prefix.k.shape[1:3]
+    zero = jnp.zeros(b, jnp.int32)
+
+    def pad(x, axis):
+        widths = [(0, room if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths)
+
+    cache = KeyValues(pad(prefix.k, 2), pad(prefix.v, 2), jax.tree.map(lambda x: pad(x, 1), prefix.metadata))
+    drawing = draw.astype(jnp.int32)
+    buffer = jnp.zeros((b, ids), jnp.int32)
+    if opener >= 0:
+        buffer = buffer.at[:, 0].set(drawing * opener)
+    mode = jnp.where(draw, DRAWING, WRITING)
+    return State(cache, zero + used, place, mode, zero, buffer, drawing, zero, jnp.zeros((b, *images)), zero)
+
+
+def append(state: State, new: KeyValues, part: Expanded, rows: jax.Array) -> State:
+    """Writes a part's keys and values into the next free slots of the rows bool [B]; the others are not touched."""
+    b, n = new.metadata.order.shape
+    slots = state.cache.metadata.order.shape[1]
+    # A slot out of range is dropped.
+    at = jnp.where(rows[:, None], state.used[:, None] + jnp.arange(n), slots)
+    row = jnp.arange(b)[:, None]
+    cache = KeyValues(
+        state.cache.k.at[:, row, at].set(new.k, mode="drop"),
+        state.cache.v.at[:, row, at].set(new.v, mode="drop"),
+        _write(state.cache.metadata, new.metadata, row, at),
+    )
+    used = state.used + n * rows.astype(jnp.int32)
+    return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows))
+
+
+def _write(old: Metadata, new: Metadata, row: jax.Array, at: jax.Array) -> Metadata:
+    return jax.tree.map(lambda a, b: a.at[row, at].set(b, mode="drop"), old, new)
+
+
+def put_ids(state: State, ids: jax.Array, rows: jax.Array) -> State:
+    """Puts out ids int32 [B] of the rows bool [B]."""
+    at = jnp.where(rows, state.count, state.ids.shape[1])
+    buffer = state.ids.at[jnp.arange(len(ids)), at].set(ids, mode="drop")
+    return dataclasses.replace(state, ids=buffer, count=state.count + rows)
+
+
+def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
+    """Puts out images [B, N, E] of the rows bool [B]."""
+    at = jnp.where(rows, state.drawn, state.images.shape[1])
+    buffer = state.images.at[jnp.arange(len(images)), at].set(images, mode="drop")
+    return dataclasses.replace(state, images=buffer, drawn=state.drawn + rows)
+
+
+def row_keys(seed: int, numbers: np.ndarray) -> jax.Array:
+    """A key [B] for each row, from its number in the list of prompts: a row's result does not depend on its batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(numbers))
+
+
+def _keys(keys: jax.Array, purpose: int, count: jax.Array) -> jax.Array:
+    fold = jax.vmap(jax.random.fold_in)
+    return fold(fold(keys, jnp.full(keys.shape, purpose)), count)
+
+
+def text_keys(keys: jax.Array, count: jax.Array) -> jax.Array:
+    """Keys [B] of the ids after the first count [B]."""
+    return _keys(keys, _TEXT, count)
+
+
+def first_noise(keys: jax.Array, drawn: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise [B, *shape] from which the image number drawn [B] starts."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(keys, _IMAGE, drawn))
+
+
+def step_noise(keys: jax.Array, drawn: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Fresh noise [B, *shape] of a stochastic solver's step."""
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    keys = fold(_keys(keys, _STEP, drawn), step)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
