@@ -4,6 +4,7 @@ optax.apply_if_finite is no help here: after its limit it applies the poisoned u
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,6 +62,14 @@ class Guard:
         self.config = config or GuardConfig()
         self.rollbacks = rollbacks
         self._last_rollback: int | None = None
+
+    def state(self) -> dict:
+        """JSON, for the checkpoint: a run that is stopped and continued loses no patience and wins none."""
+        return {"rollbacks": self.rollbacks, "last_rollback": self._last_rollback}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave; an empty state starts anew."""
+        self.rollbacks, self._last_rollback = state.get("rollbacks", 0), state.get("last_rollback")
 
     def should_roll_back(self, step: int, in_a_row: int) -> bool:
         """Call with the counter `in_a_row` after `step`; it need not be every step.

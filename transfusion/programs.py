@@ -1,6 +1,7 @@
-"""What every program shares: flags, the config file, errors as one line with exit code 2, and the CPU's memory set-up."""
+"""What every program shares: flags, the config file, errors as one line with exit code 2, and JAX's set-up."""
 
 import json
+import logging as standard_logging
 import os
 import pathlib
 import sys
@@ -11,6 +12,7 @@ from absl import app, flags, logging
 
 from transfusion.config import Experiment, from_config, from_json
 from transfusion.errors import UsageError
+from transfusion.explain import check_config_file, explain
 
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
 
@@ -19,13 +21,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """absl's app.run, with a mistake of the user's as `error: <one line>` on stderr and exit code 2."""
 
     def parse(argv: Sequence[str]) -> list[str]:
-        # A config file is the user's code and is loaded while flags are parsed: whatever it raises is shown as one line.
         try:
+            check_config_file(argv)
             return flags.FLAGS(list(argv))
-        except (flags.Error, UsageError, OSError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
-            _fail(error)
-        except SyntaxError as error:
-            _fail(f"{error.filename}, line {error.lineno}: {error.msg}")
+        except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
+            _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -39,8 +39,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _fail(error: object) -> None:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    line = " ".join(text.split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
@@ -51,6 +50,8 @@ def set_up_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     logging.get_absl_handler().setFormatter(None)
+    # 'Unable to initialize backend' on every machine without that hardware: no news for the user.
+    standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
 
 
 def experiment_of(config: object) -> Experiment:

@@ -184,6 +184,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
         else:
             at, state, position, _ = restored
             data.restore(position)
+            watch.restore(position.get("guard", {}))
             logging.info("continuing %s at step %d", workdir, at)
         log.start(at)
         held_out = make_evaluation(task, experiment, rows)
@@ -198,15 +199,15 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
                         values = held_out(state.best)
                 state, in_a_row = log.write(at, state, data.stats(), values)
                 if watch.should_roll_back(at, in_a_row):
-                    at, state = _roll_back(checkpoints, abstract, at)
+                    at, state = _roll_back(checkpoints, abstract, at, state.skips)
                     log.start(at)
                     continue
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 with log.clock.paused():
-                    checkpoints.save(at, state, data.state(), {"experiment": to_json(experiment)})
+                    _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
         if interruption.requested and at not in checkpoints.steps():
-            checkpoints.save(at, state, data.state(), {"experiment": to_json(experiment)}, force=True)
+            _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
             logging.warning("stopped at step %d; the same command continues", at)
     return state
 
@@ -262,13 +263,19 @@ class RunLog:
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
 
 
-def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int) -> tuple[int, TrainState]:
-    """The newest intact checkpoint. The data position stays: the records that led here are not seen again."""
+def _save(checkpoints: Checkpoints, at: int, state: TrainState, position: dict, experiment: Experiment) -> None:
+    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True)
+
+
+def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
+    """The newest intact checkpoint, with the count of skipped updates going on. The data position stays: the records
+    that led here are not seen again."""
     restored = checkpoints.restore(abstract)
     if restored is None:
         raise UsageError(f"the losses are not finite at step {at} and there is no checkpoint to go back to")
     logging.warning("the losses are not finite at step %d: back to step %d, skipping the data between", at, restored[0])
-    return restored[0], restored[1]
+    skips = skips | {"in_a_row": jnp.zeros_like(skips["in_a_row"])}
+    return restored[0], dataclasses.replace(restored[1], skips=skips)
 
 
 def _abstract(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
