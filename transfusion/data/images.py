@@ -20,6 +20,8 @@ def decode(data: bytes, pixel_limit: int = 50_000_000) -> np.ndarray:
             image.load()
             if image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above which it does not even give the size
+        raise ValueError(f"more pixels than Pillow opens, and over the limit of {pixel_limit}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise ValueError(f"not a readable image ({_one_line(error)})") from error
     if size[0] * size[1] > pixel_limit:
