@@ -38,7 +38,7 @@ class Examples:
 
 
 def read_examples(sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST) -> Examples:
-    """The image records of the sources in their order, at most `most` of each; of another size than the first: left out.
+    """The image records of the sources in their order, at most `most` of each; those of other sizes are left out.
 
     Raises:
       UsageError: if a source cannot be opened.

@@ -118,7 +118,7 @@ def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> D
 
 
 def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: str, time: jax.Array, key) -> jax.Array:
-    """Squared error of the velocity, mean over a token's numbers, float32 [B, N], with all images of the stream at `time`.
+    """Squared error of the velocity, mean over a token's numbers, float32 [B, N]; all images of the stream at `time`.
 
     Whatever the head predicts is turned into a velocity, so that models of different predictions compare.
     """

@@ -1,0 +1,313 @@
+"""Evaluation of a trained run, every number with its interval and count.
+
+  python -m transfusion.evaluate --workdir runs/digits [--samples=500 --captions=500 --seed=0 --guidance=2 --steps=25]
+
+Writes evaluation.json, judge.safetensors and pictures in samples/ into the workdir, and prints a table. What cannot be
+measured (no labels, no captions, an extra that is not installed) is null, with the reason under 'absent'.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from transfusion import pictures, programs, provenance
+from transfusion.api import load_run
+from transfusion.errors import UsageError
+from transfusion.evaluation import scores
+from transfusion.evaluation.examples import Examples, read_examples
+from transfusion.evaluation.intervals import Score
+from transfusion.evaluation.judge import JudgeConfig
+from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_bits, velocity_loss
+
+HOW = {
+    "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
+    "asked; Wilson 95 % interval",
+    "caption_accuracy": "share of held-out images whose greedy caption equals the reference but for case and spaces; "
+    "Wilson 95 % interval",
+    "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
+    "only; Wilson 95 % interval",
+    "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
+    "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
+    "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
+    "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
+    "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
+    "floor: between as many other real training images and the same ones; 95 % jackknife interval",
+    "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
+    "all real images; Wilson 95 % interval",
+}
+SHOWN = 100  # images of a saved grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the flags say; None: what the config says."""
+
+    samples: int | None = None
+    captions: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    judge_steps: int = JudgeConfig.steps
+
+    def __post_init__(self):
+        for name in ("samples", "captions", "steps", "judge_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, not {value}")
+
+
+class Evaluation:
+    """Collects the results of one run; each part fills its fields, or says why it cannot."""
+
+    def __init__(self, workdir: str | os.PathLike, options: Options = Options()):
+        self.workdir, self.run = pathlib.Path(workdir), load_run(workdir)
+        self.experiment = self.run.experiment
+        config = self.experiment.eval
+        self.samples = options.samples or config.samples
+        self.captions = options.captions or config.captions
+        self.seed = self.experiment.seed if options.seed is None else options.seed
+        wanted = {"guidance": options.guidance, "steps": options.steps}
+        self.sampler = {name: value for name, value in wanted.items() if value is not None}
+        self.judge_steps = options.judge_steps
+        self.fields: dict[str, Any] = dict.fromkeys(HOW)
+        self.absent: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.folder = self.workdir / "samples"
+        self.folder.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measures the wall time of a part."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def all(self) -> dict[str, Any]:
+        """Runs every part that the run's data and streams allow; the content of evaluation.json."""
+        with self.part("data"):
+            real = read_examples(self.experiment.data.sources, self.experiment.data)
+            held_out = read_examples(self.experiment.eval.sources, self.experiment.data)
+        with self.part("text"):
+            self.text()
+        with self.part("velocity"):
+            self.velocity()
+        if not any(not stream.discrete for stream in self.run.spec.streams.values()):
+            self.skip("the model has no image stream", *self.image_scores)
+        else:
+            self.images(real, held_out)
+        return self.report()
+
+    image_scores = ("generation_accuracy", "judge_accuracy", "feature_distance", "caption_accuracy", "retrieval")
+
+    def skip(self, reason: str, *names: str) -> None:
+        """These scores stay null, for this reason."""
+        self.absent |= dict.fromkeys(names, reason)
+
+    # --- losses -------------------------------------------------------------------------------------------------------
+
+    def text(self) -> None:
+        task, params = self.run.task, self.run.params
+        parts: dict[str, DocumentBits] = {}
+        for name, source in self.experiment.eval.sources.items():
+            parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
+        if not parts or not sum(part.bytes.sum() for part in parts.values()):
+            return self.skip("the config has no held-out text", "text_bits_per_byte")
+        whole = next(iter(parts.values()))
+        for part in list(parts.values())[1:]:
+            whole = whole.join(part)
+        self.fields["text_bits_per_byte"] = whole.score(seed=self.seed)
+        self.fields["text_bits_per_byte_after_image"] = whole.score(whole.after_image, self.seed)
+        self.fields["text_bits_per_byte_without_image"] = whole.score(~whole.after_image, self.seed)
+        self.fields["text_bits_per_byte_by_source"] = {name: part.score(seed=self.seed) for name, part in parts.items()}
+
+    def velocity(self) -> None:
+        task, result = self.run.task, {}
+        for name, stream in task.spec.streams.items():
+            if stream.objective != "continuous":
+                continue
+            batches = (
+                batch
+                for source in self.experiment.eval.sources.values()
+                for batch in held_out_batches(task, self.experiment, source)
+            )
+            if found := velocity_loss(task, self.run.params, batches, name, self.seed):
+                result[name] = found
+        self.fields["velocity_loss"] = result or None
+        if not result:
+            self.skip("no held-out image is a target of a continuous stream", "velocity_loss")
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def images(self, real: Examples, held_out: Examples) -> None:
+        if self.experiment.eval.prompts == "held_out":
+            reason = "captions are open (eval.prompts is 'held_out'): see retrieval"
+            self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
+            self.names(real, held_out)
+        else:
+            self.skip("eval.prompts is 'labels': see generation_accuracy", "retrieval")
+            self.classes(real, held_out)
+        if not held_out.captioned:
+            return self.skip("the held-out data has no captioned images", "caption_accuracy")
+        with self.part("captions"):
+            written = scores.captioning(self.run, held_out, self.captions, self.seed)
+        self.fields["caption_accuracy"] = written.score
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written.rows)
+        (self.folder / "captions.jsonl").write_text(lines)
+        shown = written.rows[:SHOWN]
+        pictures.grid(
+            held_out.images[: len(shown)], 10, [row["caption"] for row in shown],
+            marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
+        )  # fmt: skip
+
+    def classes(self, real: Examples, held_out: Examples) -> None:
+        """Generation judged by a classifier of the labels."""
+        if not real.labelled or not any(real.captions):
+            reason = "the training data has no labels with captions to ask for and to judge by"
+            return self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
+        with self.part("judge"):
+            judge = scores.open_judge(self.workdir, real, self.judge_steps)
+            if held_out.labelled:
+                images = scores.to_float(held_out.images)
+                self.fields["judge_accuracy"] = judge.accuracy(images, held_out.labels)
+            else:
+                self.skip("the held-out data has no labels", "judge_accuracy")
+        with self.part("generation"):
+            drawn = scores.draw_classes(self.run, real, self.samples, self.seed, **self.sampler)
+            result = scores.generation(judge, drawn)
+        self.fields |= {"generation_accuracy": result.all, "generation_accuracy_by_prompt": result.by_prompt}
+        with self.part("feature_distance"):
+            self.fields["feature_distance"] = scores.feature_distance(judge, drawn, real, self.seed)
+        if self.fields["feature_distance"] is None:
+            self.skip("fewer than 4 drawn or 8 real images", "feature_distance")
+        self.save("generated.png", drawn, ~result.right)
+
+    def names(self, real: Examples, held_out: Examples) -> None:
+        """Generation of open captions, judged by the nearest real images."""
+        if not real.captioned or not held_out.captioned or real.images.shape[1:] != held_out.images.shape[1:]:
+            return self.skip("training and held-out data need captioned images of one size", "retrieval")
+        each = max(1, self.samples // 2)
+        with self.part("generation"):
+            groups = {
+                "training_names": scores.draw_names(self.run, real, each, self.seed, **self.sampler),
+                "held_out_names": scores.draw_names(self.run, held_out, each, self.seed + 1, **self.sampler),
+            }
+        for name, drawn in groups.items():
+            self.save(f"generated_{name}.png", drawn, None)
+        other = groups["held_out_names"]
+        groups["held_out_names"] = dataclasses.replace(other, asked=other.asked + len(real))
+        gallery = np.concatenate([real.images, held_out.images])
+        embed, reason = scores.embeddings(min(gallery.shape[1:3]))
+        if reason:
+            self.skip(reason, "retrieval by VGG features")
+        with self.part("retrieval"):
+            found = scores.retrieval_by_group(groups, gallery, embed)
+        self.fields["retrieval"] = found | {"gallery": len(gallery), "chance": scores.chance(len(gallery))}
+
+    def save(self, name: str, drawn: scores.Generated, wrong: np.ndarray | None) -> None:
+        """The first images as a grid; wrong ones framed."""
+        marks = None if wrong is None else [bool(x) for x in wrong[:SHOWN]]
+        pictures.grid(drawn.images[:SHOWN], 10, drawn.prompts[:SHOWN], marks=marks, path=self.folder / name)
+
+    # --- the result ---------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        sampler = self.run.sampler(**self.sampler)
+        return self.fields | {
+            "absent": self.absent,
+            "how": HOW,
+            "step": self.run.step,
+            "weights": "moving average" if self.experiment.optim.ema else "parameters",
+            "seed": self.seed,
+            "sampler": dataclasses.asdict(sampler),
+            "samples": self.samples,
+            "config": dataclasses.asdict(self.experiment),
+            "command": provenance.command(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "date": provenance.now(),
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
+    """Measures the newest intact checkpoint of a run and writes evaluation.json; returns its content.
+
+    Raises:
+      UsageError: if the workdir holds no run that samples, or its data is missing.
+    """
+    result = Evaluation(workdir, options).all()
+    path = pathlib.Path(workdir) / "evaluation.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=2, allow_nan=False))
+    os.replace(temporary, path)
+    return result
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, Score]]:
+    """The scores of an evaluation in the order of the table, named by their path."""
+    found: list[tuple[str, Score]] = []
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict) and {"value", "low", "high", "count"} <= value.keys():
+            found.append((name, value))
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{name} / {key}", inner)
+
+    for name, value in result.items():
+        if name not in ("config", "machine", "versions", "sampler"):
+            walk(name.replace("_", " "), value)
+    return found
+
+
+def is_share(name: str) -> bool:
+    """Whether a score of this name is shown in percent."""
+    return "accuracy" in name or "retrieval" in name
+
+
+def shown(name: str, score: Score) -> tuple[str, str]:
+    """A score's value and interval as people read them."""
+    if is_share(name):
+        return f"{score['value']:.1%}", f"{score['low']:.1%} to {score['high']:.1%}"
+    return f"{score['value']:.4g}", f"{score['low']:.4g} to {score['high']:.4g}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores as aligned lines; those by class, source and time are left to the file."""
+    short = [(n, s) for n, s in rows(result) if " by " not in n and not ("velocity" in n and not n.endswith("mean"))]
+    width = max([len(name) for name, _ in short], default=0)
+    lines = []
+    for name, score in short:
+        value, interval = shown(name, score)
+        lines.append(f"{name:<{width}}  {value:>8}  [{interval}]  n = {score['count']}")
+    return "\n".join(lines + [f"{name.replace('_', ' ')}: none, {why}" for name, why in result["absent"].items()])
+
+
+def main(argv) -> None:
+    programs.set_up_jax()
+    if not FLAGS.workdir:
+        raise UsageError("--workdir is missing: the folder of a training run, for example runs/digits")
+    options = Options(*(getattr(FLAGS, field.name) for field in dataclasses.fields(Options)))
+    print(table(evaluate(FLAGS.workdir, options)))
+    print(f"written to {pathlib.Path(FLAGS.workdir) / 'evaluation.json'}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_integer("samples", None, "Images to draw; default: eval.samples of the config.")
+    flags.DEFINE_integer("captions", None, "Held-out images to caption at most; default: eval.captions of the config.")
+    flags.DEFINE_integer("seed", None, "Of noise and of the choice of prompts; default: that of the config.")
+    flags.DEFINE_float("guidance", None, "Guidance scale; default: sampling.guidance of the config.")
+    flags.DEFINE_integer("steps", None, "Steps of the solver; default: sampling.steps of the config.")
+    flags.DEFINE_integer("judge_steps", JudgeConfig.steps, "Training steps of the judge.")
+    programs.run(main)

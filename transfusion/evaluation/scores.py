@@ -1,0 +1,153 @@
+"""Scores of a trained run against real images: generation, captioning, feature distance, retrieval."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from transfusion.api import Run
+from transfusion.codecs.pixels import to_float
+from transfusion.errors import UsageError
+from transfusion.evaluation import judge as judges
+from transfusion.evaluation.examples import Examples, class_captions
+from transfusion.evaluation.features import VggEmbedding, load_vgg16, pixels
+from transfusion.evaluation.frechet import frechet_score
+from transfusion.evaluation.intervals import Score, wilson
+from transfusion.evaluation.judge import Judge, JudgeConfig
+from transfusion.evaluation.retrieval import TOP, Embedding, distances, retrieval_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Images that a run drew: uint8 [N, H, W, C], their prompts, and what was asked: a label (-1: none) and a gallery
+    index (-1: none)."""
+
+    images: np.ndarray
+    prompts: tuple[str, ...]
+    asked: np.ndarray
+
+
+def normalised(caption: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(caption.lower().split())
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.steps) -> Judge:
+    """The workdir's judge; trained on the real labelled images and kept there if there is none of these sizes yet."""
+    height, width, channels = real.images.shape[1:]
+    classes = int(real.labels.max()) + 1
+    config = JudgeConfig(height, width, channels, classes, steps=steps)
+    path = workdir / "judge.safetensors"
+    if path.is_file():
+        try:
+            kept = judges.load(path)
+            if kept.config == config:
+                return kept
+        except UsageError:
+            pass  # a damaged file of our own is made again
+    judge = judges.train(to_float(real.images), real.labels, config)
+    judge.save(path)
+    return judge
+
+
+def draw_classes(run: Run, real: Examples, count: int, seed: int, **sampler) -> Generated:
+    """`count` images; the prompts are the captions of the classes, in turn."""
+    captions = class_captions(real)
+    labels = np.array([list(captions)[i % len(captions)] for i in range(count)])
+    prompts = tuple(captions[label] for label in labels.tolist())
+    return Generated(run.draw(prompts, seed=seed, **sampler), prompts, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationScores:
+    """Share of images recognised as asked, over all and by prompt, and which ones were (bool [N])."""
+
+    all: Score
+    by_prompt: dict[str, Score]
+    right: np.ndarray
+
+
+def generation(judge: Judge, drawn: Generated) -> GenerationScores:
+    """What the judge says of drawn images."""
+    right = judge.predict(to_float(drawn.images)) == drawn.asked
+    by_prompt = {}
+    for prompt in dict.fromkeys(drawn.prompts):
+        mine = np.array([p == prompt for p in drawn.prompts])
+        by_prompt[prompt] = wilson(int(right[mine].sum()), int(mine.sum()))
+    return GenerationScores(wilson(int(right.sum()), len(right)), by_prompt, right)
+
+
+def feature_distance(judge: Judge, drawn: Generated, real: Examples, seed: int) -> dict[str, Score] | None:
+    """Frechet distance in the judge's features, with its real-vs-real floor; None if there are too few images."""
+    if len(drawn.images) < 4 or len(real) < 8:
+        return None
+    return frechet_score(judge.features(to_float(drawn.images)), judge.features(to_float(real.images)), seed)
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Captions that a run wrote, beside the references."""
+
+    score: Score
+    rows: tuple[dict, ...]  # {'index', 'reference', 'caption', 'right'}
+
+
+def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
+    """Greedy captions of the first `count` images; right if they equal the reference but for case and spaces."""
+    count = min(count, len(held_out))
+    written = run.caption(list(held_out.images[:count]), seed=seed)
+    rows = tuple(
+        {"index": i, "reference": reference, "caption": caption, "right": normalised(caption) == normalised(reference)}
+        for i, (reference, caption) in enumerate(zip(held_out.captions, written, strict=False))
+    )
+    return Captions(wilson(sum(row["right"] for row in rows), count), rows)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -> Generated:
+    """Images of `count` of the examples' captions, chosen by the seed; asked are their indices."""
+    chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
+    prompts = tuple(examples.captions[i] for i in chosen)
+    return Generated(run.draw(prompts, seed=seed, **sampler), prompts, chosen)
+
+
+def embeddings(side: int) -> tuple[dict[str, Embedding], str]:
+    """What images are compared by: pixels, and VGG features where their weights are; and why they are not, or ''."""
+    found: dict[str, Embedding] = {"pixels": pixels}
+    if side < 16:
+        return found, "VGG features need images of 16 pixels or more"
+    try:
+        found["vgg"] = VggEmbedding(load_vgg16())
+    except UsageError as error:
+        return found, str(error)
+    return found, ""
+
+
+def retrieval_by_group(
+    groups: dict[str, Generated], gallery: np.ndarray, embed: dict[str, Embedding]
+) -> dict[str, dict[str, dict[str, Score]]]:
+    """{group: {embedding: {'top1', 'top5'}}} of drawn images among the gallery uint8 [M, H, W, C]; all groups at once,
+    as embedding the gallery is what takes the time."""
+    images = to_float(np.concatenate([drawn.images for drawn in groups.values()]))
+    asked = np.concatenate([drawn.asked for drawn in groups.values()])
+    ends = np.cumsum([len(drawn.images) for drawn in groups.values()])
+    parts = dict(zip(groups, np.split(np.arange(len(images)), ends[:-1]), strict=True))
+    result: dict[str, dict[str, dict[str, Score]]] = {name: {} for name in groups}
+    for name, function in embed.items():
+        distance = distances(images, to_float(gallery), function)
+        for group, rows in parts.items():
+            result[group][name] = retrieval_scores(distance[rows], asked[rows])
+    return result
+
+
+def chance(gallery: int) -> dict[str, float]:
+    """What a random ranking scores."""
+    return {f"top{k}": min(1.0, k / gallery) for k in TOP}
