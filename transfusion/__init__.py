@@ -1,4 +1,4 @@
-"""Unified multimodal models in JAX: one Transformer that writes text token by token and draws images by flow matching."""
+"""Unified multimodal models in JAX: one Transformer writes text token by token and draws images by flow matching."""
 
 from typing import Any
 

@@ -5,7 +5,8 @@ a run belongs to a stream. A packed row is stored stream by stream (`[text token
 the static length `budget`), so that routing to embeddings, experts, heads and losses is a static slice. Attention needs
 only the per-token metadata, in which the reading order is one field.
 
-Shape letters: B rows of a batch, N tokens of a stream, M items (images) of a stream, A rotary axes, E numbers of a patch.
+Shape letters: B rows of a batch, N tokens of a stream, M items (images) of a stream, A rotary axes, E numbers of a
+patch.
 """
 
 import dataclasses
@@ -34,10 +35,11 @@ class Stream:
       budget: tokens of this stream in a packed row.
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids (discrete streams).
-      channels, patch: latent channels C and patch side P (continuous streams); a token holds E = P * P * C numbers.
+      channels, patch: latent channels C and patch side P of continuous streams; a token holds E = P P C values.
       grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds their number.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an item: 'none' or 'sincos' (fixed 2-D sine and cosine).
+      coder_width: channels of the first blocks of a U-Net embed and head.
     """
 
     embed: str = "token"
@@ -55,6 +57,7 @@ class Stream:
     grid: tuple[int, int] = (0, 0)
     items: int = 0
     table: str = "none"
+    coder_width: int = 64
 
     def __post_init__(self):
         if self.attention not in ("causal", "block"):
@@ -227,7 +230,7 @@ def batch_spec(spec: SequenceSpec, rows: int) -> Batch:
 
 
 def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
-    """A batch of random documents with the shapes of `batch_spec` and every stream in use: for tests and compilation."""
+    """A batch of random documents with the shapes of `batch_spec`, every stream in use; for tests."""
     rng = np.random.default_rng(seed)
     rows_of_documents = []
     for _ in range(rows):
@@ -311,59 +314,55 @@ class Expanded:
 
 
 class _Builder:
-    """Collects the tokens of one document in reading order."""
+    """Collects the tokens of one document in reading order, run by run."""
 
     def __init__(self, spec: SequenceSpec):
         self.spec = spec
-        self.columns: dict[str, dict[str, list]] = {}
+        self.runs: dict[str, list[dict[str, np.ndarray]]] = {}
+        self.time_low: dict[str, list[float]] = {}
         self.order = self.spans = 0
         self.counter = 0  # the running rotary index
-        self.items: dict[str, int] = {}
-        self.previous: tuple[int, bool] | None = None  # place of the last token in the text stream; may it predict?
 
-    def _append(self, stream: str, **fields) -> None:
-        columns = self.columns.setdefault(stream, {})
-        for name, value in ({"order": self.order, "private": 0, "span": 0, "item": 0} | fields).items():
-            columns.setdefault(name, []).append(value)
-        self.order += 1
+    def append(self, stream: str, n: int, position: np.ndarray, **fields) -> None:
+        """Appends n tokens; a scalar field holds for all of them."""
+        columns = {"order": np.arange(self.order, self.order + n), "position": position} | fields
+        self.runs.setdefault(stream, []).append(
+            {name: np.broadcast_to(x, (n,)) if np.ndim(x) == 0 else np.asarray(x) for name, x in columns.items()}
+        )
+        self.order += n
 
-    def text(
-        self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None
-    ) -> None:
-        """Appends ids; each becomes the target of the token before it, if that is a token of the same stream."""
-        private, loss = (int(run.private), run.loss) if run else (0, True)
-        for token in ids:
-            if self.previous and self.previous[0] == stream and loss:
-                columns = self.columns[stream]
-                columns["targets"][-1], columns["loss_weight"][-1] = int(token), 1.0
-            position = self.counter if index is None else index
-            self._append(
-                stream, tokens=int(token), targets=0, loss_weight=0.0, span=span, private=private,
-                position=(position,) * self.spec.axes,
-            )  # fmt: skip
-            self.counter += index is None
-            self.previous = (stream, loss)
+    def positions(self, n: int, index: int | None) -> np.ndarray:
+        """[n, A]: the next n indices, or n times the shared `index`."""
+        line = np.arange(self.counter, self.counter + n) if index is None else np.full(n, index)
+        self.counter += n if index is None else 0
+        return np.repeat(line[:, None], self.spec.axes, axis=1)
 
-    def image(self, value: np.ndarray, run: Run, span: int, index: int | None) -> None:
+    def ids(self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None) -> None:
+        """Appends tokens of a discrete stream."""
+        n = len(ids)
+        # `loss_weight` here says whether the token may be predicted; `targets` turns it round.
+        private, loss = (int(run.private), float(run.loss)) if run else (0, 1.0)
+        self.append(
+            stream, n, self.positions(n, index), tokens=np.asarray(ids, np.int32),
+            span=span, private=private, item=0, loss_weight=loss,
+        )  # fmt: skip
+
+    def item(self, value: np.ndarray, run: Run, span: int, index: int | None) -> None:
         """Appends the patches of one item [h, w, C] in raster order."""
-        stream = self.spec.streams[run.stream]
-        patches, places = patchify(value, stream.patch)
-        item = self.items.get(run.stream, 0)
-        self.items[run.stream] = item + 1
-        start = self.counter if index is None else index
-        for patch, (y, x) in zip(patches, places, strict=True):
-            position = (self.counter if index is None else index,) * self.spec.axes
-            if run.position == "grid":
-                position = (start,) * (self.spec.axes - 2) + (start + int(y), start + int(x))
-            self._append(
-                run.stream, values=patch, place=(y, x), item=item, span=span, private=int(run.private),
-                position=position, loss_weight=float(run.loss),
-            )  # fmt: skip
-            self.counter += index is None and run.position == "advance"
+        patches, places = patchify(value, self.spec.streams[run.stream].patch)
+        n, start = len(patches), self.counter
         if run.position == "grid":
+            position = np.full((n, self.spec.axes), start)
+            position[:, -2:] += places
             self.counter = start + int(places.max()) + 1
-        self.columns[run.stream].setdefault("time_low", []).append(run.time_low)
-        self.previous = None
+        else:
+            position = self.positions(n, index)
+        levels = self.time_low.setdefault(run.stream, [])
+        self.append(
+            run.stream, n, position, values=patches, place=places, span=span, private=int(run.private),
+            item=len(levels), loss_weight=float(run.loss),
+        )  # fmt: skip
+        levels.append(run.time_low)
 
     def segment(self, segment: Segment, run: Run) -> None:
         stream = self.spec.streams[run.stream]
@@ -371,22 +370,43 @@ class _Builder:
         self.spans += block
         span = self.spans if block else 0
         # One shared index covers the openers too where they lie inside the item's span (BAGEL).
-        index = self.counter if run.position in ("item", "hold") else None
         inside = run.boundary == "inside"
+        index = self.counter if run.position in ("item", "hold") else None
         edge = (span, run, TEXT, index) if inside else (0, None, TEXT, None)
         if run.opener >= 0:
-            self.text([run.opener], *edge)
+            self.ids([run.opener], *edge)
             index = index if inside or index is None else self.counter
         if stream.discrete:
-            self.text(segment.value, span, run, run.stream, index)
+            self.ids(segment.value, span, run, run.stream, index)
         else:
-            self.image(segment.value, run, span, index)
+            self.item(segment.value, run, span, index)
         if run.position == "item" and not inside:
             self.counter += 1
         if run.closer >= 0:
-            self.text([run.closer], *edge)
+            self.ids([run.closer], *edge)
         if run.position == "item" and inside:
             self.counter += 1
+
+    def pieces(self) -> dict[str, dict[str, np.ndarray]]:
+        """The columns of each stream."""
+        result = {}
+        for stream, runs in self.runs.items():
+            piece = {
+                name: np.concatenate([run[name] for run in runs]).astype(_DTYPES.get(name, np.int32))
+                for name in runs[0]
+            }
+            if self.spec.streams[stream].discrete:
+                # A token's target is its successor in reading order, if that is of the same stream and a target.
+                follows = np.diff(piece["order"], append=-1) == 1
+                may_be_predicted = np.append(piece["loss_weight"][1:], 0)
+                piece["loss_weight"] = (follows * may_be_predicted).astype(np.float32)
+                piece["targets"] = np.where(piece["loss_weight"] > 0, np.append(piece["tokens"][1:], 0), 0).astype(
+                    np.int32
+                )
+            else:
+                piece["time_low"] = np.asarray(self.time_low[stream], np.float32)
+            result[stream] = piece
+        return result
 
 
 _DTYPES = {"values": np.float32, "loss_weight": np.float32, "time_low": np.float32}
@@ -406,34 +426,32 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     """
     builder = _Builder(spec)
     if begin:
-        builder.text([spec.bos], 0, None)
+        builder.ids([spec.bos], 0, None)
     for segment in document:
         for run in spec.runs(segment):
             _check_value(segment, spec.streams[run.stream])
             builder.segment(segment, run)
     if end:
-        builder.text([spec.eos], 0, None)
-    pieces = {
-        stream: {name: np.asarray(column, _DTYPES.get(name, np.int32)) for name, column in columns.items()}
-        for stream, columns in builder.columns.items()
-    }
+        builder.ids([spec.eos], 0, None)
+    pieces = builder.pieces()
+    items = {name: len(levels) for name, levels in builder.time_low.items()}
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
-    cost |= {f"{name}:items": count for name, count in builder.items.items() if _mixed(spec.streams[name])}
-    return Expanded(pieces, cost, builder.order, builder.spans, builder.items, builder.counter)
+    cost |= {f"{name}:items": count for name, count in items.items() if _mixed(spec.streams[name])}
+    return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
 
 
 def _check_value(segment: Segment, stream: Stream) -> None:
     shape = np.shape(segment.value)
     if stream.discrete:
         if len(shape) != 1:
-            raise UsageError(f"a {segment.kind} segment holds ids [n], not an array of shape {shape}")
+            raise UsageError(f"segment {segment.kind!r} holds ids [n], not an array of shape {shape}")
         return
     if len(shape) != 3 or shape[2] != stream.channels or any(side % stream.patch for side in shape[:2]):
         raise UsageError(
-            f"a {segment.kind} of shape {shape} does not fit patches of {stream.patch} and {stream.channels} channels"
+            f"{segment.kind} of shape {shape} does not fit patches of {stream.patch} and {stream.channels} channels"
         )
     if stream.grid != (0, 0) and shape[:2] != tuple(stream.grid):
-        raise UsageError(f"a {segment.kind} of shape {shape} does not fit the stream's grid {tuple(stream.grid)}")
+        raise UsageError(f"{segment.kind} of shape {shape} does not fit the stream's grid {tuple(stream.grid)}")
 
 
 def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:

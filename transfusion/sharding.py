@@ -101,7 +101,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fixes the sharding of an activation inside a jitted function that runs under `jax.set_mesh`; else does nothing."""
+    """Fixes the sharding of an activation in a jitted function that runs under `jax.set_mesh`; else does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return x

@@ -76,9 +76,7 @@ class SequenceTask:
         """Sum of the loss weights per stream, at least 1e-6: a batch without a stream's targets gives its loss 0."""
         return {name: jnp.maximum(jnp.sum(part.loss_weight), 1e-6) for name, part in batch.items()}
 
-    def loss(
-        self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]
-    ) -> tuple[jax.Array, Sums]:
+    def loss(self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         """Sum over streams of weight * (sum of token losses / total), and the reductions for the log."""
         model: UnifiedModel = self.template.bind(params)
         inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
@@ -119,7 +117,7 @@ class SequenceTask:
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""
         encode = open_codec(experiment.codec).encode
-        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)
+        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, drop_caption=0.0)
         for source in experiment.eval.sources.values():
             records = open_source(source, data.data_dir, data.pixel_limit)
             yield from epoch_batches(records, data, self.spec, experiment.batch_size, experiment.seed, encode)

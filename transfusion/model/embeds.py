@@ -12,7 +12,7 @@ from flax import nnx
 
 from transfusion.model.parameters import fan_in, normal, param, zeros
 from transfusion.model.transformer import dense
-from transfusion.model.unet import UNetDown
+from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.sequence import Stream, unpatchify
 
 FREQUENCIES = 256
@@ -37,14 +37,14 @@ class TimeEmbedding(nnx.Module):
 
 
 def per_token(condition: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
-    """Spreads [B, M, D] over the tokens [B, N] of each item -> [B, N, D]; `aligned`: item m owns the m-th N / M slots."""
+    """Spreads [B, M, D] over the tokens [B, N] of its items; `aligned`: item m owns the m-th N / M slots."""
     if aligned:
         return jnp.repeat(condition, item.shape[1] // condition.shape[1], axis=1)
     return jnp.take_along_axis(condition, item[..., None], axis=1)
 
 
 def sincos_table(place: jax.Array, width: int) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x) [B, N, 2]: a quarter each of sin y, cos y, sin x, cos x."""
+    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x."""
     frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
     angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)
     parts = [f(angle[..., axis, :]) for axis in (0, 1) for f in (jnp.sin, jnp.cos)]
@@ -81,7 +81,7 @@ class UNetPatch(nnx.Module):
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.stream = stream
-        self.down = UNetDown(stream.channels, stream.patch, width, rngs)
+        self.down = UNetDown(stream.channels, stream.patch, width, rngs, config=UNetConfig(width=stream.coder_width))
 
     def __call__(self, inputs, condition, item, place):
         b, n, _ = inputs.shape

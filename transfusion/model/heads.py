@@ -6,7 +6,7 @@ from flax import nnx
 
 from transfusion.model.parameters import fan_in, param, zeros
 from transfusion.model.transformer import dense
-from transfusion.model.unet import UNetUp
+from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.sequence import Stream
 
 
@@ -36,7 +36,7 @@ class UNetHead(nnx.Module):
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.stream = stream
-        self.up = UNetUp(stream.channels, stream.patch, width, rngs)
+        self.up = UNetUp(stream.channels, stream.patch, width, rngs, config=UNetConfig(width=stream.coder_width))
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
         b, n, _ = hidden.shape

@@ -67,7 +67,7 @@ class StreamParts(nnx.Module):
 
 
 class UnifiedModel(nnx.Module):
-    """Streams over one trunk. `encode` runs some or all streams' tokens; heads are applied by objectives and samplers."""
+    """Streams over one trunk. `encode` runs some or all streams; objectives and samplers apply the heads."""
 
     def __init__(self, config: TransformerConfig, spec: SequenceSpec, rngs: nnx.Rngs):
         if config.rope_axes != spec.axes:

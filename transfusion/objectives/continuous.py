@@ -1,4 +1,4 @@
-"""Continuous streams: flow matching and DDPM. One noise level per item, noise on the latents before they are embedded."""
+"""Continuous streams: flow matching and DDPM. One noise level per item; noise falls on the latents."""
 
 import jax
 import jax.numpy as jnp

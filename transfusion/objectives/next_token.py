@@ -14,7 +14,7 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenConfig:
-    """`z_loss` weighs log(Z)^2 (PaLM, section 5; Chameleon 1e-5); `chunk` is the vocabulary slice, 0 for all at once."""
+    """`z_loss` weighs log(Z)^2 (PaLM, section 5; Chameleon 1e-5); `chunk` is the vocabulary slice, 0: all at once."""
 
     z_loss: float = 0.0
     chunk: int = 0

@@ -65,7 +65,9 @@ class ContinuousConfig:
         for field, values in known.items():
             value = getattr(self, field)
             if value not in values:
-                raise UsageError(f"continuous.{field}: {value!r} is none of {', '.join(values)}{nearest(value, values)}")
+                raise UsageError(
+                    f"continuous.{field}: {value!r} is none of {', '.join(values)}{nearest(value, values)}"
+                )
         if self.shift <= 0 or self.std <= 0:
             raise UsageError("continuous: shift and std must be positive")
 

@@ -1,0 +1,40 @@
+"""A small KL autoencoder for 32x32 emoji: 16x16 latents of 4 channels, for `configs/emoji.py:latents`.
+
+Command: python -m transfusion.train --config configs/autoencoder_emoji.py --workdir runs/autoencoder_emoji
+Hardware: 2 CPU cores. `configs/autoencoder_emoji.py:debug` trains 20 steps in seconds.
+"""
+
+import dataclasses
+
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.config import EvalConfig, Experiment, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.optim import OptimConfig
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` '' or 'debug'."""
+    source = SourceConfig(name="emoji/32", split="train", resolution=32, channels=3)
+    experiment = Experiment(
+        task="autoencoder",
+        steps=2000,
+        batch_size=32,
+        log_every=50,
+        autoencoder=AutoencoderConfig(image_channels=3, channels=(24, 48), latent_channels=4),
+        data=DataConfig(sources={"emoji": source}),
+        optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.0, ema=0.995),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(every=500, sources={"emoji": dataclasses.replace(source, split="heldout")}),
+    )
+    if form == "debug":
+        experiment = dataclasses.replace(
+            experiment,
+            steps=20,
+            batch_size=4,
+            log_every=5,
+            autoencoder=AutoencoderConfig(image_channels=3, channels=(8, 8), latent_channels=4),
+            checkpoint=CheckpointConfig(every=10, keep=2),
+            eval=dataclasses.replace(experiment.eval, every=10, batches=1),
+        )
+    return to_config_dict(experiment)

@@ -1,0 +1,70 @@
+"""Emoji from their names: open-vocabulary captions, and combinations of person and skin tone that were never shown.
+
+What: all named Twemoji at 32x32, one in ten of the (emoji, skin tone) combinations held out.
+Command: python -m transfusion.train --config configs/emoji.py --workdir runs/emoji
+Hardware: 2 CPU cores, at most 2 hours. Results: README, 'Measured'.
+`configs/emoji.py:debug` trains 20 steps in seconds; `:latents` draws the latents of `configs/autoencoder_emoji.py`.
+"""
+
+import dataclasses
+
+from transfusion import layouts
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import CodecConfig, text
+from transfusion.config import EvalConfig, Experiment, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.errors import UsageError, nearest
+from transfusion.model.transformer import TransformerConfig
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.paths import ContinuousConfig
+from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug", "latents")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    if form not in FORMS:
+        raise UsageError(f"configs/emoji.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    image = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        channels=3, patch=4, grid=(32, 32), budget=256, weight=5.0, table="sincos",
+    )  # fmt: skip
+    experiment = Experiment(
+        steps=12_000,
+        batch_size=12,
+        log_every=50,
+        model=TransformerConfig(width=256, layers=6, heads=4, scan=False),
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=160), "image": image},
+        layout=layouts.transfusion(),
+        # Logit-normal times put the steps where the shapes are decided.
+        objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(times="logit_normal", mean=-0.3)}),
+        data=DataConfig(sources={"emoji": SourceConfig(name="emoji/32", split="train")}, caption_first=0.9),
+        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=2e-5, warmup=200, weight_decay=0.01, ema=0.999),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(
+            every=1000,
+            sources={"emoji": SourceConfig(name="emoji/32", split="heldout")},
+            samples=200,
+            captions=200,
+            prompts="held_out",
+        ),
+        sampling=SamplerConfig(solver="heun", steps=20, guidance=3.0, temperature=0.0, max_tokens=80),
+    )
+    if form == "debug":
+        experiment = dataclasses.replace(
+            experiment, steps=20, batch_size=2, log_every=5,
+            model=TransformerConfig(width=32, layers=2, heads=2),
+            checkpoint=CheckpointConfig(every=10, keep=2),
+            eval=dataclasses.replace(experiment.eval, every=10),
+        )  # fmt: skip
+    if form == "latents":
+        stream = dataclasses.replace(image, channels=4, patch=2, grid=(16, 16))
+        experiment = dataclasses.replace(
+            experiment,
+            streams=experiment.streams | {"image": stream},
+            codec=CodecConfig("autoencoder", "runs/autoencoder_emoji"),
+        )
+    return to_config_dict(experiment)

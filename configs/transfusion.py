@@ -1,0 +1,57 @@
+"""The Transfusion paper's models (arXiv 2408.11039, Table 2 and section 4.1) on users' own data.
+
+What: the linear coder with 2x2 patches of 32x32x8 latents (256 patches per image), lambda 5, DDPM with the cosine
+schedule, AdamW and 250k steps of 2M tokens as in the paper's controlled comparison.
+Command: python -m transfusion.train --config configs/transfusion.py:7B --workdir FOLDER \
+           --config.codec.path=<autoencoder's run> --config.data.sources.images.path=<shards>
+Hardware: a TPU pod or GPU cluster. Not run by us; counts and shardings are tested without it.
+Differs from the paper: byte-level text, because no tokenizer is shipped; FLOPs are those of the paper's sequence length.
+"""
+
+from transfusion import layouts
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import CodecConfig, text
+from transfusion.config import Experiment, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.errors import UsageError, nearest
+from transfusion.model.transformer import PRESETS
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.paths import ContinuousConfig
+from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream
+from transfusion.sharding import MeshConfig
+
+
+def get_config(size: str = "0.16B"):
+    """The experiment of a preset size."""
+    if size not in PRESETS:
+        raise UsageError(f"no size {size!r}: {', '.join(PRESETS)}{nearest(size, PRESETS)}")
+    experiment = Experiment(
+        steps=250_000,
+        batch_size=512,
+        model=PRESETS[size],
+        streams={
+            "text": Stream(vocabulary=text.VOCABULARY, budget=2048),
+            "image": Stream(
+                embed="linear", head="linear", objective="continuous", attention="block", time="added",
+                channels=8, patch=2, grid=(32, 32), budget=2048, weight=5.0,
+            ),
+        },
+        layout=layouts.transfusion(),
+        objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(path="cosine", prediction="noise")}),
+        codec=CodecConfig("autoencoder", path="runs/autoencoder"),
+        data=DataConfig(
+            sources={
+                "images": SourceConfig(kind="webdataset", path="shards/*.tar", resolution=256, channels=3),
+                "text": SourceConfig(kind="text", path="corpus"),
+            },
+            cache=False,
+            read_threads=8,
+        ),
+        optim=OptimConfig(),
+        checkpoint=CheckpointConfig(every=5000),
+        sampling=SamplerConfig(solver="ddpm", steps=250, guidance=3.0),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )  # fmt: skip
+    return to_config_dict(experiment)
