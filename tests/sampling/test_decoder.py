@@ -1,0 +1,268 @@
+"""The compiled decoder against the plain one, and against the packed forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transfusion.codecs import text
+from transfusion.errors import UsageError
+from transfusion.model.transformer import TransformerConfig
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.paths import ContinuousConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import Prompt, generate, trajectory
+from transfusion.sampling.drawing import Prefix, predict
+from transfusion.sampling.layout import Layout, lay
+from transfusion.sampling.reference import _forward, generate_one
+from transfusion.sampling.state import append, start
+from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, assemble, expand, patchify
+from transfusion.tasks import SequenceTask
+
+
+def make_task(position="advance", path="linear", prediction="velocity", **image):
+    fields = {"embed": "linear", "head": "linear", "time": "added"} | image
+    streams = {
+        "text": Stream(budget=48, vocabulary=text.VOCABULARY),
+        "image": Stream(
+            objective="continuous", attention="block", budget=16, channels=2, patch=2, grid=(4, 4), **fields
+        ),
+    }
+    run = Run("image", opener=text.BOI, closer=text.EOI, position=position)
+    layout = {"text": (Run("text"),), "image": (run,), "image/context": (dataclasses.replace(run, time_low=0.5),)}
+    axes = 2 if position == "grid" else 1
+    spec = SequenceSpec(streams, layout, text.BOS, text.EOS, axes)
+    model = TransformerConfig(width=32, layers=2, heads=2, kv_heads=1, head_size=16, rope_axes=axes)
+    return SequenceTask(model, spec, ObjectivesConfig(continuous={"image": ContinuousConfig(path, prediction)}))
+
+
+def make_params(task):
+    """Random weights under which BOI is likely, EOS unlikely and the velocity not zero."""
+    params = task.template.init(jax.random.key(1))
+    head = params["parts"]["text"]["head"]
+    scale = jnp.ones(text.VOCABULARY).at[text.BOI].set(5.0).at[text.EOS].set(3.0)
+    head["kernel"] = head["kernel"] * scale
+    image = params["parts"]["image"]["head"]
+    if "kernel" in image:
+        image["kernel"] = jax.random.normal(jax.random.key(2), image["kernel"].shape) / 6
+    return params
+
+
+def ids(*values):
+    return Segment("text", np.array(values, np.int32))
+
+
+def picture(seed):
+    return Segment("image", np.random.default_rng(seed).standard_normal((4, 4, 2)).astype(np.float32), "context")
+
+
+PROMPTS = [
+    Prompt((ids(5, 6, 7),), draw=True),
+    Prompt((ids(1, 2, 3, 4, 5, 6, 7, 8, 9),)),
+    Prompt((picture(0), ids(70))),
+    Prompt((ids(9), picture(1))),
+]
+CONFIG = SamplerConfig(steps=3, max_tokens=9, max_images=2, guidance=2.0, guidance_low=0.3, guidance_high=0.9)
+
+
+@pytest.fixture(scope="session", params=["advance", "item", "grid"])
+def trained(request):
+    task = make_task(request.param)
+    return task, make_params(task)
+
+
+@pytest.fixture(scope="session")
+def model_one():
+    task = make_task("item")
+    return task, make_params(task)
+
+
+@pytest.fixture(scope="session")
+def batch_of_four(model_one):
+    return generate(*model_one, PROMPTS, 3, CONFIG)
+
+
+def assert_same(one, other, atol=1e-4):
+    assert [s.kind for s in one] == [s.kind for s in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.value.dtype == b.value.dtype
+        np.testing.assert_allclose(a.value, b.value, atol=0 if a.kind == "text" else atol)
+
+
+def test_equals_the_plain_decoder(trained):
+    task, params = trained
+    results = generate(task, params, PROMPTS, 3, CONFIG)
+    kinds = [segment.kind for result in results for segment in result]
+    assert kinds.count("image") >= 3 and kinds.count("text") >= 4  # the comparison sees both, and what follows an image
+    for number, (prompt, result) in enumerate(zip(PROMPTS, results, strict=True)):
+        assert_same(result, generate_one(task, params, prompt, 3, CONFIG, number))
+
+
+def test_rows_do_not_depend_on_their_batch(model_one, batch_of_four):
+    in_parts = generate(*model_one, PROMPTS, 3, CONFIG, batch=3)
+    again = generate(*model_one, PROMPTS, 3, CONFIG)
+    for whole, part, same in zip(batch_of_four, in_parts, again, strict=True):
+        assert_same(whole, part)
+        assert_same(whole, same, atol=0)
+    other = generate(*model_one, [PROMPTS[0], *PROMPTS[2:], PROMPTS[1]], 3, CONFIG)
+    assert_same(other[0], batch_of_four[0])
+
+
+def test_seed_decides(model_one, batch_of_four):
+    other = generate(*model_one, PROMPTS, 4, CONFIG)
+    assert np.abs(other[0][0].value - batch_of_four[0][0].value).max() > 0.1
+
+
+def test_limits(model_one, batch_of_four):
+    for result in batch_of_four:
+        texts = [s.value for s in result if s.kind == "text"]
+        assert sum(map(len, texts)) <= CONFIG.max_tokens
+        assert sum(s.kind == "image" for s in result) <= CONFIG.max_images
+        assert all((t < 256).all() for t in texts)
+    drawn = generate(*model_one, [PROMPTS[0]] * 2, 0, SamplerConfig(steps=2, max_tokens=0))
+    assert [[s.kind for s in result] for result in drawn] == [["image"], ["image"]]
+    written = generate(*model_one, PROMPTS[1:], 0, SamplerConfig(temperature=0.0, max_tokens=5, max_images=0))
+    assert all(s.kind == "text" and len(s.value) <= 5 for result in written for s in result)
+
+
+def test_ends_at_eos(model_one):
+    task, params = model_one
+    # Only EOS has a logit other than 0, and of the two signs one makes it positive.
+    results = []
+    for sign in (1.0, -1.0):
+        kernel = jnp.zeros_like(params["parts"]["text"]["head"]["kernel"]).at[:, text.EOS].set(sign)
+        parts = params["parts"] | {"text": params["parts"]["text"] | {"head": {"kernel": kernel}}}
+        config = SamplerConfig(temperature=0.0, max_tokens=5, max_images=0)
+        results += generate(task, params | {"parts": parts}, [Prompt((ids(1),))], 0, config)
+    assert () in results
+
+
+def test_wrong_prompts_are_told(model_one):
+    with pytest.raises(UsageError, match="euler"):
+        generate(*model_one, PROMPTS, 0, SamplerConfig(solver="eulr"))
+    with pytest.raises(UsageError, match="max_images"):
+        generate(*model_one, PROMPTS, 0, SamplerConfig(max_images=0))
+    with pytest.raises(UsageError, match="grid"):
+        generate(*model_one, [Prompt((Segment("image", np.zeros((2, 2, 2), np.float32)),))], 0, CONFIG)
+
+
+# --- one forward pass at a time --------------------------------------------------------------------------------------
+
+
+def packed(task, params, document, last_time=1.0):
+    """Outputs of the packed forward pass for a document without its end, images clean but the last."""
+    part = expand(document, task.spec, end=False)
+    batch = assemble([[part]], task.spec)
+    time = np.ones_like(batch["image"].time_low)
+    if "image" in part.items:
+        time[0, part.items["image"] - 1] = last_time
+    out = _forward(task, params, batch, {"image": time})
+    return {name: value[0, : part.cost.get(name, 0)] for name, value in out.items()}
+
+
+def prefix_state(task, model, prompt, room):
+    layout = Layout(task.spec)
+    prefill = layout.prefill([prompt])
+    _, kept = model.encode(prefill.inputs, keep=True)
+    return layout, start(kept, prefill.place, prefill.draw, room, 4, (1, 4, 8), text.BOI)
+
+
+def test_cached_steps_equal_the_packed_forward(trained):
+    """Text after an image in the middle, teacher forced: the logits of every position."""
+    task, params = trained
+    model = task.template.bind(params)
+    after = [11, 12, 13, 14]
+    layout, state = prefix_state(task, model, Prompt((ids(1, 2), picture(0), ids(3))), len(after))
+    want = packed(task, params, (ids(1, 2), picture(0), ids(3, *after)))[TEXT]
+    rows = jnp.array([True])
+
+    @jax.jit
+    def step(state, token):
+        inputs = lay(layout.token, task.spec, state.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
+        encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
+        return append(state, kept, layout.token, rows), model.head(TEXT, encoded[TEXT])[0, 0]
+
+    for i, token in enumerate(after):
+        state, logits = step(state, jnp.int32(token))
+        np.testing.assert_allclose(logits, want[len(want) - len(after) + i], atol=1e-5)
+
+
+def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
+    task, params = trained
+    model = task.template.bind(params)
+    layout, state = prefix_state(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
+    rows, image = jnp.array([True]), picture(5).value
+    x = jnp.asarray(patchify(image, 2)[0])[None]
+    got = jax.jit(lambda x: predict(model, layout, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
+    document = (ids(1, 2, 3), Segment("image", image, "target"))
+    want = packed(task, params, document, 0.3)["image"]
+    np.testing.assert_allclose(got[0], want, atol=1e-5)
+
+    # The clean image's keys and values, and EOI's, are those of a prompt that holds the image.
+    inputs = lay(layout.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
+    _, kept = jax.jit(lambda inputs: model.encode(inputs, cache=state.cache, keep=True))(inputs)
+    state = append(state, kept, layout.finished, rows)
+    _, fresh = prefix_state(task, model, Prompt(document), 0)
+    for field in ("order", "counter", "spans"):
+        assert getattr(state.place, field) == getattr(fresh.place, field)
+    for got, want in ((state.cache.k, fresh.cache.k), (state.cache.v, fresh.cache.v)):
+        got, want = _in_order(state, got), _in_order(fresh, want)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def _in_order(state, array):
+    """Keys or values [layers, L, G, K] of the first row's tokens in reading order."""
+    meta = state.cache.metadata
+    real = np.flatnonzero(np.asarray(meta.document[0]))
+    return np.asarray(array)[:, 0, real[np.argsort(np.asarray(meta.order[0])[real])]]
+
+
+def test_rows_that_do_not_draw_keep_their_cache(model_one):
+    task, params = model_one
+    layout = Layout(task.spec)
+    prefill = layout.prefill(PROMPTS[:2])
+    model = task.template.bind(params)
+    _, kept = model.encode(prefill.inputs, keep=True)
+    before = start(kept, prefill.place, prefill.draw, 8, 4, (1, 4, 8), text.BOI)
+    rows = jnp.array([True, False])
+    inputs = lay(layout.finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
+    after = append(before, model.encode(inputs, cache=before.cache, keep=True)[1], layout.finished, rows)
+
+    def row(state, i):
+        return jax.tree.map(lambda a: a[i], (state.cache.metadata, state.place, state.used)), state.cache.k[:, i]
+
+    jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
+    assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == layout.finished.length
+
+
+def test_guidance_one_is_none_and_a_closed_interval_is_none(model_one):
+    def draw(**fields):
+        return generate(*model_one, PROMPTS[:1], 0, SamplerConfig(steps=3, max_tokens=0, **fields))[0][0].value
+
+    plain, guided = draw(), draw(guidance=3.0)
+    np.testing.assert_array_equal(draw(guidance=3.0, guidance_low=0.8, guidance_high=0.7), plain)
+    np.testing.assert_allclose(draw(guidance=1.0 + 1e-6), plain, atol=1e-4)
+    assert np.abs(guided - plain).max() > 1e-2
+
+
+def test_trajectory_ends_in_the_image_that_generate_draws(model_one):
+    config = SamplerConfig(steps=3, max_tokens=0, guidance=2.0)
+    path = trajectory(*model_one, Prompt((ids(5, 6, 7),)), 3, config, at=[0, 2])
+    np.testing.assert_allclose(path.times, [0, 2 / 3, 1], atol=1e-6)
+    assert path.x.shape == path.data.shape == (3, 4, 4, 2)
+    np.testing.assert_allclose(path.x[-1], generate(*model_one, PROMPTS[:1], 3, config)[0][0].value, atol=1e-5)
+    # Euler's last step on the linear path goes to the estimate of the data.
+    np.testing.assert_allclose(path.data[1], path.x[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["heun", "ddpm"])
+def test_unet_coder_and_noise_prediction(solver):
+    task = make_task(path="cosine", prediction="noise", embed="unet", head="unet", time="coder")
+    params = make_params(task)
+    out = params["parts"]["image"]["head"]["up"]["conv_out"]
+    out |= {"kernel": jax.random.normal(jax.random.key(0), out["kernel"].shape) / 20}
+    config = SamplerConfig(solver=solver, steps=2, max_tokens=2, max_images=1, temperature=0.0)
+    (result,) = generate(task, params, PROMPTS[:1], 3, config)
+    assert_same(result, generate_one(task, params, PROMPTS[0], 3, config), atol=2e-3)

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transfusion.objectives.paths import PATHS, Estimates
+from transfusion.sampling.solvers import DDPM, NOISE_START, SOLVERS, Euler, Heun, posterior, time_grid
+
+
+def solve(solver, field, path, x, times, key=None):
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        noise = jnp.zeros_like(x) if key is None else jax.random.normal(jax.random.fold_in(key, i), x.shape)
+        x, _ = solver.step(field, path, x, t, s, lambda noise=noise: noise)
+    return x
+
+
+def linear(x, t):
+    """dx/dt = -2 x."""
+    return Estimates(x, x, -2 * x)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2)])
+def test_order_on_a_linear_ode(solver, order):
+    def error(steps):
+        with jax.enable_x64(True):
+            times = jnp.linspace(0.0, 1.0, steps + 1)
+
+            def step(x, ts):
+                return solver.step(linear, PATHS["linear"], x, *ts, None)[0], None
+
+            x, _ = jax.lax.scan(step, jnp.ones(()), (times[:-1], times[1:]))
+            return abs(float(x) - np.exp(-2))
+
+    assert error(40) / error(80) == pytest.approx(2**order, rel=0.1)
+    assert error(80) < 0.01
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_ddim_is_exact_for_a_perfect_predictor(name):
+    path, data = PATHS[name], jnp.array([0.3, -1.2, 2.0])
+
+    def field(x, t):
+        noise = (x - path.alpha(t) * data) / path.sigma(t)
+        return Estimates(data, noise, path.d_alpha(t) * data + path.d_sigma(t) * noise)
+
+    x = solve(SOLVERS["ddim"], field, path, jnp.array([1.0, 0.5, -0.2]), time_grid(3))
+    np.testing.assert_allclose(x, data, atol=1e-5)
+
+
+def test_ddim_is_euler_on_the_linear_path():
+    path, key = PATHS["linear"], jax.random.key(0)
+    x, predicted = jax.random.normal(key, (2, 5))
+    now = Estimates(x + 0.75 * predicted, x - 0.25 * predicted, predicted)
+    t, s = np.float32(0.25), np.float32(0.4)
+    results = [SOLVERS[name].step(lambda *_: now, path, x, t, s, None)[0] for name in ("ddim", "euler")]
+    np.testing.assert_allclose(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_posterior_keeps_the_marginal(name):
+    """x_t ~ N(alpha_t d, sigma_t^2) must become x_s ~ N(alpha_s d, sigma_s^2)."""
+    path, data = PATHS[name], 0.7
+    for t, s in [(0.05, 0.3), (0.4, 0.6), (0.8, 0.95)]:
+        t, s = jnp.float32(t), jnp.float32(s)
+        low, _ = posterior(path, path.alpha(t) * data, data, t, s)
+        high, std = posterior(path, path.alpha(t) * data + 1.0, data, t, s)
+        np.testing.assert_allclose(low, path.alpha(s) * data, rtol=1e-5)
+        np.testing.assert_allclose((high - low) ** 2 * path.sigma(t) ** 2 + std**2, path.sigma(s) ** 2, rtol=1e-5)
+
+
+def test_ddpm_draws_the_moments_of_a_gaussian():
+    path, mean, std = PATHS["cosine"], 1.5, 0.5
+
+    def field(x, t):
+        # E[data | x_t] where data ~ N(mean, std^2).
+        gain = path.alpha(t) * std**2 / (path.alpha(t) ** 2 * std**2 + path.sigma(t) ** 2)
+        return Estimates(mean + gain * (x - path.alpha(t) * mean), x, x)
+
+    key = jax.random.key(0)
+    times = jnp.asarray(time_grid(200))
+
+    def step(x, i):
+        noise = jax.random.normal(jax.random.fold_in(key, i), x.shape)
+        return DDPM().step(field, path, x, times[i], times[i + 1], lambda: noise)
+
+    x, _ = jax.lax.scan(step, jax.random.normal(key, (20_000,)), jnp.arange(200))
+    assert float(x.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(x.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_time_grid():
+    np.testing.assert_allclose(time_grid(4), [0, 0.25, 0.5, 0.75, 1])
+    shifted = time_grid(4, shift=3.0)
+    assert shifted[0] == 0 and shifted[-1] == 1 and (shifted[1:-1] < time_grid(4)[1:-1]).all()
+    assert time_grid(4, prediction="noise")[0] == np.float32(NOISE_START)
+
+
+def test_counts_of_evaluations():
+    calls = []
+
+    def field(x, t):
+        calls.append(float(t))
+        return linear(x, t)
+
+    with jax.disable_jit():
+        for solver in SOLVERS.values():
+            calls.clear()
+            solve(solver, field, PATHS["cosine"], jnp.ones(2), time_grid(5), jax.random.key(0))
+            assert len(calls) == solver.evaluations(5)

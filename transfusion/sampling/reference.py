@@ -1,0 +1,127 @@
+"""The decoder written plainly: one prompt, no cache, the whole document through the model for every token and step.
+
+It is what `transfusion.sampling.decoder` must equal, token by token; the tests hold them together.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.masks import metadata
+from transfusion.model.parameters import Params
+from transfusion.model.unified import Inputs
+from transfusion.objectives.paths import PATHS, estimates
+from transfusion.sampling.choose import NEVER, Choice, emittable
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.layout import Layout, Prompt
+from transfusion.sampling.solvers import SOLVERS, time_grid
+from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
+from transfusion.sequence import TEXT, Document, Segment, assemble, expand, patchify, unpatchify
+from transfusion.tasks import SequenceTask
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(task: SequenceTask, params: Params, batch, times) -> dict[str, jax.Array]:
+    model = task.template.bind(params)
+    inputs = {}
+    for name, part in batch.items():
+        content = part.tokens if part.values is None else part.values
+        meta = metadata(batch, task.spec, [name])
+        inputs[name] = Inputs(content, times.get(name), part.position, part.item, part.place, meta)
+    encoded, _ = model.encode(inputs)
+    return {name: model.head(name, encoded[name]) for name in inputs}
+
+
+@dataclasses.dataclass
+class _Row:
+    """One document on its way."""
+
+    task: SequenceTask
+    params: Params
+    config: SamplerConfig
+    layout: Layout
+    key: jax.Array
+    document: Document
+
+    def outputs(self, document: Document, last_time: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`."""
+        spec = self.task.spec
+        part = expand(document, spec, end=False)
+        batch = assemble([[part]], spec)
+        times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
+        if last_time != 1.0:
+            times[self.layout.run.stream][0, part.items[self.layout.run.stream] - 1] = last_time
+        out = _forward(self.task, self.params, batch, times)
+        return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
+
+    def token(self, count: int, drawn: int) -> int:
+        """The next id."""
+        out, cost = self.outputs(self.document)
+        may = drawn < self.config.max_images
+        allowed = emittable(self.task.spec, self.layout.opener if may else -1)
+        logits = np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER)
+        choice = Choice(self.config.temperature == 0, self.config.top_k, self.config.top_p < 1)
+        key = text_keys(self.key, jnp.array([count]))
+        return int(choice.choose(logits[None], key, self.config.temperature, self.config.top_p)[0])
+
+    def predicted(self, document: Document, x: jax.Array, t: jax.Array) -> jax.Array:
+        layout, stream = self.layout, self.layout.stream
+        latents = np.asarray(unpatchify(x, layout.shape[:2], stream.patch))[0]
+        out, cost = self.outputs((*document, Segment(layout.kind, latents, "target")), float(t))
+        name, n = layout.run.stream, x.shape[1]
+        return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
+
+    def image(self, drawn: int) -> np.ndarray:
+        """One image [h, w, C]."""
+        config, continuous = self.config, self.task.objectives.of_continuous(self.layout.run.stream)
+        path = PATHS[continuous.path]
+
+        def field(x, t):
+            v = self.predicted(self.document, x, t)
+            if config.guidance != 1 and config.guidance_low <= t < config.guidance_high:
+                u = self.predicted((), x, t)
+                v = u + config.guidance * (v - u)
+            return estimates(path, continuous.prediction, t, x, v)
+
+        stream = self.layout.stream
+        shape = patchify(np.zeros(self.layout.shape), stream.patch)[0].shape
+        number = jnp.array([drawn])
+        x = first_noise(self.key, number, shape)
+        times = time_grid(config.steps, config.shift, continuous.prediction)
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            noise = partial(step_noise, self.key, number, i, shape)
+            x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)
+        return np.asarray(unpatchify(x, self.layout.shape[:2], stream.patch))[0]
+
+
+def generate_one(
+    task: SequenceTask, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
+) -> Document:
+    """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
+    row = _Row(task, params, config, Layout(task.spec), row_keys(seed, np.array([number])), prompt.segments)
+    made: list[Segment] = []
+    count = written = drawn = 0
+    opened = prompt.draw
+    while opened or written < config.max_tokens:
+        if not opened:
+            token = row.token(count, drawn)
+            if token == task.spec.eos:
+                break
+            opened = token == row.layout.opener
+        count += 1
+        if opened:
+            new = Segment(row.layout.kind, row.image(drawn), "target")
+            drawn += 1
+        else:
+            new = Segment("text", np.array([token], np.int32))
+            written += 1
+        opened = False
+        row.document = (*row.document, new)
+        if made and made[-1].kind == new.kind == "text":
+            made[-1] = Segment("text", np.append(made[-1].value, new.value))
+        else:
+            made.append(new)
+    return tuple(made)
