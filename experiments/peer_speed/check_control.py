@@ -1,5 +1,7 @@
-"""Does the control compute what our model computes? Loads our weights and batch from the npz of `ours.py --dump`, compares
-the loss and the norm of every gradient, prints the differences as JSON, and fails above the tolerance.
+"""Does the control compute what our model computes?
+
+Loads our weights and batch from the npz of `ours.py --dump`, compares the loss and the norm of every gradient, prints
+the differences as JSON, and fails above the tolerance.
 
     python check_control.py dump.npz --size small
 """
@@ -50,9 +52,9 @@ def copy_weights(model: Control, arrays: dict[str, np.ndarray]) -> None:
             used.add(f"param/{ours}")
             piece = arrays[f"param/{ours}"]
             piece = piece if layer is None else piece[layer]
-            # Attention's matrices keep heads apart: [D, H, K] in, [H, K, D] out.
-            if piece.ndim == 3:
-                piece = piece.reshape(-1, piece.shape[-1]) if pattern.endswith("out.weight") else piece.reshape(len(piece), -1)
+            if piece.ndim == 3:  # attention's matrices keep heads apart: [D, H, K] in, [H, K, D] out
+                rows = piece.shape[0] * (piece.shape[1] if pattern.endswith("out.weight") else 1)
+                piece = piece.reshape(rows, -1)
             pieces.append(piece.T if piece.ndim == 2 and pattern not in TABLES else piece)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(np.concatenate(pieces))))

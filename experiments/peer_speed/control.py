@@ -1,8 +1,8 @@
-"""The control: our plain architecture written by hand in torch with its fused attention, as fast as a person would write it.
+"""The control: our plain architecture, written by hand in torch with its fused attention and optimizer.
 
-It separates the framework from the model: the peer's blocks cost more than ours, so a ratio to the peer alone would say little
-about JAX. Tokens are stored as in our rows, [text | image], so that logits and velocity are slices; query, key and value
-share one matmul, as do gate and up. `check_control.py` holds it equal to our model with copied weights.
+It separates the framework from the model: the peer's blocks cost more than ours, so a ratio to the peer alone would say
+little about JAX. Tokens are stored as in our rows, [text | image], so that logits and velocity are slices; query, key
+and value share one matmul, as do gate and up. `check_control.py` holds it equal to our model with copied weights.
 """
 
 import argparse
@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ BEGIN, BEGIN_IMAGE, END_IMAGE, END, NULL = 257, 259, 260, 258, 256
 class Batch:
     """B rows of T text tokens and N image tokens; L = T + N, text first.
 
-    ids, targets [B, T] int64; text_weight [B, T]; noised, velocity [B, N, C]; image_weight [B, N]; time [B, M] of the row's M
-    images; item [B, N] int64, which of them a token belongs to; document, order, span, position [B, L] int64.
+    ids, targets [B, T] int64; text_weight [B, T]; noised, velocity [B, N, C]; image_weight [B, N]; time [B, M] of the
+    row's M images; item [B, N] int64, which of them a token belongs to; document, order, span, position [B, L] int64.
     """
 
     ids: Tensor
@@ -142,9 +143,7 @@ class Control(nn.Module):
         self.size = size
         self.embed = nn.Embedding(vocabulary, size.width)
         self.patch_in = nn.Linear(work.CHANNELS, size.width)
-        self.time = nn.Sequential(
-            nn.Linear(TIME_FEATURES, size.width), nn.SiLU(), nn.Linear(size.width, size.width)
-        )
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, size.width), nn.SiLU(), nn.Linear(size.width, size.width))
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.depth))
         self.norm = Norm(size.width)
         self.logits = nn.Linear(size.width, vocabulary, bias=False)
@@ -256,7 +255,7 @@ def text_step(model: Control, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def image_step(model: Control, dtype: torch.dtype, guidance: float) -> Callable[[], None]:
-    """Midpoint over 15 intervals against the cached prompt; guidance adds a row whose prompt is empty of meaning."""
+    """Euler steps against the cached prompt; guidance adds a second row, whose prompt is all padding ids."""
     prompt = np.concatenate(([BEGIN], work.prompt(), [BEGIN_IMAGE]))
     N = work.IMAGE_SIDE**2
     rows = [prompt, np.full_like(prompt, NULL)] if guidance != 1.0 else [prompt]
@@ -276,20 +275,20 @@ def image_step(model: Control, dtype: torch.dtype, guidance: float) -> Callable[
                 return out[1:] + guidance * (out[:1] - out[1:]) if guidance != 1.0 else out
 
             x = torch.randn(1, N, work.CHANNELS)
-            width = 1.0 / work.MIDPOINT_INTERVALS
-            for index in range(work.MIDPOINT_INTERVALS):
-                half = x + 0.5 * width * velocity(x, index * width)
-                x = x + width * velocity(half, (index + 0.5) * width)
+            for index in range(work.EVALUATIONS):
+                x = x + velocity(x, index / work.EVALUATIONS) / work.EVALUATIONS
 
     return step
 
 
-def steps(model: Control, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], None]]]:
+def plan(model: Control, options: argparse.Namespace) -> work.Plan:
     dtype = getattr(torch, options.dtype)
-    yield "train", "eager", train_step(model, dtype)
-    yield "text", "eager", text_step(model, dtype)
-    yield "image", "eager", image_step(model, dtype, 1.0)
-    yield "guided", "eager", image_step(model, dtype, work.GUIDANCE)
+    return {
+        ("train", "eager"): partial(train_step, model, dtype),
+        ("text", "eager"): partial(text_step, model, dtype),
+        ("image", "eager"): partial(image_step, model, dtype, 1.0),
+        ("guided", "eager"): partial(image_step, model, dtype, work.GUIDANCE),
+    }
 
 
 def main() -> None:
@@ -300,7 +299,7 @@ def main() -> None:
     model = Control(work.SIZES[options.size])
     count = sum(parameter.numel() for parameter in model.parameters())
     versions = {"torch": importlib.metadata.version("torch")}
-    work.report("control", options, count, versions, steps(model, options))
+    work.report("control", options, count, versions, plan(model, options))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""transfusion on the CPU: one training step, 64 text tokens, one image, one guided image; or its weights and a batch as npz.
+"""transfusion on the CPU: one training step, 64 text tokens, one image, one guided image.
 
-Only public functions: `tasks.SequenceTask`, `train.make_step` (the training program's own step, with its finite check and
-gradient norms), `sequence.expand` and `assemble`, the decoder of `transfusion.sampling`.
+Only public functions: `tasks.SequenceTask`, `train.make_step` (the training program's own step, with its finite check
+and gradient norms), `sequence.expand` and `assemble`, the decoder of `transfusion.sampling`.
 
     python ours.py --size small --work train
     python ours.py --size small --dump dump.npz     # parameters, batch, loss and gradient norms, for check_control.py
@@ -10,7 +10,8 @@ gradient norms), `sequence.expand` and `assemble`, the decoder of `transfusion.s
 import argparse
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from transfusion.masks import metadata
 from transfusion.model.transformer import TransformerConfig
 from transfusion.objectives.paths import PATHS, interpolate, target
 from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sequence import Batch, Run, Segment, Stream, assemble, expand
 from transfusion.tasks import Draws, SequenceTask
 from transfusion.train import TrainState, make_init, make_step
@@ -36,7 +39,7 @@ VARIANTS = {
 
 
 def experiment(size: work.Size, dtype: str, side: int, settings: dict[str, object]) -> Experiment:
-    """Transfusion with linear patches; one image per row, rows without padding. No clipping, no average, as the others."""
+    """Transfusion with linear patches; rows hold one image and no padding. No clipping, no average, as the others."""
     return Experiment(
         batch_size=size.batch,
         steps=1000,
@@ -83,10 +86,32 @@ def train_step(size: work.Size, dtype: str, settings: dict[str, object]) -> Call
     return run
 
 
-def steps(options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    size = work.SIZES[options.size]
-    for name, settings in VARIANTS.items():
-        yield "train", name, train_step(size, options.dtype, settings)
+def sampling_step(size: work.Size, dtype: str, config: SamplerConfig) -> Callable[[], None]:
+    """One continuation of the prompt: an image if the config has one, else text."""
+    setup = experiment(size, dtype, work.IMAGE_SIDE, {})
+    task = SequenceTask(setup.model, setup.spec, setup.objectives)
+    params = jax.jit(task.template.init)(jax.random.key(0))
+    prompt = Prompt((Segment("text", work.prompt()),), draw=config.max_images > 0)
+    wanted = config.max_tokens or work.IMAGE_SIDE**2 * work.CHANNELS
+
+    def step() -> None:
+        (segment,) = generate(task, params, [prompt], 0, config)[0]
+        if segment.value.size != wanted:
+            raise RuntimeError(f"{segment.kind} of size {segment.value.size} instead of {wanted}")
+
+    return step
+
+
+def plan(options: argparse.Namespace) -> work.Plan:
+    size, dtype = work.SIZES[options.size], options.dtype
+    image = SamplerConfig(solver="euler", steps=work.EVALUATIONS, max_tokens=0)
+    works = {
+        "text": SamplerConfig(max_tokens=work.NEW_TOKENS, max_images=0),
+        "image": image,
+        "guided": dataclasses.replace(image, guidance=work.GUIDANCE),
+    }
+    result = {("train", name): partial(train_step, size, dtype, settings) for name, settings in VARIANTS.items()}
+    return result | {(name, "decoder"): partial(sampling_step, size, dtype, config) for name, config in works.items()}
 
 
 # --- for check_control.py ---------------------------------------------------------------------------------------------
@@ -151,7 +176,7 @@ def main() -> None:
     shapes = SequenceTask(setup.model, setup.spec, setup.objectives).template.shapes
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
-    work.report("ours", options, count, versions, steps(options))
+    work.report("ours", options, count, versions, plan(options))
 
 
 if __name__ == "__main__":

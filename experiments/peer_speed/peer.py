@@ -1,13 +1,14 @@
 """transfusion-pytorch on the CPU: one training step, 64 text tokens, one image, one guided image.
 
-Everything that helps the peer is on: fused AdamW, its key-value cache, and for every work each of its own entry points is a
-variant, of which run.py takes the fastest. Run by the interpreter of `.venv-peer`; run.py does that.
+Everything that helps the peer is on: fused AdamW, its key-value cache; where it has several entry points for a work,
+each is a variant, and run.py takes the fastest. Run by the interpreter of `.venv-peer`; run.py does that.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def image_step(model: Transfusion, dtype: str, guidance: float, many: bool) -> C
     common = dict(
         max_length=work.IMAGE_SIDE**2 - 1,
         force_modality_at_start=(0, shape),
-        modality_steps=work.MIDPOINT_INTERVALS + 1,
+        modality_steps=work.EVALUATIONS // 2 + 1,  # grid points; the midpoint rule evaluates twice between two
         cfg_scale=guidance,
         return_unprocessed_modalities=True,
     )
@@ -90,22 +91,23 @@ def image_step(model: Transfusion, dtype: str, guidance: float, many: bool) -> C
     return step
 
 
-def steps(model: Transfusion, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    size = work.SIZES[options.size]
-    if options.compile:
-        yield "train", "compile", train_step(model, size, options.dtype, True)
-        return
-    yield "train", "eager", train_step(model, size, options.dtype, False)
-    yield "text", "generate_text_only", text_step(model, options.dtype)
+def plan(model: Transfusion, options: argparse.Namespace) -> work.Plan:
+    size, dtype = work.SIZES[options.size], options.dtype
+    result = {
+        ("train", "eager"): partial(train_step, model, size, dtype, False),
+        ("text", "generate_text_only"): partial(text_step, model, dtype),
+    }
     for name, guidance in (("image", 1.0), ("guided", work.GUIDANCE)):
-        yield name, "sample_many", image_step(model, options.dtype, guidance, True)
-        yield name, "sample_one", image_step(model, options.dtype, guidance, False)
+        result[name, "sample_many"] = partial(image_step, model, dtype, guidance, True)
+        result[name, "sample_one"] = partial(image_step, model, dtype, guidance, False)
+    # Only by its name: it may take minutes.
+    if "compile" in options.variant.split(","):
+        result["train", "compile"] = partial(train_step, model, size, dtype, True)
+    return result
 
 
 def main() -> None:
-    parser = work.arguments(__doc__)
-    parser.add_argument("--compile", action="store_true", help="time only the training step under torch.compile")
-    options = parser.parse_args()
+    options = work.arguments(__doc__).parse_args()
     work.pin(options.threads)
     torch.set_num_threads(options.threads)
     peer_module.tqdm = lambda values=None, **_: values if values is not None else contextlib.nullcontext(_Silent())
@@ -113,7 +115,7 @@ def main() -> None:
     model = build(work.SIZES[options.size])
     count = sum(parameter.numel() for parameter in model.parameters())
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transfusion-pytorch")}
-    work.report("peer", options, count, versions, steps(model, options))
+    work.report("peer", options, count, versions, plan(model, options))
 
 
 class _Silent:
