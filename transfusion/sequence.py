@@ -36,7 +36,7 @@ class Stream:
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids (discrete streams).
       channels, patch: latent channels C and patch side P of continuous streams; a token holds E = P P C values.
-      grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds their number.
+      grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds them.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an item: 'none' or 'sincos' (fixed 2-D sine and cosine).
       coder_width: channels of the first blocks of a U-Net embed and head.
