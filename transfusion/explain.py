@@ -64,7 +64,10 @@ def _load(argv: Sequence[str]) -> Any:
     if not path:
         return None
     try:
-        return runpy.run_path(path, run_name="config")["get_config"](*form)
+        module = runpy.run_path(path, run_name="config")
+        if "get_config" not in module:
+            raise UsageError(f"{path}: no function get_config{nearest('get_config', module)}")
+        return module["get_config"](*form)
     except UsageError:
         raise
     except SyntaxError as error:
