@@ -152,7 +152,6 @@ class Evaluation:
             self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
             self.names(real, held_out)
         else:
-            self.skip("eval.prompts is 'labels': see generation_accuracy", "retrieval")
             self.classes(real, held_out)
         if not held_out.captioned:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")

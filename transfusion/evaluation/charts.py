@@ -1,0 +1,150 @@
+"""Line charts as inline SVG: no script, colours from the page's style sheet, so that light and dark pages both work."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+
+WIDTH, HEIGHT = 520, 300
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 42
+COLOURS = 6  # classes c0 to c5 of the style sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One curve. A y of None breaks it; `low` and `high` draw a band; `dashed` marks held-out data."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    dashed: bool = False
+    colour: int = 0
+
+
+def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "", log: bool = False) -> str:
+    """A <figure> with the chart and its legend; with `log` a logarithmic y axis where all values are positive.
+
+    Values that are not finite are left out. Without any value the figure says so.
+    """
+    kept = [line for line in (_finite(line) for line in lines) if any(y is not None for y in line.y)]
+    head = f"<figcaption>{html.escape(title)}</figcaption>"
+    if not kept:
+        return f'<figure class="chart">{head}<p class="absent">no values</p></figure>'
+    ys = [y for line in kept for y in (*line.y, *line.low, *line.high) if y is not None]
+    xs = [x for line in kept for x in line.x]
+    log = log and min(ys) > 0
+    x_axis, y_axis = _Axis.over(xs, LEFT, WIDTH - RIGHT), _Axis.over(ys, HEIGHT - BOTTOM, TOP, log)
+    parts = [_grid(x_axis, y_axis, x_label, y_label + (" (log)" if log else ""))]
+    parts += [_curve(line, x_axis, y_axis) for line in kept]
+    legend = "".join(
+        f'<span><svg class="key" viewBox="0 0 24 8"><line class="{_style(line)}" x1="0" y1="4" x2="24" y2="4"/></svg>'
+        f"{html.escape(line.name)}</span>"
+        for line in kept
+    )
+    return (
+        f'<figure class="chart">{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """From values in [low, high] to pixels in [start, stop]."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Sequence[float], start: float, stop: float, log: bool = False) -> "_Axis":
+        low, high = min(values), max(values)
+        if log:
+            low, high = low / 1.05, high * 1.05
+        elif low == high:
+            low, high = low - max(abs(low), 1) * 0.5, high + max(abs(high), 1) * 0.5
+        elif start > stop:  # room above and below curves, not beside them
+            room = 0.05 * (high - low)
+            low, high = (0.0 if 0 <= low < 0.3 * high else low - room), high + room
+        return cls(low, high, start, stop, log)
+
+    def __call__(self, value: float) -> float:
+        scale = math.log if self.log else float
+        share = (scale(value) - scale(self.low)) / ((scale(self.high) - scale(self.low)) or 1)
+        return round(self.start + share * (self.stop - self.start), 2)
+
+    def ticks(self) -> list[float]:
+        """About five round values inside."""
+        if self.log and self.high > 5 * self.low:
+            exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            fine = math.log10(self.high / self.low)
+            factors = (1,) if fine > 4 else (1, 3) if fine > 1.5 else (1, 2, 3, 5, 7)
+            found = [f * 10.0**e for e in exponents for f in factors if self.low <= f * 10.0**e <= self.high]
+            return found or [self.low, self.high]
+        raw = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= raw * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def _finite(line: Line) -> Line:
+    y = [None if v is None or not math.isfinite(v) else float(v) for v in line.y]
+    return dataclasses.replace(line, y=y)
+
+
+def _number(value: float) -> str:
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
+    parts = []
+    for value in y_axis.ticks():
+        y = y_axis(value)
+        parts.append(f'<line class="rule" x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{_number(value)}</text>')
+    floor = HEIGHT - BOTTOM
+    for value in x_axis.ticks():
+        x = x_axis(value)
+        parts.append(f'<line class="axis" x1="{x}" y1="{floor}" x2="{x}" y2="{floor + 4}"/>')
+        parts.append(f'<text x="{x}" y="{floor + 18}" text-anchor="middle">{_number(value)}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" y1="{floor}" x2="{WIDTH - RIGHT}" y2="{floor}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
+    if y_label:
+        turn = f'transform="translate(13 {(TOP + floor) / 2}) rotate(-90)"'
+        parts.append(f'<text {turn} text-anchor="middle">{html.escape(y_label)}</text>')
+    return "".join(parts)
+
+
+def _style(line: Line) -> str:
+    return f"line c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
+
+
+def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
+    parts = []
+    if line.low and line.high:
+        there = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.high, strict=True)]
+        back = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.low, strict=True)][::-1]
+        parts.append(f'<polygon class="band c{line.colour % COLOURS}" points="{_points(there + back)}"/>')
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in zip(line.x, line.y, strict=True):
+        if y is None:
+            runs.append([])
+        else:
+            runs[-1].append((x_axis(x), y_axis(y)))
+    for run in runs:
+        if len(run) > 1:
+            parts.append(f'<polyline class="{_style(line)}" points="{_points(run)}"/>')
+        if len(run) == 1 or (run and len(line.x) <= 12):
+            parts += [f'<circle class="dot c{line.colour % COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in run]
+    return "".join(parts)
+
+
+def _points(points: list[tuple[float, float]]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in points)
