@@ -1,0 +1,89 @@
+"""Embeds: what is computed per image stays per image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from transfusion.errors import UsageError
+from transfusion.model.embeds import per_token, sincos_table
+from transfusion.model.unified import model_template
+
+
+def shapes_in(jaxpr):
+    """The shapes of all values that a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        for value in equation.outvars:
+            yield tuple(value.aval.shape)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("name", ["transfusion", "mixed"])
+def test_the_condition_is_computed_once_per_image(name):
+    rows, width = 3, 32
+    task = tiny.task(tiny.SPECS[name])
+    stream = task.spec.streams["image"]
+    batch = task.fake_batch(rows)
+
+    def embed(params, batch, draws):
+        return task.template.bind(params).embed("image", task.inputs("image", batch, draws))[0]
+
+    draws = task.draw(batch, jax.random.key(0))
+    params = task.template.init(jax.random.key(0))
+    shapes = list(shapes_in(jax.make_jaxpr(embed)(params, batch, draws).jaxpr))
+    items = rows * stream.max_items
+    # The perceptron's 256 features exist for each image, and nothing of their width exists for each token.
+    assert any(shape[-1:] == (256,) and np.prod(shape[:-1]) == items for shape in shapes)
+    assert not any(shape[-1:] == (256,) and np.prod(shape[:-1]) > items for shape in shapes)
+    assert any(shape == (rows, stream.budget, width) for shape in shapes)
+
+
+def test_the_noise_level_of_an_image_moves_its_tokens_only():
+    task = tiny.task()
+    batch = task.fake_batch(1)
+    params = task.template.init(jax.random.key(0))
+    draws = task.draw(batch, jax.random.key(0))
+
+    @jax.jit
+    def embed(time):
+        inputs = task.inputs("image", batch, draws)
+        inputs = type(inputs)(inputs.content, time, inputs.position, inputs.item, inputs.place, inputs.metadata)
+        return task.template.bind(params).embed("image", inputs)[0]
+
+    time = jnp.full((1, 4), 0.3)
+    moved = jnp.abs(embed(time.at[0, 1].set(0.9)) - embed(time)).max(-1)[0] > 0
+    np.testing.assert_array_equal(moved, np.arange(16) // 4 == 1)
+
+
+def test_spreading_over_tokens_agrees_in_both_layouts():
+    condition = jnp.arange(12.0).reshape(2, 3, 2)
+    item = jnp.array([[0, 0, 1, 1, 2, 2]] * 2)
+    np.testing.assert_array_equal(per_token(condition, item, True), per_token(condition, item, False))
+    assert per_token(condition, item[:, ::-1], False)[0, 0].tolist() == [4.0, 5.0]
+
+
+def test_every_place_has_its_own_position():
+    places = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), -1).reshape(1, -1, 2)
+    table = np.asarray(sincos_table(jnp.asarray(places), 32))[0]
+    distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + 10 * np.eye(64)
+    assert table.shape == (64, 32)
+    assert distance.min() > 0.3
+    np.testing.assert_allclose(np.linalg.norm(table, axis=-1), 4.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"embed": "linaer"}, "embed 'linaer' is none of token, linear, unet (did you mean 'linear'?)"),
+        ({"head": "unet"}, "go together"),
+        ({"time": "add"}, "did you mean 'added'?"),
+    ],
+)
+def test_parts_that_do_not_exist_or_fit(changes, message):
+    with pytest.raises(UsageError) as error:
+        model_template(tiny.model(), tiny.spec({"text": tiny.text_stream(), "image": tiny.image_stream(**changes)}))
+    assert message in str(error.value)

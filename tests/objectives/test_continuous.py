@@ -1,0 +1,82 @@
+"""Noise on images: one level per image, caps, the loss and its parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from transfusion.objectives import continuous
+from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, target
+from transfusion.sequence import assemble, expand
+
+
+def batch_of(*documents, name="transfusion", rows=1):
+    spec = tiny.SPECS[name]
+    return assemble([[expand(document, spec) for document in documents]] * rows, spec)["image"]
+
+
+def pictures(*roles):
+    rng = np.random.default_rng(0)
+    return tuple(tiny.picture(rng, role) for role in roles)
+
+
+@pytest.mark.parametrize("name", ["transfusion", "mixed"])
+def test_an_image_has_one_noise_level(name):
+    """Solving x_t = t data + (1 - t) noise for t gives one number per image, that of its item."""
+    part = batch_of(pictures("target", "target"), pictures("target"), name=name)
+    config = ContinuousConfig()
+    draws = continuous.draw(jax.random.key(0), part, config)
+    x = continuous.noised(part, draws, config)
+    noise = draws["noise"]
+    t = np.asarray((x - noise) / (part.values - noise)).mean(-1)[0]
+    used = part.document[0] > 0
+    per_image = np.asarray(draws["time"])[0][part.item[0]]
+    np.testing.assert_allclose(t[used], per_image[used], atol=1e-4)
+    assert len(np.unique(per_image[used])) == 3
+
+
+def test_caps_and_clean_images():
+    """Transfusion, section 4.3.4: an image before its caption keeps at least half of its signal."""
+    part = batch_of(pictures("context", "target"), rows=400)
+    part.time_low[:, 2] = 1.0
+    time = np.asarray(continuous.draw(jax.random.key(0), part, ContinuousConfig())["time"])
+    assert 0.5 <= time[:, 0].min() < 0.52 and time[:, 0].max() > 0.98
+    assert abs(time[:, 0].mean() - 0.75) < 0.02
+    assert time[:, 1].min() < 0.02 and abs(time[:, 1].mean() - 0.5) < 0.05
+    assert (time[:, 2:] == 1).all()  # clean, and images that are not there
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", ["velocity", "noise"])
+def test_the_loss_is_the_mean_squared_error_of_each_token(path, prediction):
+    part = batch_of(pictures("target"), pictures("context", "target"))
+    config = ContinuousConfig(path=path, prediction=prediction)
+    draws = continuous.draw(jax.random.key(1), part, config)
+    t = np.asarray(draws["time"])[0][part.item[0]][:, None]
+    wanted = target(PATHS[path], prediction, t, part.values[0], draws["noise"][0])
+    off = np.random.default_rng(0).standard_normal(part.values.shape).astype(np.float32)
+    loss = continuous.loss(wanted + off, part, draws, config)
+    np.testing.assert_allclose(loss, (off**2).mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        continuous.noised(part, draws, config)[0],
+        interpolate(PATHS[path], t, part.values[0], draws["noise"][0]),
+        rtol=1e-6,
+    )
+
+
+def test_losses_by_noise_level_add_up():
+    part = batch_of(pictures("target", "context"), pictures("target"), rows=8)
+    config = ContinuousConfig()
+    draws = continuous.draw(jax.random.key(2), part, config)
+    per_token = jnp.asarray(np.random.default_rng(0).uniform(size=part.loss_weight.shape), jnp.float32)
+    total, weight = continuous.by_time(per_token, part, draws)
+    np.testing.assert_allclose(total.sum(), (per_token * part.loss_weight).sum(), rtol=1e-5)
+    np.testing.assert_allclose(weight.sum(), part.loss_weight.sum(), rtol=1e-6)
+    # All of an image lies in the bucket of its time.
+    image = np.asarray(draws["time"])[0, 0]
+    one = continuous.by_time(per_token, part, draws | {"time": jnp.full_like(draws["time"], image)})[1]
+    assert one[int(image * continuous.BUCKETS)] == part.loss_weight.sum()
+    # The last bucket holds t = 1, too.
+    clean = continuous.by_time(per_token, part, draws | {"time": jnp.ones_like(draws["time"])})[1]
+    assert clean[-1] == part.loss_weight.sum()

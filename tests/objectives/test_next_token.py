@@ -1,0 +1,71 @@
+"""Cross entropy over the whole vocabulary and chunk by chunk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from transfusion.errors import UsageError
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.next_token import NextTokenConfig, cross_entropy
+
+
+def example():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((7, 8)).astype(np.float32)
+    kernel = rng.standard_normal((8, 24)).astype(np.float32)
+    return hidden, kernel, np.array([0, 5, 23, 8, 7, 16, 0], np.int32)
+
+
+def test_it_is_the_log_likelihood():
+    hidden, kernel, targets = example()
+    nll, log_z = cross_entropy(hidden, kernel, targets)
+    logits = np.asarray(hidden, np.float64) @ kernel
+    z = np.exp(logits).sum(-1)
+    np.testing.assert_allclose(log_z, np.log(z), rtol=1e-5)
+    np.testing.assert_allclose(nll, -np.log(np.exp(logits[np.arange(7), targets]) / z), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 8, 24, 100])
+def test_chunks_change_nothing(chunk):
+    hidden, kernel, targets = example()
+
+    def loss(hidden, kernel, chunk):
+        nll, log_z = cross_entropy(hidden, kernel, targets, chunk)
+        return jnp.sum(nll * jnp.arange(7)) + 0.1 * jnp.sum(log_z**2)
+
+    plain = jax.value_and_grad(loss, (0, 1))(hidden, kernel, 0)
+    for got, want in zip(
+        jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(hidden, kernel, chunk)), jax.tree.leaves(plain), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_no_array_of_all_logits_exists_in_chunks():
+    hidden, kernel, targets = example()
+    gradient = jax.grad(lambda h, k: cross_entropy(h, k, targets, 8)[0].sum(), (0, 1))
+    text = jax.jit(gradient).lower(hidden, kernel).as_text()
+    assert "7x8xf32" in text and "7x24xf32" not in text
+    assert "7x24xf32" in jax.jit(lambda h, k: cross_entropy(h, k, targets)).lower(hidden, kernel).as_text()
+
+
+def test_chunks_must_divide_the_vocabulary():
+    with pytest.raises(UsageError, match="next_token.chunk 7 does not divide the vocabulary 24"):
+        cross_entropy(*example(), 7)
+    with pytest.raises(UsageError, match="must not be negative"):
+        NextTokenConfig(chunk=-1)
+
+
+def test_z_loss_is_added_to_the_loss_and_not_to_the_logged_likelihood():
+    weights = (0.0, 0.5)
+    batch = tiny.task().fake_batch(1)
+    sums = []
+    for weight in weights:
+        task = tiny.task(objectives=ObjectivesConfig(next_token=NextTokenConfig(z_loss=weight)))
+        params = task.template.init(jax.random.key(0))
+        draws = task.draw(batch, jax.random.key(0))
+        sums.append(jax.jit(task.loss)(params, batch, draws, task.totals(batch))[1])
+    np.testing.assert_allclose(sums[0]["text_nll"], sums[1]["text_nll"])
+    np.testing.assert_allclose(sums[0]["text_loss"], sums[0]["text_nll"], rtol=1e-6)
+    assert sums[1]["text_loss"][0] > sums[0]["text_loss"][0] + 0.1

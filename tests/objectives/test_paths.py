@@ -1,0 +1,95 @@
+"""The algebra of noise paths, and training times."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transfusion.errors import UsageError
+from transfusion.objectives.paths import (
+    PATHS,
+    PREDICTIONS,
+    ContinuousConfig,
+    estimates,
+    interpolate,
+    sample_times,
+    shift_time,
+    target,
+)
+
+TIMES = jnp.linspace(0.02, 0.98, 25)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_runs_from_noise_to_data_and_its_derivatives_are_right(name):
+    path = PATHS[name]
+    at = jnp.array([0.0, 1.0])
+    np.testing.assert_allclose(path.alpha(at), [0, 1], atol=1e-7)
+    np.testing.assert_allclose(path.sigma(at), [1, 0], atol=1e-7)
+    for function, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
+        np.testing.assert_allclose(jax.vmap(jax.grad(function))(TIMES), derivative(TIMES), rtol=1e-5, atol=1e-6)
+
+
+def test_the_cosine_path_is_the_paper_s():
+    """Transfusion, section 2.2: sqrt(alpha_bar) = cos(s pi / 2) at noise time s, of variance 1."""
+    path = PATHS["cosine"]
+    np.testing.assert_allclose(path.alpha(1 - TIMES), np.cos(np.pi / 2 * TIMES), atol=1e-6)
+    np.testing.assert_allclose(path.alpha(TIMES) ** 2 + path.sigma(TIMES) ** 2, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_prediction_gives_back_all_three(name, prediction):
+    path = PATHS[name]
+    data, noise = np.random.default_rng(0).standard_normal((2, 25)).astype(np.float32)
+    x = interpolate(path, TIMES, data, noise)
+    predicted = target(path, prediction, TIMES, data, noise)
+    got = estimates(path, prediction, TIMES, x, predicted)
+    velocity = jax.jvp(lambda t: interpolate(path, t, data, noise), (TIMES,), (jnp.ones(25),))[1]
+    np.testing.assert_allclose(got.data, data, atol=3e-4)
+    np.testing.assert_allclose(got.noise, noise, atol=3e-4)
+    np.testing.assert_allclose(got.velocity, velocity, atol=1e-3)
+    if prediction == "velocity":
+        np.testing.assert_allclose(predicted, velocity, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_ends_stay_finite(name, prediction):
+    for t in (0.0, 1.0):
+        got = estimates(PATHS[name], prediction, jnp.array(t), jnp.ones(3), jnp.ones(3))
+        assert all(np.isfinite(a).all() for a in (got.data, got.noise, got.velocity))
+
+
+def test_times_have_the_moments_of_their_distributions():
+    key, count = jax.random.key(0), (20_000,)
+    uniform = sample_times(key, count, ContinuousConfig())
+    assert uniform.min() >= 0 and uniform.max() <= 1
+    assert abs(uniform.mean() - 0.5) < 0.01 and abs(uniform.var() - 1 / 12) < 0.002
+    t = sample_times(key, count, ContinuousConfig(times="logit_normal", mean=0.5, std=0.7))
+    logit = np.log(t / (1 - t))
+    assert abs(logit.mean() - 0.5) < 0.02 and abs(logit.std() - 0.7) < 0.02
+
+
+def test_the_shift_multiplies_the_ratio_of_noise_to_data():
+    moved = shift_time(TIMES, 3.0)
+    np.testing.assert_allclose((1 - moved) / moved, 3 * (1 - TIMES) / TIMES, rtol=1e-4)
+    np.testing.assert_allclose(shift_time(TIMES, 1.0), TIMES, rtol=1e-6)
+    np.testing.assert_allclose(shift_time(jnp.array([0.0, 1.0]), 3.0), [0, 1])
+    plain, shifted = (sample_times(jax.random.key(0), (100,), ContinuousConfig(shift=s)) for s in (1.0, 3.0))
+    np.testing.assert_allclose(shifted, shift_time(plain, 3.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"path": "linaer"}, "continuous.path: 'linaer' is none of linear, cosine (did you mean 'linear'?)"),
+        ({"prediction": "epsilon"}, "continuous.prediction"),
+        ({"times": "lognormal"}, "did you mean 'logit_normal'?"),
+        ({"shift": 0.0}, "shift and std must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UsageError) as error:
+        ContinuousConfig(**changes)
+    assert message in str(error.value)
