@@ -36,13 +36,14 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 def _explain(error: BaseException, argv: Sequence[str]) -> str:
     if isinstance(error, UsageError):
         return str(error)
-    config = _load(argv)
+    path, *form = _config_value(argv)
+    config = load_config(path, *form) if path else None  # once more, before overrides: to find what is wrong
     if isinstance(error, flags.UnrecognizedFlagError):
         return _unknown_flag(error, config)
     for argument in argv:
         if argument.startswith("--config."):
             name, _, given = argument.removeprefix("--").partition("=")
-            value = _walk(config, name)
+            value = walk(config, name)
             if isinstance(error, flags.IllegalFlagValueError) and f"--{name}=" in str(error):
                 return f"--{name} must be of type {type(value).__name__}, not {given!r}"
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
@@ -58,11 +59,12 @@ def _config_value(argv: Sequence[str]) -> list[str]:
     return [""]
 
 
-def _load(argv: Sequence[str]) -> Any:
-    """The config before overrides, loaded once more to find what is wrong; None if no file is named."""
-    path, *form = _config_value(argv)
-    if not path:
-        return None
+def load_config(path: str, *form: str) -> Any:
+    """What `get_config` of a config file returns.
+
+    Raises:
+      UsageError: naming the line, if the file cannot be run.
+    """
     try:
         module = runpy.run_path(path, run_name="config")
         if "get_config" not in module:
@@ -79,7 +81,7 @@ def _load(argv: Sequence[str]) -> Any:
         raise UsageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def _walk(config: Any, name: str) -> Any:
+def walk(config: Any, name: str) -> Any:
     """The value of 'config.a.b'.
 
     Raises:
@@ -103,7 +105,7 @@ def _walk(config: Any, name: str) -> Any:
 def _unknown_flag(error: flags.UnrecognizedFlagError, config: Any) -> str:
     name = error.flagname
     if name.startswith("config."):
-        _walk(config, name)
+        walk(config, name)
     fields = [] if config is None else list(config)
     # A field of the config without its prefix is the usual slip.
     known = {flag: f"--{flag}" for flag in flags.FLAGS} | {field: f"--config.{field}" for field in fields}

@@ -12,13 +12,16 @@ from absl import app, flags, logging
 
 from transfusion.config import Experiment, from_config, from_json
 from transfusion.errors import UsageError
-from transfusion.explain import check_config_file, explain
+from transfusion.explain import check_config_file, explain, load_config
 
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """absl's app.run, with a mistake of the user's as `error: <one line>` on stderr and exit code 2."""
+def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
+    """absl's app.run, with a mistake of the user's as `error: <one line>` on stderr and exit code 2.
+
+    `files` is the number of arguments that may stand without a flag's name.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -28,8 +31,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
+        if len(argv) > 1 + files:
+            _fail(f"unexpected argument {argv[1 + files]!r}: flags have the form --name=value")
         try:
             main(argv)
         except UsageError as error:
@@ -63,6 +66,16 @@ def experiment_of(config: object) -> Experiment:
     if config is None:
         raise UsageError("--config is missing: give a config file, for example --config configs/digits.py")
     return from_config(config)
+
+
+def load_experiment(path: str | os.PathLike) -> Experiment:
+    """The experiment of a config file; `path` may end in ':form'.
+
+    Raises:
+      UsageError: naming the line of the file, or the field that cannot work.
+    """
+    check_config_file([f"--config={path}"])
+    return from_config(load_config(*str(path).split(":", 1)))
 
 
 def read_experiment(workdir: str | os.PathLike) -> Experiment:

@@ -1,0 +1,22 @@
+"""Three widths of the digits model, 200 steps each: does width help in so short a run?"""
+
+import pathlib
+
+CONFIG = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py")
+SHORT = {
+    "steps": 200,
+    "optim.warmup": 20,
+    "checkpoint.every": 100,
+    "eval.every": 100,
+    "eval.samples": 100,
+    "eval.captions": 100,
+    "model.layers": 2,
+}
+
+
+def get_sweep():
+    """(name, config file, fields that differ)."""
+    return [
+        (f"width_{width}", CONFIG, {**SHORT, "model.width": width, "model.heads": width // 16})
+        for width in (32, 64, 128)
+    ]

@@ -1,0 +1,13 @@
+"""A config file that reads an experiment from JSON: `--config transfusion/json_config.py:runs/digits/config.json`."""
+
+import pathlib
+
+from transfusion.config import from_json, to_config_dict
+from transfusion.errors import UsageError
+
+
+def get_config(path: str = ""):
+    """The experiment in the file `path`, such as a workdir's config.json."""
+    if not path or not pathlib.Path(path).is_file():
+        raise UsageError(f"no experiment in {path!r}: give the path of a JSON file after the colon")
+    return to_config_dict(from_json(pathlib.Path(path).read_text()))
