@@ -24,6 +24,8 @@ HIDDEN = (243, 243, 245)  # same document, not seen
 OTHER = (226, 226, 230)  # another document, or padding
 DOCUMENTS = ((70, 70, 78), (170, 170, 178))
 FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Helvetica.ttc")
+BAND = 9  # pixels of a band beside a mask
+MARGIN = 2 * BAND + 44  # pixels left of and above a mask
 LONGEST = 1200  # pixels of a mask's side; longer rows are reduced to it
 TINY = 96  # pixels: images with a shorter side are enlarged to about it
 
@@ -142,8 +144,8 @@ def _darker(pixels: np.ndarray) -> np.ndarray:
 
 def _framed(plot: Image.Image, fields: dict[str, np.ndarray], streams: list[str], title: str) -> Image.Image:
     """Adds the bands, the ticks and the legend."""
-    side, length, band, small = plot.size[0], len(fields["order"]), 9, font(13)
-    margin = 2 * band + 44
+    side, length, small = plot.size[0], len(fields["order"]), font(13)
+    margin, band = MARGIN, BAND
     entries = _legend_entries(fields, streams)
     lines = _legend_lines(entries, margin + side + 16 - 24, small)
     picture = Image.new("RGB", (margin + side + 16, margin + side + 16 + 24 * (len(lines) + 1)), PAPER)

@@ -35,7 +35,7 @@ from transfusion.sequence import Segment
 
 PROMPTS = 12  # rows of the sample table
 CAPTIONS = 36  # shown
-SHOWN_STEPS = 9  # of the trajectory
+SHOWN_STEPS = 8  # of the trajectory
 ENOUGH = 2000  # real images read of each source to show and to caption
 
 
@@ -91,11 +91,15 @@ class Report:
         for name, label in names.items():
             if score := result.get(name):
                 value, interval = shown(name, score)
-                yield label, value, f"{interval}, n = {score['count']}"
+                yield label, value, f"{interval}, n\u00a0=\u00a0{score['count']}"
         for group, label in (("training_names", "Trained names"), ("held_out_names", "Held-out names")):
             for kind, found in ((result.get("retrieval") or {}).get(group) or {}).items():
                 value, interval = shown("retrieval", found["top5"])
-                yield f"{label}: asked one in nearest five ({kind})", value, f"{interval}, n = {found['top5']['count']}"
+                yield (
+                    f"{label}: asked one in nearest five ({kind})",
+                    value,
+                    f"{interval}, n\u00a0=\u00a0{found['top5']['count']}",
+                )
 
     def scores(self) -> str:
         if self.evaluation is None:

@@ -59,7 +59,8 @@ figure { margin: 0; }
     )
     + """
 img { display: inline-block; vertical-align: top; }
-.pixels { image-rendering: pixelated; border-radius: 3px; margin: 0 3px 3px 0; }
+.pixels { image-rendering: pixelated; border-radius: 3px; margin: 0 4px 4px 0;
+  outline: 1px solid var(--rule); }
 .samples th { font-weight: 500; min-width: 130px; max-width: 210px; vertical-align: middle; }
 .samples td { white-space: nowrap; padding: 5px 14px 2px 0; font-size: 0; }
 .strip { display: flex; gap: 10px; min-width: max-content; padding: 4px 0 8px; }
@@ -77,7 +78,8 @@ img { display: inline-block; vertical-align: top; }
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
   font: 0.85rem/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; margin: 0 0 14px; }
 summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
-.absent { border-left: 4px solid var(--c4); background: var(--card); padding: 8px 14px; color: var(--soft); }
+.absent { border-left: 4px solid var(--c4); background: var(--card); padding: 8px 14px; margin: 12px 0;
+  color: var(--soft); }
 @media print { section { break-inside: avoid; } }
 """
 )

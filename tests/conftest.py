@@ -1,0 +1,69 @@
+"""What tests of whole programs share: one tiny trained run per session, on data made in the session's folder."""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import shutil
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Before the first import of jax. What one session compiled, the next need not.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TRANSFUSION_CACHE", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402, F401 - sets XLA's flags for quick compilation, before jax starts
+
+
+def load_config(path: pathlib.Path, form: str = ""):
+    """`get_config(form)` of a config file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(form)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """A folder with the prepared digits."""
+    from transfusion.data import builders
+
+    folder = str(tmp_path_factory.mktemp("data"))
+    builders.prepare("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, data_dir) -> pathlib.Path:
+    """The workdir of the digits config's debug form, trained. Tests read it only; to write, they take a copy."""
+    from transfusion import provenance
+    from transfusion.config import from_config
+    from transfusion.train import train
+
+    experiment = from_config(load_config(ROOT / "configs" / "digits.py", "debug"))
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, data_dir=data_dir),
+        eval=dataclasses.replace(experiment.eval, guidances=(1.0, 2.0)),
+        sampling=dataclasses.replace(experiment.sampling, steps=3, max_tokens=8),
+    )
+    workdir = tmp_path_factory.mktemp("runs") / "tiny <run>"
+    train(experiment, workdir)
+    provenance.record_command(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tmp_path_factory, tiny_run) -> pathlib.Path:
+    """A copy of the tiny run with its evaluation.json and report.html."""
+    from transfusion.evaluate import Options, evaluate
+    from transfusion.report import write_report
+
+    workdir = tmp_path_factory.mktemp("evaluated") / tiny_run.name
+    shutil.copytree(tiny_run, workdir)
+    evaluate(workdir, Options(samples=20, captions=15, judge_steps=20))
+    write_report(workdir)
+    return workdir
