@@ -69,7 +69,7 @@ def finish(process):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate, every, log_every", [(1, 20, 7), (2, 25, 10)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, tmp_path, accumulate, every, log_every):
-    steps = 400
+    steps = 160
     arguments = [
         f"--config={config}", f"--config.steps={steps}", f"--config.optim.accumulate={accumulate}",
         f"--config.checkpoint.every={every}", f"--config.log_every={log_every}",
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, tmp_path, accum
     assert len(wanted) == -(-steps // log_every)
 
     killed = start_program("transfusion.train", *arguments, f"--workdir={broken}")
-    wait_for_step(broken, killed, 3 * every)
+    wait_for_step(broken, killed, 2 * every + 10)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, tmp_path, accum
 
     if accumulate == 1:  # stopped politely on the way, too
         stopped = start_program("transfusion.train", *arguments, f"--workdir={broken}")
-        wait_for_step(broken, stopped, reached + 2 * every)
+        wait_for_step(broken, stopped, reached + every)
         stopped.send_signal(signal.SIGTERM)
         errors = finish(stopped)
         with Checkpoints(broken) as checkpoints:

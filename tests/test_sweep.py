@@ -146,7 +146,7 @@ def test_a_list_of_names_files_and_changes(tmp_path):
         ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),
         ("def get_sweep(): return {'a': {'stepz': 3}}", "a: config: unknown field 'stepz' (did you mean 'steps'?)"),
         ("def get_sweep(): return {'a': {'steps': 3}}", "a: streams: a sequence needs at least the stream 'text'"),
-        ("def get_sweep(): return [('a', 'nowhere.py', {})]", "nowhere.py"),
+        ("def get_sweep(): return [('a', 'nowhere.py', {})]", "a: the config file nowhere.py does not exist"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused_before_it_starts(tmp_path, content, message):

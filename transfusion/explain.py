@@ -16,8 +16,12 @@ from transfusion.errors import UsageError, nearest
 
 def check_config_file(argv: Sequence[str]) -> None:
     """Raises UsageError if --config names no file. ml_collections would say so only when a field is read."""
-    path = _config_value(argv)[0]
-    if not path or os.path.isfile(path):
+    if path := _config_value(argv)[0]:
+        _check_exists(path)
+
+
+def _check_exists(path: str) -> None:
+    if os.path.isfile(path):
         return
     what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
     folder = pathlib.Path(path).parent
@@ -65,6 +69,7 @@ def load_config(path: str, *form: str) -> Any:
     Raises:
       UsageError: naming the line, if the file cannot be run.
     """
+    _check_exists(path)
     try:
         module = runpy.run_path(path, run_name="config")
         if "get_config" not in module:

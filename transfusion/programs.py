@@ -74,7 +74,6 @@ def load_experiment(path: str | os.PathLike) -> Experiment:
     Raises:
       UsageError: naming the line of the file, or the field that cannot work.
     """
-    check_config_file([f"--config={path}"])
     return from_config(load_config(*str(path).split(":", 1)))
 
 
