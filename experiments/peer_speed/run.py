@@ -253,6 +253,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--keep-memory", default="ours", help="programs whose malloc keeps its memory (see README), joined by commas"
     )
+    parser.add_argument("--show", action="store_true", help="print the table of the results file and measure nothing")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results.json")
     options = parser.parse_args()
     if options.quick:
@@ -262,6 +263,9 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    if options.show:
+        print(aggregate.table(json.loads(options.out.read_text())))
+        return
     prepare()
     checked = check()
     print(f"control check: worst relative difference {checked['relative']:.1e} ({checked['worst']})", file=sys.stderr)
