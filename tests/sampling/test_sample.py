@@ -17,9 +17,7 @@ def run():
     image = SimpleNamespace(discrete=False, channels=1, grid=(4, 4))
     streams = {"text": SimpleNamespace(discrete=True), "image": image}
     experiment = SimpleNamespace(codec=SimpleNamespace(kind="pixels"))
-    return SimpleNamespace(
-        spec=SimpleNamespace(streams=streams), experiment=experiment, codec=SimpleNamespace(down=1)
-    )
+    return SimpleNamespace(spec=SimpleNamespace(streams=streams), experiment=experiment, codec=SimpleNamespace(down=1))
 
 
 def test_images_inside_a_prompt(run, tmp_path):

@@ -10,6 +10,7 @@ F hidden width of the feed-forward layer. A parameter with the leading axis `lay
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -269,10 +270,25 @@ def _bind(block: Block, weights: dict[str, jax.Array]) -> Block:
     return nnx.merge(graph, state)
 
 
+def by_layer(params: dict[str, Any]) -> dict[str, Any]:
+    """The trunk's parameters with a tuple of layers in place of each stacked array, for an unrolled trunk in a loop.
+
+    The compiler would take the slices anew in every step, which reads and writes all weights once more; the barrier
+    holds them outside.
+    """
+
+    def split(x):
+        return jax.lax.optimization_barrier(tuple(x[i] for i in range(x.shape[0])))
+
+    return params | {"blocks": jax.tree.map(split, params["blocks"])}
+
+
 def _unrolled(layer, carry, scanned, layers: int):
     """jax.lax.scan as a Python loop: the compiler sees every layer."""
     kept = []
     for i in range(layers):
-        carry, out = layer(carry, jax.tree.map(lambda x, i=i: x[i], scanned))
+        # A tuple holds a parameter's layers one by one (see `by_layer`).
+        weights = {e: {name: w[i] for name, w in block.items()} for e, block in scanned[0].items()}
+        carry, out = layer(carry, (weights, jax.tree.map(lambda x, i=i: x[i], scanned[1])))
         kept.append(out)
     return carry, None if kept[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *kept)

@@ -34,7 +34,11 @@ class Choice:
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         logits = self.filtered(logits / temperature, top_p)
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        # One random number a row, and the inverse of the cumulative distribution: a Gumbel number per id costs more
+        # than a layer of a small model. The first id whose sum exceeds the number has a probability above 0.
+        total = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        mark = jax.vmap(jax.random.uniform)(keys)[:, None] * total[:, -1:]
+        return jnp.sum(total <= mark, axis=-1).astype(jnp.int32)
 
     def filtered(self, logits: jax.Array, top_p: jax.Array) -> jax.Array:
         """Logits [B, V] with the tokens that are filtered out at `NEVER`; equal logits stay or go together."""

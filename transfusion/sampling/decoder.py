@@ -17,7 +17,7 @@ import numpy as np
 
 from transfusion.errors import UsageError, nearest
 from transfusion.model.parameters import Params
-from transfusion.model.transformer import KeyValues
+from transfusion.model.transformer import KeyValues, by_layer
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
@@ -69,6 +69,14 @@ class Limits:
     images: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The model with its parameters, compiled small for what runs once, and fast for the loops."""
+
+    once: UnifiedModel
+    often: UnifiedModel
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
     """The compiled loop for one task and one set of limits."""
@@ -91,11 +99,19 @@ class Decoder:
         return model_template(dataclasses.replace(self.task.model, remat="none"), self.task.spec)
 
     @cached_property
+    def unrolled(self) -> bool:
+        return jax.default_backend() == "cpu" and self.task.model.layers <= UNROLLED_LAYERS
+
+    @cached_property
     def often(self):
         """The model as it is used in the loops."""
-        unroll = jax.default_backend() == "cpu" and self.task.model.layers <= UNROLLED_LAYERS
-        config = dataclasses.replace(self.task.model, remat="none", scan=self.task.model.scan and not unroll)
+        config = dataclasses.replace(self.task.model, remat="none", scan=not self.unrolled)
         return model_template(config, self.task.spec)
+
+    def _models(self, params: Params) -> Models:
+        """To be called outside of the loops."""
+        split = params | {"trunk": by_layer(params["trunk"])} if self.unrolled else params
+        return Models(self.once.bind(params), self.often.bind(split))
 
     @cached_property
     def run(self):
@@ -147,19 +163,19 @@ class Decoder:
         state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
         return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
-    def _field(self, params: Params, prefix: Prefix, dropped: Prefill | None, settings: Settings):
+    def _field(self, models: Models, prefix: Prefix, dropped: Prefill | None, settings: Settings):
         config = self.task.objectives.of_continuous(self.layout.run.stream)
         if dropped is not None:
-            cache, _ = self._prefill(self.once.bind(params), dropped)
+            cache, _ = self._prefill(models.once, dropped)
             dropped = broadcast(Prefix(cache, dropped.place, dropped.draw), len(prefix.rows))
-        return make_field(self.often.bind(params), self.layout, config, prefix, dropped, settings.guidance), config
+        return make_field(models.often, self.layout, config, prefix, dropped, settings.guidance), config
 
     def _draw(
-        self, params: Params, state: State, dropped: Prefill | None, keys: jax.Array, settings: Settings
+        self, models: Models, state: State, dropped: Prefill | None, keys: jax.Array, settings: Settings
     ) -> State:
         """One image for each row that waits for it, and the clean image and its closer into the cache."""
         rows = state.mode == DRAWING
-        field, config = self._field(params, Prefix(state.cache, state.place, rows), dropped, settings)
+        field, config = self._field(models, Prefix(state.cache, state.place, rows), dropped, settings)
         solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
         x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
         state = put_images(state, x, rows)
@@ -169,7 +185,7 @@ class Decoder:
             return state
 
         def finish(state):
-            model, part = self.once.bind(params), self.layout.finished
+            model, part = models.once, self.layout.finished
             content = {name: x for name in part.pieces if not self.task.spec.streams[name].discrete}
             inputs = lay(part, self.task.spec, state.place, more, content, jnp.ones(len(rows)))
             encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
@@ -184,20 +200,20 @@ class Decoder:
         self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Ids [B, T], their number [B], and images [B, M, N, E]."""
-        cache, logits = self._prefill(self.once.bind(params), prefill)
+        models = self._models(params)
+        cache, logits = self._prefill(models.once, prefill)
         state = self._start(cache, prefill)
         writes, draws = self.limits.ids > 0, self.limits.images > 0
         state = self._choose(state, logits, state.mode == WRITING, keys, settings)
-        model = self.often.bind(params)
 
         def phase(state):
             if writes:
                 state = jax.lax.while_loop(
-                    lambda s: (s.mode == WRITING).any(), lambda s: self._write(model, s, keys, settings), state
+                    lambda s: (s.mode == WRITING).any(), lambda s: self._write(models.often, s, keys, settings), state
                 )
             if draws:
                 waits = (state.mode == DRAWING).any()
-                draw = lambda s: self._draw(params, s, dropped, keys, settings)  # noqa: E731
+                draw = lambda s: self._draw(models, s, dropped, keys, settings)  # noqa: E731
                 state = jax.lax.cond(waits, draw, lambda s: s, state)
             return state
 
@@ -215,8 +231,9 @@ class Decoder:
         return start(cache, prefill.place, prefill.draw, room, limits.ids + limits.images, shape, layout.opener)
 
     def _trace(self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings):
-        cache, _ = self._prefill(self.once.bind(params), prefill)
-        field, config = self._field(params, Prefix(cache, prefill.place, prefill.draw), dropped, settings)
+        models = self._models(params)
+        cache, _ = self._prefill(models.once, prefill)
+        field, config = self._field(models, Prefix(cache, prefill.place, prefill.draw), dropped, settings)
         layout = self.layout
         shape = (len(layout.noisy.pieces[layout.run.stream]["order"]), layout.stream.features)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
