@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from program import run_program, start_program
+from program import Result, run_program, start_program
 
 from transfusion import programs
 from transfusion import train as train_module
@@ -318,6 +320,14 @@ def test_a_config_file_that_cannot_be_read(tmp_path, content, wanted):
 def test_a_missing_flag(config, tmp_path):
     assert "--workdir is missing" in one_line_error(run_program(tmp_path, "transfusion.train", f"--config={config}"))
     assert "--config is missing" in one_line_error(run_program(tmp_path, "transfusion.train", f"--workdir={tmp_path}"))
+
+
+def test_no_noise_about_hardware_that_is_not_there(config, tmp_path):
+    arguments = [f"--config={config}", f"--workdir={tmp_path}", "--config.data.sources.mine.path=nowhere"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-m", "transfusion.train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert one_line_error(Result(done.returncode, done.stdout, done.stderr)).startswith("error: no folder 'nowhere'")
 
 
 def test_another_model_on_a_workdir_that_holds_one(config, tmp_path):
