@@ -1,0 +1,74 @@
+"""The optimizer: schedule, decay, clipping, average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transfusion.errors import UsageError
+from transfusion.optim import OptimConfig, average, make_optimizer, schedule
+
+
+def test_the_schedule_warms_up_and_ends_on_the_final_rate():
+    rate = schedule(OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup=10), 110)
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(0.5)
+    assert float(rate(10)) == pytest.approx(1.0)
+    assert float(rate(60)) == pytest.approx(0.55)  # half of the cosine
+    assert float(rate(110)) == float(rate(500)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_a_warm_up_longer_than_the_run_is_cut(steps):
+    rate = schedule(OptimConfig(warmup=4000), steps)
+    assert all(np.isfinite(float(rate(step))) for step in range(steps + 2))
+    assert float(rate(steps)) == pytest.approx(1.5e-5)
+
+
+PARAMS = {"kernel": jnp.ones((3, 3)), "norm": jnp.ones(3), "out_bias": jnp.ones(3), "q_norm": jnp.ones((2, 3))}
+
+
+def update(config, gradients):
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(PARAMS)
+    _, state = optimizer.update(gradients, state, PARAMS)  # the first step's rate is 0
+    return optimizer.update(gradients, state, PARAMS)[0]
+
+
+def test_matrices_are_decayed_and_norms_and_biases_are_not():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates = update(OptimConfig(learning_rate=0.5, warmup=1, weight_decay=0.1), zero)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
+    for name in ("norm", "out_bias", "q_norm"):
+        np.testing.assert_array_equal(updates[name], 0)
+
+
+def test_gradients_are_clipped_together():
+    big = jax.tree.map(lambda p: 1e6 * p, PARAMS)
+    count = sum(p.size for p in PARAMS.values())
+    optimizer = make_optimizer(OptimConfig(clip=0.5), 10)
+    _, state = optimizer.update(big, optimizer.init(PARAMS), PARAMS)
+    first_moment = state[1][0].mu
+    np.testing.assert_allclose(optax.global_norm(first_moment), 0.5 * (1 - 0.9), rtol=1e-5)
+    np.testing.assert_allclose(first_moment["norm"], 0.05 / np.sqrt(count), rtol=1e-5)
+    unclipped = make_optimizer(OptimConfig(clip=0.0), 10)
+    _, state = unclipped.update(big, unclipped.init(PARAMS), PARAMS)
+    assert optax.global_norm(state[1][0].mu) > 1e5
+
+
+def test_the_average_forgets_its_start():
+    ema, params = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+    first = average(ema, params, 0.999, jnp.array(0))
+    np.testing.assert_allclose(first["w"], 0.9)
+    late = average(ema, params, 0.999, jnp.array(1_000_000))
+    np.testing.assert_allclose(late["w"], 0.001, rtol=1e-4)
+    for step in range(200):
+        ema = average(ema, params, 0.999, jnp.array(step))
+    np.testing.assert_allclose(ema["w"], 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.0}, {"accumulate": 0}, {"ema": 1.0}])
+def test_settings_that_cannot_work_are_refused(changes):
+    with pytest.raises(UsageError, match="optim: "):
+        OptimConfig(**changes)

@@ -1,0 +1,109 @@
+"""The step and the loop."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from transfusion import programs, train
+from transfusion.checkpoint import CheckpointConfig, restore_params
+from transfusion.config import EvalConfig
+from transfusion.data.config import SourceConfig
+from transfusion.metrics import read_metrics
+from transfusion.optim import OptimConfig
+from transfusion.tasks import make_task
+
+
+def test_accumulation_changes_neither_loss_nor_gradients():
+    results = {}
+    for accumulate in (1, 2, 4):
+        experiment = tiny.experiment("", batch_size=4, optim=OptimConfig(accumulate=accumulate, clip=0.0, warmup=1))
+        task = make_task(experiment)
+        batch = task.fake_batch(4)
+        batch["image"].loss_weight[0] = 0  # rows of different weight
+        if accumulate == 1:
+            state = jax.jit(train.make_init(task, experiment))()
+        results[accumulate] = jax.jit(train.make_step(task, experiment))(state, batch)
+    one = results.pop(1)
+    for many in results.values():
+        for name, want in one.log.items():
+            for got, wanted in zip(many.log[name], want, strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        gradients = [state.opt_state[1][0].mu for state in (many, one)]  # (1 - b1) x the gradient
+        for got, wanted in zip(*map(jax.tree.leaves, gradients), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients[1])) > 1e-3
+
+
+def test_draws_change_with_the_step_and_the_seed_only():
+    experiment = tiny.experiment("")
+    task = make_task(experiment)
+    batch = task.fake_batch(2)
+    draw = jax.jit(lambda seed, step: task.draw(batch, jax.random.fold_in(jax.random.key(seed), step))["image"])
+    same, again, later, other = draw(0, 3), draw(0, 3), draw(0, 4), draw(1, 3)
+    jax.tree.map(np.testing.assert_array_equal, same, again)
+    for different in (later, other):
+        assert all((a != b).any() for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(different), strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(experiment, workdir) of a run of ten steps that evaluates in between."""
+    programs.set_up_jax()
+    root = tmp_path_factory.mktemp("train")
+    folder = tiny.write_folder(root / "images")
+    held_out = tiny.write_folder(root / "held_out", 8, seed=1)
+    experiment = tiny.experiment(
+        folder,
+        steps=10,
+        log_every=3,
+        checkpoint=CheckpointConfig(every=4),
+        eval=EvalConfig(every=5, batches=2, sources={"mine": SourceConfig(kind="folder", path=held_out)}),
+    )
+    train.train(experiment, root / "run")
+    return experiment, root / "run"
+
+
+def test_a_workdir_holds_what_others_rely_on(run):
+    experiment, workdir = run
+    assert programs.read_experiment(workdir) == experiment
+    rows = read_metrics(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]  # evaluations and the end are logged, too
+    for row in rows:
+        for name in ("loss", "text_loss", "image_loss", "grad_norm", "learning_rate"):
+            assert np.isfinite(row[name])
+        assert row["skipped_updates"] == row["bad_records"] == 0
+        assert 0 < row["packing_all"] <= 1
+    assert rows[-1]["tokens_per_second"] > 0
+    assert {row["step"]: row.get("held_out_loss") is not None for row in rows} == {
+        3: False, 5: True, 6: False, 9: False, 10: True,
+    }  # fmt: skip
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()) == ["10", "4", "8"]
+    step, ema, config = restore_params(workdir, "ema")
+    assert step == 10
+    assert json.loads(config["experiment"])["seed"] == experiment.seed
+    assert jax.tree.map(np.shape, ema) == jax.tree.map(lambda s: s.shape, make_task(experiment).template.shapes)
+
+
+def test_the_mean_loss_of_a_row_is_over_its_steps(run):
+    """The loss is the text's plus five times the images', so the rows must add up in the same way."""
+    for row in read_metrics(run[1] / "metrics.jsonl"):
+        assert row["loss"] == pytest.approx(row["text_loss"] + 5 * row["image_loss"], rel=0.2)
+
+
+def test_a_finished_run_does_nothing_more(run):
+    experiment, workdir = run
+    before = (workdir / "metrics.jsonl").read_text()
+    state = train.train(experiment, workdir)
+    assert int(state.step) == 10
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_more_steps_continue_it(run):
+    experiment, workdir = run
+    state = train.train(dataclasses.replace(experiment, steps=12), workdir)
+    assert int(state.step) == 12
+    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [3, 5, 6, 9, 10, 12]
