@@ -18,7 +18,7 @@ STEPS, ROWS = 5, 8
 
 
 def experiment() -> Experiment:
-    of = tiny.SPECS["experts"]
+    of = tiny.SPECS["transfusion"]
     model = tiny.model(kv_heads=2, qk_norm=True)
     return Experiment(
         steps=STEPS, batch_size=ROWS, model=model, streams=dict(of.streams), layout=dict(of.layout),
@@ -29,7 +29,7 @@ def experiment() -> Experiment:
 def run(mesh, accumulate: int = 1) -> dict:
     config = experiment()
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=accumulate))
-    task = SequenceTask(config.model, tiny.SPECS["experts"], config.objectives)
+    task = SequenceTask(config.model, tiny.SPECS["transfusion"], config.objectives)
     shardings = state_shardings(task, config, mesh)
     rows = sharding.batch_shardings(task.batch_spec(ROWS), mesh)
     with jax.set_mesh(mesh):
@@ -41,13 +41,13 @@ def run(mesh, accumulate: int = 1) -> dict:
             state = step(state, jax.device_put(task.fake_batch(ROWS, i), rows))
             losses.append(float(state.log["loss"][0]) - before)
             before = float(state.log["loss"][0])
-    gate = state.params["trunk"]["blocks"]["a"]["gate"]
+    gate = state.params["trunk"]["blocks"]["trunk"]["gate"]
     return {
         "losses": losses,
         "grad_norm": float(state.log["grad_norm"][0]),
         "gate": [list(gate.shape), list(gate.addressable_shards[0].data.shape)],
-        "moment": list(state.opt_state[1][0].mu["trunk"]["blocks"]["a"]["gate"].addressable_shards[0].data.shape),
-        "average": list(state.ema["trunk"]["blocks"]["a"]["gate"].addressable_shards[0].data.shape),
+        "moment": list(state.opt_state[1][0].mu["trunk"]["blocks"]["trunk"]["gate"].addressable_shards[0].data.shape),
+        "average": list(state.ema["trunk"]["blocks"]["trunk"]["gate"].addressable_shards[0].data.shape),
         # The shapes that one device computes while the parameters are made.
         "made": sorted(set(re.findall(r"f32\[([\d,]+)\]", init.as_text()))),
     }

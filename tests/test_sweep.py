@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import signal
+import threading
+import time
 
 import pytest
 import tiny
@@ -175,3 +178,29 @@ def test_a_dead_process_is_named_with_its_last_words(tmp_path):
     assert sweep._process(member, "transfusion.nothing") == (
         f"transfusion.nothing ended with exit code 1: {member.log.read_text().splitlines()[-1]} (see {member.log})"
     )
+
+
+WAITING = """
+import pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def test_an_interrupt_lets_the_running_member_save(tmp_path, monkeypatch):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep._process(sweep.Member("a", tiny.experiment(""), tmp_path), "waiting")
+    assert (tmp_path / "saved").exists()
