@@ -3,14 +3,16 @@
 Shape letters: B rows, Q queries, S keys, H heads, G key-value heads, R = H / G, K head size.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transfusion.masks import Metadata, see
-from transfusion.model.blockwise import blockwise
+from transfusion.model import blockwise
 
 MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
 
@@ -37,7 +39,8 @@ def attention(
     Returns:
       [B, Q, H, K].
     """
-    return BACKENDS[backend](q, k, v, q_metadata, k_metadata, may)
+    chosen = BACKENDS[backend]
+    return chosen.attend(q, k, v, chosen.plan(q_metadata, k_metadata, may))
 
 
 def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -46,13 +49,8 @@ def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     return (q * size**-0.5).reshape(b, n, kv_heads, h // kv_heads, size).transpose(0, 2, 3, 1, 4)
 
 
-def dense(q, k, v, q_metadata, k_metadata, may) -> jax.Array:
-    """The reference: the whole [B, H, Q, S] score array."""
-    return masked_attention(q, k, v, see(q_metadata, k_metadata, may))
-
-
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention under an explicit mask bool [B, Q, S] (shapes as in `attention`)."""
+    """The reference: attention under an explicit mask bool [B, Q, S], with the whole [B, H, Q, S] score array."""
     return joined_attention(q, [(k, v, mask)])
 
 
@@ -66,10 +64,12 @@ def joined_attention(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, j
     scores = jnp.concatenate(scores, -1).reshape(b, h, n, -1)
     mask = jnp.concatenate([part[2] for part in parts], -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
-    weights = jnp.where(mask.any(-1)[:, None, :, None], weights, 0).astype(q.dtype)
-    weights = jnp.split(weights.reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1)
+    weights = jnp.split(
+        weights.astype(q.dtype).reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1
+    )
     out = sum(jnp.einsum("bgqs,bsgk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
-    return out.reshape(b, h, n, size).transpose(0, 2, 1, 3)
+    # A query that sees nothing gives zeros; told here, where the array is small.
+    return out.reshape(b, h, n, size).transpose(0, 2, 1, 3) * mask.any(-1)[..., None, None]
 
 
 def _ends(keys: Sequence[jax.Array]) -> list[int]:
@@ -77,5 +77,16 @@ def _ends(keys: Sequence[jax.Array]) -> list[int]:
     return np.cumsum([k.shape[1] for k in keys])[:-1].tolist()
 
 
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """`plan(q_metadata, k_metadata, may)` is what all layers share; `attend(q, k, v, plan)` is one layer's attention."""
+
+    plan: Callable[..., Any]
+    attend: Callable[..., jax.Array]
+
+
 # Kernels for TPUs and GPUs are further rows: the same arguments, the same result.
-BACKENDS: dict[str, Callable[..., jax.Array]] = {"dense": dense, "blockwise": blockwise}
+BACKENDS: dict[str, Backend] = {
+    "dense": Backend(see, masked_attention),
+    "blockwise": Backend(blockwise.plan, blockwise.attend),
+}

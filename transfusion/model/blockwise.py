@@ -8,6 +8,7 @@ Shape letters: B rows, Q queries, S keys, G key-value heads, R query heads of ea
 query and key blocks, T is the block size.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -20,30 +21,44 @@ MASKED = -1e30
 BLOCK = 128
 
 
-def blockwise(q, k, v, q_metadata: Metadata, k_metadata: Metadata, may, block: int = BLOCK) -> jax.Array:
-    """As `transfusion.model.attention.attention`, in blocks of `block` queries and keys."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What all layers share: the metadata of the blocks [B, n or m, T], and which key blocks each query block needs."""
+
+    q: Metadata
+    k: Metadata
+    order: jax.Array
+    count: jax.Array
+    may: tuple[tuple[bool, ...], ...] | None = dataclasses.field(metadata={"static": True})
+
+
+def plan(q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK) -> Plan:
+    """Cuts the row into blocks of `block` tokens and lists the needed pairs; see `schedule`."""
+    q = jax.tree.map(partial(_blocks, block=block), q_metadata)
+    k = jax.tree.map(partial(_blocks, block=block), k_metadata)
+    return Plan(q, k, *schedule(q, k, may), None if may is None else tuple(map(tuple, may.tolist())))
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    """As `transfusion.model.attention.attention`."""
     b, n, h, size = q.shape
-    s, groups = k.shape[1:3]
-    pad_q, pad_k = -n % block, -s % block
-    q_blocks = _blocks(q * size**-0.5, pad_q, block).reshape(b, -1, block, groups, h // groups, size)
-    k_blocks, v_blocks = _blocks(k, pad_k, block), _blocks(v, pad_k, block)
-    q_meta = jax.tree.map(partial(_blocks, pad=pad_q, block=block), q_metadata)
-    k_meta = jax.tree.map(partial(_blocks, pad=pad_k, block=block), k_metadata)
-    order, count = schedule(q_meta, k_meta, may)
-    frozen = None if may is None else tuple(map(tuple, may.tolist()))
+    groups, block = k.shape[2], plan.q.document.shape[-1]
+    q_blocks = _blocks(q * size**-0.5, block).reshape(b, -1, block, groups, h // groups, size)
+    k_blocks, v_blocks = _blocks(k, block), _blocks(v, block)
     out = _attend(
         q_blocks.transpose(0, 1, 3, 4, 2, 5),
         k_blocks.transpose(0, 1, 3, 2, 4),
         v_blocks.transpose(0, 1, 3, 2, 4),
-        (q_meta, k_meta, order, count),
-        frozen,
+        (plan.q, plan.k, plan.order, plan.count),
+        plan.may,
     )
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(b, -1, h, size)[:, :n]
 
 
-def _blocks(x: jax.Array, pad: int, block: int) -> jax.Array:
+def _blocks(x: jax.Array, block: int) -> jax.Array:
     """[B, L, ...] -> [B, blocks, T, ...], padded with zeros (document 0 is padding)."""
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(x.shape[0], -1, block, *x.shape[2:])
 
 

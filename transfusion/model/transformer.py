@@ -20,7 +20,7 @@ from flax import nnx
 from transfusion.errors import UsageError, nearest
 from transfusion.masks import Metadata, see
 from transfusion.model import rope
-from transfusion.model.attention import BACKENDS, attention, joined_attention
+from transfusion.model.attention import BACKENDS, joined_attention
 from transfusion.model.parameters import fan_in, ones, param
 from transfusion.sharding import constrain
 
@@ -226,7 +226,10 @@ class Trunk(nnx.Module):
             joined[expert] = constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
             angle[expert] = rope.angles(_join(position, streams), config.size, config.rope_theta, config.rope_sections)
         sizes = [part.shape[1] for part in joined.values()]
-        if cache is not None:
+        backend = BACKENDS[config.attention]
+        if cache is None:
+            plan = backend.plan(tokens, tokens, may)
+        else:
             sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
 
         def layer(carry, scanned):
@@ -236,7 +239,7 @@ class Trunk(nnx.Module):
             q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
             q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
             if cached is None:
-                seen = attention(q, k, v, tokens, tokens, may=may, backend=config.attention)
+                seen = backend.attend(q, k, v, plan)
             else:
                 seen = joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
             outs = jnp.split(seen, np.cumsum(sizes)[:-1], axis=1)
