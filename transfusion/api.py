@@ -1,9 +1,9 @@
 """A trained run in a notebook or script: load it, draw, caption, write, look.
 
-  import transfusion
-  run = transfusion.load_run("runs/digits")
-  images = run.draw(["a handwritten seven"] * 8, guidance=2.0)   # uint8 [8, H, W, C]
-  run.caption(images)                                            # eight captions
+import transfusion
+run = transfusion.load_run("runs/digits")
+images = run.draw(["a handwritten seven"] * 8, guidance=2.0)   # uint8 [8, H, W, C]
+run.caption(images)                                            # eight captions
 """
 
 import dataclasses

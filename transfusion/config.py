@@ -86,9 +86,7 @@ class Experiment:
             if getattr(self, field) < 1:
                 raise UsageError(f"{field} must be positive, not {getattr(self, field)}")
         if self.batch_size % self.optim.accumulate:
-            raise UsageError(
-                f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}"
-            )
+            raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
 
     @property
     def spec(self) -> SequenceSpec:

@@ -52,4 +52,6 @@ def open_codec(config: CodecConfig) -> Codec:
         images = pixels.to_uint8(decode(latents.reshape(-1, *latents.shape[-3:])))
         return images.reshape(*lead, *images.shape[-3:])
 
-    return Codec(lambda image: np.asarray(encode(pixels.to_float(image)[None])[0]), decode_all, experiment.autoencoder.down)
+    return Codec(
+        lambda image: np.asarray(encode(pixels.to_float(image)[None])[0]), decode_all, experiment.autoencoder.down
+    )

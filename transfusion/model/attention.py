@@ -79,7 +79,7 @@ def _ends(keys: Sequence[jax.Array]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """`plan(q_metadata, k_metadata, may)` is what all layers share; `attend(q, k, v, plan)` is one layer's attention."""
+    """`plan(q_metadata, k_metadata, may)` is what all layers share; `attend(q, k, v, plan)` is one layer's."""
 
     plan: Callable[..., Any]
     attend: Callable[..., jax.Array]
