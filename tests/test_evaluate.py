@@ -68,7 +68,7 @@ def test_pictures_and_captions_are_kept(evaluated_run, records):
 def test_the_table_names_every_fixed_score(result):
     lines = table(result).splitlines()
     assert all(any(line.startswith(name.replace("_", " ")) for line in lines) for name in FIXED)
-    assert "n = 297" in lines[2]
+    assert "n = 297" in lines[1]  # the judge beside what rests on it
     assert dict(rows(result))["velocity loss / image / mean"] == result["velocity_loss"]["image"]["mean"]
 
 

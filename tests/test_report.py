@@ -130,7 +130,7 @@ def test_what_is_missing_is_said(tmp_path, tiny_run):
     assert "Not evaluated yet" in report.scores() and "transfusion.evaluate" in report.scores()
     assert "no rows" in report.curves()
     assert "was not recorded" in report.origin()
-    assert "Packing efficiency was not logged" in report.mask()
+    assert "hold a token, over the whole training: not logged" in report.mask()
     assert "not logged" in report.header() and "Drawn as asked" not in report.header()
 
 

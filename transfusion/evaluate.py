@@ -30,10 +30,10 @@ from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_b
 HOW = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
     "asked; Wilson 95 % interval",
-    "caption_accuracy": "share of held-out images whose greedy caption equals the reference but for case and spaces; "
-    "Wilson 95 % interval",
     "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
     "only; Wilson 95 % interval",
+    "caption_accuracy": "share of held-out images whose greedy caption equals the reference but for case and spaces; "
+    "Wilson 95 % interval",
     "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
     "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
@@ -259,7 +259,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, Score]]:
             found.append((name, value))
         elif isinstance(value, dict):
             for key, inner in value.items():
-                walk(f"{name} / {key}", inner)
+                walk(f"{name} / {key.replace('_', ' ')}", inner)
 
     for name, value in result.items():
         if name not in ("config", "machine", "versions", "sampler"):

@@ -86,17 +86,20 @@ class Report:
         names = {
             "generation_accuracy": "Drawn as asked",
             "caption_accuracy": "Captions right",
-            "text_bits_per_byte": "Bits per byte of text",
+            "text_bits_per_byte": "Text bits per byte",
         }
         for name, label in names.items():
             if score := result.get(name):
                 value, interval = shown(name, score)
-                yield label, value, f"{interval}, n\u00a0=\u00a0{score['count']}"
-        for group, label in (("training_names", "Trained names"), ("held_out_names", "Held-out names")):
+                small = f"{interval}, n\u00a0=\u00a0{score['count']}"
+                if name == "generation_accuracy" and (judge := result.get("judge_accuracy")):
+                    small += f"; the judge is right on {judge['value']:.1%} of real held-out images"
+                yield label, value, small
+        for group, label in (("training_names", "Names in training"), ("held_out_names", "Held-out names")):
             for kind, found in ((result.get("retrieval") or {}).get(group) or {}).items():
                 value, interval = shown("retrieval", found["top5"])
                 yield (
-                    f"{label}: asked one in nearest five ({kind})",
+                    f"{label}, top five ({kind})",
                     value,
                     f"{interval}, n\u00a0=\u00a0{found['top5']['count']}",
                 )
@@ -282,11 +285,8 @@ class Report:
         last = self.metrics[-1] if self.metrics else {}
         shares = {k.removeprefix("packing_"): v for k, v in last.items() if k.startswith("packing_") and v is not None}
         said = "The first row of the training data, documents packed one after another; which token may see which. "
-        if shares:
-            said += "Share of slots that hold a token, over the whole training: "
-            said += ", ".join(f"{name} {value:.1%}" for name, value in sorted(shares.items())) + "."
-        else:
-            said += "Packing efficiency was not logged."
+        listed = ", ".join(f"{name} {value:.1%}" for name, value in sorted(shares.items()))
+        said += f"Share of slots that hold a token, over the whole training: {listed or 'not logged'}."
         return f"<p>{page.escape(said)}</p>{page.plate(picture, 'attention mask of a packed training row')}"
 
     # --- origin -------------------------------------------------------------------------------------------------------

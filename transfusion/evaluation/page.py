@@ -71,7 +71,7 @@ img { display: inline-block; vertical-align: top; }
 .tile figcaption { color: var(--ink); margin-top: 6px; }
 .tile.wrong { border-color: var(--bad); box-shadow: 0 0 0 1px var(--bad); }
 .wrong .verdict { color: var(--bad); font-weight: 600; } .right .verdict { color: var(--good); }
-.verdict { display: block; font-size: 0.8rem; }
+.verdict { display: block; font-size: 0.8rem; } .samples .verdict { color: var(--soft); }
 .plate { display: inline-block; max-width: 100%; background: #fff; border: 1px solid var(--rule); border-radius: 10px;
   padding: 10px; }
 .plate img { max-width: 100%; height: auto; }
