@@ -19,7 +19,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import guard, programs, sharding
+from transfusion import guard, programs, provenance, sharding
 from transfusion.checkpoint import Checkpoints
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
@@ -346,7 +346,9 @@ def main(argv) -> None:
     programs.set_up_jax()
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
-    train(programs.experiment_of(FLAGS.config), FLAGS.workdir)
+    experiment = programs.experiment_of(FLAGS.config)
+    provenance.record_command(FLAGS.workdir)
+    train(experiment, FLAGS.workdir)
 
 
 FLAGS = flags.FLAGS
