@@ -71,7 +71,7 @@ def finish(process):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate, every, log_every", [(1, 20, 7), (2, 25, 10)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, tmp_path, accumulate, every, log_every):
-    steps = 160
+    steps = 120
     arguments = [
         f"--config={config}", f"--config.steps={steps}", f"--config.optim.accumulate={accumulate}",
         f"--config.checkpoint.every={every}", f"--config.log_every={log_every}",
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config, tmp_path, accum
 
     if accumulate == 1:  # stopped politely on the way, too
         stopped = start_program("transfusion.train", *arguments, f"--workdir={broken}")
-        wait_for_step(broken, stopped, reached + every)
+        wait_for_step(broken, stopped, reached + every // 2)
         stopped.send_signal(signal.SIGTERM)
         errors = finish(stopped)
         with Checkpoints(broken) as checkpoints:
