@@ -17,7 +17,8 @@ from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate, rows, table
 from transfusion.evaluation import losses, scores
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
-from transfusion.sequence import Segment, assemble, expand
+from transfusion.rows import assemble, expand
+from transfusion.sequence import Segment
 
 FIXED = ("generation_accuracy", "caption_accuracy", "judge_accuracy", "text_bits_per_byte")
 

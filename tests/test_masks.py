@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfusion.masks import metadata, see
-from transfusion.sequence import assemble, expand
+from transfusion.rows import assemble, expand
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 

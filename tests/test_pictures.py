@@ -6,7 +6,7 @@ from PIL import Image, ImageFont
 from transfusion import pictures
 from transfusion.errors import UsageError
 from transfusion.masks import metadata, see
-from transfusion.sequence import assemble, expand
+from transfusion.rows import assemble, expand
 
 
 def packed(spec, seed=0):

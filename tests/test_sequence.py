@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 from tiny import BOI, BOS, EOI, EOS
 
 from transfusion.errors import UsageError
-from transfusion.sequence import (
-    Run,
-    Segment,
-    SequenceSpec,
-    Stream,
-    assemble,
-    batch_spec,
-    expand,
-    fake_batch,
-    patchify,
-    unpatchify,
-)
+from transfusion.rows import assemble, expand, fake_batch, patchify, unpatchify
+from transfusion.sequence import Run, Segment, SequenceSpec, Stream, batch_spec
 
 
 def read(document, spec):

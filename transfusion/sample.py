@@ -105,7 +105,7 @@ def read_image(run: Run, path: str) -> np.ndarray:
     height, width = (side * run.codec.down for side in stream.grid)
     if stream.grid != (0, 0) and image.shape[:2] != (height, width):
         raise UsageError(
-            f"{path} has {image.shape[0]}x{image.shape[1]} pixels: resize it to {height}x{width}, as this run's images are"
+            f"{path} has {image.shape[0]}x{image.shape[1]} pixels: resize it to {height}x{width}, as in training"
         )
     return images.fit(image, channels=channels)
 
@@ -114,7 +114,9 @@ def define_flags() -> None:
     """The program's flags; each field of SamplerConfig is one."""
     flags.DEFINE_string("workdir", None, "Folder of the training run.")
     flags.DEFINE_string("prompt", None, "Text, in which <image:PATH> stands for an image.")
-    flags.DEFINE_string("image", None, "Draw the prompt into this PNG file; with --num, into NAME-0.png, NAME-1.png, ...")
+    flags.DEFINE_string(
+        "image", None, "Draw the prompt into this PNG file; with --num, into NAME-0.png, NAME-1.png, ..."
+    )
     flags.DEFINE_string("caption", None, "Print a caption of this image file.")
     flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Same seed, same result.")

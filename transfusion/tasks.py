@@ -32,7 +32,8 @@ from transfusion.model.parameters import Params
 from transfusion.model.transformer import TransformerConfig
 from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
-from transfusion.sequence import Batch, SequenceSpec, batch_spec, fake_batch
+from transfusion.rows import fake_batch
+from transfusion.sequence import Batch, SequenceSpec, batch_spec
 
 Draws = dict[str, dict[str, jax.Array]]
 

@@ -1,7 +1,7 @@
 """transfusion on the CPU: one training step, 64 text tokens, one image, one guided image.
 
 Only public functions: `tasks.SequenceTask`, `train.make_step` (the training program's own step, with its finite check
-and gradient norms), `sequence.expand` and `assemble`, the decoder of `transfusion.sampling`.
+and gradient norms), `rows.expand` and `assemble`, the decoder of `transfusion.sampling`.
 
     python ours.py --size small --work train
     python ours.py --size small --dump dump.npz     # parameters, batch, loss and gradient norms, for check_control.py
@@ -24,9 +24,10 @@ from transfusion.masks import metadata
 from transfusion.model.transformer import TransformerConfig
 from transfusion.objectives.paths import PATHS, interpolate, target
 from transfusion.optim import OptimConfig
+from transfusion.rows import assemble, expand
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sequence import Batch, Run, Segment, Stream, assemble, expand
+from transfusion.sequence import Batch, Run, Segment, Stream
 from transfusion.tasks import Draws, SequenceTask
 from transfusion.train import TrainState, make_init, make_step
 

@@ -73,7 +73,8 @@ class Benchmark:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired as error:
             self.note(f"{name}: not finished after {limit:.0f} s")
-            self.keep(error.stdout.decode() if error.stdout else "", name, round_)
+            if error.stdout:
+                self.keep(error.stdout.decode(), name, round_)
             return
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -245,6 +246,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="size small, float32, two rounds, no torch.compile")
     parser.add_argument("--sizes", default="small,medium")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="float32 comes first")
+    parser.add_argument(
+        "--try-compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, once"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="at most; the time decides")
     parser.add_argument("--minutes", type=float, default=13.5, help="no round begins that would end later")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each work in a process")
@@ -271,7 +275,7 @@ def main() -> None:
     print(f"control check: worst relative difference {checked['relative']:.1e} ({checked['worst']})", file=sys.stderr)
     with tempfile.TemporaryDirectory() as cache:
         benchmark = Benchmark(options, cache)
-        if not options.quick:
+        if not options.quick and options.try_compile:
             benchmark.try_compile()
         benchmark.first_round()
         benchmark.rounds()

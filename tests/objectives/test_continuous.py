@@ -8,7 +8,7 @@ import tiny
 
 from transfusion.objectives import continuous
 from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, target
-from transfusion.sequence import assemble, expand
+from transfusion.rows import assemble, expand
 
 
 def batch_of(*documents, name="transfusion", rows=1):

@@ -12,13 +12,14 @@ from transfusion.errors import UsageError
 from transfusion.model.transformer import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
+from transfusion.rows import assemble, expand, patchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate, trajectory
 from transfusion.sampling.drawing import Prefix, predict
 from transfusion.sampling.layout import Layout, lay
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.state import append, start
-from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, assemble, expand, patchify
+from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask
 
 

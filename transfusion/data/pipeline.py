@@ -18,7 +18,8 @@ from transfusion.data.randomness import scramble
 from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
 from transfusion.errors import UsageError
-from transfusion.sequence import Batch, Expanded, SequenceSpec, assemble, expand
+from transfusion.rows import Expanded, assemble, expand
+from transfusion.sequence import Batch, SequenceSpec
 
 _TURN = 1 << 32  # keeps these numbers apart from the draws of documents
 

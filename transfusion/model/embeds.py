@@ -13,7 +13,8 @@ from flax import nnx
 from transfusion.model.parameters import fan_in, normal, param, zeros
 from transfusion.model.transformer import dense
 from transfusion.model.unet import UNetConfig, UNetDown
-from transfusion.sequence import Stream, unpatchify
+from transfusion.rows import unpatchify
+from transfusion.sequence import Stream
 
 FREQUENCIES = 256
 

@@ -19,6 +19,7 @@ from transfusion.errors import UsageError, nearest
 from transfusion.model.parameters import Params
 from transfusion.model.transformer import KeyValues, by_layer
 from transfusion.model.unified import UnifiedModel, model_template
+from transfusion.rows import unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import Prefix, broadcast, make_field, solve
@@ -37,7 +38,7 @@ from transfusion.sampling.state import (
     start,
     text_keys,
 )
-from transfusion.sequence import TEXT, Document, Segment, unpatchify
+from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
 __all__ = ["Prompt", "Trajectory", "generate", "trajectory"]

@@ -14,7 +14,8 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata, metadata
 from transfusion.model.unified import Inputs
-from transfusion.sequence import TEXT, Document, Expanded, Run, Segment, SequenceSpec, Stream, assemble, expand
+from transfusion.rows import Expanded, assemble, expand
+from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
 
 
 @jax.tree_util.register_dataclass

@@ -14,12 +14,13 @@ from transfusion.masks import metadata
 from transfusion.model.parameters import Params
 from transfusion.model.unified import Inputs
 from transfusion.objectives.paths import PATHS, estimates
+from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.layout import Layout, Prompt
 from transfusion.sampling.solvers import SOLVERS, time_grid
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
-from transfusion.sequence import TEXT, Document, Segment, assemble, expand, patchify, unpatchify
+from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
 

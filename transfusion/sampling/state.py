@@ -11,8 +11,8 @@ import numpy as np
 
 from transfusion.masks import Metadata
 from transfusion.model.transformer import KeyValues
+from transfusion.rows import Expanded
 from transfusion.sampling.layout import Place
-from transfusion.sequence import Expanded
 
 WRITING, DRAWING, DONE = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers

@@ -1,0 +1,267 @@
+"""From documents to packed rows: the one place that turns the layout table into tokens.
+
+Shape letters: see `transfusion.sequence`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from transfusion.errors import UsageError
+from transfusion.sequence import TEXT, Batch, Document, Run, Segment, SequenceSpec, Stream, empty_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Expanded:
+    """A document as tokens: per stream the arrays of a StreamSlice without the row axis, numbered from 0 (items, order)
+    and 1 (spans). `cost` counts what it takes of a row; `length`, `spans` and `items` are its totals; `counter` is the
+    rotary index of what would follow."""
+
+    pieces: dict[str, dict[str, np.ndarray]]
+    cost: dict[str, int]
+    length: int
+    spans: int
+    items: dict[str, int]
+    counter: int
+
+    def split(self, budget: Mapping[str, int]) -> tuple["Expanded", "Expanded"] | None:
+        """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.
+        The tail starts at position 0 again, as a document of its own."""
+        room = budget.get(TEXT, 0)
+        if set(self.pieces) != {TEXT} or self.spans or not 1 < room < self.length:
+            return None
+        return self._part(0, room), self._part(room, self.length)
+
+    def _part(self, start: int, stop: int) -> "Expanded":
+        piece = {name: array[start:stop] for name, array in self.pieces[TEXT].items()}
+        piece["order"] = piece["order"] - start
+        piece["position"] = piece["position"] - start
+        return Expanded({TEXT: piece}, {TEXT: stop - start}, stop - start, 0, {}, stop - start)
+
+
+class _Builder:
+    """Collects the tokens of one document in reading order, run by run."""
+
+    def __init__(self, spec: SequenceSpec):
+        self.spec = spec
+        self.runs: dict[str, list[dict[str, np.ndarray]]] = {}
+        self.time_low: dict[str, list[float]] = {}
+        self.order = self.spans = 0
+        self.counter = 0  # the running rotary index
+
+    def append(self, stream: str, n: int, position: np.ndarray, **fields) -> None:
+        """Appends n tokens; a scalar field holds for all of them."""
+        columns = {"order": np.arange(self.order, self.order + n), "position": position} | fields
+        self.runs.setdefault(stream, []).append(
+            {name: np.broadcast_to(x, (n,)) if np.ndim(x) == 0 else np.asarray(x) for name, x in columns.items()}
+        )
+        self.order += n
+
+    def positions(self, n: int, index: int | None) -> np.ndarray:
+        """[n, A]: the next n indices, or n times the shared `index`."""
+        line = np.arange(self.counter, self.counter + n) if index is None else np.full(n, index)
+        self.counter += n if index is None else 0
+        return np.repeat(line[:, None], self.spec.axes, axis=1)
+
+    def ids(self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None) -> None:
+        """Appends tokens of a discrete stream."""
+        n = len(ids)
+        # `loss_weight` here says whether the token may be predicted; `targets` turns it round.
+        private, loss = (int(run.private), float(run.loss)) if run else (0, 1.0)
+        self.append(
+            stream, n, self.positions(n, index), tokens=np.asarray(ids, np.int32),
+            span=span, private=private, item=0, loss_weight=loss,
+        )  # fmt: skip
+
+    def item(self, value: np.ndarray, run: Run, span: int, index: int | None) -> None:
+        """Appends the patches of one item [h, w, C] in raster order."""
+        patches, places = patchify(value, self.spec.streams[run.stream].patch)
+        n, start = len(patches), self.counter
+        if run.position == "grid":
+            position = np.full((n, self.spec.axes), start)
+            position[:, -2:] += places
+            self.counter = start + int(places.max()) + 1
+        else:
+            position = self.positions(n, index)
+        levels = self.time_low.setdefault(run.stream, [])
+        self.append(
+            run.stream, n, position, values=patches, place=places, span=span, private=int(run.private),
+            item=len(levels), loss_weight=float(run.loss),
+        )  # fmt: skip
+        levels.append(run.time_low)
+
+    def segment(self, segment: Segment, run: Run) -> None:
+        stream = self.spec.streams[run.stream]
+        block = stream.attention == "block"
+        self.spans += block
+        span = self.spans if block else 0
+        # One shared index covers the openers too where they lie inside the item's span (BAGEL).
+        inside = run.boundary == "inside"
+        index = self.counter if run.position in ("item", "hold") else None
+        edge = (span, run, TEXT, index) if inside else (0, None, TEXT, None)
+        if run.opener >= 0:
+            self.ids([run.opener], *edge)
+            index = index if inside or index is None else self.counter
+        if stream.discrete:
+            self.ids(segment.value, span, run, run.stream, index)
+        else:
+            self.item(segment.value, run, span, index)
+        if run.position == "item" and not inside:
+            self.counter += 1
+        if run.closer >= 0:
+            self.ids([run.closer], *edge)
+        if run.position == "item" and inside:
+            self.counter += 1
+
+    def pieces(self) -> dict[str, dict[str, np.ndarray]]:
+        """The columns of each stream."""
+        result = {}
+        for stream, runs in self.runs.items():
+            piece = {
+                name: np.concatenate([run[name] for run in runs]).astype(_DTYPES.get(name, np.int32))
+                for name in runs[0]
+            }
+            if self.spec.streams[stream].discrete:
+                # A token's target is its successor in reading order, if that is of the same stream and a target.
+                follows = np.diff(piece["order"], append=-1) == 1
+                may_be_predicted = np.append(piece["loss_weight"][1:], 0)
+                piece["loss_weight"] = (follows * may_be_predicted).astype(np.float32)
+                piece["targets"] = np.where(piece["loss_weight"] > 0, np.append(piece["tokens"][1:], 0), 0).astype(
+                    np.int32
+                )
+            else:
+                piece["time_low"] = np.asarray(self.time_low[stream], np.float32)
+            result[stream] = piece
+        return result
+
+
+_DTYPES = {"values": np.float32, "loss_weight": np.float32, "time_low": np.float32}
+
+
+def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: bool = True) -> Expanded:
+    """Turns a document into tokens by the layout table, with begin and end of document around it.
+
+    The decoder leaves out the end of a prompt, and both of a part that it appends: numbered from 0, a part's order and
+    positions are added to where the document stands.
+
+    Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
+    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends.
+
+    Raises:
+      UsageError: if an item's size does not fit its stream.
+    """
+    builder = _Builder(spec)
+    if begin:
+        builder.ids([spec.bos], 0, None)
+    for segment in document:
+        for run in spec.runs(segment):
+            _check_value(segment, spec.streams[run.stream])
+            builder.segment(segment, run)
+    if end:
+        builder.ids([spec.eos], 0, None)
+    pieces = builder.pieces()
+    items = {name: len(levels) for name, levels in builder.time_low.items()}
+    cost = {name: len(piece["order"]) for name, piece in pieces.items()}
+    cost |= {f"{name}:items": count for name, count in items.items() if spec.streams[name].mixed_sizes}
+    return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
+
+
+def _check_value(segment: Segment, stream: Stream) -> None:
+    shape = np.shape(segment.value)
+    if stream.discrete:
+        if len(shape) != 1:
+            raise UsageError(f"segment {segment.kind!r} holds ids [n], not an array of shape {shape}")
+        return
+    if len(shape) != 3 or shape[2] != stream.channels or any(side % stream.patch for side in shape[:2]):
+        raise UsageError(
+            f"{segment.kind} of shape {shape} does not fit patches of {stream.patch} and {stream.channels} channels"
+        )
+    if stream.grid != (0, 0) and shape[:2] != tuple(stream.grid):
+        raise UsageError(f"{segment.kind} of shape {shape} does not fit the stream's grid {tuple(stream.grid)}")
+
+
+def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
+    """Lays documents out as packed rows: [[documents of row 0], [documents of row 1], ...] -> numpy Batch.
+
+    Raises:
+      UsageError: if a row's documents exceed a stream's budget.
+    """
+    batch = empty_batch(spec, len(rows))
+    for r, row in enumerate(rows):
+        filled = dict.fromkeys(spec.streams, 0)
+        items = dict.fromkeys(spec.streams, 0)
+        order = spans = 0
+        for number, document in enumerate(row, start=1):
+            for name, piece in document.pieces.items():
+                start, n = filled[name], len(piece["order"])
+                if start + n > spec.streams[name].budget:
+                    raise UsageError(f"row {r}: more than {spec.streams[name].budget} tokens of stream {name!r}")
+                shifts = {
+                    "order": order,
+                    "span": np.where(piece["span"] > 0, spans, 0),
+                    "item": items[name],
+                }
+                arrays = batch[name]
+                arrays.document[r, start : start + n] = number
+                for field, column in piece.items():
+                    if field == "time_low":
+                        arrays.time_low[r, items[name] : items[name] + len(column)] = column
+                    else:
+                        getattr(arrays, field)[r, start : start + n] = column + shifts.get(field, 0)
+                filled[name] = start + n
+            order += document.length
+            spans += document.spans
+            for name, count in document.items.items():
+                items[name] += count
+    return batch
+
+
+def patchify(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """[h, w, C] -> patches [n, P * P * C] in raster order and their (y, x) places int32 [n, 2]."""
+    h, w, c = latents.shape
+    rows, columns = h // patch, w // patch
+    patches = latents.reshape(rows, patch, columns, patch, c).transpose(0, 2, 1, 3, 4)
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    return patches.reshape(rows * columns, -1), places.astype(np.int32)
+
+
+def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+    """[..., n, P * P * C] patches in raster order -> latents [..., h, w, C]; inverse of `patchify`, batched."""
+    h, w = grid
+    rows, columns = h // patch, w // patch
+    channels = patches.shape[-1] // patch**2
+    lead = patches.shape[:-2]
+    x = patches.reshape(*lead, rows, columns, patch, patch, channels)
+    axes = (*range(len(lead)), *(len(lead) + i for i in (0, 2, 1, 3, 4)))
+    return x.transpose(axes).reshape(*lead, h, w, channels)
+
+
+def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
+    """A batch of random documents with the shapes of `batch_spec`, every stream in use; for tests."""
+    rng = np.random.default_rng(seed)
+    rows_of_documents = []
+    for _ in range(rows):
+        row, left = [], dict(spec.budgets)
+        for _ in range(64):
+            expanded = expand(_fake_document(spec, rng), spec)
+            if any(count > left[name] for name, count in expanded.cost.items()):
+                break
+            left = {name: count - expanded.cost.get(name, 0) for name, count in left.items()}
+            row.append(expanded)
+        rows_of_documents.append(row)
+    return assemble(rows_of_documents, spec)
+
+
+def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
+    segments = [Segment("text", rng.integers(0, min(spec.bos, 256), rng.integers(1, 9)).astype(np.int32))]
+    for key, runs in spec.layout.items():
+        kind, _, role = key.partition("/")
+        stream = spec.streams[runs[0].stream]
+        if kind == TEXT or stream.discrete or rng.random() < 0.3:
+            continue
+        height, width = stream.grid if stream.grid != (0, 0) else (2 * stream.patch, stream.patch)
+        value = rng.standard_normal((height, width, stream.channels), np.float32)
+        segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both"))
+    return tuple(segments)
