@@ -69,6 +69,7 @@ class Benchmark:
         name = f"{program} {size} {dtype} {works} {variants}".strip()
         self.disturbance = max(self.disturbance, others_share())
         start = time.monotonic()
+        limit = min(limit, max(self.deadline - start, 0) + 30)
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired as error:
@@ -250,9 +251,9 @@ def parse_options() -> argparse.Namespace:
         "--try-compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, once"
     )
     parser.add_argument("--rounds", type=int, default=5, help="at most; the time decides")
-    parser.add_argument("--minutes", type=float, default=13.5, help="no round begins that would end later")
+    parser.add_argument("--minutes", type=float, default=13.0, help="no round begins that would end later")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each work in a process")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of repeats of one work in a process")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of repeats of one work in a process")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--keep-memory", default="ours", help="programs whose malloc keeps its memory (see README), joined by commas"
