@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from transfusion.model.rope import angles, rotate
+from transfusion.model.rope import angles, rotate, turns
 
 
 def test_scores_depend_on_the_distance_only():
@@ -9,12 +9,12 @@ def test_scores_depend_on_the_distance_only():
     q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
 
     def score(i, j):
-        at = [rotate(x, angles(np.array([[[p]]]), 8, 10_000.0)) for x, p in ((q, i), (k, j))]
+        at = [rotate(x, turns(angles(np.array([[[p]]]), 8, 10_000.0))) for x, p in ((q, i), (k, j))]
         return float((at[0] * at[1]).sum())
 
     assert score(5, 2) == pytest.approx(score(105, 102), abs=1e-4)
     assert abs(score(5, 2) - score(5, 3)) > 1e-3
-    np.testing.assert_array_equal(rotate(q, angles(np.zeros((1, 1, 1), np.int32), 8, 10_000.0)), q)
+    np.testing.assert_array_equal(rotate(q, turns(angles(np.zeros((1, 1, 1), np.int32), 8, 10_000.0))), q)
 
 
 def test_each_axis_turns_its_own_section():

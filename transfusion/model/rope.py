@@ -26,8 +26,17 @@ def angles(position: jax.Array, head_size: int, theta: float, sections: Sequence
     return position.astype(jnp.float32)[..., axis] * frequency.astype(np.float32)
 
 
-def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
-    """Turns x [B, L, H, K] by angle [B, L, K / 2]; the pairs are (i, i + K / 2). Computed in float32."""
+def turns(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cosines (c, c) and sines (-s, s) of angles [B, L, K / 2], float32 [B, L, 1, K] each, for all layers.
+
+    The barrier keeps the compiler from taking them again wherever they are used.
+    """
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
+    return jax.lax.optimization_barrier((jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)))
+
+
+def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns x [B, L, H, K] by `turns`; the pairs are (i, i + K / 2). Computed in float32."""
+    cos, sin = turn
+    y = x.astype(jnp.float32)
+    return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)

@@ -161,13 +161,13 @@ class Block(nnx.Module):
 
     # The methods below run on one layer's slice: the leading axis is gone.
 
-    def queries_keys_values(self, x: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, N, D], angle [B, N, K / 2] -> q [B, N, H, K], k and v [B, N, G, K]."""
+    def queries_keys_values(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        """x [B, N, D], turn as of `rope.turns` -> q [B, N, H, K], k and v [B, N, G, K]."""
         x = rms_norm(x, self.attention_norm[...], self.epsilon)
         q, k, v = dense(x, self.q[...]), dense(x, self.k[...]), dense(x, self.v[...])
         if self.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], self.epsilon), rms_norm(k, self.k_norm[...], self.epsilon)
-        return rope.rotate(q, angle), rope.rotate(k, angle), v
+        return rope.rotate(q, turn), rope.rotate(k, turn), v
 
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Adds the attention output [B, N, H, K] and the feed-forward layer to x [B, N, D]."""
@@ -221,10 +221,11 @@ class Trunk(nnx.Module):
             groups.setdefault(self.experts[stream], []).append(stream)
         ordered = [stream for streams in groups.values() for stream in streams]
         tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in ordered])
-        joined, angle = {}, {}
+        joined, turn = {}, {}
         for expert, streams in groups.items():
             joined[expert] = constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
-            angle[expert] = rope.angles(_join(position, streams), config.size, config.rope_theta, config.rope_sections)
+            angle = rope.angles(_join(position, streams), config.size, config.rope_theta, config.rope_sections)
+            turn[expert] = rope.turns(angle)
         sizes = [part.shape[1] for part in joined.values()]
         backend = BACKENDS[config.attention]
         if cache is None:
@@ -235,7 +236,7 @@ class Trunk(nnx.Module):
         def layer(carry, scanned):
             weights, cached = scanned
             parts = {e: _bind(self.blocks[e], weights[e]) for e in groups}
-            qkv = [parts[e].queries_keys_values(carry[e], angle[e]) for e in groups]
+            qkv = [parts[e].queries_keys_values(carry[e], turn[e]) for e in groups]
             q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
             q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
             if cached is None:
