@@ -31,20 +31,20 @@ def get_config(form: str = ""):
         raise UsageError(f"configs/digits.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
-        channels=1, patch=2, grid=(8, 8), budget=80, weight=5.0, table="sincos",
+        channels=1, patch=2, grid=(8, 8), budget=32, weight=5.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(
-        steps=1500,
-        batch_size=12,
+        steps=850,
+        batch_size=28,
         log_every=50,
-        model=TransformerConfig(width=128, layers=4, heads=4, scan=False),
-        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=112), "image": image},
+        model=TransformerConfig(width=128, layers=4, heads=2, scan=False),
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=48, weight=5.0), "image": image},
         layout=layouts.transfusion(),
         # More captions than the paper's one in five: 1,500 images are few to learn to read from.
-        data=DataConfig(sources={"digits": SourceConfig(name="digits", split="train")}, caption_first=0.6),
+        data=DataConfig(sources={"digits": SourceConfig(name="digits", split="train")}, caption_first=0.5),
         optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
         checkpoint=CheckpointConfig(every=500, keep=2),
-        eval=EvalConfig(every=500, sources={"digits": SourceConfig(name="digits", split="test")}),
+        eval=EvalConfig(every=400, sources={"digits": SourceConfig(name="digits", split="test")}),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=32),
     )
     if form == "debug":

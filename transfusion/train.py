@@ -123,6 +123,15 @@ def make_init(task: Task, experiment: Experiment):
     return init
 
 
+def compile_init(task: Task, experiment: Experiment, shardings: TrainState):
+    """`init` jitted, so that every device makes its own part of the state.
+
+    It runs once, and on a CPU compiling random numbers well takes several times as long as drawing them badly.
+    """
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(make_init(task, experiment), out_shardings=shardings, compiler_options=options)
+
+
 def _zero_log(task: Task, experiment: Experiment) -> PyTree:
     batch = task.batch_spec(experiment.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -180,7 +189,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
-            state, at = jax.jit(make_init(task, experiment), out_shardings=shardings)(), 0
+            state, at = compile_init(task, experiment, shardings)(), 0
         else:
             at, state, position, _ = restored
             data.restore(position)
@@ -194,8 +203,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
             if log.due(at):
                 values = {}
                 if held_out and at % experiment.eval.every == 0:
+                    jax.block_until_ready(state)  # the steps still running count as training
                     with log.clock.paused():
-                        jax.block_until_ready(state)
                         values = held_out(state.best)
                 state, in_a_row = log.write(at, state, data.stats(), values)
                 if watch.should_roll_back(at, in_a_row):
@@ -204,6 +213,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
                     continue
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
+                jax.block_until_ready(state)
                 with log.clock.paused():
                     _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
         if interruption.requested and at not in checkpoints.steps():
