@@ -35,7 +35,7 @@ class _PackagedBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class Digits(_PackagedBuilder):
-    """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,500 to train, 297 to test, split by a fixed permutation.
+    """1,797 handwritten digits, 8x8 pixels, of scikit-learn: 1,500 to train, 297 to test by a fixed permutation.
 
     The file is ordered by writer, so its last 297 digits come from writers that the first 1,500 never show. The split
     measures digits, not writers.
