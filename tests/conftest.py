@@ -26,6 +26,15 @@ def load_config(path: pathlib.Path, form: str = ""):
     return module.get_config(form)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where everything is said to be there (TRANSFUSION_REQUIRE_OPTIONAL=1, as in CI), a skip is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("TRANSFUSION_REQUIRE_OPTIONAL") == "1":
+        report.outcome, report.longrepr = "failed", f"skipped where nothing may be missing: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """A folder with the prepared digits."""
