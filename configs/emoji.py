@@ -33,11 +33,11 @@ def get_config(form: str = ""):
         channels=3, patch=4, grid=(32, 32), budget=128, weight=5.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(
-        steps=5500,
+        steps=4400,
         batch_size=16,
         log_every=50,
         model=TransformerConfig(width=256, layers=6, heads=4, scan=False),
-        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=88), "image": image},
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=96), "image": image},
         layout=layouts.transfusion(),
         # Logit-normal times put the steps where the shapes are decided.
         objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(times="logit_normal", mean=-0.3)}),
