@@ -1,4 +1,4 @@
-"""Metrics: sums and weights give the same mean however they are split; rows stay unique, in order and valid JSON."""
+"""Metrics: means of sums and weights; rows stay unique, in order and valid JSON."""
 
 import io
 import json
@@ -8,42 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transfusion.metrics import MetricWriter, Progress, Reductions, add, human, means, progress_text, read_metrics
+from transfusion.metrics import MetricWriter, Progress, human, means, progress_text, read_metrics
 
 
-def sums_of(losses, mask):
-    return {"loss": (jnp.sum(losses * mask), jnp.sum(mask))}
-
-
-def test_the_mean_does_not_depend_on_how_the_tokens_were_split():
-    losses = np.random.default_rng(0).exponential(size=60).astype(np.float32)
-    mask = (np.arange(60) % 7 < 3).astype(np.float32)
-    want = means(sums_of(losses, mask))["loss"]
-    for pieces in ((10, 20), (1, 2, 3, 59), (30,)):
-        reductions = Reductions()
-        for part, weights in zip(np.split(losses, pieces), np.split(mask, pieces), strict=True):
-            reductions.add(sums_of(part, weights))
-        assert reductions.flush()["loss"] == pytest.approx(want, rel=1e-6)
-    assert want == pytest.approx(losses[mask > 0].mean(), rel=1e-6)
-
-
-def test_names_may_come_and_go_and_no_weight_is_none():
-    reductions = Reductions()
-    reductions.add({"text": (2.0, 1.0), "image": (0.0, 0.0)})
-    reductions.add({"text": (4.0, 1.0), "late": (3.0, 2.0)})
-    assert reductions.flush() == {"text": 3.0, "image": None, "late": 1.5}
-    assert reductions.flush() == {}
-
-
-def test_reductions_never_read_a_value_before_the_flush():
-    def three_steps(sums):  # traced: reading a value would raise
-        reductions = Reductions()
-        for _ in range(3):
-            reductions.add(sums)
-        return reductions._sums
-
-    assert means(jax.jit(three_steps)({"a": (1.0, 2.0)})) == {"a": 0.5}
-    assert means(jax.jit(add)({"a": (1.0, 2.0)}, {"a": (3.0, 2.0)})) == {"a": 1.0}
+def test_means_divide_sums_by_weights_and_no_weight_is_none():
+    vector = (jnp.array([1.0, 0.0, 6.0]), jnp.array([2.0, 0.0, 3.0]))
+    row = means({"text": (6.0, 2.0), "image": (0.0, 0.0), "by_time": vector})
+    assert row == {"text": 3.0, "image": None, "by_time_0": 0.5, "by_time_1": None, "by_time_2": 2.0}
 
 
 def test_rows_keep_full_precision_and_are_on_disk_at_once(tmp_path):

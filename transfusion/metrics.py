@@ -13,22 +13,8 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars
-
-
-@jax.jit
-def _add(a: Sums, b: Sums) -> Sums:
-    return jax.tree.map(jnp.add, a, b)
-
-
-def add(a: Sums, b: Sums) -> Sums:
-    """Returns the sums of both; a name that only one of them has is kept as it is. Works inside and outside of jit."""
-    shared = a.keys() & b.keys()
-    return {**a, **b, **_add({k: a[k] for k in shared}, {k: b[k] for k in shared})}
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
@@ -42,22 +28,6 @@ def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
         numbers = [float(t) / float(w) if w else None for t, w in entries]
         row |= {f"{name}_{i}": x for i, x in enumerate(numbers)} if np.ndim(total) else {name: numbers[0]}
     return row
-
-
-class Reductions:
-    """Adds up the metrics of the steps between two log rows, on the device, without waiting for it."""
-
-    def __init__(self):
-        self._sums: Sums = {}
-
-    def add(self, sums: Sums) -> None:
-        """Adds the (sum, weight) pairs of one step."""
-        self._sums = add(self._sums, sums)
-
-    def flush(self) -> dict[str, float | None]:
-        """Returns the means since the last flush, waiting for the device, and starts again from nothing."""
-        sums, self._sums = self._sums, {}
-        return means(sums)
 
 
 class MetricWriter:
