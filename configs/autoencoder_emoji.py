@@ -15,7 +15,7 @@ from transfusion.optim import OptimConfig
 
 def get_config(form: str = ""):
     """The experiment; `form` '' or 'debug'."""
-    source = SourceConfig(name="emoji/32", split="train", resolution=32, channels=3)
+    source = SourceConfig(name="emoji/24", split="train", resolution=24, channels=3)
     experiment = Experiment(
         task="autoencoder",
         steps=2000,
