@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from transfusion.errors import UsageError
-from transfusion.optim import OptimConfig, average, make_optimizer, schedule
+from transfusion.optim import OptimConfig, average, ema_decay, make_optimizer, schedule
 
 
 def test_the_schedule_warms_up_and_ends_on_the_final_rate():
@@ -58,17 +58,32 @@ def test_gradients_are_clipped_together():
 
 
 def test_the_average_forgets_its_start():
+    config = OptimConfig(ema=0.999)
     ema, params = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
-    first = average(ema, params, 0.999, jnp.array(0))
-    np.testing.assert_allclose(first["w"], 0.9)
-    late = average(ema, params, 0.999, jnp.array(1_000_000))
+    np.testing.assert_array_equal(average(ema, params, config, jnp.array(0))["w"], 1.0)
+    late = average(ema, params, config, jnp.array(1_000_000))
     np.testing.assert_allclose(late["w"], 0.001, rtol=1e-4)
-    for step in range(200):
-        ema = average(ema, params, 0.999, jnp.array(step))
+    for step in range(1, 200):
+        ema = average(ema, params, config, jnp.array(step))
     np.testing.assert_allclose(ema["w"], 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 0.0}, {"accumulate": 0}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "warmup, decays",
+    [
+        ("none", [0, 0.95, 0.95, 0.95]),
+        ("ratio", [0, 2 / 11, 3 / 12, 0.95]),
+        ("power", [0, 1 - 2**-0.75, 1 - 3**-0.75, 0.95]),
+    ],
+)
+def test_the_average_starts_as_a_copy_and_then_warms_up(warmup, decays):
+    config = OptimConfig(ema=0.95, ema_warmup=warmup, ema_power=0.75, ema_start=7)
+    got = [ema_decay(config, jnp.array(7 + n)) for n in (0, 1, 2, 1000)]
+    np.testing.assert_allclose(got, decays, rtol=1e-6)
+    assert float(ema_decay(config, jnp.array(3))) == 0
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.0}, {"accumulate": 0}, {"ema": 1.0}, {"ema_warmup": "pwoer"}])
 def test_settings_that_cannot_work_are_refused(changes):
-    with pytest.raises(UsageError, match="optim: "):
+    with pytest.raises(UsageError, match="optim[:.]"):
         OptimConfig(**changes)

@@ -78,7 +78,7 @@ def make_step(task: Task, experiment: Experiment):
         norms |= {f"grad_norm_{name}": optax.global_norm(part) for name, part in grads.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else average(state.ema, params, config.ema, state.step)
+        ema = None if state.ema is None else average(state.ema, params, config, state.step)
         ok = guard.all_finite(loss, norms["grad_norm"])
         params, ema, opt_state = guard.select_finite(
             ok, (params, ema, opt_state), (state.params, state.ema, state.opt_state)

@@ -7,8 +7,12 @@ import pytest
 
 from transfusion.errors import UsageError
 from transfusion.objectives.paths import (
+    BETAS,
     PATHS,
     PREDICTIONS,
+    SHIFTS,
+    STEPS,
+    WEIGHTINGS,
     ContinuousConfig,
     estimates,
     interpolate,
@@ -24,8 +28,10 @@ TIMES = jnp.linspace(0.02, 0.98, 25)
 def test_a_path_runs_from_noise_to_data_and_its_derivatives_are_right(name):
     path = PATHS[name]
     at = jnp.array([0.0, 1.0])
-    np.testing.assert_allclose(path.alpha(at), [0, 1], atol=1e-7)
-    np.testing.assert_allclose(path.sigma(at), [1, 0], atol=1e-7)
+    # DDPM's schedules end before the signal does, unless they are rescaled.
+    rest = {"ddpm_cosine": 4.93e-5, "ddpm_linear": 6.35e-3, "ddpm_scaled_linear": 6.83e-2}.get(name, 0)
+    np.testing.assert_allclose(path.alpha(at), [rest, 1], atol=1e-7, rtol=2e-3)
+    np.testing.assert_allclose(path.sigma(at), [np.sqrt(1 - rest**2), 0], atol=1e-7, rtol=1e-4)
     for function, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
         np.testing.assert_allclose(jax.vmap(jax.grad(function))(TIMES), derivative(TIMES), rtol=1e-5, atol=1e-6)
 
@@ -35,6 +41,21 @@ def test_the_cosine_path_is_the_paper_s():
     path = PATHS["cosine"]
     np.testing.assert_allclose(path.alpha(1 - TIMES), np.cos(np.pi / 2 * TIMES), atol=1e-6)
     np.testing.assert_allclose(path.alpha(TIMES) ** 2 + path.sigma(TIMES) ** 2, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name.startswith("ddpm")])
+def test_discrete_schedules_hold_the_steps_of_ddpm(name):
+    """At step n the signal is the product of the sqrt(1 - beta) up to n; between steps it falls."""
+    path, betas = PATHS[name], BETAS[name.removesuffix("_zero_snr")]
+    n = np.array([0, 1, 9, 400, 998, 999])
+    alpha = path.alpha(jnp.asarray(1 - (n + 1) / STEPS, jnp.float32))
+    if name.endswith("_zero_snr"):
+        assert alpha[-1] == 0 and alpha[0] == pytest.approx(np.sqrt(1 - betas[0]), rel=1e-6)
+    else:
+        np.testing.assert_allclose(alpha, [np.prod(np.sqrt(1 - betas[: i + 1])) for i in n], rtol=1e-4)
+    t = jnp.linspace(0, 1, 5001)
+    assert jnp.diff(path.alpha(t)).min() > -1e-6 and jnp.diff(path.sigma(t)).max() < 1e-6
+    np.testing.assert_allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, 1, atol=3e-4)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -50,7 +71,7 @@ def test_a_perfect_prediction_gives_back_all_three(name, prediction):
     np.testing.assert_allclose(got.noise, noise, atol=3e-4)
     np.testing.assert_allclose(got.velocity, velocity, atol=1e-3)
     if prediction == "velocity":
-        np.testing.assert_allclose(predicted, velocity, atol=1e-5)
+        np.testing.assert_allclose(predicted, velocity, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -71,6 +92,29 @@ def test_times_have_the_moments_of_their_distributions():
     assert abs(logit.mean() - 0.5) < 0.02 and abs(logit.std() - 0.7) < 0.02
 
 
+@pytest.mark.parametrize("config", [ContinuousConfig(times="mode"), ContinuousConfig(times="cosmap")])
+def test_times_of_stable_diffusion_3_have_its_densities(config):
+    """arXiv 2403.03206, section 3.1: the mode density is the inverse slope of its map, cosmap's is given."""
+    t = np.asarray(sample_times(jax.random.key(0), (200_000,), config))
+    assert t.min() >= 0 and t.max() <= 1
+    share, edges = np.histogram(t, bins=20, range=(0, 1), density=True)
+    if config.times == "cosmap":
+        middle = (edges[1:] + edges[:-1]) / 2
+        wanted = WEIGHTINGS["cosmap"](middle)
+    else:
+        u = np.linspace(0, 1, 100_001)
+        noise_level = 1 - u - 1.29 * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)  # the paper's f_mode
+        wanted = -np.diff(np.interp(1 - edges, noise_level[::-1], u[::-1])[::-1])[::-1] / np.diff(edges)
+    np.testing.assert_allclose(share, np.abs(wanted), rtol=0.05)
+
+
+def test_the_shift_follows_the_size_of_the_image():
+    assert SHIFTS["constant"](3.0, 4096) == 3.0
+    assert SHIFTS["resolution"](1.0, 1024) == 2.0
+    assert SHIFTS["flux"](1.0, 256) == pytest.approx(np.exp(0.5))
+    assert SHIFTS["flux"](1.0, 4096) == pytest.approx(np.exp(1.15))
+
+
 def test_the_shift_multiplies_the_ratio_of_noise_to_data():
     moved = shift_time(TIMES, 3.0)
     np.testing.assert_allclose((1 - moved) / moved, 3 * (1 - TIMES) / TIMES, rtol=1e-4)
@@ -83,7 +127,9 @@ def test_the_shift_multiplies_the_ratio_of_noise_to_data():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"path": "linaer"}, "continuous.path: 'linaer' is none of linear, cosine (did you mean 'linear'?)"),
+        ({"path": "linaer"}, "(did you mean 'linear'?)"),
+        ({"weighting": "cos"}, "continuous.weighting: 'cos' is none of none, inverse_square, cosmap"),
+        ({"mode_scale": 2.0}, "not in [-1, 1.75]"),
         ({"prediction": "epsilon"}, "continuous.prediction"),
         ({"times": "lognormal"}, "did you mean 'logit_normal'?"),
         ({"shift": 0.0}, "shift and std must be positive"),

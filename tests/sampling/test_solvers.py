@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transfusion.errors import UsageError
 from transfusion.objectives.paths import PATHS, Estimates
-from transfusion.sampling.solvers import DDPM, NOISE_START, SOLVERS, Euler, Heun, posterior, time_grid
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.solvers import DDPM, NOISE_START, SOLVERS, SPACINGS, Euler, Heun, posterior, time_grid
 
 
 def solve(solver, field, path, x, times, key=None):
@@ -93,6 +95,49 @@ def test_time_grid():
     shifted = time_grid(4, shift=3.0)
     assert shifted[0] == 0 and shifted[-1] == 1 and (shifted[1:-1] < time_grid(4)[1:-1]).all()
     assert time_grid(4, prediction="noise")[0] == np.float32(NOISE_START)
+
+
+def test_spacings():
+    """Noise levels 1 - t; the second, third and fourth as diffusers' flow matching schedulers give them."""
+    levels = 1 - time_grid(4, 3.0, spacing="to_last_level")
+    s = np.array([1, 0.667, 0.334, 0.001])
+    np.testing.assert_allclose(levels, [*(3 * s / (1 + 2 * s)), 0], atol=1e-6)
+    end = 3 * 0.001 / 1.002
+    s = np.linspace(1, end, 4)
+    np.testing.assert_allclose(1 - time_grid(4, 3.0, spacing="shifted_twice"), [*(3 * s / (1 + 2 * s)), 0], atol=1e-6)
+    np.testing.assert_allclose(1 - time_grid(4, terminal=0.1), [1, 0.7, 0.4, 0.1, 0], atol=1e-6)
+    steps = {name: 1000 * (1 - time_grid(4, spacing=name)) - 1 for name in ("leading", "trailing")}
+    np.testing.assert_allclose(steps["leading"], [750, 500, 250, 0, -1], atol=1e-3)
+    np.testing.assert_allclose(steps["trailing"], [999, 749, 499, 249, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_grid_rises_to_the_data(spacing):
+    for steps in (1, 7, 30):
+        for prediction in ("velocity", "noise"):
+            grid = time_grid(steps, 2.0, prediction, spacing, 0.02)
+            assert len(grid) == steps + 1 and (np.diff(grid) > 0).all() and grid[-1] == 1
+            assert grid[0] >= (NOISE_START if prediction == "noise" else 0)
+
+
+def test_the_shift_of_a_sampler_may_follow_the_image_s_size():
+    config = SamplerConfig(steps=4, shift_by="resolution", shift=1.5)
+    np.testing.assert_allclose(config.times("velocity", 1024), time_grid(4, 3.0))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"spacing": "trailign"}, "did you mean 'trailing'?"),
+        ({"shift_by": "size"}, "sampling.shift_by"),
+        ({"terminal": 1.0}, "terminal must be in [0, 1)"),
+        ({"spacing": "leading", "steps": 2000}, "1000 steps are the most of 'leading'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UsageError) as error:
+        SamplerConfig(**changes)
+    assert message in str(error.value)
 
 
 def test_counts_of_evaluations():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, sample_times, target
+from transfusion.objectives.paths import PATHS, WEIGHTINGS, ContinuousConfig, interpolate, sample_times, target
 from transfusion.sequence import StreamSlice
 
 BUCKETS = 10
@@ -33,10 +33,11 @@ def noised(part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousCon
 
 
 def loss(predicted: jax.Array, part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:
-    """Squared error per token, mean over its E numbers: float32 [B, N]."""
+    """Squared error per token, mean over its E numbers, times the weighting of its time: float32 [B, N]."""
     t = spread(draws["time"], part.item)
     wanted = target(PATHS[config.path], config.prediction, t, part.values, draws["noise"])
-    return jnp.mean(jnp.square(predicted - wanted), axis=-1)
+    error = jnp.mean(jnp.square(predicted - wanted), axis=-1)
+    return error if config.weighting == "none" else error * WEIGHTINGS[config.weighting](t[..., 0])
 
 
 def by_time(per_token: jax.Array, part: StreamSlice, draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

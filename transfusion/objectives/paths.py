@@ -5,10 +5,12 @@ is dx_t/dt = alpha'(t) * data + sigma'(t) * noise. Papers with the reverse direc
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transfusion.errors import UsageError, nearest
 
@@ -25,6 +27,59 @@ class Path:
     d_sigma: Schedule
 
 
+STEPS = 1000  # of the discrete DDPM schedules
+
+
+def cosine_betas(steps: int = STEPS) -> np.ndarray:
+    """beta float64 [steps] of the cosine schedule (arXiv 2102.09672, section 3.2), none above 0.999."""
+    edges = np.arange(steps + 1) / steps
+    alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def signal(betas: np.ndarray, zero_snr: bool = False) -> np.ndarray:
+    """sqrt(alpha_bar) float64 [steps] after each step of noise, betas [steps].
+
+    `zero_snr` moves and scales it so that the last step leaves no signal (arXiv 2305.08891, algorithm 1).
+    """
+    root = np.sqrt(np.cumprod(1 - betas))
+    return (root - root[-1]) * root[0] / (root[0] - root[-1]) if zero_snr else root
+
+
+def discrete(betas: np.ndarray, zero_snr: bool = False) -> Path:
+    """The path through K steps of DDPM noise (arXiv 2006.11239, section 2): t = 1 - (n + 1) / K after step n = 0..K-1.
+
+    Between the steps alpha and sigma are interpolated linearly; t = 1 is the clean data.
+    """
+    root = np.append(signal(betas, zero_snr)[::-1], 1.0)
+    steps = len(betas)
+
+    def schedule(values):
+        table = values.astype(np.float32)
+        slopes = np.diff(table) * steps
+
+        def before(t):
+            return jnp.clip(jnp.floor(t * steps), 0, steps - 1).astype(jnp.int32)
+
+        def value(t):
+            i = before(t)
+            part = t * steps - i
+            return jnp.asarray(table)[i] * (1 - part) + jnp.asarray(table)[i + 1] * part
+
+        return value, lambda t: jnp.asarray(slopes)[before(t)]
+
+    alpha, d_alpha = schedule(root)
+    sigma, d_sigma = schedule(np.sqrt(1 - root**2))
+    return Path(alpha, sigma, d_alpha, d_sigma)
+
+
+BETAS: dict[str, np.ndarray] = {
+    "ddpm_cosine": cosine_betas(),
+    # DDPM (arXiv 2006.11239, section 4); DiT.
+    "ddpm_linear": np.linspace(1e-4, 0.02, STEPS),
+    # Latent diffusion (arXiv 2112.10752) and Stable Diffusion: linear in the square root.
+    "ddpm_scaled_linear": np.linspace(0.00085**0.5, 0.012**0.5, STEPS) ** 2,
+}
 _QUARTER = jnp.pi / 2
 PATHS: dict[str, Path] = {
     # Flow matching, optimal-transport path (arXiv 2210.02747, section 4.1).
@@ -37,8 +92,39 @@ PATHS: dict[str, Path] = {
         lambda t: _QUARTER * jnp.cos(t * _QUARTER),
         lambda t: -_QUARTER * jnp.sin(t * _QUARTER),
     ),
+    **{name: discrete(betas) for name, betas in BETAS.items()},
+    **{f"{name}_zero_snr": discrete(betas, zero_snr=True) for name, betas in BETAS.items()},
 }
-PREDICTIONS = ("velocity", "noise", "data")
+# 'v' is alpha noise - sigma data (arXiv 2202.00512, section 4), known at both ends of a variance-preserving path.
+PREDICTIONS = ("velocity", "v", "noise", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """How training times are drawn: `times(draw(key, shape), config)`, before the shift."""
+
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    times: Callable[[jax.Array, "ContinuousConfig"], jax.Array]
+
+
+# Stable Diffusion 3 (arXiv 2403.03206, section 3.1), whose t is our 1 - t.
+DENSITIES: dict[str, Density] = {
+    "uniform": Density(jax.random.uniform, lambda u, config: u),
+    "logit_normal": Density(jax.random.normal, lambda n, config: jax.nn.sigmoid(config.mean + config.std * n)),
+    "mode": Density(
+        jax.random.uniform, lambda u, config: u + config.mode_scale * (jnp.square(jnp.cos(u * _QUARTER)) - 1 + u)
+    ),
+    "cosmap": Density(jax.random.uniform, lambda u, config: 1 / (jnp.tan(u * _QUARTER) + 1)),
+}
+
+# Factors of the loss at the time t; the densities' counterparts, for times that are drawn evenly.
+WEIGHTINGS: dict[str, Schedule] = {
+    "none": jnp.ones_like,
+    # The squared inverse of the noise level, which is not taken below one of `STEPS` levels.
+    "inverse_square": lambda t: jnp.maximum(1 - t, 1 / STEPS) ** -2,
+    # The density of 'cosmap' (arXiv 2403.03206, section 3.1).
+    "cosmap": lambda t: 2 / (jnp.pi * (1 - 2 * t + 2 * t**2)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +133,12 @@ class ContinuousConfig:
 
     Attributes:
       path: a key of `PATHS`.
-      prediction: what the head gives: 'velocity', 'noise' or 'data'.
-      times: 'uniform' or 'logit_normal' (arXiv 2403.03206, section 3.1).
+      prediction: what the head gives: one of `PREDICTIONS`.
+      times: a key of `DENSITIES`.
       mean, std: of the logit-normal.
       shift: s > 1 moves times towards noise: with s' = 1 - t, s' -> shift s' / (1 + (shift - 1) s').
+      mode_scale: of the density 'mode', in [-1, 1.75]; 0 is uniform.
+      weighting: a key of `WEIGHTINGS`, the factor of the loss.
     """
 
     path: str = "linear"
@@ -59,9 +147,11 @@ class ContinuousConfig:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
+    mode_scale: float = 1.29
+    weighting: str = "none"
 
     def __post_init__(self):
-        known = {"path": PATHS, "prediction": PREDICTIONS, "times": ("uniform", "logit_normal")}
+        known = {"path": PATHS, "prediction": PREDICTIONS, "times": DENSITIES, "weighting": WEIGHTINGS}
         for field, values in known.items():
             value = getattr(self, field)
             if value not in values:
@@ -70,6 +160,9 @@ class ContinuousConfig:
                 )
         if self.shift <= 0 or self.std <= 0:
             raise UsageError("continuous: shift and std must be positive")
+        # Beyond these the mode density's times are not in [0, 1].
+        if not -1 <= self.mode_scale <= 2 / (np.pi - 2):
+            raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
@@ -77,18 +170,26 @@ def shift_time(t: jax.Array, shift: float) -> jax.Array:
     return t / (t + shift * (1 - t))
 
 
+BASE_TOKENS = 256
+# The shift for an image of so many tokens, where `shift` is that of an image of BASE_TOKENS.
+SHIFTS: dict[str, Callable[[float, int], float]] = {
+    "constant": lambda shift, tokens: shift,
+    # Stable Diffusion 3 (arXiv 2403.03206, section 5.3.2, equation 23).
+    "resolution": lambda shift, tokens: shift * math.sqrt(tokens / BASE_TOKENS),
+    # FLUX.1: log shift rises from 0.5 at 256 tokens to 1.15 at 4096, on a line; `shift` multiplies it.
+    "flux": lambda shift, tokens: shift * math.exp(0.5 + (tokens - BASE_TOKENS) * (1.15 - 0.5) / (4096 - BASE_TOKENS)),
+}
+
+
 def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig) -> jax.Array:
     """Training times in [0, 1], float32."""
-    if config.times == "uniform":
-        t = jax.random.uniform(key, shape)
-    else:
-        t = jax.nn.sigmoid(config.mean + config.std * jax.random.normal(key, shape))
-    return shift_time(t, config.shift)
+    density = DENSITIES[config.times]
+    return shift_time(density.times(density.draw(key, shape), config), config.shift)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """The three equivalent readings of a prediction at (t, x_t); arrays of x's shape."""
+    """Three equivalent readings of a prediction at (t, x_t); arrays of x's shape."""
 
     data: jax.Array
     noise: jax.Array
@@ -104,6 +205,8 @@ def target(path: Path, prediction: str, t: jax.Array, data: jax.Array, noise: ja
     """What the head shall predict."""
     if prediction == "velocity":
         return path.d_alpha(t) * data + path.d_sigma(t) * noise
+    if prediction == "v":
+        return path.alpha(t) * noise - path.sigma(t) * data
     return {"noise": noise, "data": data}[prediction]
 
 
@@ -114,14 +217,17 @@ def estimates(path: Path, prediction: str, t: jax.Array, x: jax.Array, predicted
     cannot be known from x.
     """
     alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
-    tiny = 1e-4
+    tiny = 1e-5  # below the signal that the capped cosine schedule leaves at its last step, 5e-5
     if prediction == "velocity":
-        # alpha d_sigma - sigma d_alpha is -1 on the linear path and -pi/2 on the cosine path: never 0.
+        # alpha d_sigma - sigma d_alpha is -1 on the linear path, -pi/2 on the cosine path and never 0 on any.
         determinant = alpha * d_sigma - sigma * d_alpha
         data = (d_sigma * x - sigma * predicted) / determinant
         noise = (alpha * predicted - d_alpha * x) / determinant
         return Estimates(data, noise, predicted)
-    if prediction == "noise":
+    if prediction == "v":
+        power = alpha**2 + sigma**2
+        data, noise = (alpha * x - sigma * predicted) / power, (sigma * x + alpha * predicted) / power
+    elif prediction == "noise":
         data, noise = (x - sigma * predicted) / jnp.maximum(alpha, tiny), predicted
     else:
         data, noise = predicted, (x - alpha * predicted) / jnp.maximum(sigma, tiny)

@@ -2,7 +2,11 @@
 
 import dataclasses
 
-from transfusion.errors import UsageError
+import numpy as np
+
+from transfusion.errors import UsageError, nearest
+from transfusion.objectives.paths import SHIFTS, STEPS
+from transfusion.sampling.solvers import SPACINGS, time_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,8 @@ class SamplerConfig:
       top_k, top_p: 0 and 1 keep all tokens.
       max_tokens: text tokens written at most; openers and closers of images are not counted.
       max_images: images drawn at most.
+      shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
+      spacing, terminal: of the time grid, see `transfusion.sampling.solvers.time_grid`.
     """
 
     solver: str = "euler"
@@ -32,6 +38,9 @@ class SamplerConfig:
     top_p: float = 1.0
     max_tokens: int = 64
     max_images: int = 1
+    shift_by: str = "constant"
+    spacing: str = "even"
+    terminal: float = 0.0
 
     def __post_init__(self):
         if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -40,3 +49,16 @@ class SamplerConfig:
             )
         if self.max_tokens < 0 or self.max_images < 0:
             raise UsageError("sampling: max_tokens and max_images must not be negative")
+        for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS}.items():
+            value = getattr(self, field)
+            if value not in known:
+                raise UsageError(f"sampling.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+        if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
+            raise UsageError(
+                f"sampling: terminal must be in [0, 1), and {STEPS} steps are the most of {self.spacing!r}"
+            )
+
+    def times(self, prediction: str, tokens: int) -> np.ndarray:
+        """The time grid float32 [steps + 1] for images of so many tokens."""
+        shift = SHIFTS[self.shift_by](self.shift, tokens)
+        return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)

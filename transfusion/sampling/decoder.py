@@ -25,7 +25,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import Prefix, broadcast, make_field, solve
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Prefill, Prompt, bucket, lay
-from transfusion.sampling.solvers import SOLVERS, time_grid
+from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
     DONE,
     DRAWING,
@@ -265,7 +265,7 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     times = np.zeros(1, np.float32)
     if images:
         prediction = task.objectives.of_continuous(layout.run.stream).prediction
-        times = time_grid(config.steps, config.shift, prediction)
+        times = config.times(prediction, len(layout.noisy.pieces[layout.run.stream]["order"]))
     numbers = (config.guidance, config.guidance_low, config.guidance_high, config.temperature, config.top_p)
     scale, low, high, temperature, top_p = map(np.float32, numbers)
     settings = Settings(times, Guidance(scale, low, high), temperature, top_p, np.int32(config.max_tokens))

@@ -18,7 +18,7 @@ from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.layout import Layout, Prompt
-from transfusion.sampling.solvers import SOLVERS, time_grid
+from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
@@ -91,7 +91,7 @@ class _Row:
         shape = patchify(np.zeros(self.layout.shape), stream.patch)[0].shape
         number = jnp.array([drawn])
         x = first_noise(self.key, number, shape)
-        times = time_grid(config.steps, config.shift, continuous.prediction)
+        times = config.times(continuous.prediction, shape[0])
         for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
             noise = partial(step_noise, self.key, number, i, shape)
             x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)

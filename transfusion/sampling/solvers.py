@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.objectives.paths import Estimates, Path, shift_time
+from transfusion.objectives.paths import STEPS, Estimates, Path, shift_time
 
 Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
@@ -30,11 +30,41 @@ class Solver(Protocol):
     def evaluations(self, steps: int) -> int: ...
 
 
-def time_grid(steps: int, shift: float = 1.0, prediction: str = "velocity") -> np.ndarray:
-    """Times float32 [steps + 1] from 0 (noise prediction: `NOISE_START`) to 1, moved towards noise by `shift`."""
-    start = NOISE_START if prediction == "noise" else 0.0
-    grid = start + (1 - start) * shift_time(np.linspace(0.0, 1.0, steps + 1), shift)
-    return grid.astype(np.float32)
+Spacing = Callable[[int, float], np.ndarray]
+
+# Times t float64 [steps] of the evaluations, rising from noise, before `time_grid` shifts them. Of those which name no
+# paper, BAGEL and the SD3 paper use the first, diffusers' flow matching schedulers the second and third.
+SPACINGS: dict[str, Spacing] = {
+    "even": lambda steps, shift: np.linspace(0, 1, steps + 1)[:-1],
+    # Evenly down to the least of `STEPS` noise levels, and from there in one step to the data.
+    "to_last_level": lambda steps, shift: np.linspace(0, 1 - 1 / STEPS, steps),
+    # The same to that level once shifted, so that the end is shifted twice.
+    "shifted_twice": lambda steps, shift: np.linspace(0, shift_time(1 - 1 / STEPS, shift), steps),
+    # Of DDPM's steps 0 to 999 (arXiv 2305.08891, section 3.3 and table 2): every k-th from 0 on, which leaves out the
+    # last ones, and every k-th from the last one on.
+    "leading": lambda steps, shift: 1 - (np.arange(steps)[::-1] * (STEPS // steps) + 1) / STEPS,
+    "trailing": lambda steps, shift: 1 - np.round(STEPS - np.arange(steps) * STEPS / steps) / STEPS,
+}
+
+
+def time_grid(
+    steps: int, shift: float = 1.0, prediction: str = "velocity", spacing: str = "even", terminal: float = 0.0
+) -> np.ndarray:
+    """Times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
+
+    Args:
+      steps: of the solver.
+      shift: moves them towards noise, see `transfusion.objectives.paths.shift_time`.
+      prediction: of the model.
+      spacing: a key of `SPACINGS`.
+      terminal: the noise level 1 - t of the last evaluation, to which the grid is stretched; 0 leaves it.
+    """
+    grid = shift_time(SPACINGS[spacing](steps, shift), shift)
+    if terminal and grid[-1] > 0:
+        grid = grid * (1 - terminal) / grid[-1]
+    grid = np.append(grid, 1.0)
+    start = NOISE_START if prediction == "noise" and grid[0] < NOISE_START else 0.0
+    return (start + (1 - start) * grid).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
