@@ -1,0 +1,1 @@
+"""Weights of released checkpoints, in and out: see `python -m transfusion.interop --help` and `families.FAMILIES`."""

@@ -1,0 +1,30 @@
+"""The families of released checkpoints that are understood, and which of them a folder belongs to."""
+
+from transfusion.errors import UsageError
+from transfusion.interop import autoencoder, siglip
+from transfusion.interop.family import Family, Imported, class_names
+from transfusion.interop.files import Checkpoint
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("autoencoder", autoencoder.claims, autoencoder.build),
+        Family("siglip", siglip.claims, siglip.build),
+    )
+}
+
+
+def find_family(checkpoint: Checkpoint) -> tuple[Family, Imported]:
+    """The family of a checkpoint, and how it becomes ours.
+
+    Raises:
+      UsageError: if no family claims it, or it has a field that its family does not understand.
+    """
+    keys = checkpoint.keys()
+    for family in FAMILIES.values():
+        if family.claims(checkpoint.config, keys):
+            return family, family.build(checkpoint.config, keys)
+    names = ", ".join(class_names(checkpoint.config)) or checkpoint.config.get("model_type") or "no class"
+    raise UsageError(
+        f"{checkpoint.folder}: config.json names {names}, which is not understood; there are {', '.join(FAMILIES)}"
+    )

@@ -1,0 +1,291 @@
+"""The mapping between the arrays of a released checkpoint and ours: a list of `Leaf`, read in both directions.
+
+PyTorch stores the matrix of a linear map as [out, in] and the kernel of a convolution as OIHW; ours are [in, out], with
+heads as axes of their own, and HWIO. Arrays of all layers are one array of ours, stacked along a leading axis.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion.errors import UsageError, nearest
+from transfusion.interop.files import FLOATS, Checkpoint
+
+BLOCK = 2**23  # bytes (as float32) of a leaf that are converted at a time
+Path = tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """An exact pair of inverses between an array of theirs and one of ours.
+
+    With `axis`, rows of theirs become a slice of ours along that axis, `step` rows for each index, so that a large
+    array can be converted some rows at a time; None: only as a whole.
+    """
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+    axis: int | None = None
+    step: int = 1
+
+
+def same(*shape: int) -> Convert:
+    """As it is; with a `shape`, a vector of theirs is this array of ours (the biases of heads [H * K] -> [H, K])."""
+    if not shape:
+        return Convert(lambda x: x, lambda y: y, 0)
+    return Convert(lambda x: x.reshape(-1, *shape[1:]), lambda y: y.reshape(-1), 0, math.prod(shape[1:]))
+
+
+def reshaped(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Convert:
+    """The same numbers in the same order under another shape."""
+    return Convert(lambda x: x.reshape(ours), lambda y: y.reshape(theirs))
+
+
+def matrix(*out_shape: int) -> Convert:
+    """[out, in] -> [in, *out_shape]; without a shape [in, out]."""
+    rest = out_shape[1:]
+    return Convert(
+        lambda x: x.T.reshape(x.shape[1], -1, *rest), lambda y: y.reshape(y.shape[0], -1).T, 1, math.prod(rest)
+    )
+
+
+def matrix_from(*in_shape: int) -> Convert:
+    """[out, in] -> [*in_shape, out], as of an attention's output projection [D, H * K] -> [H, K, D]."""
+    return Convert(lambda x: x.T.reshape(*in_shape, -1), lambda y: y.reshape(-1, y.shape[-1]).T, len(in_shape))
+
+
+def conv() -> Convert:
+    """OIHW -> HWIO."""
+    return Convert(lambda x: x.transpose(2, 3, 1, 0), lambda y: y.transpose(3, 2, 0, 1), 3)
+
+
+def conv3d() -> Convert:
+    """OITHW -> THWIO."""
+    return Convert(lambda x: x.transpose(2, 3, 4, 1, 0), lambda y: y.transpose(4, 3, 0, 1, 2), 4)
+
+
+def patches(patch: int) -> Convert:
+    """A convolution [D, C, P, P] that strides by its size -> [P * P * C, D], for patches in (y, x, c) order."""
+    return Convert(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+        lambda y: y.reshape(patch, patch, -1, y.shape[1]).transpose(3, 2, 0, 1),
+        1,
+    )
+
+
+def permuted(order: Sequence[int], then: Convert) -> Convert:
+    """Row i of what `then` is given is row `order[i]` of theirs (chunks in another order, another RoPE layout)."""
+    order, back = np.asarray(order), np.argsort(order)
+    return Convert(lambda x: then.to_ours(x[order]), lambda y: then.to_theirs(y)[back])
+
+
+def negated(then: Convert) -> Convert:
+    """With the opposite sign, as of a last layer that predicts noise - data where ours predicts data - noise."""
+    return Convert(lambda x: -then.to_ours(x), lambda y: then.to_theirs(-y), then.axis, then.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Where an array of ours comes from.
+
+    Attributes:
+      ours: path in our nested dict of parameters.
+      theirs: key in the checkpoint; a tuple of them, one per layer, where ours is stacked along its first axis (None:
+        a layer that has no such array; ours stays zero there).
+      convert: applied to each.
+      rows: (start, stop): these rows of theirs only. The leaves that share a key must cover it. Several leaves with
+        the same key and no rows are tied: each gets the whole array, and export wants them equal.
+      at: static index into ours (after the layer) that is filled; the leaves of one array must cover it.
+    """
+
+    ours: Path
+    theirs: str | tuple[str | None, ...]
+    convert: Convert
+    rows: tuple[int, int] | None = None
+    at: tuple[int | slice, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """One key's part in one array of ours."""
+
+    key: str
+    leaf: Leaf
+    index: tuple[int | slice, ...]
+
+    def of(self, tree: Mapping) -> Any:
+        """The part of ours, as a view."""
+        return lookup(tree, self.leaf.ours)[(*self.index, ...)]
+
+
+def pieces(leaves: Sequence[Leaf]) -> list[_Piece]:
+    """One entry per key and place, in the order of the leaves."""
+    found = []
+    for leaf in leaves:
+        keys = [leaf.theirs] if isinstance(leaf.theirs, str) else leaf.theirs
+        for layer, key in enumerate(keys):
+            if key is not None:
+                index = () if isinstance(leaf.theirs, str) else (layer,)
+                found.append(_Piece(key, leaf, (*index, *leaf.at)))
+    return found
+
+
+def lookup(tree: Any, path: Path) -> Any:
+    """The node at a path; numbers may have become strings on disk."""
+    for name in path:
+        tree = tree[name if name in tree else str(name)]
+    return tree
+
+
+def _blank(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape that takes no memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def their_shapes(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int, ...]]:
+    """The shape of each key that the leaves ask for, from our template's shapes.
+
+    Raises:
+      ValueError: if the leaves do not cover the template, or the rows of a key. That is a mistake of the family.
+    """
+    blanks = jax.tree.map(lambda s: _blank(s.shape), dict(shapes))
+    wanted: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[tuple[int, int]]] = {}
+    _check_cover(leaves, blanks)
+    for piece in pieces(leaves):
+        shape = piece.leaf.convert.to_theirs(piece.of(blanks)).shape
+        if piece.leaf.rows is not None:
+            start, stop = piece.leaf.rows
+            if stop - start != shape[0]:
+                raise ValueError(f"{piece.key}: rows {piece.leaf.rows} for {shape[0]} rows of {piece.leaf.ours}")
+            parts.setdefault(piece.key, []).append((start, stop))
+            shape = (max(stop for _, stop in parts[piece.key]), *shape[1:])
+        elif wanted.get(piece.key, shape) != shape:
+            raise ValueError(f"{piece.key} is tied and has two shapes, {wanted[piece.key]} and {shape}")
+        wanted[piece.key] = shape
+    for key, spans in parts.items():
+        if sum(stop - start for start, stop in set(spans)) != wanted[key][0]:
+            raise ValueError(f"the rows of {key} are covered in part or twice: {sorted(spans)}")
+    return wanted
+
+
+def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
+    """Raises ValueError unless every number of ours is filled once."""
+    filled: dict[str, int] = {}
+    for leaf in leaves:
+        whole, stacked = lookup(blanks, leaf.ours), not isinstance(leaf.theirs, str)
+        if stacked and whole.shape[0] != len(leaf.theirs):
+            raise ValueError(f"{leaf.ours} has {whole.shape[0]} layers and {len(leaf.theirs)} keys")
+        part = whole[(*((slice(None),) if stacked else ()), *leaf.at, ...)]
+        name = "/".join(map(str, leaf.ours))
+        filled[name] = filled.get(name, 0) + part.size
+    for path, whole in jax.tree_util.tree_leaves_with_path(blanks):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if filled.get(name, 0) != whole.size:
+            raise ValueError(f"the leaves fill {filled.get(name, 0)} of {whole.size} numbers of {name}")
+
+
+def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> list[str]:
+    """The keys of the checkpoint that match `ignore` (regular expressions of whole keys) and no leaf asks for.
+
+    Raises:
+      UsageError: naming the key, if one is missing, has another shape, is no float, or is not asked for at all.
+    """
+    wanted = their_shapes(leaves, shapes)
+    unclaimed = [key for key in checkpoint.entries if key not in wanted]
+    for key, shape in wanted.items():
+        if key not in checkpoint.entries:
+            raise UsageError(f"{checkpoint.folder} has no key {key}{nearest(key, unclaimed)}")
+        if checkpoint.shape(key) != shape:
+            raise UsageError(
+                f"{checkpoint.folder}: key {key} has the shape {list(checkpoint.shape(key))}, and config.json asks for "
+                f"{list(shape)}"
+            )
+        if checkpoint.entry(key).dtype not in FLOATS:
+            raise UsageError(f"{checkpoint.folder}: key {key} holds {checkpoint.entry(key).dtype}, not floats")
+    unknown = [key for key in unclaimed if not any(re.fullmatch(pattern, key) for pattern in ignore)]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UsageError(f"{checkpoint.folder}: key {unknown[0]} is not understood{more}")
+    return unclaimed
+
+
+def fill(checkpoint: Checkpoint, leaves: Sequence[Leaf], targets: Mapping) -> None:
+    """Writes every leaf into `targets`, a nested dict of arrays (of numpy or on disk), some rows at a time."""
+    for piece in pieces(leaves):
+        view, convert = piece.of(targets), piece.leaf.convert
+        for rows, where in _blocks(checkpoint.shape(piece.key), piece.leaf):
+            view[(*where, ...)] = np.ascontiguousarray(convert.to_ours(checkpoint.read(piece.key, rows)))
+
+
+def _blocks(shape: tuple[int, ...], leaf: Leaf) -> Iterator[tuple[tuple[int, int] | None, tuple[slice, ...]]]:
+    """(rows of theirs, or None for all; where they go in ours)."""
+    convert = leaf.convert
+    if not shape or (convert.axis is None and leaf.rows is None):
+        yield None, ()
+        return
+    start, stop = leaf.rows or (0, shape[0])
+    row = 4 * math.prod(shape[1:])
+    size = max(1, BLOCK // max(row * convert.step, 1)) if convert.axis is not None else stop - start
+    for first in range(start, stop, size * convert.step):
+        last = min(first + size * convert.step, stop)
+        if convert.axis is None:
+            yield (first, last), ()
+        else:
+            span = slice((first - start) // convert.step, (last - start) // convert.step)
+            yield (first, last), (*(slice(None),) * convert.axis, span)
+
+
+def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> dict:
+    """Our parameters: a nested dict of float32 arrays of the template's `shapes`.
+
+    Raises:
+      UsageError: as `check` does.
+    """
+    check(checkpoint, leaves, shapes, ignore)
+    params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), dict(shapes))
+    fill(checkpoint, leaves, params)
+    return params
+
+
+def theirs_from(params: Mapping, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
+    """(key, float32 array) of the released form, one key at a time; fused keys are joined again.
+
+    Raises:
+      UsageError: if arrays that are tied in the released form are no longer equal.
+    """
+    by_key: dict[str, list[_Piece]] = {}
+    for piece in pieces(leaves):
+        by_key.setdefault(piece.key, []).append(piece)
+    for key, group in by_key.items():
+        arrays = [p.leaf.convert.to_theirs(np.asarray(p.of(params))) for p in group]
+        if group[0].leaf.rows is not None:
+            whole = np.empty((max(p.leaf.rows[1] for p in group), *arrays[0].shape[1:]), np.float32)
+            for piece, array in zip(group, arrays, strict=True):
+                whole[slice(*piece.leaf.rows)] = array
+            arrays = [whole]
+        for piece, array in zip(group[1:], arrays[1:], strict=False):
+            if not np.array_equal(array, arrays[0]):
+                first, other = ("/".join(map(str, p.leaf.ours)) for p in (group[0], piece))
+                raise UsageError(f"{first} and {other} are one array {key} in the released form, and now differ")
+        yield key, arrays[0]
+
+
+def chunks(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int, ...]]:
+    """For each array of ours, by its name joined with dots, the shape of what `fill` writes at a time."""
+    blanks, found = jax.tree.map(lambda s: _blank(s.shape), dict(shapes)), {}
+    for leaf in leaves:
+        whole, stacked = lookup(blanks, leaf.ours), not isinstance(leaf.theirs, str)
+        lead = (1,) if stacked else ()
+        shape = whole.shape[len(lead) :]
+        if not leaf.at:
+            part = _blank(shape)
+            _, where = next(iter(_blocks(leaf.convert.to_theirs(part).shape, dataclasses.replace(leaf, rows=None))))
+            shape = part[(*where, ...)].shape
+        found[".".join(map(str, leaf.ours))] = (*lead, *(max(n, 1) for n in shape))
+    return found

@@ -1,0 +1,241 @@
+"""Vision Transformer: images, or patches of any sizes, to features (ViT, arXiv 2010.11929; SigLIP, arXiv 2303.15343).
+
+Pre-LayerNorm blocks with biases over patches plus a learned table of positions; optionally a last norm and a pooled
+output by one learned query (the 'MAP head', Zhai et al., arXiv 2106.04560). Layers are stacked along a leading axis.
+
+Shape letters: B images, N patches, P patch side, C channels, D width, H heads, K head size, F ffn width.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from transfusion.errors import UsageError, nearest
+from transfusion.model.attention import masked_attention
+from transfusion.model.parameters import fan_in, normal, ones, param, zeros
+
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
+CUBIC = -0.75  # PyTorch's; jax.image.resize has -0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Sizes.
+
+    Attributes:
+      width, ffn, layers, heads: D, F, number of blocks, H.
+      patch: P, the side of a patch in pixels.
+      channels: C of the image.
+      grid: rows and columns of the table of positions.
+      activation: a key of `ACTIVATIONS`.
+      epsilon: of the norms.
+      final_norm: whether `last` is normalised.
+      pool: whether there is a pooled output.
+      remat: recompute each layer in the backward pass.
+    """
+
+    width: int = 768
+    ffn: int = 3072
+    layers: int = 12
+    heads: int = 12
+    patch: int = 16
+    channels: int = 3
+    grid: tuple[int, int] = (14, 14)
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
+    final_norm: bool = True
+    pool: bool = True
+    remat: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if min(self.width, self.ffn, self.layers, self.heads, self.patch, self.channels, *self.grid) < 1:
+            raise UsageError("vit: all sizes must be at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"vit.heads {self.heads} does not divide vit.width {self.width}")
+        if self.activation not in ACTIVATIONS:
+            hint = nearest(self.activation, ACTIVATIONS)
+            raise UsageError(f"vit.activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}{hint}")
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["hidden", "last", "pooled"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a ViT gives.
+
+    Attributes:
+      hidden: [layers + 1, B, N, D]; hidden[i] is what block i reads, hidden[-1] what the last block gives.
+      last: [B, N, D], hidden[-1], normalised if the config has `final_norm`.
+      pooled: [B, D]; None without `pool`.
+    """
+
+    hidden: jax.Array
+    last: jax.Array
+    pooled: jax.Array | None
+
+
+def patchify(pixels: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, N, P * P * C], patches in reading order, each in (y, x, c) order.
+
+    Raises:
+      UsageError: if `patch` does not divide a side.
+    """
+    b, height, width, c = pixels.shape
+    if height % patch or width % patch:
+        raise UsageError(f"an image of {height}x{width} pixels does not divide into patches of {patch}x{patch}")
+    x = pixels.reshape(b, height // patch, patch, width // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, -1, patch * patch * c)
+
+
+def cubic_weights(old: int, new: int) -> np.ndarray:
+    """float32 [new, old]: bicubic interpolation of `old` samples at `new` places, pixel centres aligned by their edges,
+    borders repeated, no smoothing when the grid shrinks (PyTorch's `interpolate` with align_corners=False)."""
+    place = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(place).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        x = np.abs(place - (first + tap))
+        near = ((CUBIC + 2) * x - (CUBIC + 3)) * x**2 + 1
+        far = CUBIC * (((x - 5) * x + 8) * x - 4)
+        np.add.at(weights, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis, in float32."""
+    y = x.astype(jnp.float32)
+    centred = y - jnp.mean(y, -1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param) -> jax.Array:
+    """einsum with a kernel, plus a bias, in the dtype of x."""
+    return jnp.einsum(pattern, x, kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
+
+
+class _Layers(nnx.Module):
+    """Parameters of `n` blocks (stacked), or of the head's one (n = 0: no leading axis)."""
+
+    def __init__(self, config: ViTConfig, n: int, rngs: nnx.Rngs, norms: tuple[str, ...]):
+        d, f, h, k = config.width, config.ffn, config.heads, config.width // config.heads
+        lead, axis = ((n,), ("layers",)) if n else ((), ())
+
+        def add(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> None:
+            setattr(self, name, param(rngs, (*lead, *shape), (*axis, *axes), init))
+
+        for norm in norms:
+            add(f"{norm}_scale", (d,), (None,), ones)
+            add(f"{norm}_bias", (d,), (None,), zeros)
+        for name in "qkv":
+            add(name, (d, h, k), ("embed", "heads", None), fan_in(d))
+            add(f"{name}_bias", (h, k), ("heads", None), zeros)
+        add("o", (h, k, d), ("heads", None, "embed"), fan_in(d))
+        add("o_bias", (d,), (None,), zeros)
+        add("up", (d, f), ("embed", "mlp"), fan_in(d))
+        add("up_bias", (f,), ("mlp",), zeros)
+        add("down", (f, d), ("mlp", "embed"), fan_in(f))
+        add("down_bias", (d,), (None,), zeros)
+
+    def attend(self, queries: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """queries [B, Q, D] look at x [B, N, D] under mask bool [B, Q, N]."""
+        q = affine("bnd,dhk->bnhk", queries, self.q, self.q_bias)
+        k = affine("bnd,dhk->bnhk", x, self.k, self.k_bias)
+        v = affine("bnd,dhk->bnhk", x, self.v, self.v_bias)
+        return affine("bnhk,hkd->bnd", masked_attention(q, k, v, mask), self.o, self.o_bias)
+
+    def feed(self, x: jax.Array, activation: str) -> jax.Array:
+        hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
+        return affine("bnf,fd->bnd", hidden, self.down, self.down_bias)
+
+
+class ViT(nnx.Module):
+    """The tower. `config` is static; everything else is parameters. Computes in the dtype of its input."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        d, size = config.width, config.patch**2 * config.channels
+        self.config = config
+        self.kernel = param(rngs, (size, d), ("patch", "embed"), fan_in(size))
+        self.bias = param(rngs, (d,), (None,), zeros)
+        self.positions = param(rngs, (config.grid[0] * config.grid[1], d), (None, "embed"), normal(d**-0.5))
+        self.blocks = _Layers(config, config.layers, rngs, ("norm1", "norm2"))
+        if config.final_norm:
+            self.norm_scale = param(rngs, (d,), (None,), ones)
+            self.norm_bias = param(rngs, (d,), (None,), zeros)
+        if config.pool:
+            self.probe = param(rngs, (d,), (None,), normal(0.02))
+            self.head = _Layers(config, 0, rngs, ("norm",))
+
+    def __call__(self, pixels: jax.Array) -> Features:
+        """Features of images [B, H, W, C] of one size; the table of positions is interpolated to their grid.
+
+        Raises:
+          UsageError: if the patch does not divide a side.
+        """
+        b, height, width, _ = pixels.shape
+        patches = patchify(pixels, self.config.patch)
+        n = patches.shape[1]
+        positions = self.resized(height // self.config.patch, width // self.config.patch)
+        return self.features(patches, positions[None], jnp.ones((b, n, n), bool))
+
+    def packed(self, patches: jax.Array, places: jax.Array, mask: jax.Array) -> Features:
+        """Features of patches of images of any sizes in one row.
+
+        Args:
+          patches: [B, N, P * P * C].
+          places: int [B, N, 2], row and column of each in the table of positions.
+          mask: bool [B, N, N], which patches (keys, last) each patch sees: those of its own image.
+        """
+        return self.features(patches, self.positions[...][places[..., 0] * self.config.grid[1] + places[..., 1]], mask)
+
+    def resized(self, rows: int, columns: int) -> jax.Array:
+        """The table of positions for another grid, float32 [rows * columns, D]."""
+        table = self.positions[...].astype(jnp.float32)
+        if (rows, columns) == self.config.grid:
+            return table
+        down, across = (cubic_weights(old, new) for old, new in zip(self.config.grid, (rows, columns), strict=True))
+        table = table.reshape(*self.config.grid, -1)
+        return jnp.einsum("ry,cx,yxd->rcd", down, across, table).reshape(rows * columns, -1)
+
+    def features(self, patches: jax.Array, positions: jax.Array, mask: jax.Array) -> Features:
+        """As `packed`, with the positions' vectors [B or 1, N, D]."""
+        x = affine("bni,id->bnd", patches, self.kernel, self.bias) + positions.astype(patches.dtype)
+        hidden = self._run(x, mask)
+        last = hidden[-1]
+        if self.config.final_norm:
+            last = layer_norm(last, self.norm_scale[...], self.norm_bias[...], self.config.epsilon)
+        return Features(hidden, last, self._pool(last, mask) if self.config.pool else None)
+
+    def _run(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """All blocks: [B, N, D] -> hidden states [layers + 1, B, N, D]."""
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
+            block, eps = nnx.merge(graph, weights), self.config.epsilon
+            y = layer_norm(x, block.norm1_scale[...], block.norm1_bias[...], eps)
+            z = x + block.attend(y, y, mask)
+            y = layer_norm(z, block.norm2_scale[...], block.norm2_bias[...], eps)
+            return z + block.feed(y, self.config.activation), x
+
+        layer = jax.checkpoint(layer) if self.config.remat else layer
+        last, before = jax.lax.scan(layer, x, stacked)
+        return jnp.concatenate([before, last[None]])
+
+    def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """One learned query over all patches: [B, N, D] -> [B, D]."""
+        head = self.head
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        # A patch that sees nothing is padding.
+        y = head.attend(probe, x, mask.any(-1)[:, None])
+        normed = layer_norm(y, head.norm_scale[...], head.norm_bias[...], self.config.epsilon)
+        return (y + head.feed(normed, self.config.activation))[:, 0]
