@@ -1,0 +1,45 @@
+"""Every output of every oracle, within its tolerance: one test per JSON file of the folder."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from oracles import FOLDER, Oracle, checks
+
+# Systems that are read in a later step; the reason says which.
+NOT_YET = {
+    r"transformers \S+ (Chameleon|Emu3|Janus)": "discrete image codes come with the discrete family",
+    r"diffusers \S+ VQModel": "discrete image codes come with the discrete family",
+}
+FILES = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_oracle(path, tmp_path):
+    about = json.loads(path.read_text())
+    oracle = Oracle(path, about, tmp_path)
+    found = [check for pattern, check in checks().items() if re.match(pattern, oracle.source)]
+    if not found:
+        for pattern, reason in NOT_YET.items():
+            if re.match(pattern, oracle.source):
+                pytest.xfail(reason)
+    assert len(found) == 1, f"{len(found)} checks know the source {oracle.source!r}"
+    with jax.default_matmul_precision("highest"):
+        ours = found[0](oracle)
+    missing = oracle.outputs.keys() - ours.keys()
+    assert not missing, f"not computed: {sorted(missing)}"
+    for name, value in oracle.outputs.items():
+        got = np.asarray(ours[name])
+        assert got.shape == value.shape, f"{name}: {got.shape}, not {value.shape}"
+        if name in about.get("exact", ()):
+            np.testing.assert_array_equal(got, value, err_msg=name)
+        else:
+            np.testing.assert_allclose(got, value, **about["tol"][name], err_msg=name)
+
+
+def test_there_are_oracles():
+    if not FILES:
+        pytest.skip(f"no oracles in {FOLDER} (set TRANSFUSION_ORACLES)")
+    assert all(path.with_suffix(".npz").is_file() for path in FILES)
