@@ -80,3 +80,23 @@ def test_losses_by_noise_level_add_up():
     # The last bucket holds t = 1, too.
     clean = continuous.by_time(per_token, part, draws | {"time": jnp.ones_like(draws["time"])})[1]
     assert clean[-1] == part.loss_weight.sum()
+
+
+FACTORS = {
+    "inverse_square": lambda noise: np.maximum(noise, 1e-3) ** -2,
+    "cosmap": lambda noise: 2 / (np.pi - 2 * np.pi * noise + 2 * np.pi * noise**2),
+}
+
+
+@pytest.mark.parametrize("weighting", FACTORS)
+def test_the_loss_is_weighted_by_its_time(weighting):
+    """The noise level is 1 - t; a clean image keeps a finite loss, because its loss weight of 0 must make it 0."""
+    part = batch_of(pictures("target", "context"))
+    draws = continuous.draw(jax.random.key(3), part, ContinuousConfig())
+    draws["time"] = draws["time"].at[0, 1].set(1.0)
+    predicted = jnp.ones_like(part.values)
+    plain = continuous.loss(predicted, part, draws, ContinuousConfig())
+    weighted = continuous.loss(predicted, part, draws, ContinuousConfig(weighting=weighting))
+    level = 1 - np.asarray(draws["time"])[0][part.item[0]]
+    np.testing.assert_allclose(weighted[0], plain[0] * FACTORS[weighting](level), rtol=1e-4)
+    assert np.isfinite(weighted).all()
