@@ -19,7 +19,7 @@ STEPS, ROWS = 5, 8
 
 def experiment() -> Experiment:
     of = tiny.SPECS["transfusion"]
-    model = tiny.model(kv_heads=2, qk_norm=True)
+    model = tiny.model(kv_heads=2, qk_norm="rms")
     return Experiment(
         steps=STEPS, batch_size=ROWS, model=model, streams=dict(of.streams), layout=dict(of.layout),
         optim=OptimConfig(learning_rate=1e-2, warmup=1),

@@ -132,7 +132,7 @@ def forward(params, document_tokens, config, expert_of, times, noise):
             w = {name: a[layer] for name, a in blocks[expert_of[token["stream"]]].items()}
             y = norm(x[i], w["attention_norm"], config.norm_epsilon)
             heads = {name: np.einsum("d,dhk->hk", y, w[name]) for name in "qkv"}
-            if config.qk_norm:
+            if config.qk_norm != "none":
                 heads["q"] = norm(heads["q"], w["q_norm"], config.norm_epsilon)
                 heads["k"] = norm(heads["k"], w["k_norm"], config.norm_epsilon)
             q.append([turn(head, token["position"], config.rope_theta) for head in heads["q"]])

@@ -47,7 +47,7 @@ class _Builder:
     def __init__(self, spec: SequenceSpec):
         self.spec = spec
         self.runs: dict[str, list[dict[str, np.ndarray]]] = {}
-        self.time_low: dict[str, list[float]] = {}
+        self.items: dict[str, list[dict[str, np.ndarray]]] = {}  # what belongs to an item, not to its tokens
         self.order = self.spans = 0
         self.counter = 0  # the running rotary index
 
@@ -75,9 +75,18 @@ class _Builder:
             span=span, private=private, item=0, loss_weight=loss,
         )  # fmt: skip
 
-    def item(self, value: np.ndarray, run: Run, span: int, index: int | None) -> None:
-        """Appends the patches of one item [h, w, C] in raster order."""
-        patches, places = patchify(value, self.spec.streams[run.stream].patch)
+    def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
+        """Appends the patches of one item [h, w, C] in raster order, after its time token if it has one."""
+        stream = self.spec.streams[run.stream]
+        patches, places = patchify(segment.value, stream.patch)
+        weight = np.full(len(patches), float(run.loss))
+        if stream.time_tokens:  # its place says that it is no patch
+            extra = ((stream.time_tokens, 0), (0, 0))
+            patches, places = np.pad(patches, extra), np.pad(places, extra, constant_values=-1)
+            weight = np.pad(weight, extra[0])
+        of_item = {}
+        if stream.labels:
+            of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
         n, start = len(patches), self.counter
         if run.position == "grid":
             position = np.full((n, self.spec.axes), start)
@@ -85,12 +94,12 @@ class _Builder:
             self.counter = start + int(places.max()) + 1
         else:
             position = self.positions(n, index)
-        levels = self.time_low.setdefault(run.stream, [])
+        items = self.items.setdefault(run.stream, [])
         self.append(
             run.stream, n, position, values=patches, place=places, span=span, private=int(run.private),
-            item=len(levels), loss_weight=float(run.loss),
+            item=len(items), loss_weight=weight,
         )  # fmt: skip
-        levels.append(run.time_low)
+        items.append({"time_low": np.float32(run.time_low)} | of_item)
 
     def segment(self, segment: Segment, run: Run) -> None:
         stream = self.spec.streams[run.stream]
@@ -107,7 +116,7 @@ class _Builder:
         if stream.discrete:
             self.ids(segment.value, span, run, run.stream, index)
         else:
-            self.item(segment.value, run, span, index)
+            self.item(segment, run, span, index)
         if run.position == "item" and not inside:
             self.counter += 1
         if run.closer >= 0:
@@ -132,12 +141,14 @@ class _Builder:
                     np.int32
                 )
             else:
-                piece["time_low"] = np.asarray(self.time_low[stream], np.float32)
+                items = self.items[stream]
+                piece |= {name: np.stack([item[name] for item in items]) for name in items[0]}
             result[stream] = piece
         return result
 
 
-_DTYPES = {"values": np.float32, "loss_weight": np.float32, "time_low": np.float32}
+_DTYPES = {"values": np.float32, "loss_weight": np.float32}
+_OF_ITEMS = ("time_low", "label")
 
 
 def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: bool = True) -> Expanded:
@@ -162,7 +173,7 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     if end:
         builder.ids([spec.eos], 0, None)
     pieces = builder.pieces()
-    items = {name: len(levels) for name, levels in builder.time_low.items()}
+    items = {name: len(parts) for name, parts in builder.items.items()}
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
     cost |= {f"{name}:items": count for name, count in items.items() if spec.streams[name].mixed_sizes}
     return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
@@ -170,6 +181,8 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
 
 def _check_value(segment: Segment, stream: Stream) -> None:
     shape = np.shape(segment.value)
+    if stream.labels and segment.label >= stream.labels:
+        raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {stream.labels} classes")
     if stream.discrete:
         if len(shape) != 1:
             raise UsageError(f"segment {segment.kind!r} holds ids [n], not an array of shape {shape}")
@@ -201,13 +214,14 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
                 shifts = {
                     "order": order,
                     "span": np.where(piece["span"] > 0, spans, 0),
-                    "item": items[name],
+                    # Where another stream's item modulates it: the document's first.
+                    "item": items[spec.streams[name].condition or name],
                 }
                 arrays = batch[name]
                 arrays.document[r, start : start + n] = number
                 for field, column in piece.items():
-                    if field == "time_low":
-                        arrays.time_low[r, items[name] : items[name] + len(column)] = column
+                    if field in _OF_ITEMS:
+                        getattr(arrays, field)[r, items[name] : items[name] + len(column)] = column
                     else:
                         getattr(arrays, field)[r, start : start + n] = column + shifts.get(field, 0)
                 filled[name] = start + n

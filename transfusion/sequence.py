@@ -21,6 +21,25 @@ TEXT = "text"  # the stream that holds openers, closers, begin and end of a docu
 
 
 @dataclasses.dataclass(frozen=True)
+class TimeConfig:
+    """How a noise level becomes a vector: sines and cosines of scaled times, then a two-layer perceptron (DiT).
+
+    Attributes:
+      features: number of cosines and sines together.
+      scale: factor of the time in [0, 1] (1000 for models trained on 1000 steps).
+      reversed: the time is 1 - t, 1 for noise (released weights of BAGEL, DiT, Stable Diffusion 3, OmniGen).
+      ends: the wave lengths reach 10,000 exactly (exponents i / (n - 1) instead of i / n).
+      per_layer: every layer of the trunk has an embedding of its own (DiT as released for diffusers).
+    """
+
+    features: int = 256
+    scale: float = 1000.0
+    reversed: bool = False
+    ends: bool = False
+    per_layer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Stream:
     """All that differs between modalities and between papers (design: 'a model is a set of streams over one trunk').
 
@@ -30,7 +49,12 @@ class Stream:
       objective: a key of `transfusion.objectives.OBJECTIVES`.
       attention: 'causal', or 'block': bidirectional inside one item.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
-      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net) or 'none'.
+      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net), 'adaln' (modulates
+        every layer), 'token' (one token before the item's patches, inside its span) or 'none'.
+      time_embedding: see `TimeConfig`.
+      condition: the stream whose item modulates this stream's tokens; '' means none (Stable Diffusion 3's text).
+      labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
+      pooled: size of a vector per item that joins the condition ('adaln' only).
       visible_to: the streams that may see it; () means all.
       budget: tokens of this stream in a packed row.
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
@@ -38,7 +62,10 @@ class Stream:
       channels, patch: latent channels C and patch side P of continuous streams; a token holds E = P P C values.
       grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds them.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
-      table: additive position inside an item: 'none' or 'sincos' (fixed 2-D sine and cosine).
+      table: additive position inside an item: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
+        first, as in DiT), 'learned' (a parameter of `table_grid` places) or 'centred' (the same, its middle cut out).
+      table_grid: rows and columns of a learned table.
+      tied: whether the token head is the transposed token table.
       coder_width: channels of the first blocks of a U-Net embed and head.
     """
 
@@ -48,6 +75,10 @@ class Stream:
     attention: str = "causal"
     expert: str = "trunk"
     time: str = "none"
+    time_embedding: TimeConfig = TimeConfig()
+    condition: str = ""
+    labels: int = 0
+    pooled: int = 0
     visible_to: tuple[str, ...] = ()
     budget: int = 0
     weight: float = 1.0
@@ -57,6 +88,8 @@ class Stream:
     grid: tuple[int, int] = (0, 0)
     items: int = 0
     table: str = "none"
+    table_grid: tuple[int, int] = (0, 0)
+    tied: bool = False
     coder_width: int = 64
 
     def __post_init__(self):
@@ -89,11 +122,21 @@ class Stream:
 
     @property
     def tokens_per_item(self) -> int:
-        return (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+        return self.time_tokens + (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+
+    @property
+    def time_tokens(self) -> int:
+        """Tokens before the patches of an item."""
+        return int(self.time == "token")
 
     @property
     def mixed_sizes(self) -> bool:
         return not self.discrete and self.grid == (0, 0)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the m-th item of a row owns the m-th `tokens_per_item` slots."""
+        return self.grid != (0, 0)
 
     @property
     def max_items(self) -> int:
@@ -129,11 +172,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A part of a document: text ids int32 [n], or latents float32 [h, w, C], and its role in the document."""
+    """A part of a document: text ids int32 [n], or latents float32 [h, w, C], its role in the document, and its class
+    for class-conditional streams (-1: none)."""
 
     kind: str
     value: np.ndarray
     role: str = "both"
+    label: int = -1
 
 
 Document = tuple[Segment, ...]
@@ -205,6 +250,8 @@ class StreamSlice:
       values: [B, N, E] patches of latents (continuous streams).
       place: [B, N, 2] (y, x) of the patch in its item (continuous streams).
       time_low: [B, M] least noise level of each item (continuous streams).
+      label: [B, M] class of each item (class-conditional streams).
+      pooled: [B, M, C] vector of each item (streams with `pooled`).
     """
 
     document: jax.Array
@@ -219,6 +266,8 @@ class StreamSlice:
     values: jax.Array | None = None
     place: jax.Array | None = None
     time_low: jax.Array | None = None
+    label: jax.Array | None = None
+    pooled: jax.Array | None = None
 
 
 Batch = dict[str, StreamSlice]
@@ -244,6 +293,10 @@ def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
                 "time_low": np.ones((rows, m), np.float32),
             }
         )
+        if stream.labels:
+            kind["label"] = np.full((rows, m), stream.labels, np.int32)
+        if stream.pooled:
+            kind["pooled"] = np.zeros((rows, m, stream.pooled), np.float32)
         result[name] = StreamSlice(
             **zeros,
             position=np.zeros((rows, n, spec.axes), np.int32),

@@ -88,7 +88,7 @@ class SequenceTask:
             if stream.objective == "none":
                 continue
             part = batch[name]
-            per_token, extra = objective.loss(model.parts[name].head, encoded[name], part, draws[name], config)
+            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name], config)
             total = jnp.sum(per_token * part.loss_weight)
             scalar += stream.weight * total / totals[name]
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
@@ -102,7 +102,7 @@ class SequenceTask:
         time = draws[name].get("time", part.time_low)
         meta: Metadata = metadata(batch, self.spec, [name])
         content = objective.content(part, draws[name], config)
-        return Inputs(content, time, part.position, part.item, part.place, meta)
+        return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
 
     def tokens(self, rows: int) -> int:
         """Slots of one step, padding included."""
@@ -127,11 +127,15 @@ class SequenceTask:
         """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
         counted over whole rows (neither recomputation nor skipped blocks are counted; PaLM, appendix B)."""
         shapes, total = self.template.shapes, 0.0
+        first = next(iter(self.spec.streams.values())).expert
         for name, stream in self.spec.streams.items():
-            expert = shapes["trunk"]["blocks"][stream.expert]
-            head = shapes["parts"][name]["head"]
-            embed = {} if stream.embed == "token" else shapes["parts"][name]["embed"]
+            blocks, parts = shapes["trunk"]["blocks"], shapes["parts"][name]
+            expert = blocks[first] | blocks[stream.expert]
+            head = parts["embed"] if stream.tied else parts.get("head", {})
+            embed = {} if stream.embed == "token" else parts["embed"]
             total += 6.0 * stream.budget * sum(map(parameter_count, (expert, head, embed)))
+            modulation = shapes["trunk"].get("modulation", {}).get(name, {})
+            total += 6.0 * stream.max_items * parameter_count(modulation)
         length = sum(stream.budget for stream in self.spec.streams.values())
         total += 12.0 * self.model.layers * length**2 * self.model.heads * self.model.size
         return rows * total

@@ -25,7 +25,7 @@ def random_params(task, seed=0):
 
 CASES = {
     "transfusion": ("transfusion", {}, {}),
-    "experts, grouped, normed": ("experts", {"kv_heads": 2, "qk_norm": True}, {}),
+    "experts, grouped, normed": ("experts", {"kv_heads": 2, "qk_norm": "rms"}, {}),
     "one index per image": ("item", {"kv_heads": 1}, {"position": "item"}),
     "grid of three axes": ("grid", {"head_size": 12}, {"position": "grid", "axes": 3}),
     "BAGEL": ("bagel", {"kv_heads": 2}, {"bagel": True}),

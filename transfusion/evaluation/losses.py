@@ -52,7 +52,7 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch) -> jax.Array:
     encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     hidden = encoded[TEXT].hidden
     nll, _ = next_token.cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), model.parts[TEXT].head.kernel[...], batch[TEXT].targets.reshape(-1),
+        hidden.reshape(-1, hidden.shape[-1]), model.head_of(TEXT).kernel[...], batch[TEXT].targets.reshape(-1),
         task.objectives.next_token.chunk,
     )  # fmt: skip
     return nll.reshape(hidden.shape[:2]) / math.log(2)

@@ -10,46 +10,97 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transfusion.model.block import dense, per_token
 from transfusion.model.parameters import fan_in, normal, param, zeros
-from transfusion.model.transformer import dense
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.rows import unpatchify
-from transfusion.sequence import Stream
-
-FREQUENCIES = 256
+from transfusion.sequence import Stream, TimeConfig
 
 
-class TimeEmbedding(nnx.Module):
-    """Noise levels [B, M] to vectors [B, M, D]: sines and cosines, then a two-layer perceptron (DiT, section 3.2)."""
+class Perceptron(nnx.Module):
+    """Two dense layers with biases and a SiLU between them; `lead` stacks several."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.hidden = param(rngs, (FREQUENCIES, width), (None, "embed"), normal(0.02))
-        self.hidden_bias = param(rngs, (width,), (None,), zeros)
-        self.out = param(rngs, (width, width), ("embed", None), normal(0.02))
-        self.out_bias = param(rngs, (width,), (None,), zeros)
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = ()):
+        axes = ("layers",) * len(lead)
+        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), normal(0.02))
+        self.hidden_bias = param(rngs, (*lead, width), (*axes, None), zeros)
+        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), normal(0.02))
+        self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., inputs] -> [*lead, ..., width]."""
+
+        def layers(hidden, hidden_bias, out, out_bias):
+            return dense(jax.nn.silu(dense(x, hidden) + hidden_bias), out) + out_bias
+
+        weights = (self.hidden[...], self.hidden_bias[...], self.out[...], self.out_bias[...])
+        return jax.vmap(layers)(*weights) if self.hidden.ndim == 3 else layers(*weights)
+
+
+class TimeEmbedding(Perceptron):
+    """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig = TimeConfig(), layers: int = 0):
+        self.config = config
+        super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        half = FREQUENCIES // 2
-        frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / half)
-        angle = 1000 * t[..., None].astype(jnp.float32) * frequency
-        features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-        hidden = jax.nn.silu(dense(features, self.hidden[...]) + self.hidden_bias[...])
-        return dense(hidden, self.out[...]) + self.out_bias[...]
+        return super().__call__(self.features(t))
+
+    def features(self, t: jax.Array) -> jax.Array:
+        """Cosines, then sines of t [B, M]: [B, M, features]."""
+        half = self.config.features // 2
+        frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
+        t = 1 - t if self.config.reversed else t
+        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
-def per_token(condition: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
-    """Spreads [B, M, D] over the tokens [B, N] of its items; `aligned`: item m owns the m-th N / M slots."""
-    if aligned:
-        return jnp.repeat(condition, item.shape[1] // condition.shape[1], axis=1)
-    return jnp.take_along_axis(condition, item[..., None], axis=1)
+class ItemCondition(nnx.Module):
+    """What modulates a stream: the noise level of each item plus, where the stream has them, its class and its pooled
+    vector (DiT, section 3.2; Stable Diffusion 3, arXiv 2403.03206, section 4)."""
+
+    def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
+        config = stream.time_embedding
+        lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
+        self.time = TimeEmbedding(width, rngs, config, layers)
+        if stream.labels:
+            shape = (*lead, stream.labels + 1, width)
+            self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02))
+        if stream.pooled:
+            self.pooled = Perceptron(stream.pooled, width, rngs, lead)
+
+    def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
+        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D]."""
+        vector = self.time(t)
+        if label is not None:
+            vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
+        if pooled is not None:
+            vector += self.pooled(pooled)
+        return vector
 
 
-def sincos_table(place: jax.Array, width: int) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x."""
+def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
+    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
+    `axes` (1, 0) x comes first."""
     frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
     angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)
-    parts = [f(angle[..., axis, :]) for axis in (0, 1) for f in (jnp.sin, jnp.cos)]
+    parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
     return jnp.concatenate(parts, -1)
+
+
+class LearnedTable(nnx.Module):
+    """A vector per place of a grid [rows, columns, D]; 'centred' cuts the middle of it out for a smaller item."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        self.table = param(rngs, (*stream.table_grid, width), (None, None, "embed"), normal(0.02))
+        sides = [side // stream.patch for side in stream.grid]
+        centred = stream.table == "centred"
+        self.start = tuple((g - s) // 2 if centred else 0 for g, s in zip(stream.table_grid, sides, strict=True))
+
+    def __call__(self, place: jax.Array) -> jax.Array:
+        """Places [B, N, 2] -> [B, N, D]."""
+        return self.table[...][place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
 
 
 class TokenEmbed(nnx.Module):
@@ -73,7 +124,7 @@ class LinearPatch(nnx.Module):
     def __call__(self, inputs, condition, item, place):
         tokens = dense(inputs, self.kernel[...]) + self.bias[...]
         if condition is not None:
-            tokens += per_token(condition, item, self.stream.grid != (0, 0))
+            tokens += per_token(condition, item, self.stream.aligned)
         return tokens, None
 
 

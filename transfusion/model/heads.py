@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from transfusion.model.block import dense, layer_norm, per_token
 from transfusion.model.parameters import fan_in, param, zeros
-from transfusion.model.transformer import dense
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.sequence import Stream
 
@@ -31,6 +31,49 @@ class LinearHead(nnx.Module):
         return dense(hidden, self.kernel[...]).astype(jnp.float32) + self.bias[...]
 
 
+class TiedHead:
+    """Logits from the token table itself."""
+
+    def __init__(self, embed: nnx.Module):
+        self.embed = embed
+
+    @property
+    def kernel(self) -> jax.Array:
+        return self.embed.table[...].T
+
+    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+        return dense(hidden, self.kernel).astype(jnp.float32)
+
+
+class ModulatedHead(nnx.Module):
+    """DiT's last layer (section 3.2): LayerNorm without weights, shift and scale from the item's vector, linear."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        self.stream = stream
+        self.modulation = param(rngs, (width, 2 * width), ("embed", None), zeros)
+        self.modulation_bias = param(rngs, (2 * width,), (None,), zeros)
+        self.kernel = param(rngs, (width, stream.features), ("embed", "patch"), zeros)
+        self.bias = param(rngs, (stream.features,), (None,), zeros)
+
+    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
+        vector, item = skips
+        parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
+        shift, scale = jnp.split(per_token(parts, item, self.stream.aligned), 2, -1)
+        y = layer_norm(hidden, None, None, 1e-6) * (1 + scale) + shift
+        return dense(y, self.kernel[...], self.bias[...]).astype(jnp.float32)
+
+
+class NoHead(nnx.Module):
+    """Of a stream that only conditions others."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+        return hidden
+
+
 class UNetHead(nnx.Module):
     """The up half of the U-Net, with the down half's skips round the trunk: patches [B, N, E], float32."""
 
@@ -47,4 +90,4 @@ class UNetHead(nnx.Module):
         return patches.reshape(b, n, -1).astype(jnp.float32)
 
 
-HEADS = {"token": TokenHead, "linear": LinearHead, "unet": UNetHead}
+HEADS = {"token": TokenHead, "linear": LinearHead, "unet": UNetHead, "adaln": ModulatedHead, "none": NoHead}

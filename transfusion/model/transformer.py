@@ -20,14 +20,29 @@ from flax import nnx
 from transfusion.errors import UsageError, nearest
 from transfusion.masks import Metadata, see
 from transfusion.model import rope
-from transfusion.model.attention import BACKENDS, joined_attention
-from transfusion.model.parameters import fan_in, ones, param
+from transfusion.model.attention import BACKENDS, joined_attention, masked_attention
+from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, MODULATIONS, NORMS, Block, Norm, dense, per_token
+from transfusion.model.parameters import param, zeros
+from transfusion.model.rope import RopeScaling
 from transfusion.sharding import constrain
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+TABLES = {
+    "dtype": ("float32", "bfloat16"),
+    "remat": REMAT,
+    "attention": BACKENDS,
+    "ffn_kind": ACTIVATIONS,
+    "norm": NORMS,
+    "norm_place": ("pre", "post"),
+    "qk_norm": ("none", "rms"),
+    "biases": BIASES,
+    "untied": GROUPS,
 }
 
 
@@ -40,8 +55,16 @@ class TransformerConfig:
       kv_heads: G; 0 means H.
       head_size: K; 0 means D / H.
       ffn: F; 0 means 8/3 D rounded up to a multiple of `ffn_multiple`.
-      qk_norm: RMSNorm of queries and keys per head (Chameleon-type stability).
-      rope_theta, rope_sections: see `transfusion.model.rope.angles`.
+      ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
+      norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
+      norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
+      final_norm: whether the trunk's outputs are normed.
+      biases: which of 'qkv', 'out', 'ffn' have biases.
+      qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
+      untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
+      rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
+      dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
+        weights of their own (Stable Diffusion 3.5).
       dtype: of the computation ('float32' or 'bfloat16'); parameters stay float32.
       remat: 'none', 'full' (keep nothing of a layer) or 'dots' (keep its matrix products).
       scan: one compiled layer for all (fast compilation), or unrolled (a few per cent faster on tiny models).
@@ -55,22 +78,32 @@ class TransformerConfig:
     head_size: int = 0
     ffn: int = 0
     ffn_multiple: int = 64
-    qk_norm: bool = False
+    ffn_kind: str = "swiglu"
+    norm: str = "rms"
+    norm_place: str = "pre"
+    final_norm: bool = True
+    biases: tuple[str, ...] = ()
+    qk_norm: str = "none"
+    untied: tuple[str, ...] = GROUPS
     norm_epsilon: float = 1e-5
     rope_theta: float = 10_000.0
     rope_axes: int = 1
     rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
+    rope_scaling: RopeScaling = RopeScaling()
+    dual_layers: tuple[int, ...] = ()
+    dual_expert: str = ""
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
     attention: str = "dense"
 
     def __post_init__(self):
-        tables = {"dtype": ("float32", "bfloat16"), "remat": REMAT, "attention": BACKENDS}
-        for field, known in tables.items():
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"model.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+        for field, known in TABLES.items():
+            values = getattr(self, field)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value not in known:
+                    raise UsageError(f"model.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
         if min(self.width, self.layers, self.heads) < 1:
             raise UsageError("model: width, layers and heads must be positive")
         if not self.head_size and self.width % self.heads:
@@ -119,63 +152,34 @@ class KeyValues:
     metadata: Metadata
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """RMSNorm (arXiv 1910.07467) over the last axis, in float32."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return (y * scale).astype(x.dtype)
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What modulates the tokens of a stream (adaLN): a vector per item, and the item of every token.
 
-
-def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [B, N, in] times kernel [in, out...] -> [B, N, out...].
-
-    Tokens are flattened to one axis: XLA:CPU leaves its fast matrix product when a weight gradient contracts two axes.
+    Attributes:
+      vector: [B, M, C], or [layers, B, M, C] where every layer has its own.
+      item: [B, N].
+      aligned: whether item m owns the m-th N / M slots.
     """
-    out = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
-    return out.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+    vector: jax.Array
+    item: jax.Array
+    aligned: bool
 
 
-class Block(nnx.Module):
-    """The weights of one expert in all layers (leading axis), and the two halves of a layer around attention."""
+class Modulation(nnx.Module):
+    """From a condition to shifts, scales and gates; zero at first, so that a new layer changes nothing (adaLN-zero)."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        d, h, g, k, f, n = (
-            config.width, config.heads, config.groups, config.size, config.hidden, config.layers,
-        )  # fmt: skip
-        self.epsilon = config.norm_epsilon
-        self.qk_norm = config.qk_norm
-        # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
-        out = 2 * n
-        self.attention_norm = param(rngs, (n, d), ("layers", None), ones)
-        self.q = param(rngs, (n, d, h, k), ("layers", "embed", "heads", None), fan_in(d))
-        self.k = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
-        self.v = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
-        self.o = param(rngs, (n, h, k, d), ("layers", "heads", None, "embed"), fan_in(h * k * out))
-        if config.qk_norm:
-            self.q_norm = param(rngs, (n, k), ("layers", None), ones)
-            self.k_norm = param(rngs, (n, k), ("layers", None), ones)
-        self.ffn_norm = param(rngs, (n, d), ("layers", None), ones)
-        self.gate = param(rngs, (n, d, f), ("layers", "embed", "mlp"), fan_in(d))
-        self.up = param(rngs, (n, d, f), ("layers", "embed", "mlp"), fan_in(d))
-        self.down = param(rngs, (n, f, d), ("layers", "mlp", "embed"), fan_in(f * out))
+    def __init__(self, layers: int, width: int, parts: int, rngs: nnx.Rngs):
+        self.kernel = param(rngs, (layers, width, parts * width), ("layers", "embed", None), zeros)
+        self.bias = param(rngs, (layers, parts * width), ("layers", None), zeros)
 
-    # The methods below run on one layer's slice: the leading axis is gone.
 
-    def queries_keys_values(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        """x [B, N, D], turn as of `rope.turns` -> q [B, N, H, K], k and v [B, N, G, K]."""
-        x = rms_norm(x, self.attention_norm[...], self.epsilon)
-        q, k, v = dense(x, self.q[...]), dense(x, self.k[...]), dense(x, self.v[...])
-        if self.qk_norm:
-            q, k = rms_norm(q, self.q_norm[...], self.epsilon), rms_norm(k, self.k_norm[...], self.epsilon)
-        return rope.rotate(q, turn), rope.rotate(k, turn), v
-
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Adds the attention output [B, N, H, K] and the feed-forward layer to x [B, N, D]."""
-        o = self.o[...]
-        x = x + dense(attended.reshape(*x.shape[:-1], -1), o.reshape(-1, o.shape[-1]))
-        y = rms_norm(x, self.ffn_norm[...], self.epsilon)
-        hidden = jax.nn.silu(dense(y, self.gate[...])) * dense(y, self.up[...])
-        return x + dense(constrain(hidden, "batch", None, "act_mlp"), self.down[...])
+def modulate(weights: dict[str, jax.Array], vector: jax.Array, condition: Condition, dtype: Any) -> list[jax.Array]:
+    """The parts of one layer's modulation, [B, N, D] each; computed per item, then spread over its tokens."""
+    parts = dense(jax.nn.silu(vector), weights["kernel"], weights["bias"])
+    parts = per_token(parts, condition.item, condition.aligned).astype(dtype)
+    return jnp.split(parts, parts.shape[-1] // weights["kernel"].shape[0], axis=-1)
 
 
 class Trunk(nnx.Module):
@@ -184,13 +188,33 @@ class Trunk(nnx.Module):
     Streams that share an expert are joined along the row into one larger matrix product.
     """
 
-    def __init__(self, config: TransformerConfig, experts: Mapping[str, str], rngs: nnx.Rngs):
-        """`experts` maps each stream to its expert, in the order of the config's streams."""
+    def __init__(
+        self, config: TransformerConfig, experts: Mapping[str, str], rngs: nnx.Rngs, modulated: tuple[str, ...] = ()
+    ):
+        """`experts` maps each stream to its expert, in the order of the config's streams; `modulated` are those with a
+        condition."""
         self.config = config
         self.experts = dict(experts)
         names = list(dict.fromkeys(experts.values()))
-        self.blocks = nnx.Dict({name: Block(config, rngs) for name in names})
-        self.final_norm = nnx.Dict({name: param(rngs, (config.width,), (None,), ones) for name in names})
+        self.first = names[0]
+        own = {name: GROUPS if name == self.first else config.untied for name in names}
+        self.blocks = nnx.Dict({name: Block(config, rngs, own[name]) for name in names})
+        norm = Norm(config.norm, config.norm_epsilon)
+        finals = {name: norm.declare(rngs, (), config.width) for name in names if "final_norm" in own[name]}
+        if config.final_norm:
+            self.final_norm = nnx.Dict({name: weights[""] for name, weights in finals.items() if weights})
+            if config.norm == "layer":
+                self.final_norm_bias = nnx.Dict({name: weights["_bias"] for name, weights in finals.items()})
+        if modulated:
+            n, d = config.layers, config.width
+            self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
+        if config.dual_layers:
+            if config.dual_expert not in names:
+                raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
+            few = dataclasses.replace(config, layers=len(config.dual_layers), dual_layers=())
+            self.dual = Block(few, rngs, ("qkv", "o", "qk_norm"))
+            streams = [s for s in modulated if experts[s] == config.dual_expert]
+            self.dual_modulation = nnx.Dict({s: Modulation(few.layers, config.width, 3, rngs) for s in streams})
 
     def __call__(
         self,
@@ -198,6 +222,7 @@ class Trunk(nnx.Module):
         position: Mapping[str, jax.Array],
         metadata: Mapping[str, Metadata],
         *,
+        condition: Mapping[str, Condition] | None = None,
         cache: KeyValues | None = None,
         may: np.ndarray | None = None,
         keep: bool = False,
@@ -208,6 +233,7 @@ class Trunk(nnx.Module):
           x: per stream [B, N, D].
           position: per stream int32 [B, N, A].
           metadata: per stream [B, N].
+          condition: of the modulated streams.
           cache: keys and values that the tokens may see besides each other.
           may: see `transfusion.masks.see`.
           keep: whether to return the new tokens' keys and values.
@@ -215,52 +241,119 @@ class Trunk(nnx.Module):
         Returns:
           Normed outputs per stream [B, N, D], and the new KeyValues (tokens in the order of the groups) or None.
         """
-        config = self.config
+        config, condition = self.config, condition or {}
         groups: dict[str, list[str]] = {}
         for stream in x:
             groups.setdefault(self.experts[stream], []).append(stream)
         ordered = [stream for streams in groups.values() for stream in streams]
         tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in ordered])
-        joined, turn = {}, {}
-        for expert, streams in groups.items():
-            joined[expert] = constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
-            angle = rope.angles(_join(position, streams), config.size, config.rope_theta, config.rope_sections)
-            turn[expert] = rope.turns(angle)
+        joined = {
+            expert: constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
+            for expert, streams in groups.items()
+        }
+        turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
+        attend = self._attention(tokens, cache, may)
         sizes = [part.shape[1] for part in joined.values()]
-        backend = BACKENDS[config.attention]
-        if cache is None:
-            plan = backend.plan(tokens, tokens, may)
-        else:
-            sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
 
         def layer(carry, scanned):
-            weights, cached = scanned
-            parts = {e: _bind(self.blocks[e], weights[e]) for e in groups}
-            qkv = [parts[e].queries_keys_values(carry[e], turn[e]) for e in groups]
+            weights, modulation, vectors, cached, dual = scanned
+            blocks = {e: _bind(self.blocks[self.first], weights[self.first] | weights[e]) for e in groups}
+            parts = {
+                s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
+                for s, w in modulation.items()
+            }
+            parts = {e: _modulations(streams, x, parts, config) for e, streams in groups.items()}
+            qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
             q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
             q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
-            if cached is None:
-                seen = backend.attend(q, k, v, plan)
-            else:
-                seen = joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
-            outs = jnp.split(seen, np.cumsum(sizes)[:-1], axis=1)
-            new = {e: parts[e].finish(carry[e], out) for e, out in zip(groups, outs, strict=True)}
+            outs = jnp.split(attend(q, k, v, cached), np.cumsum(sizes)[:-1], axis=1)
+            extra = {e: None for e in groups}
+            if dual is not None and config.dual_expert in groups:
+                e = config.dual_expert
+                extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
+            new = {e: blocks[e].finish(carry[e], out, parts[e], extra[e]) for e, out in zip(groups, outs, strict=True)}
             return {e: constrain(y, "batch", None, None) for e, y in new.items()}, ((k, v) if keep else None)
 
         if REMAT[config.remat] is not None:
             layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
-        weights = {e: nnx.to_pure_dict(nnx.state(self.blocks[e], nnx.Param)) for e in groups}
-        scanned = (weights, None if cache is None else (cache.k, cache.v))
-        if config.scan:
-            out, kept = jax.lax.scan(layer, joined, scanned)
+        needed = dict.fromkeys((self.first, *groups))
+        weights = {e: _pure(self.blocks[e]) for e in needed}
+        modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
+        vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
+        scanned = (weights, modulation, vectors, None if cache is None else (cache.k, cache.v))
+        if config.scan and not config.dual_layers:
+            out, kept = jax.lax.scan(lambda carry, part: layer(carry, (*part, None)), joined, scanned)
         else:
-            out, kept = _unrolled(layer, joined, scanned, config.layers)
+            out, kept = _unrolled(layer, joined, scanned, config.layers, self._duals())
         result = {}
         for expert, streams in groups.items():
-            y = rms_norm(out[expert], self.final_norm[expert][...], config.norm_epsilon)
+            y = self._final(out[expert], expert)
             parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
             result |= dict(zip(streams, parts, strict=True))
         return result, (KeyValues(*kept, tokens) if keep else None)
+
+    def _turn(self, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        config = self.config
+        if not config.rope_theta:
+            return None
+        angle = rope.angles(
+            position, config.size, config.rope_theta, config.rope_sections, config.rope_interleaved,
+            config.rope_scaling,
+        )  # fmt: skip
+        return rope.turns(angle, config.rope_scaling.magnitude)
+
+    def _attention(self, tokens: Metadata, cache: KeyValues | None, may: np.ndarray | None):
+        """A function of one layer's (q, k, v, cached); what all layers share is made here."""
+        if cache is None:
+            backend = BACKENDS[self.config.attention]
+            plan = backend.plan(tokens, tokens, may)
+            return lambda q, k, v, cached: backend.attend(q, k, v, plan)
+        sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
+        return lambda q, k, v, cached: joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
+
+    def _duals(self) -> dict[int, dict[str, Any]]:
+        """Weights of the second attention, of the layers that have one."""
+        if not self.config.dual_layers:
+            return {}
+        stacked = {"block": _pure(self.dual), "modulation": {s: _pure(m) for s, m in self.dual_modulation.items()}}
+        return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(self.config.dual_layers)}
+
+    def _attend_dual(self, dual, block, x, turn, streams, condition, metadata, may) -> jax.Array:
+        """What the second attention, among one expert's tokens, adds to them."""
+        tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+        (stream,) = streams
+        shift, scale, gate = modulate(
+            dual["modulation"][stream], condition[stream].vector, condition[stream], self.config.dtype
+        )
+        second = _bind(self.dual, dual["block"])
+        q, k, v = second.heads(block.before(x, "attention_norm", (shift, scale)), turn)
+        return gate * second.project(masked_attention(q, k, v, see(tokens, tokens, may)))
+
+    def _final(self, y: jax.Array, expert: str) -> jax.Array:
+        config = self.config
+        if not config.final_norm:
+            return y
+        owner = expert if "final_norm" in config.untied else self.first
+        scale = None if config.norm == "plain" else self.final_norm[owner][...]
+        bias = self.final_norm_bias[owner][...] if config.norm == "layer" else None
+        return Norm(config.norm, config.norm_epsilon)(y, scale, bias)
+
+
+def _modulations(streams, x, parts, config: TransformerConfig) -> list[jax.Array] | None:
+    """The modulations of the joined streams' tokens; streams without one are left as they are."""
+    if not any(s in parts for s in streams):
+        return None
+
+    def of(stream, i):
+        if stream in parts:
+            return parts[stream][i]
+        return jnp.full(x[stream].shape, 1.0 if i in (2, 5) else 0.0, config.dtype)
+
+    return [_join({s: of(s, i) for s in streams}, streams) for i in range(MODULATIONS)]
+
+
+def _pure(module: nnx.Module) -> dict[str, jax.Array]:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 def _join(parts: Mapping[str, jax.Array], streams: list[str]) -> jax.Array:
@@ -284,15 +377,17 @@ def by_layer(params: dict[str, Any]) -> dict[str, Any]:
     def split(x):
         return jax.lax.optimization_barrier(tuple(x[i] for i in range(x.shape[0])))
 
-    return params | {"blocks": jax.tree.map(split, params["blocks"])}
+    stacked = {name: params[name] for name in ("blocks", "modulation") if name in params}
+    return params | jax.tree.map(split, stacked)
 
 
-def _unrolled(layer, carry, scanned, layers: int):
-    """jax.lax.scan as a Python loop: the compiler sees every layer."""
+def _unrolled(layer, carry, scanned, layers: int, duals: dict[int, Any]):
+    """jax.lax.scan as a Python loop: the compiler sees every layer. `duals`: see `Trunk._duals`."""
     kept = []
     for i in range(layers):
         # A tuple holds a parameter's layers one by one (see `by_layer`).
-        weights = {e: {name: w[i] for name, w in block.items()} for e, block in scanned[0].items()}
-        carry, out = layer(carry, (weights, jax.tree.map(lambda x, i=i: x[i], scanned[1])))
+        weights = [{e: {name: w[i] for name, w in part.items()} for e, part in table.items()} for table in scanned[:2]]
+        rest = jax.tree.map(lambda x, i=i: x[i], scanned[2:])
+        carry, out = layer(carry, (*weights, *rest, duals.get(i)))
         kept.append(out)
     return carry, None if kept[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *kept)

@@ -1,0 +1,190 @@
+"""One layer's weights for one expert, and the two halves of a layer around attention.
+
+Shape letters: see `transfusion.model.transformer`. A parameter with the leading axis `layers` is stacked over the depth.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transfusion.model import rope
+from transfusion.model.parameters import fan_in, ones, param, zeros
+from transfusion.sharding import constrain
+
+# What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
+GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
+MODULATIONS = 6  # shift, scale, gate of attention, then of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2)
+ACTIVATIONS = {
+    "swiglu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """RMSNorm (arXiv 1910.07467) over the last axis, in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    return (y * scale).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float) -> jax.Array:
+    """LayerNorm (arXiv 1607.06450) over the last axis, in float32; without weights where they are None."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x [B, N, in] times kernel [in, out...] (plus bias [out...]) -> [B, N, out...].
+
+    Tokens are flattened to one axis: XLA:CPU leaves its fast matrix product when a weight gradient contracts two axes.
+    """
+    out = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    out = out.reshape(*x.shape[:-1], *kernel.shape[1:])
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
+    """Spreads [B, M, C] over the tokens [B, N] of its items; `aligned`: item m owns the m-th N / M slots."""
+    if aligned:
+        return jnp.repeat(of_items, item.shape[1] // of_items.shape[1], axis=1)
+    return jnp.take_along_axis(of_items, item[..., None], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Norms of one kind."""
+
+    kind: str
+    epsilon: float
+
+    def declare(self, rngs: nnx.Rngs, lead: tuple[int, ...], width: int) -> dict[str, nnx.Param]:
+        """The weights of a norm stacked over `lead`: {'': scale, '_bias': bias} or less."""
+        axes = ("layers",) * len(lead) + (None,)
+        weights = {} if self.kind == "plain" else {"": param(rngs, (*lead, width), axes, ones)}
+        return weights | ({"_bias": param(rngs, (*lead, width), axes, zeros)} if self.kind == "layer" else {})
+
+    def __call__(self, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+        if self.kind == "rms":
+            return rms_norm(x, scale, self.epsilon)
+        return layer_norm(x, scale, bias, self.epsilon)
+
+
+# 'plain' has no weights: where the modulation carries shift and scale (DiT).
+NORMS = ("rms", "layer", "plain")
+BIASES = ("qkv", "out", "ffn")
+
+
+class Block(nnx.Module):
+    """The weights of one expert in all layers (leading axis): those of `groups`, see `GROUPS`."""
+
+    def __init__(self, config: Any, rngs: nnx.Rngs, groups: Collection[str] = GROUPS):
+        """`config` is a `transfusion.model.transformer.TransformerConfig`."""
+        d, h, g, k, f, n = (
+            config.width, config.heads, config.groups, config.size, config.hidden, config.layers,
+        )  # fmt: skip
+        self.norm = Norm(config.norm, config.norm_epsilon)
+        self.qk_norm, self.post, self.activation = config.qk_norm, config.norm_place == "post", config.ffn_kind
+        # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
+        out = 2 * n
+
+        def matrix(name, shape, axes, size, bias):
+            setattr(self, name, param(rngs, (n, *shape), ("layers", *axes), fan_in(size)))
+            if bias:
+                inputs = 2 if name == "o" else 1
+                setattr(self, f"{name}_bias", param(rngs, (n, *shape[inputs:]), ("layers", *axes[inputs:]), zeros))
+
+        def norm(name, width):
+            for suffix, weight in self.norm.declare(rngs, (n,), width).items():
+                setattr(self, name + suffix, weight)
+
+        if "norms" in groups:
+            norm("attention_norm", d)
+        if "qkv" in groups:
+            matrix("q", (d, h, k), ("embed", "heads", None), d, "qkv" in config.biases)
+            matrix("k", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
+            matrix("v", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
+        if "o" in groups:
+            matrix("o", (h, k, d), ("heads", None, "embed"), h * k * out, "out" in config.biases)
+        if "qk_norm" in groups and config.qk_norm != "none":
+            self.q_norm = param(rngs, (n, k), ("layers", None), ones)
+            self.k_norm = param(rngs, (n, k), ("layers", None), ones)
+        if "norms" in groups:
+            norm("ffn_norm", d)
+        if "ffn" in groups:
+            bias = "ffn" in config.biases
+            if config.ffn_kind == "swiglu":
+                matrix("gate", (d, f), ("embed", "mlp"), d, bias)
+            matrix("up", (d, f), ("embed", "mlp"), d, bias)
+            matrix("down", (f, d), ("mlp", "embed"), f * out, bias)
+
+    # The methods below run on one layer's slice: the leading axis is gone.
+
+    def _weight(self, name: str) -> jax.Array | None:
+        return getattr(self, name)[...] if hasattr(self, name) else None
+
+    def _dense(self, x: jax.Array, name: str) -> jax.Array:
+        return dense(x, getattr(self, name)[...], self._weight(f"{name}_bias"))
+
+    def _normed(self, x: jax.Array, name: str) -> jax.Array:
+        return self.norm(x, self._weight(name), self._weight(f"{name}_bias"))
+
+    def before(self, x: jax.Array, name: str, modulation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        """What a sublayer reads of x: normed unless norms come after sublayers, then shifted and scaled."""
+        y = x if self.post else self._normed(x, name)
+        return y if modulation is None else y * (1 + modulation[1]) + modulation[0]
+
+    def after(self, y: jax.Array, name: str, gate: jax.Array | None) -> jax.Array:
+        """What a sublayer adds to the residual stream."""
+        y = self._normed(y, name) if self.post else y
+        return y if gate is None else y * gate
+
+    def queries_keys_values(
+        self, x: jax.Array, turn: tuple[jax.Array, jax.Array] | None, modulation: list[jax.Array] | None = None
+    ) -> tuple[jax.Array, ...]:
+        """x [B, N, D], turn as of `rope.turns` -> q [B, N, H, K], k and v [B, N, G, K].
+
+        `modulation`: the `MODULATIONS` of every token, [B, N, D] each.
+        """
+        return self.heads(self.before(x, "attention_norm", None if modulation is None else modulation[:2]), turn)
+
+    def heads(self, y: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, ...]:
+        """What attention reads [B, N, D] -> q, k, v."""
+        q, k, v = self._dense(y, "q"), self._dense(y, "k"), self._dense(y, "v")
+        if self.qk_norm == "rms":
+            epsilon = self.norm.epsilon
+            q, k = rms_norm(q, self.q_norm[...], epsilon), rms_norm(k, self.k_norm[...], epsilon)
+        return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
+
+    def project(self, attended: jax.Array) -> jax.Array:
+        """The attention output [B, N, H, K] -> [B, N, D]."""
+        o = self.o[...]
+        return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), self._weight("o_bias"))
+
+    def feed_forward(self, y: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        act = ACTIVATIONS[self.activation]
+        up = self._dense(y, "up")
+        hidden = act(self._dense(y, "gate")) * up if self.activation == "swiglu" else act(up)
+        return self._dense(constrain(hidden, "batch", None, "act_mlp"), "down")
+
+    def finish(
+        self,
+        x: jax.Array,
+        attended: jax.Array,
+        modulation: list[jax.Array] | None = None,
+        extra: jax.Array | None = None,
+    ) -> jax.Array:
+        """Adds the attention output [B, N, H, K], `extra` and the feed-forward layer to x [B, N, D]."""
+        gates = (None, None) if modulation is None else (modulation[2], modulation[5])
+        x = x + self.after(self.project(attended), "attention_norm", gates[0])
+        x = x if extra is None else x + extra
+        y = self.before(x, "ffn_norm", None if modulation is None else modulation[3:5])
+        return x + self.after(self.feed_forward(y), "ffn_norm", gates[1])
