@@ -31,10 +31,10 @@ FOLDER = pathlib.Path(
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """One JSON file of the folder, with the arrays and weights beside it.
+    """One JSON file of the folder, with the arrays and weights beside it; or some arrays of an npz file without one.
 
     Attributes:
-      path: of the JSON file; no check may look at its name.
+      path: of the file; no check may look at its name.
       about: what it holds.
       tmp_path: an empty folder for the check.
     """
@@ -60,7 +60,7 @@ class Oracle:
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         with np.load(self.path.with_suffix(".npz"), allow_pickle=False) as file:
-            return dict(file.items())
+            return {name: file[name] for name in self.about.get("arrays", file.files)}
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -68,6 +68,8 @@ class Oracle:
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
+        if "arrays" in self.about:
+            return {name: value for name, value in self.arrays.items() if re.search(r"\bmask", name)}
         return {name[4:]: value for name, value in self.arrays.items() if name.startswith("out.")}
 
     @property
@@ -97,6 +99,30 @@ class Oracle:
         assert_same_checkpoint(folder, back)
         _, imported = find_family(Checkpoint(folder))
         return imported, load_params(workdir, imported), workdir
+
+
+def find_oracles() -> list[tuple[str, pathlib.Path, dict[str, Any]]]:
+    """(name for people, path, what it holds) of every oracle of the folder.
+
+    An npz file without a JSON file holds masks, named 'case.array'. It makes one oracle of all cases that have the same
+    arrays: their source is 'arrays: ' and these arrays' names, and the masks are to be equal.
+    """
+    found = [(path.stem, path, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json"))]
+    for path in sorted(FOLDER.glob("*.npz")):
+        if path.with_suffix(".json").exists():
+            continue
+        with np.load(path, allow_pickle=False) as file:
+            names = [name.partition(".") for name in file.files]
+        cases: dict[str, list[str]] = {}
+        for case, _, array in names:
+            cases.setdefault(case, []).append(array)
+        groups: dict[str, list[str]] = {}
+        for case, arrays in cases.items():
+            groups.setdefault(" ".join(sorted(arrays)), []).extend(f"{case}.{array}" for array in arrays)
+        for i, (kind, arrays) in enumerate(groups.items()):
+            masks = [name for name in arrays if re.search(r"\bmask", name)]
+            found.append((f"{path.stem}-{i}", path, {"source": f"arrays: {kind}", "arrays": arrays, "exact": masks}))
+    return found
 
 
 def assert_same_checkpoint(folder: pathlib.Path, other: pathlib.Path) -> None:

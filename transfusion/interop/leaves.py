@@ -16,7 +16,7 @@ import numpy as np
 from transfusion.errors import UsageError, nearest
 from transfusion.interop.files import FLOATS, Checkpoint
 
-BLOCK = 2**23  # bytes (as float32) of a leaf that are converted at a time
+BLOCK = 2**22  # bytes (as float32) of a leaf that are converted at a time
 Path = tuple[str | int, ...]
 
 

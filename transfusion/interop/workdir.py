@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 
 from transfusion import programs
 from transfusion.checkpoint import restore_params
@@ -27,6 +26,7 @@ from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.family import Family, Imported
 from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
 from transfusion.interop.leaves import check, chunks, fill, lookup, their_shapes, theirs_from
+from transfusion.interop.zarr import Array
 from transfusion.orbax_noise import one_line, silence
 from transfusion.seals import write_seal
 
@@ -91,7 +91,7 @@ def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.mkdir(parents=True)
         yield temporary
         os.rename(temporary, target)
-    except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
+    except OSError as error:
         raise UsageError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,15 +118,9 @@ def write_params(
         writer.save(root / "0", args=arguments)
     chunk = chunks(imported.leaves, shapes)
 
-    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> ts.TensorStore:
+    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        metadata = {"shape": list(shape.shape), "chunks": list(chunk[name]), "dtype": "<f4", "compressor": None}
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": str(root / "0" / "state" / f"params.{name}")},
-            "metadata": metadata,
-        }
-        return ts.open(spec, create=True, delete_existing=True).result()
+        return Array(root / "0" / "state" / f"params.{name}", shape.shape, chunk[name])
 
     fill(checkpoint, imported.leaves, jax.tree_util.tree_map_with_path(open_array, shapes))
     write_seal(root, 0)

@@ -1,0 +1,75 @@
+"""Arrays on disk in the form in which a checkpoint's reader wants them (zarr 2, uncompressed), written part by part.
+
+tensorstore would do, but its threads keep what they have freed, so that in the end all weights are in memory at once.
+"""
+
+import itertools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+Index = tuple  # of int, slice and one Ellipsis
+
+
+class Array:
+    """A float32 array of `shape` in `folder`, which is replaced; what is not written is undefined.
+
+    Indexing with numbers and slices of step 1 gives a part; assigning to a part writes it.
+    """
+
+    def __init__(self, folder: pathlib.Path, shape: tuple[int, ...], chunks: tuple[int, ...]):
+        self.folder, self.chunks = folder, chunks
+        self._ranges, self._axes = tuple(range(n) for n in shape), tuple(range(len(shape)))
+        about = {"zarr_format": 2, "shape": list(shape), "chunks": list(chunks), "dtype": "<f4", "order": "C"}
+        about |= {"compressor": None, "filters": None, "fill_value": None, "dimension_separator": "."}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / ".zarray").write_text(json.dumps(about))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(self._ranges[axis]) for axis in self._axes)
+
+    def __getitem__(self, index: Index) -> "Array":
+        where = index.index(Ellipsis)
+        rest = (slice(None),) * (len(self._axes) - len(index) + 1)
+        ranges, axes = list(self._ranges), []
+        for axis, i in zip(self._axes, (*index[:where], *rest, *index[where + 1 :]), strict=True):
+            if isinstance(i, slice):
+                axes.append(axis)
+                ranges[axis] = ranges[axis][i]
+                if ranges[axis].step != 1:
+                    raise ValueError(f"a part of an array on disk has step 1, not {i}")
+            else:
+                ranges[axis] = range(ranges[axis][i], ranges[axis][i] + 1)
+        part = object.__new__(Array)
+        part.folder, part.chunks, part._ranges, part._axes = self.folder, self.chunks, tuple(ranges), tuple(axes)
+        return part
+
+    def __setitem__(self, index: Index, value: np.ndarray) -> None:
+        self[index]._write(value)
+
+    def _write(self, value: np.ndarray) -> None:
+        if value.shape != self.shape:
+            raise ValueError(f"an array {value.shape} for the place of {self.shape}")
+        value = value.reshape([len(r) for r in self._ranges])
+        touched = [range(r.start // c, -(-r.stop // c)) for r, c in zip(self._ranges, self.chunks, strict=True)]
+        for chunk in itertools.product(*touched):
+            source, target = [], []
+            for i, r, c in zip(chunk, self._ranges, self.chunks, strict=True):
+                start, stop = max(r.start, i * c), min(r.stop, (i + 1) * c)
+                source.append(slice(start - r.start, stop - r.start))
+                target.append(slice(start - i * c, stop - i * c))
+            self._write_chunk(".".join(map(str, chunk)) or "0", tuple(target), value[tuple(source)])
+
+    def _write_chunk(self, name: str, where: tuple[slice, ...], value: np.ndarray) -> None:
+        path = self.folder / name
+        if value.shape == self.chunks:
+            np.ascontiguousarray(value, "<f4").tofile(path)
+            return
+        mode = "r+" if path.exists() else "w+"
+        file = np.memmap(path, "<f4", mode, shape=self.chunks or (1,))
+        file[where] = value
+        file.flush()
