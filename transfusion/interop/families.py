@@ -1,7 +1,7 @@
 """The families of released checkpoints that are understood, and which of them a folder belongs to."""
 
 from transfusion.errors import UsageError
-from transfusion.interop import autoencoder, siglip
+from transfusion.interop import autoencoder, language, siglip
 from transfusion.interop.family import Family, Imported, class_names
 from transfusion.interop.files import Checkpoint
 
@@ -9,6 +9,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
+        Family("language", language.claims, language.build),
         Family("siglip", siglip.claims, siglip.build),
     )
 }
