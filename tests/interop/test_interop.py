@@ -147,6 +147,8 @@ REFUSED = {
         released.AUTOENCODER | {"mid_block_add_attention": False},
         lambda w: w,
     ),
+    "norm_num_groups must be whole": (released.AUTOENCODER | {"norm_num_groups": 0}, lambda w: w),
+    "shift_factor must be of type float, not 'x'": (released.AUTOENCODER | {"shift_factor": "x"}, lambda w: w),
     "up_block_types is": (released.AUTOENCODER | {"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, lambda w: w),
     "use_post_quant_conv is False": (released.AUTOENCODER | {"use_post_quant_conv": False}, lambda w: w),
 }

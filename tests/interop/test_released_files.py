@@ -70,6 +70,8 @@ BROKEN = {
         {"a": "one.safetensors", "b": "two.safetensors"},
     ),
     "not a file of the same folder": lambda d: index(put(d, a=np.ones(1)), {"a": "../model.safetensors"}),
+    r"names \[\], which is not a file": lambda d: index(put(d, a=np.ones(1)), {"a": []}),
+    "__metadata__ must be": lambda d: raw(d, {"__metadata__": []}),
     "has no weight_map": lambda d: index(put(d, a=np.ones(1)), {}),
 }
 

@@ -45,13 +45,10 @@ def autoencoder(oracle: Oracle) -> dict[str, np.ndarray]:
 def siglip(oracle: Oracle) -> dict[str, np.ndarray]:
     imported, params, _ = oracle.load()
     features = run(imported, params, lambda model, x: model(x), nhwc(oracle.inputs["px"]))
-    resized = run(imported, params, lambda model, x: model(x), nhwc(oracle.inputs["px2"]))
-    return {
-        "last": features.last,
-        "pool": features.pooled,
-        "penultimate": features.hidden[-2],
-        "last_interp": resized.last,
-    }
+    ours = {"last": features.last, "pool": features.pooled, "penultimate": features.hidden[-2]}
+    if "px2" in oracle.inputs:  # of another size than the table of positions
+        ours["last_interp"] = run(imported, params, lambda model, x: model(x), nhwc(oracle.inputs["px2"])).last
+    return ours
 
 
 CHECKS = {

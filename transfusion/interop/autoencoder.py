@@ -41,6 +41,8 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
       UsageError: naming the field that is not understood.
     """
     channels = tuple(given(config, "block_out_channels", list))
+    if any(type(c) is not int for c in channels) or config.get("norm_num_groups") == 0:
+        raise UsageError(f"config.json: block_out_channels {list(channels)} and norm_num_groups must be whole numbers")
     used = [
         "in_channels",
         "out_channels",
@@ -72,7 +74,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
         norm_groups=given(config, "norm_num_groups", default=32),
         quant_convs=quant,
         scale=given(config, "scaling_factor", float, 0.18215),
-        shift=float(config.get("shift_factor") or 0.0),
+        shift=given(config, "shift_factor", float, 0.0),
     )
 
 

@@ -96,12 +96,12 @@ def fields(
 def given(
     config: Mapping[str, Any], name: str, kind: type = int, default: Any = None, where: str = "config.json"
 ) -> Any:
-    """A field of the config, checked for its type.
+    """A field of the config, checked for its type; `default` where it is missing or null.
 
     Raises:
       UsageError: if it is not of type `kind`, or missing without a `default`.
     """
-    value = config.get(name, default)
+    value = default if config.get(name) is None else config[name]
     if value is None:
         raise UsageError(f"{where}: the field {name!r} is missing")
     if kind is float and type(value) is int:
@@ -113,5 +113,6 @@ def given(
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
     """The classes that a config names: `architectures` (transformers) or `_class_name` (diffusers)."""
-    names = [*(config.get("architectures") or ()), config.get("_class_name")]
+    listed = config.get("architectures")
+    names = [*(listed if isinstance(listed, list) else ()), config.get("_class_name")]
     return [name for name in names if isinstance(name, str)]

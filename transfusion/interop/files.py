@@ -98,10 +98,11 @@ class Checkpoint:
             weight_map = index.get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise UsageError(f"{path} has no weight_map")
-            files = list(dict.fromkeys(weight_map.values()))
-            for file in files:
+            for file in weight_map.values():
                 if not isinstance(file, str) or pathlib.PurePath(file).name != file:
                     raise UsageError(f"{path} names {file!r}, which is not a file of the same folder")
+            files = set(weight_map.values())
+            for file in files:
                 if not (self.folder / file).is_file():
                     raise UsageError(f"{self.folder}: shard {file} is missing (named in {path.name})")
             return sorted(files), weight_map, index.get("metadata") or {}
@@ -199,6 +200,8 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, Entry]]:
     if not isinstance(header, dict):
         raise UsageError(f"{path}: the header is no JSON object")
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise UsageError(f"{path}: __metadata__ must be a table of texts")
     begin, entries, spans = 8 + length, {}, []
     for key, about in header.items():
         entry, stop = _entry(path, key, about, begin)

@@ -169,25 +169,34 @@ def their_shapes(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int
             raise ValueError(f"{piece.key} is tied and has two shapes, {wanted[piece.key]} and {shape}")
         wanted[piece.key] = shape
     for key, spans in parts.items():
-        if sum(stop - start for start, stop in set(spans)) != wanted[key][0]:
+        if sum(stop - start for start, stop in spans) != wanted[key][0]:
             raise ValueError(f"the rows of {key} are covered in part or twice: {sorted(spans)}")
     return wanted
 
 
 def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
     """Raises ValueError unless every number of ours is filled once."""
-    filled: dict[str, int] = {}
+    filled: dict[str, list[int]] = {}  # numbers filled, per layer
+    empty: dict[str, set[int]] = {}  # layers that have no such array
     for leaf in leaves:
         whole, stacked = lookup(blanks, leaf.ours), not isinstance(leaf.theirs, str)
-        if stacked and whole.shape[0] != len(leaf.theirs):
-            raise ValueError(f"{leaf.ours} has {whole.shape[0]} layers and {len(leaf.theirs)} keys")
-        part = whole[(*((slice(None),) if stacked else ()), *leaf.at, ...)]
+        keys = leaf.theirs if stacked else (leaf.theirs,)
+        if stacked and whole.shape[0] != len(keys):
+            raise ValueError(f"{leaf.ours} has {whole.shape[0]} layers and {len(keys)} keys")
+        part = (whole[0] if stacked else whole)[(*leaf.at, ...)]
         name = "/".join(map(str, leaf.ours))
-        filled[name] = filled.get(name, 0) + part.size
+        counts = filled.setdefault(name, [0] * len(keys))
+        for layer, key in enumerate(keys):
+            counts[layer] += part.size if key is not None else 0
+            if key is None:
+                empty.setdefault(name, set()).add(layer)
     for path, whole in jax.tree_util.tree_leaves_with_path(blanks):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if filled.get(name, 0) != whole.size:
-            raise ValueError(f"the leaves fill {filled.get(name, 0)} of {whole.size} numbers of {name}")
+        counts = filled.get(name, [0])
+        size = whole.size // len(counts)
+        for layer, count in enumerate(counts):
+            if count > size or (count < size and layer not in empty.get(name, ())):
+                raise ValueError(f"the leaves fill {count} of {size} numbers of {name}, layer {layer}")
 
 
 def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> list[str]:
@@ -217,6 +226,11 @@ def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignor
 
 def fill(checkpoint: Checkpoint, leaves: Sequence[Leaf], targets: Mapping) -> None:
     """Writes every leaf into `targets`, a nested dict of arrays (of numpy or on disk), some rows at a time."""
+    for leaf in leaves:  # a layer without such an array stays zero, or is filled by another leaf below
+        for layer, key in enumerate(() if isinstance(leaf.theirs, str) else leaf.theirs):
+            if key is None:
+                whole = lookup(targets, leaf.ours)
+                whole[(layer, ...)] = _blank(whole.shape[1:])
     for piece in pieces(leaves):
         view, convert = piece.of(targets), piece.leaf.convert
         for rows, where in _blocks(checkpoint.shape(piece.key), piece.leaf):
