@@ -84,6 +84,9 @@ class _Builder:
             extra = ((stream.time_tokens, 0), (0, 0))
             patches, places = np.pad(patches, extra), np.pad(places, extra, constant_values=-1)
             weight = np.pad(weight, extra[0])
+        spans = np.full(len(patches), span)
+        if stream.time == "token_before":
+            spans[: stream.time_tokens] = 0
         of_item = {}
         if stream.labels:
             of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
@@ -96,7 +99,7 @@ class _Builder:
             position = self.positions(n, index)
         items = self.items.setdefault(run.stream, [])
         self.append(
-            run.stream, n, position, values=patches, place=places, span=span, private=int(run.private),
+            run.stream, n, position, values=patches, place=places, span=spans, private=int(run.private),
             item=len(items), loss_weight=weight,
         )  # fmt: skip
         items.append({"time_low": np.float32(run.time_low)} | of_item)

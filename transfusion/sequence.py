@@ -50,7 +50,8 @@ class Stream:
       attention: 'causal', or 'block': bidirectional inside one item.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
       time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net), 'adaln' (modulates
-        every layer), 'token' (one token before the item's patches, inside its span) or 'none'.
+        every layer), 'token' (one token before the item's patches, inside its span), 'token_before' (the same, outside
+        of its span) or 'none'.
       time_embedding: see `TimeConfig`.
       condition: the stream whose item modulates this stream's tokens; '' means none (Stable Diffusion 3's text).
       labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
@@ -60,6 +61,7 @@ class Stream:
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids (discrete streams).
       channels, patch: latent channels C and patch side P of continuous streams; a token holds E = P P C values.
+      out_channels: channels that the head predicts; 0 means C (released models that predict a variance too have 2 C).
       grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds them.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an item: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
@@ -84,6 +86,7 @@ class Stream:
     weight: float = 1.0
     vocabulary: int = 0
     channels: int = 0
+    out_channels: int = 0
     patch: int = 1
     grid: tuple[int, int] = (0, 0)
     items: int = 0
@@ -121,13 +124,18 @@ class Stream:
         return self.channels * self.patch**2
 
     @property
+    def predicted(self) -> int:
+        """Numbers that the head predicts per continuous token."""
+        return (self.out_channels or self.channels) * self.patch**2
+
+    @property
     def tokens_per_item(self) -> int:
         return self.time_tokens + (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
 
     @property
     def time_tokens(self) -> int:
         """Tokens before the patches of an item."""
-        return int(self.time == "token")
+        return int(self.time in ("token", "token_before"))
 
     @property
     def mixed_sizes(self) -> bool:

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles import Oracle, run
 
+from oracles import Oracle, run
 from transfusion.masks import Metadata
 from transfusion.model.unified import Inputs, UnifiedModel
 

@@ -1,6 +1,6 @@
 """One layer's weights for one expert, and the two halves of a layer around attention.
 
-Shape letters: see `transfusion.model.transformer`. A parameter with the leading axis `layers` is stacked over the depth.
+Shape letters: see `transfusion.model.transformer`. A parameter with the leading axis `layers` is stacked over depth.
 """
 
 import dataclasses

@@ -40,7 +40,7 @@ class Perceptron(nnx.Module):
 class TimeEmbedding(Perceptron):
     """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig = TimeConfig(), layers: int = 0):
+    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
         self.config = config
         super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
 

@@ -24,8 +24,8 @@ class LinearHead(nnx.Module):
     """Patches [B, N, E], float32."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.kernel = param(rngs, (width, stream.features), ("embed", "patch"), fan_in(width))
-        self.bias = param(rngs, (stream.features,), (None,), zeros)
+        self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), fan_in(width))
+        self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
         return dense(hidden, self.kernel[...]).astype(jnp.float32) + self.bias[...]
@@ -52,8 +52,8 @@ class ModulatedHead(nnx.Module):
         self.stream = stream
         self.modulation = param(rngs, (width, 2 * width), ("embed", None), zeros)
         self.modulation_bias = param(rngs, (2 * width,), (None,), zeros)
-        self.kernel = param(rngs, (width, stream.features), ("embed", "patch"), zeros)
-        self.bias = param(rngs, (stream.features,), (None,), zeros)
+        self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
+        self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
     def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
         """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""

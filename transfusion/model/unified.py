@@ -22,7 +22,7 @@ from transfusion.sequence import SequenceSpec, Stream
 TABLES = {
     "embed": EMBEDS,
     "head": HEADS,
-    "time": ("none", "added", "coder", "adaln", "token"),
+    "time": ("none", "added", "coder", "adaln", "token", "token_before"),
     "table": ("none", "sincos", "sincos_xy", "learned", "centred"),
 }
 SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
@@ -110,7 +110,7 @@ class UnifiedModel(nnx.Module):
             tokens += sincos_table(inputs.place, self.width, SINCOS_AXES[stream.table])
         elif stream.table != "none":
             tokens += part.table(inputs.place)
-        if stream.time == "token":
+        if stream.time_tokens:
             tokens = jnp.where(inputs.place[..., :1] < 0, per_token(time, inputs.item, stream.aligned), tokens)
         if stream.head == "adaln":
             if hasattr(part, "head_time"):
