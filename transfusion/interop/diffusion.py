@@ -1,4 +1,4 @@
-"""Diffusion transformers of diffusers: DiT, Stable Diffusion 3's MM-DiT, OmniGen, and Cosmos3's mixture of transformers.
+"""Diffusion transformers of diffusers: DiT, Stable Diffusion 3's MM-DiT, OmniGen, and Cosmos3's mixture of experts.
 
 Stable Diffusion 3 and Cosmos3 predict noise - data and call noise t = 1: their last layers change sign and their times
 are reversed. OmniGen has our direction; DiT predicts the noise.
@@ -39,10 +39,13 @@ def dense_leaves(at: tuple[str, ...], ours: str, theirs: str, kernel: Convert | 
     ]
 
 
-def perceptron_leaves(
-    at: tuple[str, ...], theirs: str, names: tuple[str, str] = ("linear_1", "linear_2")
-) -> list[Leaf]:
-    return dense_leaves(at, "hidden", f"{theirs}.{names[0]}") + dense_leaves(at, "out", f"{theirs}.{names[1]}")
+def perceptron_leaves(at: tuple[str, ...], hidden: str, out: str) -> list[Leaf]:
+    """A `Perceptron` at the path `at`, from two linear layers."""
+    return dense_leaves(at, "hidden", hidden) + dense_leaves(at, "out", out)
+
+
+def embedder_leaves(at: tuple[str, ...], theirs: str) -> list[Leaf]:
+    return perceptron_leaves(at, f"{theirs}.linear_1", f"{theirs}.linear_2")
 
 
 def side(config: Mapping[str, Any], default: int = 32) -> int:
@@ -110,7 +113,7 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 
 
 def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
-    """SD3Transformer2DModel (arXiv 2403.03206): two experts, the image's and the text's, both modulated by the image."""
+    """SD3Transformer2DModel (arXiv 2403.03206): an expert for image and text each, both modulated."""
     used = (
         "sample_size patch_size in_channels num_layers attention_head_dim num_attention_heads joint_attention_dim "
         "caption_projection_dim pooled_projection_dim out_channels pos_embed_max_size qk_norm dual_attention_layers"
@@ -146,8 +149,8 @@ def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     layer, part = layer_keys("transformer_blocks", n), ("parts", IMAGE)
     leaves = dense_leaves((*part, "embed"), "", "pos_embed.proj", patches(patch))
     leaves.append(Leaf((*part, "table", "table"), "pos_embed.pos_embed", reshaped((table, table, d), (1, table**2, d))))
-    leaves += perceptron_leaves((*part, "condition", "time"), "time_text_embed.timestep_embedder")
-    leaves += perceptron_leaves((*part, "condition", "pooled"), "time_text_embed.text_embedder")
+    leaves += embedder_leaves((*part, "condition", "time"), "time_text_embed.timestep_embedder")
+    leaves += embedder_leaves((*part, "condition", "pooled"), "time_text_embed.text_embedder")
     leaves += dense_leaves(("parts", CONTEXT, "embed"), "", "context_embedder")
     leaves += _sd3_blocks(model, layer, dual)
     # Their last layer has (scale, shift).
@@ -218,7 +221,7 @@ def _sd3_blocks(model: TransformerConfig, layer, dual: tuple[int, ...]) -> list[
 
 
 def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
-    """OmniGenTransformer2DModel (arXiv 2409.11340): text, clean input images and one noised image after a time token."""
+    """OmniGenTransformer2DModel (arXiv 2409.11340): text, clean images, a noised image after a time token."""
     used = (
         "in_channels patch_size hidden_size rms_norm_eps num_attention_heads num_key_value_heads intermediate_size "
         "num_layers vocab_size max_position_embeddings original_max_position_embeddings rope_base rope_scaling "
@@ -264,8 +267,8 @@ def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         leaves += dense_leaves(("parts", stream, "embed"), "", f"patch_embedding.{theirs}_image_proj", patches(patch))
         convert = reshaped((table, table, d), (1, table**2, d))
         leaves.append(Leaf(("parts", stream, "table", "table"), "patch_embedding.pos_embed", convert))
-    leaves += perceptron_leaves((*part, "time"), "time_token")
-    leaves += perceptron_leaves((*part, "head_time"), "t_embedder")
+    leaves += embedder_leaves((*part, "time"), "time_token")
+    leaves += embedder_leaves((*part, "head_time"), "t_embedder")
     names = {
         "attention_norm": "input_layernorm", "q": "self_attn.to_q", "k": "self_attn.to_k", "v": "self_attn.to_v",
         "o": "self_attn.to_out.0", "ffn_norm": "post_attention_layernorm", "down": "mlp.down_proj",
@@ -346,5 +349,5 @@ def build_cosmos3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         Leaf(("parts", IMAGE, "head", "bias"), "proj_out.bias", negated(same())),
     ]
     leaves += dense_leaves(("parts", IMAGE, "embed"), "", "proj_in")
-    leaves += perceptron_leaves(("parts", IMAGE, "time"), "time_embedder")
+    leaves += embedder_leaves(("parts", IMAGE, "time"), "time_embedder")
     return imported(experiment, leaves)
