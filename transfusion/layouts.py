@@ -16,3 +16,21 @@ def transfusion(cap: float = 0.5, position: str = "advance") -> Layout:
     image = Run("image", opener=text.BOI, closer=text.EOI, position=position)
     context = Run("image", opener=text.BOI, closer=text.EOI, position=position, time_low=cap)
     return {"text": (Run("text"),), "image": (image,), "image/context": (context,)}
+
+
+def bagel() -> Layout:
+    """BAGEL (arXiv 2505.14683): an image is noised latents that nothing else sees, clean latents, and a vision tower's
+    tokens, each between BOI and EOI inside its span. A span has one rotary index; the noised copy does not move on.
+
+    An image that is only read ('context') has no noised copy; one that is only drawn ('target') nothing else.
+    """
+    edges = {"opener": text.BOI, "closer": text.EOI, "boundary": "inside"}
+    noised = Run("noised", private=True, position="hold", **edges)
+    clean = Run("clean", time_low=1.0, position="item", loss=False, **edges)
+    seen = Run("semantic", position="item", loss=False, **edges)
+    return {
+        "text": (Run("text"),),
+        "image": (noised, clean, seen),
+        "image/context": (clean, seen),
+        "image/target": (noised,),
+    }

@@ -78,7 +78,7 @@ class _Builder:
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
         """Appends the patches of one item [h, w, C] in raster order, after its time token if it has one."""
         stream = self.spec.streams[run.stream]
-        patches, places = patchify(segment.value, stream.patch)
+        patches, places = patchify(segment.of(stream.source), stream.patch)
         weight = np.full(len(patches), float(run.loss))
         if stream.time_tokens:  # its place says that it is no patch
             extra = ((stream.time_tokens, 0), (0, 0))
@@ -183,7 +183,7 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
 
 
 def _check_value(segment: Segment, stream: Stream) -> None:
-    shape = np.shape(segment.value)
+    shape = np.shape(segment.of(stream.source))
     if stream.labels and segment.label >= stream.labels:
         raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {stream.labels} classes")
     if stream.discrete:

@@ -44,6 +44,8 @@ class Stream:
     """All that differs between modalities and between papers (design: 'a model is a set of streams over one trunk').
 
     Attributes:
+      parts: the stream whose embed, head and tables it uses; '' means that it has its own (BAGEL's clean copy).
+      source: what of a segment its tokens hold: 'value' (latents or ids) or 'pixels' (of an image that has both).
       embed: how its tokens enter the trunk; a key of `transfusion.model.embeds.EMBEDS`.
       head: how they leave it; a key of `transfusion.model.heads.HEADS`.
       objective: a key of `transfusion.objectives.OBJECTIVES`.
@@ -71,6 +73,8 @@ class Stream:
       coder_width: channels of the first blocks of a U-Net embed and head.
     """
 
+    parts: str = ""
+    source: str = "value"
     embed: str = "token"
     head: str = "token"
     objective: str = "next_token"
@@ -180,13 +184,25 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A part of a document: text ids int32 [n], or latents float32 [h, w, C], its role in the document, and its class
-    for class-conditional streams (-1: none)."""
+    """A part of a document.
+
+    Attributes:
+      kind: of the layout table.
+      value: text ids int32 [n], or latents float32 [h, w, C].
+      role: in the document: 'context', 'target' or 'both'.
+      label: class, for class-conditional streams; -1: none.
+      pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
+    """
 
     kind: str
     value: np.ndarray
     role: str = "both"
     label: int = -1
+    pixels: np.ndarray | None = None
+
+    def of(self, source: str) -> np.ndarray:
+        """What a stream with this `source` reads."""
+        return self.value if source == "value" or self.pixels is None else self.pixels
 
 
 Document = tuple[Segment, ...]
@@ -210,6 +226,9 @@ class SequenceSpec:
                 if run.position == "grid" and self.axes < 2:
                     raise UsageError(f"layout {where!r}: position 'grid' needs 2 or 3 rotary axes, not {self.axes}")
         for name, stream in self.streams.items():
+            for field, other in (("parts", stream.parts), ("condition", stream.condition)):
+                if other and other not in self.streams:
+                    raise UsageError(f"streams.{name}.{field}: no stream {other!r}{nearest(other, self.streams)}")
             for other in stream.visible_to:
                 if other not in self.streams:
                     raise UsageError(f"streams.{name}.visible_to: no stream {other!r}{nearest(other, self.streams)}")

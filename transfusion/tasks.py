@@ -129,7 +129,7 @@ class SequenceTask:
         shapes, total = self.template.shapes, 0.0
         first = next(iter(self.spec.streams.values())).expert
         for name, stream in self.spec.streams.items():
-            blocks, parts = shapes["trunk"]["blocks"], shapes["parts"][name]
+            blocks, parts = shapes["trunk"]["blocks"], shapes["parts"][stream.parts or name]
             expert = blocks[first] | blocks[stream.expert]
             head = parts["embed"] if stream.tied else parts.get("head", {})
             embed = {} if stream.embed == "token" else parts["embed"]

@@ -58,8 +58,10 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
 
 
-def trunk_config(config: Mapping[str, Any], kind: str, where: str = "config.json") -> TransformerConfig:
-    """Our trunk of a text model's config.
+def trunk_config(
+    config: Mapping[str, Any], kind: str, where: str = "config.json", qk_norm: str = ""
+) -> TransformerConfig:
+    """Our trunk of a text model's config; `qk_norm` replaces what its class has.
 
     Raises:
       UsageError: naming the field that is not understood.
@@ -85,7 +87,7 @@ def trunk_config(config: Mapping[str, Any], kind: str, where: str = "config.json
         head_size=config.get("head_dim") or (width // heads if kind != "Qwen3ForCausalLM" else 128),
         ffn=given(config, "intermediate_size", where=where),
         norm_epsilon=given(config, "rms_norm_eps", float, 1e-6, where),
-        qk_norm=facts["qk_norm"],
+        qk_norm=qk_norm or facts["qk_norm"],
         biases=biases,
         rope_theta=theta,
         rope_scaling=scaling,

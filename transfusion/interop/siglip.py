@@ -71,8 +71,9 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
     )
 
 
-def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = ()) -> list[Leaf]:
-    """The leaves of a SigLIP tower whose keys begin with `prefix`, for a ViT at the path `at` of our parameters."""
+def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = (), flat: bool = False) -> list[Leaf]:
+    """The leaves of a SigLIP tower whose keys begin with `prefix`, for a ViT at the path `at` of our parameters;
+    `flat`: their patches are rows of a linear layer already (NaViT), in (y, x, c) order."""
     d, h = config.width, config.heads
     heads = (h, d // h)
 
@@ -84,7 +85,7 @@ def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = ()) ->
         return Leaf((*at, "blocks", ours), keys, convert)
 
     leaves = [
-        leaf("kernel", "embeddings.patch_embedding.weight", patches(config.patch)),
+        leaf("kernel", "embeddings.patch_embedding.weight", matrix() if flat else patches(config.patch)),
         leaf("bias", "embeddings.patch_embedding.bias", same()),
         leaf("positions", "embeddings.position_embedding.weight", same()),
     ]

@@ -1,8 +1,8 @@
 """How the tokens of a stream enter the trunk. One class per row of `EMBEDS`.
 
-Every embed is called as `embed(inputs, condition, item, place) -> (tokens [B, N, D], skips)`; `skips` is what a head of
-the same stream needs that goes round the trunk (None for most). The condition [B, M, D] of a noise level is computed
-once per item and never per token.
+Every embed is made as `EMBED(stream, config, name, rngs)` and called as `embed(inputs, condition) -> (tokens [B, N, D],
+skips)` with a `transfusion.model.unified.Inputs`; `skips` is what a head of the same stream needs that goes round the
+trunk (None for most). The condition [B, M, D] of a noise level is computed once per item and never per token.
 """
 
 import jax
@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transfusion.errors import UsageError
 from transfusion.model.block import dense, per_token
 from transfusion.model.parameters import fan_in, normal, param, zeros
+from transfusion.model.transformer import TransformerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
+from transfusion.model.vit import ViT
 from transfusion.rows import unpatchify
 from transfusion.sequence import Stream, TimeConfig
 
@@ -106,42 +109,81 @@ class LearnedTable(nnx.Module):
 class TokenEmbed(nnx.Module):
     """A table of vectors: ids [B, N]."""
 
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        width = config.width
         self.table = param(rngs, (stream.vocabulary, width), ("vocab", "embed"), fan_in(width))
 
-    def __call__(self, inputs, condition, item, place):
-        return self.table[...][inputs], None
+    def __call__(self, inputs, condition):
+        return self.table[...][inputs.content], None
 
 
 class LinearPatch(nnx.Module):
     """A linear map of patches [B, N, E] (Transfusion, section 3.1); the noise level is added to the tokens."""
 
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        width = config.width
         self.stream = stream
         self.kernel = param(rngs, (stream.features, width), ("patch", "embed"), fan_in(stream.features))
         self.bias = param(rngs, (width,), (None,), zeros)
 
-    def __call__(self, inputs, condition, item, place):
-        tokens = dense(inputs, self.kernel[...]) + self.bias[...]
+    def __call__(self, inputs, condition):
+        tokens = dense(inputs.content, self.kernel[...]) + self.bias[...]
         if condition is not None:
-            tokens += per_token(condition, item, self.stream.aligned)
+            tokens += per_token(condition, inputs.item, self.stream.aligned)
         return tokens, None
 
 
 class UNetPatch(nnx.Module):
     """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
 
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         self.stream = stream
-        self.down = UNetDown(stream.channels, stream.patch, width, rngs, config=UNetConfig(width=stream.coder_width))
+        self.down = UNetDown(
+            stream.channels, stream.patch, config.width, rngs, config=UNetConfig(width=stream.coder_width)
+        )
 
-    def __call__(self, inputs, condition, item, place):
-        b, n, _ = inputs.shape
-        items = inputs.reshape(-1, self.stream.tokens_per_item, inputs.shape[-1])
+    def __call__(self, inputs, condition):
+        content = inputs.content
+        b, n, _ = content.shape
+        items = content.reshape(-1, self.stream.tokens_per_item, content.shape[-1])
         latents = unpatchify(items, self.stream.grid, self.stream.patch)
         condition = condition.reshape(-1, condition.shape[-1])
         tokens, skips = self.down(latents, condition)
         return tokens.reshape(b, n, -1), (skips, condition)
 
 
-EMBEDS = {"token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch}
+class Connector(nnx.Module):
+    """Two dense layers with biases and a GELU (tanh form) between them, from a tower's width to the trunk's (LLaVA-1.5,
+    arXiv 2310.03744)."""
+
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs):
+        self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
+        self.hidden_bias = param(rngs, (width,), (None,), zeros)
+        self.out = param(rngs, (width, width), ("embed", None), fan_in(width))
+        self.out_bias = param(rngs, (width,), (None,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.gelu(dense(x, self.hidden[...], self.hidden_bias[...]), approximate=True)
+        return dense(hidden, self.out[...], self.out_bias[...])
+
+
+class TowerEmbed(nnx.Module):
+    """A Vision Transformer over the pixels of each item, and a connector: images to understand (Janus, BAGEL)."""
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        if name not in config.towers:
+            raise UsageError(f"streams.{name}: embed 'vit' needs model.towers.{name}")
+        tower = config.towers[name]
+        if (tower.patch, tower.channels) != (stream.patch, stream.channels) or tower.pool:
+            raise UsageError(f"model.towers.{name}: patch and channels must be the stream's, and pool false")
+        self.tower = ViT(tower, rngs=rngs)
+        self.connector = Connector(tower.width, config.width, rngs)
+
+    def __call__(self, inputs, condition):
+        document, item = inputs.metadata.document, inputs.item
+        same = (document[:, :, None] == document[:, None]) & (item[:, :, None] == item[:, None])
+        features = self.tower.packed(inputs.content, inputs.place, same & (document != 0)[:, None])
+        return self.connector(features.last), None
+
+
+EMBEDS = {"token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "vit": TowerEmbed}

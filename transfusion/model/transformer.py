@@ -24,6 +24,7 @@ from transfusion.model.attention import BACKENDS, joined_attention, masked_atten
 from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, MODULATIONS, NORMS, Block, Norm, dense, per_token
 from transfusion.model.parameters import param, zeros
 from transfusion.model.rope import RopeScaling
+from transfusion.model.vit import ViTConfig
 from transfusion.sharding import constrain
 
 REMAT = {
@@ -63,6 +64,7 @@ class TransformerConfig:
       qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
+      towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
       dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
         weights of their own (Stable Diffusion 3.5).
       dtype: of the computation ('float32' or 'bfloat16'); parameters stay float32.
@@ -93,6 +95,7 @@ class TransformerConfig:
     rope_scaling: RopeScaling = RopeScaling()
     dual_layers: tuple[int, ...] = ()
     dual_expert: str = ""
+    towers: Mapping[str, ViTConfig] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True

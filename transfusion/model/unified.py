@@ -66,7 +66,7 @@ class Encoded:
 class StreamParts(nnx.Module):
     """Embed, head and time embedding of one stream."""
 
-    def __init__(self, stream: Stream, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, name: str, stream: Stream, config: TransformerConfig, rngs: nnx.Rngs):
         for field, known in TABLES.items():
             value = getattr(stream, field)
             if value not in known:
@@ -74,7 +74,7 @@ class StreamParts(nnx.Module):
         if (stream.embed == "unet") != (stream.head == "unet") or (stream.embed == "unet") != (stream.time == "coder"):
             raise UsageError("streams: embed 'unet', head 'unet' and time 'coder' go together")
         width = config.width
-        self.embed = EMBEDS[stream.embed](stream, width, rngs)
+        self.embed = EMBEDS[stream.embed](stream, config, name, rngs)
         if not stream.tied:
             self.head = HEADS[stream.head](stream, width, rngs)
         if stream.time == "adaln":
@@ -98,14 +98,19 @@ class UnifiedModel(nnx.Module):
         self.width = config.width
         modulated = tuple(name for name, s in spec.streams.items() if s.time == "adaln" or s.condition)
         self.trunk = Trunk(config, {name: s.expert for name, s in spec.streams.items()}, rngs, modulated)
-        self.parts = nnx.Dict({name: StreamParts(s, config, rngs) for name, s in spec.streams.items()})
+        own = {name: s for name, s in spec.streams.items() if not s.parts}
+        self.parts = nnx.Dict({name: StreamParts(name, s, config, rngs) for name, s in own.items()})
+
+    def part(self, name: str) -> StreamParts:
+        """The parts that a stream uses."""
+        return self.parts[self.streams[name].parts or name]
 
     def embed(self, name: str, inputs: Inputs, vector: jax.Array | None = None) -> tuple[jax.Array, Any]:
         """Tokens [B, N, D] of one stream and what its head needs besides them; `vector` modulates the stream."""
-        part, stream = self.parts[name], self.streams[name]
+        part, stream = self.part(name), self.streams[name]
         time = part.time(inputs.time) if hasattr(part, "time") else None
         added = time if stream.time in ("added", "coder") else None
-        tokens, skips = part.embed(inputs.content, added, inputs.item, inputs.place)
+        tokens, skips = part.embed(inputs, added)
         if stream.table in SINCOS_AXES:
             tokens += sincos_table(inputs.place, self.width, SINCOS_AXES[stream.table])
         elif stream.table != "none":
@@ -121,7 +126,7 @@ class UnifiedModel(nnx.Module):
     def conditions(self, inputs: Mapping[str, Inputs]) -> dict[str, Condition]:
         """What modulates the streams at hand, by their own items or another stream's."""
         vectors = {
-            name: self.parts[name].condition(part.time, part.label, part.pooled)
+            name: self.part(name).condition(part.time, part.label, part.pooled)
             for name, part in inputs.items()
             if self.streams[name].time == "adaln"
         }
@@ -152,7 +157,7 @@ class UnifiedModel(nnx.Module):
 
     def head_of(self, stream: str) -> Any:
         """The head of a stream, a function of (hidden, skips)."""
-        part = self.parts[stream]
+        part = self.part(stream)
         return TiedHead(part.embed) if self.streams[stream].tied else part.head
 
     def head(self, stream: str, encoded: Encoded) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 
 from transfusion.errors import UsageError, nearest
 from transfusion.objectives.paths import SHIFTS, STEPS
+from transfusion.sampling.guidance import RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
 
 
@@ -19,6 +20,8 @@ class SamplerConfig:
       shift: of the time grid, see `transfusion.objectives.paths.shift_time`.
       guidance: scale s of classifier-free guidance u + s (c - u) (arXiv 2207.12598); 1 is none.
       guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
+      image_guidance: scale of the images of the prompt where two conditions guide (BAGEL); 1 is none.
+      renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
       temperature: of text tokens; 0 is greedy.
       top_k, top_p: 0 and 1 keep all tokens.
       max_tokens: text tokens written at most; openers and closers of images are not counted.
@@ -33,6 +36,9 @@ class SamplerConfig:
     guidance: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
+    image_guidance: float = 1.0
+    renorm: str = "none"
+    renorm_least: float = 0.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -49,7 +55,7 @@ class SamplerConfig:
             )
         if self.max_tokens < 0 or self.max_images < 0:
             raise UsageError("sampling: max_tokens and max_images must not be negative")
-        for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS}.items():
+        for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
             value = getattr(self, field)
             if value not in known:
                 raise UsageError(f"sampling.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")

@@ -266,9 +266,10 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     if images:
         prediction = task.objectives.of_continuous(layout.run.stream).prediction
         times = config.times(prediction, len(layout.noisy.pieces[layout.run.stream]["order"]))
-    numbers = (config.guidance, config.guidance_low, config.guidance_high, config.temperature, config.top_p)
-    scale, low, high, temperature, top_p = map(np.float32, numbers)
-    settings = Settings(times, Guidance(scale, low, high), temperature, top_p, np.int32(config.max_tokens))
+    guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
+    guidance = Guidance(*map(np.float32, guidance), config.renorm)
+    temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
+    settings = Settings(times, guidance, temperature, top_p, np.int32(config.max_tokens))
     return decoder(task, Limits(config.solver, guided and images > 0, choice, ids, images), size), settings
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance, by one condition or by two nested ones, with renormalisation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 Prediction = Callable[[], jax.Array]
+# Over which axes of a prediction [B, N, E] its length is kept: of a whole image, or of each token.
+RENORMS = {"none": (), "global": (-2, -1), "channel": (-1,), "text_channel": (-1,)}
 
 
 @jax.tree_util.register_dataclass
@@ -15,21 +17,53 @@ class Guidance:
     """u + scale (c - u) of the conditional prediction c and the unconditional u (arXiv 2207.12598, equation 6).
 
     Only for low <= t < high (arXiv 2404.07724); outside, the unconditional prediction is not computed. Noise, data and
-    velocity are affine in each other at a given x_t, so it does not matter which of them is guided.
+    velocity are affine in each other at a given x_t, so it does not matter which of them is guided - but for the
+    renormalisation, which is meant for velocities.
+
+    With a third prediction, without the images of the prompt, the second guides by the text and the third by the
+    images: w + image (v - w), v the prediction guided by the text (BAGEL, arXiv 2505.14683).
+
+    Attributes:
+      scale, image: of the text and of the images; an `image` of 1 is none.
+      low, high: the interval.
+      least: of the factor of the renormalisation, which is at most 1.
+      renorm: how the guided velocity gets the length of the conditional one: a key of `RENORMS`; 'global': of a whole
+        image, 'channel': of each token, 'text_channel': of each token before the images guide (BAGEL's CFG-Renorm).
     """
 
     scale: jax.Array
     low: jax.Array
     high: jax.Array
+    image: jax.Array | float = 1.0
+    least: jax.Array | float = 0.0
+    renorm: str = dataclasses.field(default="none", metadata={"static": True})
 
-    def predict(self, t: jax.Array, conditional: jax.Array, unconditional: Prediction) -> jax.Array:
-        """The guided prediction at the time t (scalar), like `conditional`."""
+    def predict(
+        self,
+        t: jax.Array,
+        conditional: jax.Array,
+        without_text: Prediction,
+        without_images: Prediction | None = None,
+    ) -> jax.Array:
+        """The guided prediction [B, N, E] at the time t (scalar)."""
 
         def guided():
-            u = unconditional()
-            return u + self.scale * (conditional - u)
+            u = without_text()
+            v = u + self.scale * (conditional - u)
+            if self.renorm == "text_channel":
+                v = self._renormed(v, conditional)
+            if without_images is not None:
+                w = without_images()
+                v = w + self.image * (v - w)
+            return v if self.renorm in ("none", "text_channel") else self._renormed(v, conditional)
 
         return jax.lax.cond(self.applies(t), guided, lambda: conditional)
+
+    def _renormed(self, v: jax.Array, conditional: jax.Array) -> jax.Array:
+        def length(x):
+            return jnp.sqrt(jnp.sum(jnp.square(x), RENORMS[self.renorm], keepdims=True))
+
+        return v * jnp.clip(length(conditional) / (length(v) + 1e-8), self.least, 1.0)
 
     def applies(self, t: jax.Array) -> jax.Array:
         return jnp.logical_and(t >= self.low, t < self.high)

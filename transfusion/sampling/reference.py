@@ -17,6 +17,7 @@ from transfusion.objectives.paths import PATHS, estimates
 from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Prompt
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
@@ -82,9 +83,11 @@ class _Row:
 
         def field(x, t):
             v = self.predicted(self.document, x, t)
-            if config.guidance != 1 and config.guidance_low <= t < config.guidance_high:
-                u = self.predicted((), x, t)
-                v = u + config.guidance * (v - u)
+            if config.guidance != 1:
+                scales = (config.guidance, config.guidance_low, config.guidance_high)
+                guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
+                if guidance.applies(t):
+                    v = guidance.predict(t, v, lambda: self.predicted((), x, t))
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream

@@ -1,0 +1,110 @@
+"""BAGEL (arXiv 2505.14683): a mixture of two transformers over text, a vision tower's tokens and latents.
+
+One expert understands (text, the tower's tokens, the marks round images), one generates (latents). An image that is
+drawn is there as noised latents that only it sees, then as clean latents and as the tower's tokens.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
+from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, trunk_config
+from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
+from transfusion.interop.siglip import vit_config, vit_leaves
+from transfusion.layouts import bagel as bagel_layout
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import TEXT, Stream, TimeConfig
+
+UNDERSTANDING, GENERATION = "understanding", "generation"
+NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
+
+
+def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
+    return config.get("model_type") == "bagel" or any(name.startswith("Bagel") for name in class_names(config))
+
+
+def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
+    """See `transfusion.interop.family.Family`."""
+    used = (
+        "llm_config vit_config vae_config latent_patch_size max_latent_size vit_max_num_patch_per_side timestep_shift"
+    )
+    fixed = {
+        "connector_act": "gelu_pytorch_tanh", "interpolate_pos": False, "visual_gen": True, "visual_und": True,
+        "freeze_vae": True,
+    }  # fmt: skip
+    fields(config, used.split(), fixed=fixed)
+    llm, vit, vae = (dict(config.get(name) or {}) for name in ("llm_config", "vit_config", "vae_config"))
+    if llm.pop("layer_module", "Qwen2MoTDecoderLayer") != "Qwen2MoTDecoderLayer":
+        raise UsageError("config.json, llm_config: only the layer_module 'Qwen2MoTDecoderLayer' is understood")
+    normed, _ = llm.pop("qk_norm", True), llm.pop("freeze_und", None)
+    tied = given(llm, "tie_word_embeddings", bool, False)
+    vit.pop("rope", None)
+    model = trunk_config(llm, "Qwen2ForCausalLM", "config.json, llm_config", qk_norm="rms" if normed else "none")
+    tower = vit_config(vit | {"vision_use_head": False}, "config.json, vit_config")
+    vit_side, latent_side = given(config, "vit_max_num_patch_per_side", default=70), given(config, "max_latent_size")
+    tower = type(tower)(**{**vars(tower), "grid": (vit_side, vit_side)})
+    model = type(model)(**{**vars(model), "towers": {SEMANTIC: tower}})
+    patch = given(config, "latent_patch_size", default=2)
+    latent = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", expert=GENERATION, time="added",
+        time_embedding=TimeConfig(scale=1.0, reversed=True), channels=given(vae, "z_channels", default=16),
+        patch=patch, table="learned", table_grid=(latent_side, latent_side), items=16, budget=16384,
+    )  # fmt: skip
+    streams = {
+        TEXT: Stream(vocabulary=given(llm, "vocab_size"), tied=tied, budget=8192, expert=UNDERSTANDING),
+        NOISED: latent,
+        CLEAN: type(latent)(**{**vars(latent), "parts": NOISED, "objective": "none"}),
+        SEMANTIC: Stream(
+            embed="vit", head="none", objective="none", attention="block", expert=UNDERSTANDING, source="pixels",
+            channels=tower.channels, patch=tower.patch, table="learned", table_grid=(vit_side, vit_side),
+            items=16, budget=16384,
+        ),
+    }  # fmt: skip
+    experiment = Experiment(
+        model=model, streams=streams, layout=bagel_layout(),
+        sampling=SamplerConfig(
+            steps=49, shift=given(config, "timestep_shift", float, 1.0), guidance=4.0, guidance_high=0.6,
+            renorm="global",
+        ),
+    )  # fmt: skip
+    return imported(experiment, _leaves(experiment, keys), IGNORED)
+
+
+def _leaves(experiment: Experiment, keys: Collection[str]) -> list[Leaf]:
+    model, text, latent = experiment.model, experiment.streams[TEXT], experiment.streams[NOISED]
+    tower, width = model.towers[SEMANTIC], model.width
+    prefix, layer = "language_model.model", layer_keys("language_model.model.layers", model.layers)
+    names = NAMES | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    # self_attn.q_proj -> self_attn.q_proj_moe_gen, mlp.up_proj -> mlp_moe_gen.up_proj
+    others = {
+        ours: name.replace("mlp.", "mlp_moe_gen.") if "mlp." in name else f"{name}_moe_gen"
+        for ours, name in names.items()
+    }
+    blocks = ("trunk", "blocks")
+    leaves = block_leaves(model, (*blocks, UNDERSTANDING), layer, names)
+    leaves += block_leaves(model, (*blocks, GENERATION), layer, others)
+    leaves += [
+        Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
+        Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
+        Leaf(("parts", TEXT, "embed", "table"), f"{prefix}.embed_tokens.weight", same()),
+    ]
+    if not text.tied:
+        leaves.append(Leaf(("parts", TEXT, "head", "kernel"), "language_model.lm_head.weight", matrix()))
+    elif "language_model.lm_head.weight" in keys:
+        leaves.append(Leaf(("parts", TEXT, "embed", "table"), "language_model.lm_head.weight", same()))
+    noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
+    leaves += dense_leaves((*noised, "embed"), "", "vae2llm")
+    leaves += perceptron_leaves((*noised, "time"), "time_embedder.mlp.0", "time_embedder.mlp.2")
+    leaves += [
+        Leaf((*noised, "head", "kernel"), "llm2vae.weight", negated(matrix())),
+        Leaf((*noised, "head", "bias"), "llm2vae.bias", negated(same())),
+    ]
+    for at, stream, key in ((noised, latent, "latent_pos_embed"), (semantic, tower, "vit_pos_embed")):
+        side = stream.table_grid[0] if at == noised else tower.grid[0]
+        table = reshaped((side, side, width), (side * side, width))
+        leaves.append(Leaf((*at, "table", "table"), f"{key}.pos_embed", table))
+    leaves += perceptron_leaves((*semantic, "embed", "connector"), "connector.fc1", "connector.fc2")
+    return leaves + vit_leaves(tower, "vit_model.vision_model.", (*semantic, "embed", "tower"), flat=True)
