@@ -15,7 +15,7 @@ from transfusion.codecs import text
 from transfusion.config import EvalConfig, Experiment, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig

@@ -14,7 +14,7 @@ from transfusion.codecs import CodecConfig, text
 from transfusion.config import Experiment, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest
-from transfusion.model.transformer import PRESETS
+from transfusion.model.config import PRESETS
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig

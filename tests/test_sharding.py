@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from program import environment
 
 from transfusion.errors import UsageError
-from transfusion.model.transformer import PRESETS
+from transfusion.model.config import PRESETS
 from transfusion.model.unified import model_template
 from transfusion.sequence import Stream
 from transfusion.sharding import MeshConfig, batch_shardings, make_mesh, partition, tree_shardings
@@ -55,9 +55,20 @@ def test_parameters_are_created_in_parts_and_never_whole(devices):
     assert devices["all"]["moment"] == devices["all"]["average"] == part
     assert devices["data and fsdp"]["gate"][1] == [whole[0], whole[1] // 4, whole[2]]
     # The compiled program of one device holds the part's shape, and the whole's nowhere.
-    text = {name: {tuple(map(int, shape.split(","))) for shape in result["made"]} for name, result in devices.items()}
+    text = {name: {tuple(map(int, s.split(","))) for s in devices[name]["made"]} for name in ("one", "all")}
     assert tuple(whole) in text["one"]
     assert tuple(part) in text["all"] and tuple(whole) not in text["all"]
+
+
+@pytest.mark.slow
+def test_groups_and_the_start_from_another_run_keep_the_shardings(devices):
+    one, eight = devices["one, groups"], devices["all, groups"]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    assert not one["moved"] and not eight["moved"] and devices["all"]["moved"]
+    assert set(devices["all"]["moments"]) - set(eight["moments"]) == {"trunk/blocks/trunk/q"}
+    assert eight["moment"] == eight["average"] == devices["all"]["moment"]
+    assert devices["restart"]["parts"] == 3 * [devices["all"]["gate"][1]]
+    np.testing.assert_allclose(devices["restart"]["sums"], devices["restart"]["sums"][0], rtol=1e-6)
 
 
 def abstract(data=1, fsdp=1, tensor=1):

@@ -10,7 +10,7 @@ from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import text
 from transfusion.config import EvalConfig, Experiment
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream

@@ -28,8 +28,8 @@ from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, nearest
 from transfusion.latents import autoencoder_template, open_codec
 from transfusion.masks import Metadata, metadata
+from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
-from transfusion.model.transformer import TransformerConfig
 from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
 from transfusion.rows import fake_batch

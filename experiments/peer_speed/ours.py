@@ -21,7 +21,7 @@ import work
 from transfusion.codecs import text
 from transfusion.config import Experiment
 from transfusion.masks import metadata
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.objectives.paths import PATHS, interpolate, target
 from transfusion.optim import OptimConfig
 from transfusion.rows import assemble, expand

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from transfusion.errors import UsageError
-from transfusion.model.transformer import PRESETS, TransformerConfig
+from transfusion.model.config import PRESETS, TransformerConfig
 from transfusion.model.unified import model_template, parameter_count
 from transfusion.sequence import Stream
 

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from oracles import Oracle
 from transfusion.model.block import Block
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 
 
 def bound(config: TransformerConfig, arrays: dict[str, np.ndarray]) -> Block:

@@ -9,7 +9,7 @@ import pytest
 
 from transfusion.codecs import text
 from transfusion.errors import UsageError
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.rows import assemble, expand, patchify

@@ -12,7 +12,7 @@ from transfusion.errors import UsageError
 from transfusion.interop.family import Imported, class_names, fields, given
 from transfusion.interop.language import block_leaves, layer_keys, rotary
 from transfusion.interop.leaves import Convert, Leaf, matrix, negated, patches, reshaped, same
-from transfusion.model.transformer import TransformerConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig

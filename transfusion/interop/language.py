@@ -7,8 +7,8 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Imported, class_names, fields, given
 from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, same
+from transfusion.model.config import TransformerConfig
 from transfusion.model.rope import RopeScaling
-from transfusion.model.transformer import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
 

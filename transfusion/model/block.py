@@ -86,7 +86,7 @@ class Block(nnx.Module):
     """The weights of one expert in all layers (leading axis): those of `groups`, see `GROUPS`."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs, groups: Collection[str] = GROUPS):
-        """`config` is a `transfusion.model.transformer.TransformerConfig`."""
+        """`config` is a `transfusion.model.config.TransformerConfig`."""
         d, h, g, k, f, n = (
             config.width, config.heads, config.groups, config.size, config.hidden, config.layers,
         )  # fmt: skip

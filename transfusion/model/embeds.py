@@ -12,8 +12,8 @@ from flax import nnx
 
 from transfusion.errors import UsageError
 from transfusion.model.block import dense, per_token
+from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import fan_in, normal, param, zeros
-from transfusion.model.transformer import TransformerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ViT
 from transfusion.rows import unpatchify

@@ -12,10 +12,11 @@ from flax import nnx
 from transfusion.errors import UsageError, nearest
 from transfusion.masks import Metadata
 from transfusion.model.block import per_token
+from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
 from transfusion.model.parameters import Template
-from transfusion.model.transformer import Condition, KeyValues, TransformerConfig, Trunk
+from transfusion.model.transformer import Condition, KeyValues, Trunk
 from transfusion.sequence import SequenceSpec, Stream
 
 # Which fields of a stream are rows of which table.

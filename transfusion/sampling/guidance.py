@@ -48,16 +48,19 @@ class Guidance:
         """The guided prediction [B, N, E] at the time t (scalar)."""
 
         def guided():
-            u = without_text()
-            v = u + self.scale * (conditional - u)
-            if self.renorm == "text_channel":
-                v = self._renormed(v, conditional)
-            if without_images is not None:
-                w = without_images()
-                v = w + self.image * (v - w)
-            return v if self.renorm in ("none", "text_channel") else self._renormed(v, conditional)
+            w = None if without_images is None else without_images()
+            return self.combine(conditional, without_text(), w)
 
         return jax.lax.cond(self.applies(t), guided, lambda: conditional)
+
+    def combine(self, conditional: jax.Array, without_text: jax.Array, without_images: jax.Array | None) -> jax.Array:
+        """The guided prediction from the two or three predictions [B, N, E]."""
+        v = without_text + self.scale * (conditional - without_text)
+        if self.renorm == "text_channel":
+            v = self._renormed(v, conditional)
+        if without_images is not None:
+            v = without_images + self.image * (v - without_images)
+        return v if self.renorm in ("none", "text_channel") else self._renormed(v, conditional)
 
     def _renormed(self, v: jax.Array, conditional: jax.Array) -> jax.Array:
         def length(x):

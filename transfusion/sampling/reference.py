@@ -87,7 +87,7 @@ class _Row:
                 scales = (config.guidance, config.guidance_low, config.guidance_high)
                 guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
                 if guidance.applies(t):
-                    v = guidance.predict(t, v, lambda: self.predicted((), x, t))
+                    v = guidance.combine(v, self.predicted((), x, t), None)
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream

@@ -1,0 +1,129 @@
+"""The shape of the trunk, its sizes in the Transfusion paper, and further trunks behind it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from transfusion.errors import UsageError, nearest
+from transfusion.model.attention import BACKENDS
+from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, NORMS
+from transfusion.model.rope import RopeScaling
+from transfusion.model.vit import ViTConfig
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+TABLES = {
+    "dtype": ("float32", "bfloat16"),
+    "remat": REMAT,
+    "attention": BACKENDS,
+    "ffn_kind": ACTIVATIONS,
+    "norm": NORMS,
+    "norm_place": ("pre", "post"),
+    "qk_norm": ("none", "rms"),
+    "biases": BIASES,
+    "untied": GROUPS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of the trunk.
+
+    Attributes:
+      width, layers, heads: D, depth, H.
+      kv_heads: G; 0 means H.
+      head_size: K; 0 means D / H.
+      ffn: F; 0 means 8/3 D rounded up to a multiple of `ffn_multiple`.
+      ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
+      norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
+      norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
+      final_norm: whether the trunk's outputs are normed.
+      biases: which of 'qkv', 'out', 'ffn' have biases.
+      qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
+      untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
+      rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
+      towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
+      dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
+        weights of their own (Stable Diffusion 3.5).
+      dtype: of the computation ('float32' or 'bfloat16'); parameters stay float32.
+      remat: 'none', 'full' (keep nothing of a layer) or 'dots' (keep its matrix products).
+      scan: one compiled layer for all (fast compilation), or unrolled (a few per cent faster on tiny models).
+      attention: a key of `transfusion.model.attention.BACKENDS`.
+    """
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 0
+    head_size: int = 0
+    ffn: int = 0
+    ffn_multiple: int = 64
+    ffn_kind: str = "swiglu"
+    norm: str = "rms"
+    norm_place: str = "pre"
+    final_norm: bool = True
+    biases: tuple[str, ...] = ()
+    qk_norm: str = "none"
+    untied: tuple[str, ...] = GROUPS
+    norm_epsilon: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_axes: int = 1
+    rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
+    rope_scaling: RopeScaling = RopeScaling()
+    dual_layers: tuple[int, ...] = ()
+    dual_expert: str = ""
+    towers: Mapping[str, ViTConfig] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
+    remat: str = "none"
+    scan: bool = True
+    attention: str = "dense"
+
+    def __post_init__(self):
+        for field, known in TABLES.items():
+            values = getattr(self, field)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value not in known:
+                    raise UsageError(f"model.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+        if min(self.width, self.layers, self.heads) < 1:
+            raise UsageError("model: width, layers and heads must be positive")
+        if not self.head_size and self.width % self.heads:
+            raise UsageError(f"model: {self.heads} heads do not divide width {self.width}; set model.head_size")
+        if self.heads % self.groups:
+            raise UsageError(f"model: kv_heads {self.groups} does not divide heads {self.heads}")
+        if self.size % 2:
+            raise UsageError(f"model: head_size {self.size} must be even (rotary pairs)")
+
+    @property
+    def groups(self) -> int:
+        """G, key-value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def size(self) -> int:
+        """K, head size."""
+        return self.head_size or self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """F, hidden width of the feed-forward layer."""
+        return self.ffn or -(-(8 * self.width) // (3 * self.ffn_multiple)) * self.ffn_multiple
+
+
+# Table 2 of the Transfusion paper; F is Llama's: 8/3 D rounded up to a multiple of 256.
+PRESETS: dict[str, TransformerConfig] = {
+    name: TransformerConfig(width=d, layers=n, heads=h, ffn_multiple=256, dtype="bfloat16", remat="full")
+    for name, n, d, h in (
+        ("0.16B", 16, 768, 12),
+        ("0.37B", 24, 1024, 16),
+        ("0.76B", 24, 1536, 24),
+        ("1.4B", 24, 2048, 16),
+        ("7B", 32, 4096, 32),
+    )
+}
