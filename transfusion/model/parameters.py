@@ -1,7 +1,7 @@
 """Declaring parameters: shape, logical axes and initializer in one place; and modules as plain pytrees.
 
-From flax.nnx only `Module`, `Param`, `Rngs`, `List`/`Dict`, `split`, `merge`, `state` and `eval_shape` are used: a
-module is a container of parameters with forward code. Everything that runs is a pure function of a dict of arrays.
+From flax.nnx only `Module`, `Param`, `Rngs`, `List`/`Dict`, `split`, `merge` and `state` are used: a module is
+a container of parameters with forward code. Everything that runs is a pure function of a dict of arrays.
 """
 
 import math
@@ -42,7 +42,31 @@ def param(
     """One parameter; `axes` are its logical axes (see `transfusion.sharding.RULES`), one per dimension."""
     if len(shape) != len(axes):
         raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axes, not {axes}")
-    return nnx.Param(init(rngs.params(), shape, dtype), logical=axes)
+    key = rngs.params()
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype) if key is None else init(key, shape, dtype), logical=axes)
+
+
+class Keys:
+    """The keys that `nnx.Rngs(key).params()` gives, one after the other.
+
+    nnx keeps key and count in variables, and under a trace it describes the trace at every use, which took most of the
+    time that a model needs to be built.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def params(self) -> jax.Array:
+        key = jax.random.fold_in(self._key, self._count)
+        self._count += 1
+        return key
+
+
+class NoKeys:
+    """In place of `Keys` where only the shapes of parameters are wanted: nothing is drawn and nothing traced."""
+
+    def params(self) -> None:
+        return None
 
 
 class Template:
@@ -55,8 +79,7 @@ class Template:
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
-        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, self._state = nnx.split(abstract)
+        self._graph, self._state = nnx.split(make(NoKeys()))
         leaves = jax.tree.leaves(self._state, is_leaf=lambda x: isinstance(x, nnx.Variable))
         for leaf in leaves:
             if not isinstance(leaf, nnx.Param):
@@ -68,7 +91,7 @@ class Template:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32, as a dict of arrays."""
-        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(self._make(Keys(key)), nnx.Param))
 
     def bind(self, params: Params) -> Any:
         """The module with the given arrays."""
