@@ -11,7 +11,6 @@ from oracles import FOLDER, Oracle, checks, find_oracles
 NOT_YET = {
     r"transformers \S+ (Chameleon|Emu3|Janus)": "discrete image codes come with the discrete family",
     r"diffusers \S+ VQModel": "discrete image codes come with the discrete family",
-    r"arrays: is_image mask": "Show-o's image tokens see the text behind them; it comes with the discrete family",
 }
 FOUND = find_oracles()
 
