@@ -17,6 +17,7 @@ import numpy as np
 
 from transfusion.errors import UsageError, nearest
 
+POSITIONS = ("advance", "item", "hold", "grid", "grid_hold")
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
 
 
@@ -51,9 +52,10 @@ class Stream:
       objective: a key of `transfusion.objectives.OBJECTIVES`.
       attention: 'causal', or 'block': bidirectional inside one item.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
+      head_after: the stage (a key of `model.stages`, or 'trunk') that its head reads; '' means its last.
       time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net), 'adaln' (modulates
         every layer), 'token' (one token before the item's patches, inside its span), 'token_before' (the same, outside
-        of its span) or 'none'.
+        of its span), 'token_adaln' (a token, and modulates the stream's last stage) or 'none'.
       time_embedding: see `TimeConfig`.
       condition: the stream whose item modulates this stream's tokens; '' means none (Stable Diffusion 3's text).
       labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
@@ -77,6 +79,7 @@ class Stream:
     source: str = "value"
     embed: str = "token"
     head: str = "token"
+    head_after: str = ""
     objective: str = "next_token"
     attention: str = "causal"
     expert: str = "trunk"
@@ -139,7 +142,12 @@ class Stream:
     @property
     def time_tokens(self) -> int:
         """Tokens before the patches of an item."""
-        return int(self.time in ("token", "token_before"))
+        return int(self.time in ("token", "token_before", "token_adaln"))
+
+    @property
+    def modulates(self) -> bool:
+        """Whether its noise level modulates it."""
+        return self.time in ("adaln", "token_adaln")
 
     @property
     def mixed_sizes(self) -> bool:
@@ -168,7 +176,7 @@ class Run:
       time_low: the least noise level t of its items: 0 samples all of [0, 1], 1 is clean, 0.5 is the Transfusion
         paper's cap (section 4.3.4) on images that precede their caption.
       position: 'advance' one by one, 'item' one index for the whole item, 'hold' the same without moving the counter,
-        'grid' (index + y, index + x) on the last two rotary axes.
+        'grid' (index + y, index + x) on the last two rotary axes, 'grid_hold' the same without moving the counter.
       loss: whether it is a target.
     """
 
@@ -192,6 +200,8 @@ class Segment:
       role: in the document: 'context', 'target' or 'both'.
       label: class, for class-conditional streams; -1: none.
       pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
+      dropped: streams whose runs are left out, as if the document had them: what follows keeps its positions (BAGEL's
+        condition dropout).
     """
 
     kind: str
@@ -199,6 +209,7 @@ class Segment:
     role: str = "both"
     label: int = -1
     pixels: np.ndarray | None = None
+    dropped: tuple[str, ...] = ()
 
     def of(self, source: str) -> np.ndarray:
         """What a stream with this `source` reads."""
@@ -223,8 +234,15 @@ class SequenceSpec:
             for run in runs:
                 if run.stream not in self.streams:
                     raise UsageError(f"layout {where!r}: no stream {run.stream!r}{nearest(run.stream, self.streams)}")
-                if run.position == "grid" and self.axes < 2:
-                    raise UsageError(f"layout {where!r}: position 'grid' needs 2 or 3 rotary axes, not {self.axes}")
+                if run.position not in POSITIONS:
+                    known = ", ".join(POSITIONS)
+                    raise UsageError(
+                        f"layout {where!r}: position {run.position!r} is none of {known}{nearest(run.position, POSITIONS)}"
+                    )
+                if run.position.startswith("grid") and self.axes < 2:
+                    raise UsageError(
+                        f"layout {where!r}: position {run.position!r} needs 2 or 3 rotary axes, not {self.axes}"
+                    )
         for name, stream in self.streams.items():
             for field, other in (("parts", stream.parts), ("condition", stream.condition)):
                 if other and other not in self.streams:
@@ -239,6 +257,11 @@ class SequenceSpec:
             if key in self.layout:
                 return self.layout[key]
         raise UsageError(f"layout: no entry for {segment.kind!r}{nearest(segment.kind, self.layout)}")
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a stream reads images besides their latents."""
+        return any(stream.source == "pixels" for stream in self.streams.values())
 
     @property
     def budgets(self) -> dict[str, int]:

@@ -78,7 +78,7 @@ def test_every_place_has_its_own_position():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"embed": "linaer"}, "embed 'linaer' is none of token, linear, unet, vit (did you mean 'linear'?)"),
+        ({"embed": "linaer"}, "embed 'linaer' is none of token, linear, unet, vit, dual (did you mean 'linear'?)"),
         ({"head": "unet"}, "go together"),
         ({"time": "add"}, "did you mean 'added'?"),
     ],

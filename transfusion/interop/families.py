@@ -1,7 +1,7 @@
 """The families of released checkpoints that are understood, and which of them a folder belongs to."""
 
 from transfusion.errors import UsageError
-from transfusion.interop import autoencoder, bagel, diffusion, language, siglip
+from transfusion.interop import autoencoder, bagel, diffusion, language, showo2, siglip
 from transfusion.interop.family import Family, Imported, class_names
 from transfusion.interop.files import Checkpoint
 
@@ -10,6 +10,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
         Family("bagel", bagel.claims, bagel.build),
+        Family("showo2", showo2.claims, showo2.build),
         Family("language", language.claims, language.build),
         Family("dit", diffusion.claims_of("DiTTransformer2DModel"), diffusion.build_dit),
         Family("sd3", diffusion.claims_of("SD3Transformer2DModel"), diffusion.build_sd3),

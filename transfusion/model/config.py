@@ -48,6 +48,8 @@ class TransformerConfig:
       qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
+      streams: those that enter this trunk; () means all.
+      stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
       dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
         weights of their own (Stable Diffusion 3.5).
@@ -80,6 +82,8 @@ class TransformerConfig:
     dual_layers: tuple[int, ...] = ()
     dual_expert: str = ""
     towers: Mapping[str, ViTConfig] = dataclasses.field(default_factory=dict)
+    streams: tuple[str, ...] = ()
+    stages: Mapping[str, "Stage"] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
@@ -115,6 +119,30 @@ class TransformerConfig:
         """F, hidden width of the feed-forward layer."""
         return self.ffn or -(-(8 * self.width) // (3 * self.ffn_multiple)) * self.ffn_multiple
 
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A trunk behind another: a flow head over the whole sequence (Show-o2), a connector, a trunk that diffuses.
+
+    Attributes:
+      trunk: its shape; its `streams` pass through it. A stream that was not in the trunk before begins here, and its
+        embed has this width. A stream with a modulation is modulated in its last stage.
+      bridge: how the streams of the trunk before come in: 'none' (equal widths), 'linear', or 'mlp' (two layers with
+        biases and a GELU between them).
+    """
+
+    trunk: TransformerConfig
+    bridge: str = "linear"
+
+    def __post_init__(self):
+        if self.bridge not in BRIDGES:
+            hint = nearest(self.bridge, BRIDGES)
+            raise UsageError(f"model.stages: bridge {self.bridge!r} is none of {', '.join(BRIDGES)}{hint}")
+        if not self.trunk.streams:
+            raise UsageError("model.stages: the trunk of a stage must name its `streams`")
+
+
+BRIDGES = ("none", "linear", "mlp")
 
 # Table 2 of the Transfusion paper; F is Llama's: 8/3 D rounded up to a multiple of 256.
 PRESETS: dict[str, TransformerConfig] = {

@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError
-from transfusion.model.block import dense, per_token
+from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
-from transfusion.model.parameters import fan_in, normal, param, zeros
+from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ViT
 from transfusion.rows import unpatchify
@@ -153,17 +153,18 @@ class UNetPatch(nnx.Module):
 
 
 class Connector(nnx.Module):
-    """Two dense layers with biases and a GELU (tanh form) between them, from a tower's width to the trunk's (LLaVA-1.5,
-    arXiv 2310.03744)."""
+    """Two dense layers with biases and a GELU between them, from a tower's width to the trunk's (LLaVA-1.5, arXiv
+    2310.03744); `approximate`: its tanh form."""
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, approximate: bool = True):
+        self.approximate = approximate
         self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
         self.hidden_bias = param(rngs, (width,), (None,), zeros)
         self.out = param(rngs, (width, width), ("embed", None), fan_in(width))
         self.out_bias = param(rngs, (width,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = jax.nn.gelu(dense(x, self.hidden[...], self.hidden_bias[...]), approximate=True)
+        hidden = jax.nn.gelu(dense(x, self.hidden[...], self.hidden_bias[...]), approximate=self.approximate)
         return dense(hidden, self.out[...], self.out_bias[...])
 
 
@@ -180,10 +181,50 @@ class TowerEmbed(nnx.Module):
         self.connector = Connector(tower.width, config.width, rngs)
 
     def __call__(self, inputs, condition):
-        document, item = inputs.metadata.document, inputs.item
-        same = (document[:, :, None] == document[:, None]) & (item[:, :, None] == item[:, None])
-        features = self.tower.packed(inputs.content, inputs.place, same & (document != 0)[:, None])
-        return self.connector(features.last), None
+        return self.connector(_tower_features(self.tower, inputs)), None
 
 
-EMBEDS = {"token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "vit": TowerEmbed}
+class Bridge(nnx.Module):
+    """From the width of one trunk to that of the next; see `transfusion.model.config.Stage`."""
+
+    def __init__(self, kind: str, inputs: int, width: int, rngs: nnx.Rngs):
+        if kind == "mlp":
+            self.layers = Connector(inputs, width, rngs, approximate=False)
+        else:
+            self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
+            self.bias = param(rngs, (width,), (None,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layers(x) if hasattr(self, "layers") else dense(x, self.kernel[...], self.bias[...])
+
+
+class DualEmbed(nnx.Module):
+    """Two paths from the same latents, fused: a tower's (semantic) and a linear one (pixels) (Show-o2, section 3.1)."""
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        if name not in config.towers:
+            raise UsageError(f"streams.{name}: embed 'dual' needs model.towers.{name}")
+        tower, width = config.towers[name], config.width
+        if (tower.patch, tower.channels) != (stream.patch, stream.channels) or tower.pool:
+            raise UsageError(f"model.towers.{name}: patch and channels must be the stream's, and pool false")
+        self.tower = ViT(tower, rngs=rngs)
+        self.kernel = param(rngs, (stream.features, width), ("patch", "embed"), fan_in(stream.features))
+        self.bias = param(rngs, (width,), (None,), zeros)
+        self.norm = param(rngs, (tower.width + width,), (None,), ones)
+        self.connector = Connector(tower.width + width, width, rngs, approximate=False)
+
+    def __call__(self, inputs, condition):
+        semantic = _tower_features(self.tower, inputs)
+        pixels = dense(inputs.content, self.kernel[...], self.bias[...])
+        return self.connector(rms_norm(jnp.concatenate([semantic, pixels], -1), self.norm[...], 1e-6)), None
+
+
+def _tower_features(tower: ViT, inputs) -> jax.Array:
+    """A tower's features [B, N, W] of the patches of a stream's slice; patches see their own item."""
+    document, item, place = inputs.metadata.document, inputs.item, inputs.place
+    patch = (document != 0) & (place[..., 0] >= 0)  # neither padding nor a time token
+    same = (document[:, :, None] == document[:, None]) & (item[:, :, None] == item[:, None])
+    return tower.packed(inputs.content, jnp.maximum(place, 0), same & patch[:, None] & patch[:, :, None]).last
+
+
+EMBEDS = {"token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "vit": TowerEmbed, "dual": DualEmbed}

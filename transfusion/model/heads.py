@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.model.block import dense, layer_norm, per_token
-from transfusion.model.parameters import fan_in, param, zeros
+from transfusion.model.block import dense, layer_norm, per_token, rms_norm
+from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.sequence import Stream
 
@@ -48,8 +48,12 @@ class TiedHead:
 class ModulatedHead(nnx.Module):
     """DiT's last layer (section 3.2): LayerNorm without weights, shift and scale from the item's vector, linear."""
 
+    normed = False
+
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.stream = stream
+        if self.normed:
+            self.norm = param(rngs, (width,), (None,), ones)
         self.modulation = param(rngs, (width, 2 * width), ("embed", None), zeros)
         self.modulation_bias = param(rngs, (2 * width,), (None,), zeros)
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
@@ -60,8 +64,31 @@ class ModulatedHead(nnx.Module):
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
         shift, scale = jnp.split(per_token(parts, item, self.stream.aligned), 2, -1)
-        y = layer_norm(hidden, None, None, 1e-6) * (1 + scale) + shift
+        y = rms_norm(hidden, self.norm[...], 1e-6) if self.normed else layer_norm(hidden, None, None, 1e-6)
+        y = y * (1 + scale) + shift
         return dense(y, self.kernel[...], self.bias[...]).astype(jnp.float32)
+
+
+class ModulatedRMSHead(ModulatedHead):
+    """The same behind an RMSNorm with a scale (Show-o2)."""
+
+    normed = True
+
+
+class RowMajorHead(ModulatedRMSHead):
+    """As Show-o2 published it: token k predicts not its patch, but the k-th P * P pixels of the item in raster order.
+    What leaves it is in patches, as of every other head. Items of one fixed grid only."""
+
+    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+        stream, p = self.stream, self.stream.patch
+        out = super().__call__(hidden, skips)
+        b, n, e = out.shape
+        items = out.reshape(b, -1, stream.tokens_per_item, e)
+        first, patches = items[:, :, : stream.time_tokens], items[:, :, stream.time_tokens :]
+        height, width = stream.grid
+        pixels = patches.reshape(b, -1, height // p, p, width // p, p, e // p**2)
+        patches = pixels.transpose(0, 1, 2, 4, 3, 5, 6).reshape(patches.shape)
+        return jnp.concatenate([first, patches], 2).reshape(b, n, e)
 
 
 class NoHead(nnx.Module):
@@ -90,4 +117,7 @@ class UNetHead(nnx.Module):
         return patches.reshape(b, n, -1).astype(jnp.float32)
 
 
-HEADS = {"token": TokenHead, "linear": LinearHead, "unet": UNetHead, "adaln": ModulatedHead, "none": NoHead}
+HEADS = {
+    "token": TokenHead, "linear": LinearHead, "unet": UNetHead, "adaln": ModulatedHead,
+    "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
+}  # fmt: skip

@@ -13,17 +13,18 @@ from transfusion.errors import UsageError, nearest
 from transfusion.masks import Metadata
 from transfusion.model.block import per_token
 from transfusion.model.config import TransformerConfig
-from transfusion.model.embeds import EMBEDS, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
+from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
 from transfusion.model.parameters import Template
 from transfusion.model.transformer import Condition, KeyValues, Trunk
 from transfusion.sequence import SequenceSpec, Stream
 
+FIRST = "trunk"  # the name of the first trunk
 # Which fields of a stream are rows of which table.
 TABLES = {
     "embed": EMBEDS,
     "head": HEADS,
-    "time": ("none", "added", "coder", "adaln", "token", "token_before"),
+    "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln"),
     "table": ("none", "sincos", "sincos_xy", "learned", "centred"),
 }
 SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
@@ -65,42 +66,78 @@ class Encoded:
 
 
 class StreamParts(nnx.Module):
-    """Embed, head and time embedding of one stream."""
+    """Embed, head and time embedding of one stream; `first` and `last` are the trunks that it enters and leaves."""
 
-    def __init__(self, name: str, stream: Stream, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(
+        self, name: str, stream: Stream, first: TransformerConfig, last: TransformerConfig, head: int, rngs: nnx.Rngs
+    ):
+        """`head` is the width that its head reads."""
         for field, known in TABLES.items():
             value = getattr(stream, field)
             if value not in known:
                 raise UsageError(f"streams: {field} {value!r} is none of {', '.join(known)}{nearest(value, known)}")
         if (stream.embed == "unet") != (stream.head == "unet") or (stream.embed == "unet") != (stream.time == "coder"):
             raise UsageError("streams: embed 'unet', head 'unet' and time 'coder' go together")
-        width = config.width
-        self.embed = EMBEDS[stream.embed](stream, config, name, rngs)
+        self.embed = EMBEDS[stream.embed](stream, first, name, rngs)
         if not stream.tied:
-            self.head = HEADS[stream.head](stream, width, rngs)
-        if stream.time == "adaln":
-            self.condition = ItemCondition(stream, width, config.layers, rngs)
+            self.head = HEADS[stream.head](stream, head, rngs)
+        if stream.modulates:
+            self.condition = ItemCondition(stream, last.width, last.layers, rngs)
+            if stream.time == "token_adaln" and first.width != last.width:
+                self.token = Bridge("linear", last.width, first.width, rngs)
         elif stream.time != "none":
-            self.time = TimeEmbedding(width, rngs, stream.time_embedding)
-            if stream.head == "adaln":
-                self.head_time = TimeEmbedding(width, rngs, stream.time_embedding)
+            self.time = TimeEmbedding(first.width, rngs, stream.time_embedding)
+            if stream.head in MODULATED_HEADS:
+                self.head_time = TimeEmbedding(head, rngs, stream.time_embedding)
         if stream.table in ("learned", "centred"):
-            self.table = LearnedTable(stream, width, rngs)
+            self.table = LearnedTable(stream, first.width, rngs)
+
+
+MODULATED_HEADS = ("adaln", "adaln_rms", "row_major")
 
 
 class UnifiedModel(nnx.Module):
-    """Streams over one trunk. `encode` runs some or all streams; objectives and samplers apply the heads."""
+    """Streams over one trunk, or over several, one behind the other. `encode` runs some or all streams; objectives and
+    samplers apply the heads."""
 
     def __init__(self, config: TransformerConfig, spec: SequenceSpec, rngs: nnx.Rngs):
-        if config.rope_axes != spec.axes:
-            raise UsageError(f"model.rope_axes {config.rope_axes} differs from the sequence's {spec.axes} axes")
         self.streams = dict(spec.streams)
         self.may: np.ndarray | None = None if spec.visibility is None else _Static(spec.visibility)
-        self.width = config.width
-        modulated = tuple(name for name, s in spec.streams.items() if s.time == "adaln" or s.condition)
-        self.trunk = Trunk(config, {name: s.expert for name, s in spec.streams.items()}, rngs, modulated)
+        configs = {FIRST: config} | {name: stage.trunk for name, stage in config.stages.items()}
+        for where, trunk in configs.items():
+            if trunk.rope_axes != spec.axes:
+                raise UsageError(f"model.rope_axes {trunk.rope_axes} differs from the sequence's {spec.axes} axes")
+            for name in trunk.streams:
+                if name not in spec.streams:
+                    raise UsageError(f"model: the trunk {where!r} has no stream {name!r}{nearest(name, spec.streams)}")
+        # The trunks that a stream passes through, in order.
+        self.path = {s: tuple(n for n, c in configs.items() if s in (c.streams or spec.streams)) for s in spec.streams}
+        for name, path in self.path.items():
+            if not path:
+                raise UsageError(f"streams.{name}: no trunk's `streams` has it")
+        self.configs = configs
+        trunks = {where: self._make_trunk(where, rngs) for where in configs}
+        self.trunk = trunks.pop(FIRST)
         own = {name: s for name, s in spec.streams.items() if not s.parts}
-        self.parts = nnx.Dict({name: StreamParts(name, s, config, rngs) for name, s in own.items()})
+        self.parts = nnx.Dict({name: self._make_parts(name, s, rngs) for name, s in own.items()})
+        if trunks:
+            self.stages = nnx.Dict(trunks)
+            widths = [c.width for c in configs.values()]
+            bridges = zip(config.stages.items(), widths[:-1], widths[1:], strict=True)
+            self.bridges = nnx.Dict({n: Bridge(s.bridge, i, o, rngs) for (n, s), i, o in bridges if s.bridge != "none"})
+
+    def _make_trunk(self, where: str, rngs: nnx.Rngs) -> Trunk:
+        inside = {name: s for name, s in self.streams.items() if where in self.path[name]}
+        modulated = (n for n, s in inside.items() if (s.modulates or s.condition) and self.path[n][-1] == where)
+        return Trunk(self.configs[where], {n: s.expert for n, s in inside.items()}, rngs, tuple(modulated))
+
+    def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
+        path = self.path[name]
+        after = stream.head_after or path[-1]
+        if after not in path:
+            raise UsageError(f"streams.{name}.head_after: {after!r} is none of {', '.join(path)}{nearest(after, path)}")
+        first, last = self.configs[path[0]], self.configs[path[-1]]
+        return StreamParts(name, stream, first, last, self.configs[after].width, rngs)
 
     def part(self, name: str) -> StreamParts:
         """The parts that a stream uses."""
@@ -113,12 +150,14 @@ class UnifiedModel(nnx.Module):
         added = time if stream.time in ("added", "coder") else None
         tokens, skips = part.embed(inputs, added)
         if stream.table in SINCOS_AXES:
-            tokens += sincos_table(inputs.place, self.width, SINCOS_AXES[stream.table])
+            tokens += sincos_table(inputs.place, tokens.shape[-1], SINCOS_AXES[stream.table])
         elif stream.table != "none":
             tokens += part.table(inputs.place)
         if stream.time_tokens:
+            if stream.time == "token_adaln":
+                time = part.token(vector) if hasattr(part, "token") else vector
             tokens = jnp.where(inputs.place[..., :1] < 0, per_token(time, inputs.item, stream.aligned), tokens)
-        if stream.head == "adaln":
+        if stream.head in MODULATED_HEADS:
             if hasattr(part, "head_time"):
                 vector = part.head_time(inputs.time)
             skips = (vector[0] if vector.ndim == 4 else vector, inputs.item)
@@ -129,7 +168,7 @@ class UnifiedModel(nnx.Module):
         vectors = {
             name: self.part(name).condition(part.time, part.label, part.pooled)
             for name, part in inputs.items()
-            if self.streams[name].time == "adaln"
+            if self.streams[name].modulates
         }
         sources = {name: self.streams[name].condition or name for name in inputs}
         return {
@@ -141,20 +180,39 @@ class UnifiedModel(nnx.Module):
     def encode(
         self, inputs: Mapping[str, Inputs], *, cache: KeyValues | None = None, keep: bool = False
     ) -> tuple[dict[str, Encoded], KeyValues | None]:
-        """Runs tokens of some streams through the trunk; see `Trunk.__call__` for `cache` and `keep`."""
+        """Runs tokens of some streams through the trunks; see `Trunk.__call__` for `cache` and `keep`.
+
+        Raises:
+          UsageError: if a model of several trunks is asked for a cache.
+        """
         conditions = self.conditions(inputs)
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
-        hidden, kept = self.trunk(
-            {name: tokens for name, (tokens, _) in embedded.items()},
-            {name: part.position for name, part in inputs.items()},
-            {name: part.metadata for name, part in inputs.items()},
-            condition=conditions,
-            cache=cache,
-            may=None if self.may is None else self.may.value,
-            keep=keep,
-        )
-        return {name: Encoded(hidden[name], embedded[name][1]) for name in inputs}, kept
+        several = len(self.configs) > 1
+        if several and (keep or cache is not None):
+            raise UsageError("a model with further trunks (model.stages) has no cache yet")
+        hidden, read, kept = {}, {}, None
+        for where in self.configs:
+            names = [name for name in inputs if where in self.path[name]]
+            if not names:
+                continue
+            tokens = {n: self._enter(where, hidden[n]) if n in hidden else embedded[n][0] for n in names}
+            trunk = self.trunk if where == FIRST else self.stages[where]
+            out, kept = trunk(
+                tokens,
+                {name: inputs[name].position for name in names},
+                {name: inputs[name].metadata for name in names},
+                condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
+                cache=cache,
+                may=None if self.may is None else self.may.value,
+                keep=keep,
+            )
+            hidden |= out
+            read |= {n: y for n, y in out.items() if (self.streams[n].head_after or self.path[n][-1]) == where}
+        return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
+
+    def _enter(self, where: str, x: jax.Array) -> jax.Array:
+        return self.bridges[where](x) if where in self.bridges else x
 
     def head_of(self, stream: str) -> Any:
         """The head of a stream, a function of (hidden, skips)."""
