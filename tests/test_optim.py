@@ -7,7 +7,17 @@ import optax
 import pytest
 
 from transfusion.errors import UsageError
-from transfusion.optim import OptimConfig, average, ema_decay, make_optimizer, schedule
+from transfusion.model.paths import by_path
+from transfusion.optim import (
+    LearningRateGroup,
+    OptimConfig,
+    average,
+    ema_decay,
+    make_optimizer,
+    merge,
+    schedule,
+    split,
+)
 
 
 def test_the_schedule_warms_up_and_ends_on_the_final_rate():
@@ -87,3 +97,73 @@ def test_the_average_starts_as_a_copy_and_then_warms_up(warmup, decays):
 def test_settings_that_cannot_work_are_refused(changes):
     with pytest.raises(UsageError, match="optim[:.]"):
         OptimConfig(**changes)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+NESTED = {
+    "trunk": {"text": {"q": jnp.full((2, 3), 0.3), "q_norm": jnp.ones(3)}, "image": {"q": jnp.full((2, 3), 0.3)}},
+    "head": {"kernel": jnp.full((3, 2), 0.7)},
+}
+
+
+def groups(*pairs) -> tuple[LearningRateGroup, ...]:
+    return tuple(LearningRateGroup(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "pairs, frozen",
+    [
+        ([], []),
+        ([("trunk/text", 0.0)], ["trunk/text/q", "trunk/text/q_norm"]),
+        ([("trunk/text/q", 0.0)], ["trunk/text/q"]),  # whole names: not q_norm
+        ([("trunk/.*norm", 0.5), ("trunk/text", 0.0), ("head", 2.0)], ["trunk/text/q"]),  # the first group decides
+        ([("trunk/text|head", 0.0)], ["head/kernel", "trunk/text/q", "trunk/text/q_norm"]),
+    ],
+)
+def test_frozen_parameters_are_taken_out_and_put_back(pairs, frozen):
+    trained, still = split(NESTED, groups(*pairs))
+    assert sorted(by_path(still)) == frozen
+    assert sorted(by_path(trained)) == sorted(by_path(NESTED).keys() - set(frozen))
+    back = merge(trained, still)
+    assert jax.tree.structure(back) == jax.tree.structure(NESTED)
+    assert all(a is b for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(NESTED), strict=True))
+
+
+def test_a_factor_scales_the_whole_update():
+    config = OptimConfig(learning_rate=0.5, warmup=1, weight_decay=0.1, groups=groups(("trunk/image", 0.1)))
+    gradients = jax.tree.map(lambda p: 0.01 * p, NESTED)
+    updates = {}
+    for name, of in (("plain", ()), ("grouped", config.groups)):
+        optimizer = make_optimizer(OptimConfig(learning_rate=0.5, warmup=1, weight_decay=0.1, groups=of), 10)
+        _, state = optimizer.update(gradients, optimizer.init(NESTED), NESTED)
+        updates[name], _ = optimizer.update(gradients, state, NESTED)
+    np.testing.assert_allclose(updates["grouped"]["trunk"]["image"]["q"], 0.1 * updates["plain"]["trunk"]["image"]["q"])
+    for path in ("trunk/text/q", "trunk/text/q_norm", "head/kernel"):
+        got, want = (by_path(updates[name])[path] for name in ("grouped", "plain"))
+        np.testing.assert_array_equal(got, want)
+        assert np.abs(want).min() > 0.1
+
+
+def test_the_average_of_frozen_parameters_does_not_drift():
+    config = OptimConfig(ema=0.9, groups=groups(("trunk", 0.0)))
+    params = jax.tree.map(lambda p: p / 3, NESTED)
+    ema = average(NESTED, params, config, jnp.array(1000))
+    np.testing.assert_array_equal(ema["trunk"]["text"]["q"], NESTED["trunk"]["text"]["q"])
+    np.testing.assert_allclose(ema["head"]["kernel"], 0.7 * (0.9 + 0.1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        ([("trunk/txt", 0.0)], r"'trunk/txt' covers no parameter \(did you mean 'trunk/text'\?\)"),
+        ([("", 0.0)], "'' covers no parameter"),
+        ([("trunk", 0.5), ("trunk/text", 0.0)], "earlier groups have every parameter that 'trunk/text' covers"),
+        ([("trunk|head", 0.0)], "nothing to train"),
+        ([("trunk(", 0.0)], "no regular expression"),
+        ([("trunk", -0.1)], "must not be negative"),
+    ],
+)
+def test_groups_that_cannot_be_meant_are_refused(pairs, message):
+    with pytest.raises(UsageError, match=message):
+        split(NESTED, groups(*pairs))

@@ -259,18 +259,27 @@ def restore_params(
     wanted = jax.tree.map(functools.partial(_placed, on=sharding), node)
     for name in reversed(path):
         wanted = {name: wanted}
-    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-    restore = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
-    tree = _read(root, step, "state", ocp.PyTreeCheckpointHandler(), restore)
+    tree = restore_leaves(workdir, step, wanted)
     for name in path:
         tree = tree[name]
     return step, tree, _read_json(root, step, "config")
 
 
+def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
+    """Returns (step, nested dicts of what the newest intact state holds); raises UsageError if there is none."""
+    root, step = _newest(workdir)
+    return step, _metadata(root, step)
+
+
+def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyTree:
+    """Reads of a step's state the leaves of `wanted`, nested dicts of ShapeDtypeStructs with shardings."""
+    restore = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
+    return _read(_root(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
+
+
 def read_config(workdir: str | os.PathLike) -> dict:
     """Returns the config stored in the newest intact checkpoint; raises UsageError if there is none."""
-    root, step = _newest(workdir)
-    return _read_json(root, step, "config")
+    return _read_json(*_newest(workdir), "config")
 
 
 def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:

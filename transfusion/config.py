@@ -20,7 +20,8 @@ from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest
 from transfusion.guard import GuardConfig
-from transfusion.model.transformer import TransformerConfig
+from transfusion.initial import InitConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.sampling.config import SamplerConfig
@@ -72,6 +73,7 @@ class Experiment:
     codec: CodecConfig = CodecConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
+    init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()

@@ -1,7 +1,13 @@
-"""Optimizer: AdamW with warm-up and cosine decay, clipping, and an exponential moving average of the parameters."""
+"""Optimizer: AdamW with warm-up and cosine decay, clipping, an exponential moving average of the parameters, and groups
+of parameters with learning rates of their own.
+
+Frozen parameters are no part of what is optimized: `split` takes them out, gradients and moments are those of the rest,
+and `merge` puts them back untouched.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from transfusion.errors import UsageError, nearest
+from transfusion.model.parameters import Params
+from transfusion.model.paths import by_path, covered, nearest_path
 
 # How fast the average may forget after n updates, so that it forgets its start.
 EMA_WARMUPS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
@@ -16,6 +24,28 @@ EMA_WARMUPS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "ratio": lambda n, power: (1 + n) / (10 + n),
     "power": lambda n, power: 1 - (1 + n) ** -power,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRateGroup:
+    """Parameters with a learning rate of their own, as LMFusion (arXiv 2412.15188, section 3.2) has per modality.
+
+    Attributes:
+      pattern: regular expression on paths such as 'trunk/blocks/image/q'. It covers whole names from the path's start:
+        'trunk/blocks/image' is all of that expert, 'trunk/.*/(q|k)_norm' every norm of queries and keys.
+      factor: of the learning rate; 0 freezes: no gradient, no optimizer state, no decay.
+    """
+
+    pattern: str = ""
+    factor: float = 0.0
+
+    def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UsageError(f"optim.groups: {self.pattern!r} is no regular expression: {error}") from error
+        if self.factor < 0:
+            raise UsageError(f"optim.groups: the factor of {self.pattern!r} must not be negative, it is {self.factor}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +61,7 @@ class OptimConfig:
       accumulate: microbatches that a batch is cut into, one after the other.
       ema_warmup, ema_power: a key of `EMA_WARMUPS`, and the power of 'power' (2/3 for a million steps, 3/4 for fewer).
       ema_start: the step whose parameters the average starts from.
+      groups: parameters that train slower, faster or not at all; the first group that covers a parameter decides.
     """
 
     learning_rate: float = 3e-4
@@ -46,6 +77,7 @@ class OptimConfig:
     ema_warmup: str = "ratio"
     ema_power: float = 2 / 3
     ema_start: int = 0
+    groups: tuple[LearningRateGroup, ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0 or self.accumulate < 1 or not 0 <= self.ema < 1:
@@ -66,15 +98,15 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW; matrices only are decayed."""
+    """Clipping, then AdamW; matrices only are decayed. For the trained parameters, see `split`."""
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    return optax.chain(
-        clip,
-        optax.adamw(
-            schedule(config, steps), config.b1, config.b2, config.epsilon,
-            weight_decay=config.weight_decay, mask=_matrices,
-        ),
+    adamw = optax.adamw(
+        schedule(config, steps), config.b1, config.b2, config.epsilon,
+        weight_decay=config.weight_decay, mask=_matrices,
     )  # fmt: skip
+    if not config.groups:
+        return optax.chain(clip, adamw)
+    return optax.chain(clip, adamw, optax.stateless(lambda updates, _: _scaled(updates, config.groups)))
 
 
 def _matrices(params: Any) -> Any:
@@ -93,7 +125,71 @@ def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
     return jnp.where(n > 0, jnp.minimum(config.ema, warmup), 0.0)
 
 
-def average(ema: Any, params: Any, config: OptimConfig, step: jax.Array) -> Any:
-    """ema <- d ema + (1 - d) params, with d = `ema_decay`."""
+def average(ema: Params, params: Params, config: OptimConfig, step: jax.Array) -> Params:
+    """ema <- d ema + (1 - d) params, with d = `ema_decay`; frozen parameters are as they were."""
     d = ema_decay(config, step)
-    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    (ema, still), (params, _) = split(ema, config.groups), split(params, config.groups)
+    return merge(jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params), still)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def split(params: Params, groups: tuple[LearningRateGroup, ...]) -> tuple[Params, Params]:
+    """(trained, frozen): two nested dicts that share no leaf. `params` are arrays, or whatever belongs to each.
+
+    Raises:
+      UsageError: if a group covers no parameter that an earlier one leaves to it, or everything is frozen.
+    """
+    if not groups:
+        return params, {}
+    factors = _factors(by_path(params), groups)
+    return _pick(params, lambda path: factors[path] != 0), _pick(params, lambda path: factors[path] == 0)
+
+
+def merge(trained: Params, frozen: Params) -> Params:
+    """The parameters that `split` took apart."""
+    result = dict(trained)
+    for name, child in frozen.items():
+        result[name] = merge(trained.get(name, {}), child) if isinstance(child, Mapping) else child
+    return result
+
+
+def _factors(paths: Mapping[str, Any], groups: tuple[LearningRateGroup, ...]) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for group in groups:
+        matches = [path for path in paths if covered(group.pattern, path)]
+        left = [path for path in matches if path not in result]
+        if not matches:
+            raise UsageError(f"optim.groups: {group.pattern!r} covers no parameter{nearest_path(group.pattern, paths)}")
+        if not left:
+            raise UsageError(f"optim.groups: earlier groups have every parameter that {group.pattern!r} covers")
+        result |= dict.fromkeys(left, group.factor)
+    result = dict.fromkeys(paths, 1.0) | result
+    if not any(result.values()):
+        raise UsageError("optim.groups: every parameter is frozen, there is nothing to train")
+    return result
+
+
+def _pick(params: Params, wanted: Callable[[str], bool], above: str = "") -> Params:
+    """The leaves at wanted paths; dicts that lose all their leaves go, too."""
+    result = {}
+    for name, child in params.items():
+        if not isinstance(child, Mapping):
+            result |= {name: child} if wanted(f"{above}{name}") else {}
+        elif part := _pick(child, wanted, f"{above}{name}/"):
+            result[name] = part
+    return result
+
+
+def _scaled(updates: Params, groups: tuple[LearningRateGroup, ...]) -> Params:
+    """Updates of trained parameters times the factors of their groups."""
+    factors = {
+        path: next((group.factor for group in groups if covered(group.pattern, path)), 1.0) for path in by_path(updates)
+    }
+
+    def scale(path, update):
+        factor = factors["/".join(str(key.key) for key in path)]
+        return update if factor == 1 else factor * update
+
+    return jax.tree_util.tree_map_with_path(scale, updates)

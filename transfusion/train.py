@@ -19,12 +19,12 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import guard, programs, provenance, sharding
+from transfusion import guard, initial, programs, provenance, sharding
 from transfusion.checkpoint import Checkpoints
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.metrics import MetricWriter, Progress, means
-from transfusion.optim import average, make_optimizer, schedule
+from transfusion.optim import average, make_optimizer, merge, schedule, split
 from transfusion.tasks import Task, make_task
 from transfusion.throughput import Throughput, model_flops_utilisation, peak_flops
 
@@ -69,15 +69,16 @@ def make_step(task: Task, experiment: Experiment):
     def step(state: TrainState, batch: PyTree) -> TrainState:
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
         draws, totals = task.draw(batch, key), task.totals(batch)
-        gradient = jax.value_and_grad(task.loss, has_aux=True)
+        trained, frozen = split(state.params, config.groups)
+        gradient = jax.value_and_grad(lambda part, *rest: task.loss(merge(part, frozen), *rest), has_aux=True)
         if config.accumulate == 1:
-            (loss, sums), grads = gradient(state.params, batch, draws, totals)
+            (loss, sums), grads = gradient(trained, batch, draws, totals)
         else:
-            (loss, sums), grads = _accumulate(gradient, state.params, batch, draws, totals, config.accumulate)
+            (loss, sums), grads = _accumulate(gradient, trained, batch, draws, totals, config.accumulate)
         norms = {"grad_norm": optax.global_norm(grads)}
         norms |= {f"grad_norm_{name}": optax.global_norm(part) for name, part in grads.items()}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = merge(optax.apply_updates(trained, updates), frozen)
         ema = None if state.ema is None else average(state.ema, params, config, state.step)
         ok = guard.all_finite(loss, norms["grad_norm"])
         params, ema, opt_state = guard.select_finite(
@@ -107,15 +108,17 @@ def _accumulate(gradient, params, batch, draws, totals, parts: int):
 
 
 def make_init(task: Task, experiment: Experiment):
-    """`init() -> TrainState` from the experiment's seed."""
+    """`init(given) -> TrainState` from the experiment's seed, but for the parameters of `given` (see `initial`)."""
 
-    def init() -> TrainState:
-        params = task.template.init(jax.random.key(experiment.seed))
+    optim = experiment.optim
+
+    def init(given: dict[str, jax.Array] | None = None) -> TrainState:
+        params = initial.replace(task.template.init(jax.random.key(experiment.seed)), given or {})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            ema=jax.tree.map(jnp.copy, params) if experiment.optim.ema else None,
-            opt_state=make_optimizer(experiment.optim, experiment.steps).init(params),
+            ema=jax.tree.map(jnp.copy, params) if optim.ema else None,
+            opt_state=make_optimizer(optim, experiment.steps).init(split(params, optim.groups)[0]),
             skips=guard.zero_skips(),
             log=_zero_log(task, experiment),
         )
@@ -141,7 +144,8 @@ def _zero_log(task: Task, experiment: Experiment) -> PyTree:
 
     shapes = jax.eval_shape(sums, task.template.shapes, batch, key)
     one = (jnp.zeros(()), jnp.zeros(()))
-    names = ["loss", "grad_norm", *(f"grad_norm_{name}" for name in task.template.shapes)]
+    trained, _ = split(task.template.shapes, experiment.optim.groups)
+    names = ["loss", "grad_norm", *(f"grad_norm_{name}" for name in trained)]
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | dict.fromkeys(names, one)
 
 
@@ -154,7 +158,7 @@ def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainStat
         make_optimizer(experiment.optim, experiment.steps),
         lambda _, leaf: leaf,
         shapes.opt_state,
-        params,
+        split(params, experiment.optim.groups)[0],
         transform_non_params=lambda _: whole,
     )
     rest = jax.tree.map(lambda _: whole, shapes)
@@ -189,7 +193,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
-            state, at = compile_init(task, experiment, shardings)(), 0
+            given = initial.from_run(experiment.init, abstract.params)
+            state, at = compile_init(task, experiment, shardings)(given), 0
         else:
             at, state, position, _ = restored
             data.restore(position)

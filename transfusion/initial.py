@@ -1,0 +1,113 @@
+"""Parameters from another run: to train on from it, or to train new modalities onto a language model.
+
+A language model that is kept as it is (LMFusion, arXiv 2412.15188, section 3; 'asynchronous training') is `init.path`
+with its run and `optim.groups` that freeze its paths.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+
+from transfusion.checkpoint import restore_leaves, saved_shapes
+from transfusion.errors import UsageError
+from transfusion.model.parameters import Params
+from transfusion.model.paths import by_path, covered, nearest_path
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where a new run's parameters come from. A run that continues a checkpoint of its own ignores it.
+
+    Attributes:
+      path: the workdir of a run, or of imported weights (`transfusion.interop`): parameters of the same path are taken,
+        averaged ones where the run keeps an average; the rest is drawn at random, as everything is if `path` is ''.
+      copy: pairs (ours, theirs): a path that the regular expression `ours` covers from its start (see
+        `transfusion.model.paths.covered`) is taken from the path with `theirs` in its place, in which '\\1' stands
+        for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another.
+    """
+
+    path: str = ""
+    copy: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        if self.copy and not self.path:
+            raise UsageError("init.copy takes parameters from a run: set init.path to its workdir")
+        for ours, theirs in self.copy:
+            try:
+                re.sub(ours, theirs, "")
+            except re.error as error:
+                raise UsageError(
+                    f"init.copy: {(ours, theirs)} is no pair of a regular expression and a path: {error}"
+                ) from error
+
+
+def from_run(config: InitConfig, wanted: Params) -> dict[str, jax.Array]:
+    """The parameters to start from, by their path in this model; every process reads its own parts of them.
+
+    Args:
+      config: no path gives no parameters.
+      wanted: ShapeDtypeStructs with the shardings of this run's parameters.
+
+    Raises:
+      UsageError: if the run has no intact checkpoint or nothing to take, if a shape differs, or if a pair of `copy`
+        gives no parameter.
+    """
+    if not config.path:
+        return {}
+    step, saved = saved_shapes(config.path)
+    part = "ema" if jax.tree.leaves(saved.get("ema")) else "params"
+    ours, theirs = by_path(wanted), by_path(saved.get(part, {}))
+    sources = _sources(config, ours, theirs)
+    for path, source in sources.items():
+        here, there = tuple(ours[path].shape), tuple(theirs[source].shape)
+        if here != there:
+            name = path if path == source else f"{path} (there {source})"
+            raise UsageError(f"init.path {config.path}: {name} is {list(there)} there and {list(here)} here")
+    target: Params = {}
+    for path, source in sources.items():
+        *above, last = source.split("/")
+        node = target
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = ours[path]
+    read = by_path(restore_leaves(config.path, step, {part: target})[part])
+    copied = sum(path != source for path, source in sources.items())
+    fresh = [path for path in ours if path not in sources]
+    logging.info(
+        "parameters from %s at step %d: %d taken, %d copied, %d fresh%s",
+        config.path, step, len(sources) - copied, copied, len(fresh), f" ({', '.join(fresh)})" if fresh else "",
+    )  # fmt: skip
+    return {path: read[source] for path, source in sources.items()}
+
+
+def _sources(config: InitConfig, ours: Mapping, theirs: Mapping) -> dict[str, str]:
+    """Our path -> theirs, for all that can be taken."""
+    result = {path: path for path in ours if path in theirs}
+    used = set()
+    for path in ours:
+        for pair in config.copy:
+            match = covered(pair[0], path)
+            source = match and match.expand(pair[1]) + path[match.end() :]
+            if source in theirs:
+                result[path] = source
+                used.add(pair)
+                break
+    for pair in config.copy:
+        if pair not in used:
+            raise UsageError(
+                f"init.copy: the pair {pair} gives no parameter of {config.path}{nearest_path(pair[1], theirs)}"
+            )
+    if not result:
+        raise UsageError(f"init.path {config.path}: none of its parameters is one of this model")
+    return result
+
+
+def replace(params: Params, given: Mapping[str, jax.Array], above: str = "") -> Params:
+    """The parameters with those at the paths of `given` replaced."""
+    return {
+        name: replace(child, given, f"{above}{name}/") if isinstance(child, Mapping) else given.get(above + name, child)
+        for name, child in params.items()
+    }
