@@ -1,0 +1,57 @@
+"""LMFusion (arXiv 2412.15188) on captioned digits: a language model that stays as it is learns to see and to draw.
+
+What: `configs/digits.py` with an expert per modality. The text expert and the text's embed and head come from a text
+run and are frozen; the image expert starts as a copy of the text expert.
+Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
+         python -m transfusion.train --config configs/lmfusion.py --workdir runs/lmfusion
+         The first trains the language model on the captions alone; `--config.init.path=W` takes another text run, or
+         one that `python -m transfusion.interop import` has made, of the same sizes.
+Hardware: 2 CPU cores. Time: not yet measured.
+`configs/lmfusion.py:debug` trains 20 steps in seconds, without a text run: its text expert is frozen at random.
+
+A frozen text head has never seen a beginning of image: images are asked for (`sample --image`), not announced.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion.config import Experiment, to_config_dict
+from transfusion.errors import UsageError, nearest
+from transfusion.initial import InitConfig
+from transfusion.optim import LearningRateGroup
+from transfusion.programs import load_experiment
+from transfusion.sequence import Run
+
+FORMS = ("", "debug", "text")
+DENSE = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    if form not in FORMS:
+        raise UsageError(f"configs/lmfusion.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    dense = load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE)
+    streams = {name: dataclasses.replace(stream, expert=name) for name, stream in dense.streams.items()}
+    mixture = dataclasses.replace(dense, streams=streams)
+    if form == "text":
+        return to_config_dict(text_alone(mixture))
+    frozen = LearningRateGroup("trunk/(blocks|final_norm)/text|parts/text", 0.0)
+    copies = tuple((f"trunk/{part}/image", f"trunk/{part}/text") for part in ("blocks", "final_norm"))
+    experiment = dataclasses.replace(
+        mixture,
+        # Nothing learns from documents without images while the text is frozen: of a mixture of sources, leave the
+        # text-only ones out of `data.sources`, which saves half of the training (section 3.3).
+        optim=dataclasses.replace(mixture.optim, groups=(frozen,)),
+        init=InitConfig() if form == "debug" else InitConfig("runs/lmfusion_text", copies),
+    )
+    return to_config_dict(experiment)
+
+
+def text_alone(mixture: Experiment) -> Experiment:
+    """The text run: the same data, in which an image yields no tokens, and every caption is there."""
+    return dataclasses.replace(
+        mixture,
+        streams={"text": mixture.streams["text"]},
+        layout={"text": (Run("text"),), "image": ()},
+        data=dataclasses.replace(mixture.data, drop_caption=0.0),
+    )

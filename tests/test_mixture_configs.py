@@ -1,0 +1,95 @@
+"""The configs of Mixture-of-Transformers and LMFusion, in their debug forms, through the programs' own functions."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import transfusion
+from transfusion.checkpoint import restore_params
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.initial import InitConfig
+from transfusion.model.paths import by_path
+from transfusion.programs import load_experiment
+from transfusion.seals import seal_path
+from transfusion.train import train
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def experiment(name: str, data_dir: str) -> Experiment:
+    """A config with the tests' data, and no held-out losses."""
+    config = load_experiment(CONFIGS / name)
+    data = dataclasses.replace(config.data, data_dir=data_dir)
+    return dataclasses.replace(config, data=data, eval=dataclasses.replace(config.eval, every=0))
+
+
+def forget(workdir: pathlib.Path, step: int) -> None:
+    """As if the process had died before this checkpoint."""
+    seal_path(workdir / "checkpoints", step).unlink()
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+
+
+def draws_and_captions(workdir: pathlib.Path) -> None:
+    run = transfusion.load_run(workdir)
+    images = run.draw(["a handwritten one", "a handwritten two"], steps=2)
+    assert images.shape == (2, 8, 8, 1) and images.std() > 0
+    assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
+
+
+@pytest.mark.slow
+def test_mixture_of_transformers_trains_resumes_and_samples(data_dir, tmp_path):
+    config = experiment("mot.py:debug", data_dir)
+    assert {stream.expert for stream in config.streams.values()} == {"text", "image"}
+    state = train(config, tmp_path)
+    assert int(state.step) == 20
+    forget(tmp_path, 20)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    draws_and_captions(tmp_path)
+
+
+def test_the_published_form_differs_in_the_norms_alone():
+    ours, published = (load_experiment(CONFIGS / name) for name in ("mot.py", "mot.py:post"))
+    assert (ours.model.norm_place, published.model.norm_place) == ("pre", "post")
+    assert dataclasses.replace(published, model=ours.model) == ours
+
+
+@pytest.mark.slow
+def test_a_text_run_learns_to_draw_and_writes_as_before(data_dir, tmp_path):
+    debug = experiment("lmfusion.py:debug", data_dir)
+    words = experiment("lmfusion.py:text", data_dir)
+    words = dataclasses.replace(
+        words, steps=3, batch_size=4, log_every=3, model=debug.model, checkpoint=debug.checkpoint
+    )
+    train(words, tmp_path / "text")
+    whole = load_experiment(CONFIGS / "lmfusion.py")
+    assert whole.init.path == "runs/lmfusion_text" and debug.init == InitConfig()
+    config = dataclasses.replace(debug, init=dataclasses.replace(whole.init, path=str(tmp_path / "text")))
+
+    state = train(config, tmp_path / "run")
+    before = by_path(restore_params(tmp_path / "text", "ema")[1])
+    for tree in (state.params, state.ema):
+        after = by_path(tree)
+        for path, leaf in before.items():
+            np.testing.assert_array_equal(after[path], leaf)
+        for path in ("trunk/blocks/image/q", "trunk/final_norm/image"):  # a copy at first, and now trained
+            distance = np.abs(after[path] - before[path.replace("image", "text")]).max()
+            assert 0 < distance < 0.1
+    assert not any("text" in path for path in by_path(state.opt_state[1][0].mu))
+
+    shutil.rmtree(tmp_path / "text")  # a run that goes on does not ask where it came from
+    forget(tmp_path / "run", 20)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path / "run")), strict=True):
+        np.testing.assert_array_equal(a, b)
+    draws_and_captions(tmp_path / "run")
+
+
+def test_a_form_that_does_not_exist_is_told():
+    for name in ("mot", "lmfusion"):
+        with pytest.raises(UsageError, match=r"no form 'debgu': .*debug"):
+            load_experiment(CONFIGS / f"{name}.py:debgu")
