@@ -34,3 +34,22 @@ def bagel() -> Layout:
         "image/context": (clean, seen),
         "image/target": (noised,),
     }
+
+
+def mogao() -> Layout:
+    """Mogao (arXiv 2505.05472): as `bagel`, but each token has its place in its image (rotary axes time, y, x), and BOI
+    and EOI are causal text round the span.
+
+    They have to be: text may not see clean latents ('text sees the vision tower only'), and would through edges that
+    lie inside their span. One BOI is followed by the noised latents, which nothing else sees, and by the clean ones.
+    """
+    noised = Run("noised", opener=text.BOI, private=True, position="grid_hold")
+    stays = Run("clean", closer=text.EOI, time_low=1.0, position="grid", loss=False)
+    read = Run("clean", opener=text.BOI, closer=text.EOI, time_low=1.0, position="grid", loss=False)
+    seen = Run("semantic", opener=text.BOI, closer=text.EOI, position="grid", loss=False)
+    return {
+        "text": (Run("text"),),
+        "image": (noised, stays, seen),
+        "image/context": (read, seen),
+        "image/target": (noised,),
+    }

@@ -65,14 +65,16 @@ class _Builder:
         self.counter += n if index is None else 0
         return np.repeat(line[:, None], self.spec.axes, axis=1)
 
-    def ids(self, ids: Sequence[int], span: int, run: Run | None, stream: str = TEXT, index: int | None = None) -> None:
+    def ids(
+        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool = True, stream: str = TEXT,
+        index: int | None = None,
+    ) -> None:  # fmt: skip
         """Appends tokens of a discrete stream."""
         n = len(ids)
         # `loss_weight` here says whether the token may be predicted; `targets` turns it round.
-        private, loss = (int(run.private), float(run.loss)) if run else (0, 1.0)
         self.append(
             stream, n, self.positions(n, index), tokens=np.asarray(ids, np.int32),
-            span=span, private=private, item=0, loss_weight=loss,
+            span=span, private=int(private), item=0, loss_weight=float(loss),
         )  # fmt: skip
 
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
@@ -91,10 +93,10 @@ class _Builder:
         if stream.labels:
             of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
         n, start = len(patches), self.counter
-        if run.position == "grid":
+        if run.position in ("grid", "grid_hold"):
             position = np.full((n, self.spec.axes), start)
             position[:, -2:] += places
-            self.counter = start + int(places.max()) + 1
+            self.counter = start if run.position == "grid_hold" else start + int(places.max()) + 1
         else:
             position = self.positions(n, index)
         items = self.items.setdefault(run.stream, [])
@@ -112,12 +114,12 @@ class _Builder:
         # One shared index covers the openers too where they lie inside the item's span (BAGEL).
         inside = run.boundary == "inside"
         index = self.counter if run.position in ("item", "hold") else None
-        edge = (span, run, TEXT, index) if inside else (0, None, TEXT, None)
+        edge = (span, run.private, run.loss, TEXT, index) if inside else (0, False, run.loss, TEXT, None)
         if run.opener >= 0:
             self.ids([run.opener], *edge)
             index = index if inside or index is None else self.counter
         if stream.discrete:
-            self.ids(segment.value, span, run, run.stream, index)
+            self.ids(segment.value, span, run.private, run.loss, run.stream, index)
         else:
             self.item(segment, run, span, index)
         if run.position == "item" and not inside:
@@ -126,6 +128,13 @@ class _Builder:
             self.ids([run.closer], *edge)
         if run.position == "item" and inside:
             self.counter += 1
+
+    def skip(self, segment: Segment, run: Run) -> None:
+        """Leaves a run out: only the rotary index moves on."""
+        elsewhere = _Builder(self.spec)
+        elsewhere.counter = self.counter
+        elsewhere.segment(segment, run)
+        self.counter = elsewhere.counter
 
     def pieces(self) -> dict[str, dict[str, np.ndarray]]:
         """The columns of each stream."""
@@ -137,7 +146,8 @@ class _Builder:
             }
             if self.spec.streams[stream].discrete:
                 # A token's target is its successor in reading order, if that is of the same stream and a target.
-                follows = np.diff(piece["order"], append=-1) == 1
+                # A private token has none: nothing that follows sees it, and the decoder does not ask it.
+                follows = (np.diff(piece["order"], append=-1) == 1) & (piece["private"] == 0)
                 may_be_predicted = np.append(piece["loss_weight"][1:], 0)
                 piece["loss_weight"] = (follows * may_be_predicted).astype(np.float32)
                 piece["targets"] = np.where(piece["loss_weight"] > 0, np.append(piece["tokens"][1:], 0), 0).astype(
@@ -161,20 +171,21 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     positions are added to where the document stands.
 
     Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
-    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends.
+    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends. BOI is a
+    target of the text before an image that is drawn (a run with `loss`), so that the model learns when to draw.
 
     Raises:
       UsageError: if an item's size does not fit its stream.
     """
     builder = _Builder(spec)
     if begin:
-        builder.ids([spec.bos], 0, None)
+        builder.ids([spec.bos])
     for segment in document:
         for run in spec.runs(segment):
             _check_value(segment, spec.streams[run.stream])
-            builder.segment(segment, run)
+            (builder.skip if run.stream in segment.dropped else builder.segment)(segment, run)
     if end:
-        builder.ids([spec.eos], 0, None)
+        builder.ids([spec.eos])
     pieces = builder.pieces()
     items = {name: len(parts) for name, parts in builder.items.items()}
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
@@ -275,10 +286,18 @@ def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
     segments = [Segment("text", rng.integers(0, min(spec.bos, 256), rng.integers(1, 9)).astype(np.int32))]
     for key, runs in spec.layout.items():
         kind, _, role = key.partition("/")
+        if not runs:  # segments of this kind yield no tokens
+            continue
         stream = spec.streams[runs[0].stream]
         if kind == TEXT or stream.discrete or rng.random() < 0.3:
             continue
-        height, width = stream.grid if stream.grid != (0, 0) else (2 * stream.patch, stream.patch)
-        value = rng.standard_normal((height, width, stream.channels), np.float32)
-        segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both"))
+        value = _fake_item(stream, rng)
+        seen = [spec.streams[run.stream] for run in runs if spec.streams[run.stream].source == "pixels"]
+        pixels = _fake_item(seen[0], rng) if seen else None
+        segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both", pixels=pixels))
     return tuple(segments)
+
+
+def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:
+    height, width = stream.grid if stream.grid != (0, 0) else (2 * stream.patch, stream.patch)
+    return rng.standard_normal((height, width, stream.channels), np.float32)

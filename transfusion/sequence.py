@@ -235,10 +235,8 @@ class SequenceSpec:
                 if run.stream not in self.streams:
                     raise UsageError(f"layout {where!r}: no stream {run.stream!r}{nearest(run.stream, self.streams)}")
                 if run.position not in POSITIONS:
-                    known = ", ".join(POSITIONS)
-                    raise UsageError(
-                        f"layout {where!r}: position {run.position!r} is none of {known}{nearest(run.position, POSITIONS)}"
-                    )
+                    hint = f"{', '.join(POSITIONS)}{nearest(run.position, POSITIONS)}"
+                    raise UsageError(f"layout {where!r}: position {run.position!r} is none of {hint}")
                 if run.position.startswith("grid") and self.axes < 2:
                     raise UsageError(
                         f"layout {where!r}: position {run.position!r} needs 2 or 3 rotary axes, not {self.axes}"

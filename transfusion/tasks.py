@@ -118,7 +118,8 @@ class SequenceTask:
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""
         encode = open_codec(experiment.codec).encode
-        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, drop_caption=0.0)
+        nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
+        data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
         for source in experiment.eval.sources.values():
             records = open_source(source, data.data_dir, data.pixel_limit)
             yield from epoch_batches(records, data, self.spec, experiment.batch_size, experiment.seed, encode)

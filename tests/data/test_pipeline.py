@@ -21,7 +21,16 @@ def make_spec(words, patches):
     image = (Run("image", opener=text.BOI, closer=text.EOI),)
     streams = {
         "text": Stream(budget=words, vocabulary=text.VOCABULARY),
-        "image": Stream("linear", "linear", "flow", "block", budget=patches, channels=1, patch=2, grid=(8, 8)),
+        "image": Stream(
+            embed="linear",
+            head="linear",
+            objective="continuous",
+            attention="block",
+            budget=patches,
+            channels=1,
+            patch=2,
+            grid=(8, 8),
+        ),  # fmt: skip
     }
     return SequenceSpec(streams, {"text": (Run("text"),), "image": image}, text.BOS, text.EOS)
 

@@ -43,6 +43,9 @@ class DataConfig:
     )
     caption_first: float = 0.8  # probability that the caption stands before its image
     drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
+    drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
+    both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
+    edit: float = 0.0  # probability that a captioned image becomes an example of editing
     flip: float = 0.0  # probability of a horizontal mirror
     open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
@@ -60,9 +63,12 @@ class DataConfig:
         """Raises UsageError on values that cannot work."""
         if not self.sources:
             raise UsageError("data.sources is empty: give at least one source")
-        for name in ("caption_first", "drop_caption", "flip", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"data.{name}={getattr(self, name)} is not a share between 0 and 1")
+        shares = {
+            n: getattr(self, n) for n in ("caption_first", "drop_caption", "both", "edit", "flip", "max_bad_share")
+        }
+        for name, share in (shares | {f"drop_conditions.{n}": p for n, p in self.drop_conditions.items()}).items():
+            if not 0 <= share <= 1:
+                raise UsageError(f"data.{name}={share} is not a share between 0 and 1")
         for name in ("open_rows", "min_piece", "pixel_limit", "max_bad_after", "read_ahead"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.{name}={getattr(self, name)} must be at least 1")

@@ -1,4 +1,4 @@
-"""Raw records to documents: order of caption and image, dropped captions, latents, token ids."""
+"""Raw records to documents: order of caption and image, examples of editing, dropped conditions, latents, token ids."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,13 +19,33 @@ def pixels(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / 127.5 - 1.0
 
 
+# What can be asked of an image, and what is done to uint8 [H, W, C] then.
+EDITS: dict[str, EncodeImage] = {
+    "mirrored": lambda image: image[:, ::-1],
+    "upside down": lambda image: image[::-1],
+    "negative": lambda image: 255 - image,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What chance decides about a record."""
+    """What chance decides about a record.
+
+    Attributes:
+      caption: whether there is one; of an example of editing: what to do.
+      caption_first: whether it precedes the image.
+      mirror: whether the image is mirrored.
+      both: whether the image is drawn and then read, not only one of the two.
+      edit: a key of `EDITS`; '' is no editing.
+      dropped: streams of the image to be edited that are left out.
+    """
 
     caption: bool = True
     caption_first: bool = True
     mirror: bool = False
+    both: bool = False
+    edit: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
@@ -33,29 +53,52 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
 
     With probability 1 - `caption_first` the image stands first. With probability `drop_caption` a caption-first
     document has its image only: what classifier-free guidance calls the null condition.
+
+    Before all that, a captioned image becomes with probability `edit` an example of editing: the image, what to do
+    (left out with probability `drop_caption`), the result. Of the image to be edited each stream that
+    `drop_conditions` names is left out with its probability (BAGEL, arXiv 2505.14683: text 0.1, vision tower 0.5, clean
+    latents 0.1). Images that only captions follow keep all their streams: nothing is drawn from them.
     """
     if "image" not in record:
         return Choice()
-    # Always three draws, so that changing one probability does not change what the others decide.
-    order, drop, mirror = (scramble(*seed, draw) / 2**64 for draw in range(3))
-    mirror = bool(mirror < config.flip)
+
+    # Each decision has a draw of its own, so that changing one probability does not change what the others decide.
+    def chance(draw: int) -> float:
+        return scramble(*seed, draw) / 2**64
+
+    caption, mirror, both = chance(1) >= config.drop_caption, chance(2) < config.flip, chance(3) < config.both
     if "caption" not in record:
-        return Choice(False, True, mirror)
-    if order >= config.caption_first:
-        return Choice(True, False, mirror)
-    return Choice(bool(drop >= config.drop_caption), True, mirror)
+        return Choice(False, True, mirror, both)
+    if config.edit and chance(4) < config.edit:
+        edit = list(EDITS)[int(chance(5) * len(EDITS))]
+        conditions = enumerate(config.drop_conditions.items(), start=6)
+        dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
+        return Choice(caption, True, mirror, both, edit, dropped)
+    if chance(0) >= config.caption_first:
+        return Choice(True, False, mirror, both)
+    return Choice(caption, True, mirror, both)
 
 
-def to_document(record: Record, choice: Choice, encode_image: EncodeImage = pixels) -> Document:
+def to_document(
+    record: Record, choice: Choice, encode_image: EncodeImage = pixels, keep_pixels: bool = False
+) -> Document:
     """Turns a record into a document: one text segment; or an image that is the 'target' after its caption or alone, or
-    the 'context' before its caption."""
+    the 'context' before its caption, or has 'both' roles; or an image, what to do with it, and the result.
+
+    With `keep_pixels` images carry their pixels besides their latents.
+    """
     if "image" not in record:
         return (Segment("text", text.encode(record["text"])),)
+
+    def segment(image: np.ndarray, role: str, dropped: tuple[str, ...] = ()) -> Segment:
+        latents = np.asarray(encode_image(image), np.float32)
+        return Segment("image", latents, role, pixels=pixels(image) if keep_pixels else None, dropped=dropped)
+
     image = record["image"][:, ::-1] if choice.mirror else record["image"]
-    latents = np.asarray(encode_image(image), np.float32)
-    if not choice.caption:
-        return (Segment("image", latents, "target"),)
-    caption = Segment("text", text.encode(record["caption"]))
+    drawn, read = ("both", "both") if choice.both else ("target", "context")
+    words = (Segment("text", text.encode(choice.edit or record["caption"])),) if choice.caption else ()
+    if choice.edit:
+        return segment(image, "context", choice.dropped), *words, segment(EDITS[choice.edit](image), drawn)
     if choice.caption_first:
-        return caption, Segment("image", latents, "target")
-    return Segment("image", latents, "context"), caption
+        return *words, segment(image, drawn)
+    return segment(image, read), *words

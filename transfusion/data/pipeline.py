@@ -17,7 +17,7 @@ from transfusion.data.packing import Bad, Lane, Row, Snapshot
 from transfusion.data.randomness import scramble
 from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, nearest
 from transfusion.rows import Expanded, assemble, expand
 from transfusion.sequence import Batch, SequenceSpec
 
@@ -48,6 +48,9 @@ class Pipeline:
         """
         if batch_size % hosts or not 0 <= host < hosts:
             raise UsageError(f"batch_size={batch_size} cannot be split over {hosts} hosts (this is host {host})")
+        for name in config.drop_conditions:
+            if name not in spec.streams:
+                raise UsageError(f"data.drop_conditions: no stream {name!r}{nearest(name, spec.streams)}")
         self._config, self._spec, self._batch_size, self._seed = config, spec, batch_size, seed
         self._encode_image = encode_image
         self._records = Records(config, seed, opened)
@@ -195,7 +198,7 @@ def make_example(
     if "error" in record:
         return Bad(str(record["id"]), str(record["error"]))
     try:
-        return expand(documents.to_document(record, choice, encode_image), spec)
+        return expand(documents.to_document(record, choice, encode_image, spec.reads_pixels), spec)
     except UsageError as error:  # an image of another size than the stream's: this record's fault
         return Bad(str(record["id"]), str(error))
 

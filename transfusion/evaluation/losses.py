@@ -27,8 +27,8 @@ BYTES = 256  # ids below are bytes
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
-    """Packed batches with every record of a held-out source once: no caption dropped, no image mirrored."""
-    data = dataclasses.replace(experiment.data, drop_caption=0.0, flip=0.0)
+    """Packed batches with every record of a held-out source once: no condition dropped, no image mirrored."""
+    data = dataclasses.replace(experiment.data, flip=0.0)
     held_out = dataclasses.replace(experiment.eval, sources={"source": source})
     return task.held_out(dataclasses.replace(experiment, data=data, eval=held_out))
 
