@@ -40,7 +40,7 @@ class TrainState:
       step: int32, updates made (skipped ones included).
       params: float32.
       ema: their moving average, or None.
-      opt_state: optax's.
+      opt_state: optax's, of the parameters that are not frozen.
       skips: see `transfusion.guard.zero_skips`.
       log: Sums since the last logged step, so that a resumed run logs the same numbers.
     """
@@ -109,7 +109,6 @@ def _accumulate(gradient, params, batch, draws, totals, parts: int):
 
 def make_init(task: Task, experiment: Experiment):
     """`init(given) -> TrainState` from the experiment's seed, but for the parameters of `given` (see `initial`)."""
-
     optim = experiment.optim
 
     def init(given: dict[str, jax.Array] | None = None) -> TrainState:
