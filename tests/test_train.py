@@ -12,6 +12,7 @@ from transfusion import programs, train
 from transfusion.checkpoint import CheckpointConfig, restore_params
 from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
+from transfusion.errors import UsageError
 from transfusion.metrics import read_metrics
 from transfusion.optim import OptimConfig
 from transfusion.tasks import make_task
@@ -107,3 +108,11 @@ def test_more_steps_continue_it(run):
     state = train.train(dataclasses.replace(experiment, steps=12), workdir)
     assert int(state.step) == 12
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [3, 5, 6, 9, 10, 12]
+
+
+def test_a_resolution_that_no_stream_holds_is_refused_before_any_record_is_read(tmp_path):
+    experiment = tiny.experiment(tiny.write_folder(tmp_path / "images"))
+    sources = {"mine": dataclasses.replace(experiment.data.sources["mine"], resolution=12)}
+    wrong = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, sources=sources))
+    with pytest.raises(UsageError, match=r"data\.sources\.mine\.resolution: 12 does not fit .* 8x8"):
+        make_task(wrong).open_data(wrong)

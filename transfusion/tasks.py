@@ -110,10 +110,24 @@ class SequenceTask:
 
     def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
         """The endless training batches of this host, with `state`, `restore` and `stats`."""
+        codec = open_codec(experiment.codec)
+        self._check_resolutions(experiment, codec.down)
         return Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed,
-            jax.process_index(), jax.process_count(), open_codec(experiment.codec).encode,
+            jax.process_index(), jax.process_count(), codec.encode,
         )  # fmt: skip
+
+    def _check_resolutions(self, experiment: Experiment, down: int) -> None:
+        """A source that is resized to what no stream holds would give bad records only."""
+        grids = {s.grid for s in self.spec.streams.values() if s.aligned and s.source == "value"}
+        mixed = any(s.mixed_sizes for s in self.spec.streams.values())
+        for name, source in experiment.data.sources.items():
+            side = source.resolution // down
+            if source.resolution and grids and not mixed and (side, side) not in grids:
+                wanted = " or ".join(f"{h * down}x{w * down}" for h, w in sorted(grids))
+                raise UsageError(
+                    f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
+                )
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""

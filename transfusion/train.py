@@ -75,8 +75,8 @@ def make_step(task: Task, experiment: Experiment):
             (loss, sums), grads = gradient(trained, batch, draws, totals)
         else:
             (loss, sums), grads = _accumulate(gradient, trained, batch, draws, totals, config.accumulate)
-        norms = {"grad_norm": optax.global_norm(grads)}
-        norms |= {f"grad_norm_{name}": optax.global_norm(part) for name, part in grads.items()}
+        norms = {"grad_norm": optax.tree.norm(grads)}
+        norms |= {f"grad_norm_{name}": optax.tree.norm(part) for name, part in grads.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = merge(optax.apply_updates(trained, updates), frozen)
         ema = None if state.ema is None else average(state.ema, params, config, state.step)

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def decode(data: bytes, pixel_limit: int = 50_000_000) -> np.ndarray:
@@ -22,6 +22,8 @@ def decode(data: bytes, pixel_limit: int = 50_000_000) -> np.ndarray:
                 image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:  # Pillow's own limit, above which it does not even give the size
         raise ValueError(f"more pixels than Pillow opens, and over the limit of {pixel_limit}") from error
+    except UnidentifiedImageError as error:  # whose message names a Python object
+        raise ValueError("not a readable image (no format that Pillow knows)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise ValueError(f"not a readable image ({_one_line(error)})") from error
     if size[0] * size[1] > pixel_limit:
