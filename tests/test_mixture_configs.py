@@ -93,3 +93,16 @@ def test_a_form_that_does_not_exist_is_told():
     for name in ("mot", "lmfusion"):
         with pytest.raises(UsageError, match=r"no form 'debgu': .*debug"):
             load_experiment(CONFIGS / f"{name}.py:debgu")
+
+
+@pytest.mark.slow
+def test_modulated_images_train_resume_and_sample(data_dir, tmp_path):
+    config = experiment("dit.py:debug", data_dir)
+    state = train(config, tmp_path)
+    assert int(state.step) == 20
+    # Zero at first, and learned since: the modulation does something.
+    assert max(np.abs(w).max() for w in jax.tree.leaves(state.params["trunk"]["modulation"])) > 0
+    forget(tmp_path, 20)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    draws_and_captions(tmp_path)

@@ -1,0 +1,36 @@
+"""DiT's and Stable Diffusion 3's blocks (arXiv 2212.09748, 2403.03206) inside one model of text and images.
+
+What: `configs/digits.py` whose noise level modulates every layer of the image's tokens (adaLN-zero: shift, scale and gate
+per item, zero at first) and its last layer, in place of being added to the tokens. The caption conditions in context:
+its tokens are written by the same trunk and are not modulated, so that text stays cached while an image is drawn.
+`configs/dit.py:mmdit` has an expert for each modality and joint attention (MM-DiT) with QK-norm.
+Command: python -m transfusion.train --config configs/dit.py --workdir runs/dit
+Hardware: 2 CPU cores. Time: not yet measured.
+`configs/dit.py:debug` trains 20 steps in seconds.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion.config import to_config_dict
+from transfusion.errors import UsageError, nearest
+from transfusion.programs import load_experiment
+
+FORMS = ("", "debug", "mmdit")
+DENSE = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    if form not in FORMS:
+        raise UsageError(f"configs/dit.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    dense = load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE)
+    image = dataclasses.replace(dense.streams["image"], time="adaln", head="adaln")
+    experiment = dataclasses.replace(dense, streams=dense.streams | {"image": image})
+    if form == "mmdit":
+        experiment = dataclasses.replace(
+            experiment,
+            model=dataclasses.replace(experiment.model, qk_norm="rms"),
+            streams={name: dataclasses.replace(s, expert=name) for name, s in experiment.streams.items()},
+        )
+    return to_config_dict(experiment)
