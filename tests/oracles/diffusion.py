@@ -41,7 +41,6 @@ def resized(imported, grid: tuple[int, int]):
     streams = {}
     for name, stream in experiment.streams.items():
         if stream.grid != (0, 0):
-            stream = dataclasses.replace(stream, grid=grid, budget=1 << 20, items=1) if False else stream
             count = (grid[0] // stream.patch) * (grid[1] // stream.patch) + stream.time_tokens
             stream = dataclasses.replace(stream, grid=grid, budget=count)
         streams[name] = stream

@@ -61,13 +61,15 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """DiTTransformer2DModel (arXiv 2212.09748): a class-conditional image stream, adaLN-zero."""
     used = (
         "num_attention_heads attention_head_dim in_channels out_channels num_layers sample_size patch_size "
-        "num_embeds_ada_norm norm_eps attention_bias"
+        "num_embeds_ada_norm attention_bias"
     )
     fixed = {
         "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "norm_elementwise_affine": False,
-        "dropout": 0.0, "upcast_attention": False,
+        # Their norm before attention has 1e-6 in any case; with more in the other the two would differ.
+        "dropout": 0.0, "norm_eps": (1e-5, 1e-6),
     }  # fmt: skip
-    fields(config, used.split(), ("norm_num_groups",), fixed)
+    # upcast_attention asks for float32, which attention weights are computed in here.
+    fields(config, used.split(), ("norm_num_groups", "upcast_attention"), fixed)
     heads, size = given(config, "num_attention_heads", default=16), given(config, "attention_head_dim", default=72)
     n, d = given(config, "num_layers", default=28), heads * size
     biased = given(config, "attention_bias", bool, True)
@@ -135,7 +137,7 @@ def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     image = Stream(
         embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", expert=IMAGE,
         time_embedding=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
-        channels=channels, out_channels=config.get("out_channels") or channels, patch=patch, grid=grid,
+        channels=channels, out_channels=config.get("out_channels", 16) or channels, patch=patch, grid=grid,
         budget=(grid[0] // patch) ** 2, table="centred", table_grid=(table, table),
     )  # fmt: skip
     context = Stream(
@@ -234,7 +236,7 @@ def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     theta, scaling = rotary(
         {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
         | {k: v for k, v in config.items() if k != "rope_base"}
-        | {"rope_theta": given(config, "rope_base", default=10000)}
+        | {"rope_theta": given(config, "rope_base", float, 10_000.0)}
         | ({"rope_scaling": {"type": "su"} | config["rope_scaling"]} if config.get("rope_scaling") else {})
     )
     model = TransformerConfig(

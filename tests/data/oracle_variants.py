@@ -1,0 +1,118 @@
+"""Which tiny models `make_oracles.py` makes."""
+
+from typing import Any
+
+# Class -> its arguments. Those that begin with "in." are sizes of the inputs.
+BASE: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "tie_word_embeddings": False, "attn_implementation": "eager",
+    },
+    "SiglipVisionModel": {
+        "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 24, "patch_size": 8, "attn_implementation": "eager", "in.grid": (5, 4),
+    },
+    "AutoencoderKL": {
+        "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 16,
+        "latent_channels": 4, "scaling_factor": 0.18215, "in.size": (16, 16),
+    },
+    "DiTTransformer2DModel": {
+        "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+        "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_num_groups": 8,
+    },
+    "SD3Transformer2DModel": {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+        "num_attention_heads": 4, "joint_attention_dim": 24, "caption_projection_dim": 32,
+        "pooled_projection_dim": 20, "out_channels": 4, "pos_embed_max_size": 12, "qk_norm": "rms_norm",
+        "dual_attention_layers": [0], "in.size": (8, 12),
+    },
+    "OmniGenTransformer2DModel": {
+        "in_channels": 4, "patch_size": 2, "hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 3,
+        "intermediate_size": 48, "num_layers": 2, "pad_token_id": 0, "vocab_size": 64,
+        "max_position_embeddings": 4096, "original_max_position_embeddings": 128, "pos_embed_max_size": 8,
+        "time_step_dim": 32, "rope_scaling": {
+            "type": "su", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
+        }, "in.size": (8, 8), "in.rows": 1,
+    },
+    "Cosmos3OmniTransformer": {
+        "head_dim": 12, "hidden_size": 32, "intermediate_size": 48, "latent_channel": 4, "latent_patch_size": 2,
+        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "patch_latent_dim": 16,
+        "rope_theta": 10000.0, "vocab_size": 64, "timestep_scale": 0.001, "rope_axes_dim": [2, 2, 2],
+        "in.grid": (1, 2, 3),
+    },
+}  # fmt: skip
+BASE["Qwen2ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6}
+BASE["Qwen3ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6, "head_dim": 12}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+# Class -> name of the variant -> arguments that differ.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "LlamaForCausalLM": {
+        "llama": {},
+        "llama_tied": {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
+        "llama_biases": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+        "llama_head_dim": {"head_dim": 6, "num_hidden_layers": 3, "vocab_size": 50},
+        "llama_llama3": {"rope_parameters": LLAMA3, "max_position_embeddings": 256},
+        "llama_linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+        "llama_deep": {"num_hidden_layers": 5, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
+    },
+    "Qwen2ForCausalLM": {
+        "qwen2": {},
+        "qwen2_tied": {"tie_word_embeddings": True, "num_hidden_layers": 1},
+        "qwen2_wide": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "rms_norm_eps": 1e-3},
+    },
+    "Qwen3ForCausalLM": {
+        "qwen3": {},
+        "qwen3_tied": {"tie_word_embeddings": True, "head_dim": 8},
+        "qwen3_bias": {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 4, "rms_norm_eps": 1e-3},
+        "qwen3_linear": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    },
+    "SiglipVisionModel": {
+        "siglip": {},
+        "siglip_gelu_no_head": {"hidden_act": "gelu", "vision_use_head": False, "num_hidden_layers": 3},
+        "siglip_patch4": {"patch_size": 4, "image_size": 20, "num_attention_heads": 2, "layer_norm_eps": 1e-3},
+        "siglip_smaller_grid": {"image_size": 48, "hidden_act": "quick_gelu", "in.grid": (3, 4), "num_channels": 1},
+    },
+    "AutoencoderKL": {
+        "vae_sd": {},
+        "vae_flux": {
+            "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+        },
+        "vae_three_blocks": {
+            "block_out_channels": [8, 12, 16], "norm_num_groups": 4, "layers_per_block": 2, "in.size": (16, 24),
+        },
+        "vae_one_group": {"norm_num_groups": 1, "in_channels": 1, "out_channels": 1, "block_out_channels": [16, 16]},
+    },
+    "DiTTransformer2DModel": {
+        "dit": {},
+        "dit_patch4": {"out_channels": None, "patch_size": 4, "sample_size": 16},
+        "dit_no_bias": {"attention_bias": False, "num_layers": 3, "num_attention_heads": 3, "num_embeds_ada_norm": 5},
+        "dit_patch1": {"patch_size": 1, "sample_size": 4, "in_channels": 6, "out_channels": 6, "num_layers": 1},
+    },
+    "SD3Transformer2DModel": {
+        "sd3": {},
+        "sd3_no_dual": {"dual_attention_layers": []},
+        "sd3_no_norm": {"dual_attention_layers": [], "qk_norm": None, "in_channels": 6, "out_channels": 6},
+        "sd3_two_dual": {"dual_attention_layers": [0, 1], "num_layers": 4, "sample_size": 16, "in.size": (12, 8)},
+        "sd3_dual_last": {"dual_attention_layers": [0, 2], "qk_norm": None},
+        "sd3_two_layers": {"num_layers": 2, "dual_attention_layers": [1], "patch_size": 1, "in.size": (4, 6)},
+    },
+    "OmniGenTransformer2DModel": {
+        "omnigen": {},
+        "omnigen_long": {"original_max_position_embeddings": 16},
+        "omnigen_long_by_one": {"original_max_position_embeddings": 28},
+        "omnigen_two_rows": {"in.rows": 2, "in.size": (8, 12), "num_layers": 3, "rope_base": 500},
+        "omnigen_short_context": {"max_position_embeddings": 128, "rms_norm_eps": 1e-3},
+    },
+    "Cosmos3OmniTransformer": {
+        "cosmos3": {},
+        "cosmos3_bias": {"attention_bias": True, "rms_norm_eps": 1e-3, "timestep_scale": 0.01},
+        "cosmos3_sections": {"head_dim": 16, "rope_axes_dim": [4, 2, 2], "num_key_value_heads": 4},
+        "cosmos3_frames": {"in.grid": (2, 2, 2), "num_hidden_layers": 3, "rope_axes_dim": [4, 1, 1]},
+        "cosmos3_mrope_section": {"rope_axes_dim": None, "rope_scaling": {"mrope_section": [2, 2, 2]}},
+    },
+}  # fmt: skip
