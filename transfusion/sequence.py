@@ -70,7 +70,7 @@ class Stream:
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an item: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
         first, as in DiT), 'learned' (a parameter of `table_grid` places) or 'centred' (the same, its middle cut out).
-      table_grid: rows and columns of a learned table.
+      table_grid: rows and columns of a learned table, or that the places of a fixed one are stretched to.
       tied: whether the token head is the transposed token table.
       coder_width: channels of the first blocks of a U-Net embed and head.
     """

@@ -28,6 +28,7 @@ class AutoencoderConfig:
     latent_channels: int = 4
     layers_per_block: int = 1
     norm_groups: int = 8
+    middle_attention: bool = True
     # FLUX has no 1x1 convolutions between encoder, latents and decoder; Stable Diffusion has.
     quant_convs: bool = True
     # Latents given out are (z - shift) * scale: the model wants them with unit variance.
@@ -58,15 +59,17 @@ class AutoencoderConfig:
 
 
 class Middle(nnx.Module):
-    """Residual block, attention over all pixels, residual block: [B, h, w, c] -> same."""
+    """Residual block, attention over all pixels (or none), residual block: [B, h, w, c] -> same."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, groups: int, attention: bool, *, rngs: nnx.Rngs):
         self.first = ResidualBlock(channels, channels, groups, rngs=rngs)
-        self.attention = SpatialAttention(channels, groups, rngs=rngs)
+        if attention:
+            self.attention = SpatialAttention(channels, groups, rngs=rngs)
         self.second = ResidualBlock(channels, channels, groups, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.second(self.attention(self.first(x)))
+        x = self.first(x)
+        return self.second(self.attention(x) if hasattr(self, "attention") else x)
 
 
 class Stage(nnx.Module):
@@ -97,7 +100,7 @@ class Encoder(nnx.Module):
             halve = None if last else Conv(outputs, outputs, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
             stages.append(Stage(channels[max(i - 1, 0)], outputs, config.layers_per_block, groups, halve, rngs=rngs))
         self.stages = nnx.List(stages)
-        self.middle = Middle(channels[-1], groups, rngs=rngs)
+        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs=rngs)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs)
         self.conv_out = Conv(channels[-1], 2 * config.latent_channels, axes=ENDS, rngs=rngs)
 
@@ -115,7 +118,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         channels, groups = config.channels[::-1], config.norm_groups
         self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs)
-        self.middle = Middle(channels[0], groups, rngs=rngs)
+        self.middle = Middle(channels[0], groups, config.middle_attention, rngs=rngs)
         stages = []
         for i, outputs in enumerate(channels):
             double = None if i == len(channels) - 1 else Conv(outputs, outputs, rngs=rngs)

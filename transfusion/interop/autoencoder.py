@@ -51,12 +51,11 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
         "latent_channels",
         "norm_num_groups",
     ]
-    used += ["scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv"]
+    used += ["scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"]
     fixed = {
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "act_fn": "silu",
-        "mid_block_add_attention": True,
         "latents_mean": None,
         "latents_std": None,
     }
@@ -72,6 +71,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
         latent_channels=given(config, "latent_channels", default=4),
         layers_per_block=given(config, "layers_per_block", default=1),
         norm_groups=given(config, "norm_num_groups", default=32),
+        middle_attention=given(config, "mid_block_add_attention", bool, True),
         quant_convs=quant,
         scale=given(config, "scaling_factor", float, 0.18215),
         shift=given(config, "shift_factor", float, 0.0),

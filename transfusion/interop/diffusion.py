@@ -61,12 +61,11 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """DiTTransformer2DModel (arXiv 2212.09748): a class-conditional image stream, adaLN-zero."""
     used = (
         "num_attention_heads attention_head_dim in_channels out_channels num_layers sample_size patch_size "
-        "num_embeds_ada_norm attention_bias"
+        "num_embeds_ada_norm attention_bias norm_eps"
     )
     fixed = {
         "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "norm_elementwise_affine": False,
-        # Their norm before attention has 1e-6 in any case; with more in the other the two would differ.
-        "dropout": 0.0, "norm_eps": (1e-5, 1e-6),
+        "dropout": 0.0,
     }  # fmt: skip
     # upcast_attention asks for float32, which attention weights are computed in here.
     fields(config, used.split(), ("norm_num_groups", "upcast_attention"), fixed)
@@ -77,7 +76,8 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     model = TransformerConfig(
         width=d, layers=n, heads=heads, head_size=size, ffn=4 * d, ffn_kind="gelu_tanh", norm="plain",
         final_norm=False, biases=("qkv", "out", "ffn") if biased else ("out", "ffn"), rope_theta=0.0,
-        norm_epsilon=given(config, "norm_eps", float, 1e-5),
+        # Their field is of the norm before the feed-forward layer only.
+        norm_epsilon=1e-6, ffn_norm_epsilon=given(config, "norm_eps", float, 1e-5),
     )  # fmt: skip
     grid = (side(config),) * 2
     image = Stream(
@@ -85,7 +85,7 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         time_embedding=TimeConfig(reversed=True, ends=True, per_layer=True),
         labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels,
         out_channels=config.get("out_channels") or channels, patch=patch, grid=grid,
-        budget=(grid[0] // patch) ** 2, table="sincos_xy",
+        budget=(grid[0] // patch) ** 2, table="sincos_xy", table_grid=(grid[0] // patch,) * 2,
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={IMAGE: image}, layout={IMAGE: (Run(IMAGE),)},

@@ -91,6 +91,7 @@ class Block(nnx.Module):
             config.width, config.heads, config.groups, config.size, config.hidden, config.layers,
         )  # fmt: skip
         self.norm = Norm(config.norm, config.norm_epsilon)
+        self.ffn_norm_rule = Norm(config.norm, config.ffn_norm_epsilon or config.norm_epsilon)
         self.qk_norm, self.post, self.activation = config.qk_norm, config.norm_place == "post", config.ffn_kind
         # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
         out = 2 * n
@@ -134,7 +135,8 @@ class Block(nnx.Module):
         return dense(x, getattr(self, name)[...], self._weight(f"{name}_bias"))
 
     def _normed(self, x: jax.Array, name: str) -> jax.Array:
-        return self.norm(x, self._weight(name), self._weight(f"{name}_bias"))
+        norm = self.ffn_norm_rule if name == "ffn_norm" else self.norm
+        return norm(x, self._weight(name), self._weight(f"{name}_bias"))
 
     def before(self, x: jax.Array, name: str, modulation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
         """What a sublayer reads of x: normed unless norms come after sublayers, then shifted and scaled."""

@@ -43,6 +43,7 @@ class TransformerConfig:
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
       norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
       norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
+      norm_epsilon, ffn_norm_epsilon: of the norms; 0 means that the feed-forward layer's is the others'.
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
       qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
@@ -74,6 +75,7 @@ class TransformerConfig:
     qk_norm: str = "none"
     untied: tuple[str, ...] = GROUPS
     norm_epsilon: float = 1e-5
+    ffn_norm_epsilon: float = 0.0
     rope_theta: float = 10_000.0
     rope_axes: int = 1
     rope_sections: tuple[int, ...] = ()

@@ -150,7 +150,7 @@ class UnifiedModel(nnx.Module):
         added = time if stream.time in ("added", "coder") else None
         tokens, skips = part.embed(inputs, added)
         if stream.table in SINCOS_AXES:
-            tokens += sincos_table(inputs.place, tokens.shape[-1], SINCOS_AXES[stream.table])
+            tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], SINCOS_AXES[stream.table])
         elif stream.table != "none":
             tokens += part.table(inputs.place)
         if stream.time_tokens:
@@ -222,6 +222,14 @@ class UnifiedModel(nnx.Module):
     def head(self, stream: str, encoded: Encoded) -> jax.Array:
         """Logits [B, N, V], or predicted patches [B, N, E]; float32."""
         return self.head_of(stream)(encoded.hidden, encoded.skips)
+
+
+def _scaled(place: jax.Array, stream: Stream) -> jax.Array:
+    """Places, stretched to a table of `table_grid` where the items' grid is another."""
+    sides = tuple(side // stream.patch for side in stream.grid)
+    if 0 in (*stream.table_grid, *sides) or stream.table_grid == sides:
+        return place
+    return place * jnp.asarray([t / s for t, s in zip(stream.table_grid, sides, strict=True)], jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
