@@ -149,6 +149,8 @@ def split(params: Params, groups: tuple[LearningRateGroup, ...]) -> tuple[Params
 
 def merge(trained: Params, frozen: Params) -> Params:
     """The parameters that `split` took apart."""
+    if not frozen:
+        return trained
     result = dict(trained)
     for name, child in frozen.items():
         result[name] = merge(trained.get(name, {}), child) if isinstance(child, Mapping) else child
