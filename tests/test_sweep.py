@@ -114,12 +114,23 @@ def test_more_steps_continue_and_other_settings_do_not(member, processes):
 
 
 def test_the_table_shows_intervals_and_reasons():
-    entry = {"name": "a", "parameters": 1_234_567, "steps": 10, "seconds": 12.3, "loss": 2.54321, "error": None}
+    entry = {
+        "name": "a",
+        "parameters": 1_234_567,
+        "steps": 10,
+        "training_flops": 4.2e15,
+        "seconds": 12.3,
+        "loss": 2.54321,
+        "error": None,
+    }
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 80}
     entry |= {"generation_accuracy": score, "caption_accuracy": None, "text_bits_per_byte": score | {"value": 1.23456}}
     lines = sweep.table([entry, entry | {"name": "b", "error": "no | room", "loss": None}]).splitlines()
-    assert lines[2] == "| a | 1.23M | 10 | 12 | 2.543 | 50.0% (40.0% to 60.0%) | not measured | 1.235 (0.4 to 0.6) |"
-    assert lines[3] == "| b | 1.23M | 10 | 12 |  | failed: no / room |  |  |"
+    assert (
+        lines[2]
+        == "| a | 1.23M | 10 | 4.2P | 12 | 2.543 | 50.0% (40.0% to 60.0%) | not measured | 1.235 (0.4 to 0.6) |"
+    )
+    assert lines[3] == "| b | 1.23M | 10 | 4.2P | 12 |  | failed: no / room |  |  |"
 
 
 def test_a_list_of_names_files_and_changes(tmp_path):

@@ -138,7 +138,7 @@ def _number(value: Any) -> float | int:
 
 def human(number: float) -> str:
     """Returns three significant digits with a unit prefix: 45.6k, 1.23M."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:.3g}"

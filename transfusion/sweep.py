@@ -33,7 +33,9 @@ from transfusion.model.unified import parameter_count
 from transfusion.tasks import make_task
 
 SCORES = ("generation_accuracy", "caption_accuracy", "text_bits_per_byte")
-HEADINGS = ("name", "parameters", "steps", "seconds", "loss", *(name.replace("_", " ") for name in SCORES))
+HEADINGS = (
+    "name", "parameters", "steps", "training FLOPs", "seconds", "loss", *(name.replace("_", " ") for name in SCORES),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Member:
     @property
     def parameters(self) -> int:
         return parameter_count(make_task(self.experiment).template.shapes)
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of the whole training."""
+        return make_task(self.experiment).flops(self.experiment.batch_size) * self.experiment.steps
 
 
 def read_sweep(path: str, workdir: str | os.PathLike, fields: Mapping[str, Any]) -> list[Member]:
@@ -150,6 +157,7 @@ def row(member: Member, seconds: float, reason: str | None = None) -> dict[str, 
         "name": member.name,
         "parameters": member.parameters,
         "steps": last.get("step", 0),
+        "training_flops": member.flops,
         "seconds": round(seconds, 1),
         "loss": last.get("loss"),
         "held_out_loss": last.get("held_out_loss"),
@@ -223,7 +231,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [HEADINGS, ("---",) * len(HEADINGS)]
     for entry in rows:
         cells = [
-            entry["name"], human(entry["parameters"]), str(entry["steps"]), f"{entry['seconds']:.0f}",
+            entry["name"], human(entry["parameters"]), str(entry["steps"]), human(entry["training_flops"]),
+            f"{entry['seconds']:.0f}",
             "" if entry["loss"] is None else f"{entry['loss']:.4g}",
         ]  # fmt: skip
         if entry["error"]:
