@@ -9,7 +9,7 @@ F hidden width of the feed-forward layer. A parameter with the leading axis `lay
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,9 @@ from transfusion.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of every layer: [layers, B, S, G, K] each, with the metadata [B, S] of their tokens."""
+    """Keys and values of every layer: [layers, B, S, G, K] each, with the metadata [B, S] of their tokens.
+
+    Of a model with further trunks `k` and `v` are dicts of them, by the trunk's name."""
 
     k: jax.Array
     v: jax.Array
@@ -127,10 +129,8 @@ class Trunk(nnx.Module):
           Normed outputs per stream [B, N, D], and the new KeyValues (tokens in the order of the groups) or None.
         """
         config, condition = self.config, condition or {}
-        groups: dict[str, list[str]] = {}
-        for stream in x:
-            groups.setdefault(self.experts[stream], []).append(stream)
-        ordered = [stream for streams in groups.values() for stream in streams]
+        groups = self._groups(x)
+        ordered = self.order(x)
         tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in ordered])
         joined = {
             expert: constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
@@ -176,6 +176,17 @@ class Trunk(nnx.Module):
             parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
             result |= dict(zip(streams, parts, strict=True))
         return result, (KeyValues(*kept, tokens) if keep else None)
+
+    def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
+        """The streams of each expert."""
+        groups: dict[str, list[str]] = {}
+        for stream in streams:
+            groups.setdefault(self.experts[stream], []).append(stream)
+        return groups
+
+    def order(self, streams: Iterable[str]) -> list[str]:
+        """The order in which attention joins the streams, and in which keys and values are kept."""
+        return [stream for group in self._groups(streams).values() for stream in group]
 
     def _turn(self, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         config = self.config

@@ -182,16 +182,14 @@ class UnifiedModel(nnx.Module):
     ) -> tuple[dict[str, Encoded], KeyValues | None]:
         """Runs tokens of some streams through the trunks; see `Trunk.__call__` for `cache` and `keep`.
 
-        Raises:
-          UsageError: if a model of several trunks is asked for a cache.
+        With further trunks the keys and values are dicts, one entry per trunk; all share one order of tokens and one
+        metadata, and a token that does not pass through a trunk has zeros there, which nothing sees.
         """
         conditions = self.conditions(inputs)
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
         several = len(self.configs) > 1
-        if several and (keep or cache is not None):
-            raise UsageError("a model with further trunks (model.stages) has no cache yet")
-        hidden, read, kept = {}, {}, None
+        hidden, read, kept, every = {}, {}, None, {}
         for where in self.configs:
             names = [name for name in inputs if where in self.path[name]]
             if not names:
@@ -203,13 +201,47 @@ class UnifiedModel(nnx.Module):
                 {name: inputs[name].position for name in names},
                 {name: inputs[name].metadata for name in names},
                 condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
-                cache=cache,
-                may=None if self.may is None else self.may.value,
+                cache=_of_trunk(cache, where) if several else cache,
+                may=self._may(where),
                 keep=keep,
             )
+            every[where] = kept
             hidden |= out
             read |= {n: y for n, y in out.items() if (self.streams[n].head_after or self.path[n][-1]) == where}
+        if several and keep:
+            kept = self._joined(every, inputs)
         return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
+
+    def _may(self, where: str) -> np.ndarray | None:
+        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it."""
+        may = None if self.may is None else self.may.value
+        inside = [where in path for path in self.path.values()]
+        if all(inside):
+            return may
+        return np.broadcast_to(inside, (len(inside),) * 2) & (True if may is None else may)
+
+    def _joined(self, every: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
+        """The keys and values of all trunks, in the order of `inputs`."""
+        sizes = {name: part.position.shape[1] for name, part in inputs.items()}
+
+        def aligned(where: str, x: jax.Array) -> jax.Array:
+            trunk = self.trunk if where == FIRST else self.stages[where]
+            inside = trunk.order([name for name in inputs if where in self.path[name]])
+            cuts = np.cumsum([sizes[name] for name in inside])[:-1]
+            parts = dict(zip(inside, jnp.split(x, cuts, axis=2), strict=True))
+            blank = (x.shape[0], x.shape[1])
+            return jnp.concatenate(
+                [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], *x.shape[3:]), x.dtype) for n in inputs], 2
+            )
+
+        k, v = ({w: aligned(w, getattr(kept, field)) for w, kept in every.items()} for field in ("k", "v"))
+        metadata = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[part.metadata for part in inputs.values()])
+        # A trunk that nothing here passes through has keys and values of its own shape all the same.
+        for where in self.configs.keys() - every.keys():
+            config, (b, s) = self.configs[where], metadata.order.shape
+            shape = (config.layers, b, s, config.groups, config.size)
+            k[where] = v[where] = jnp.zeros(shape, config.dtype)
+        return KeyValues(k, v, metadata)
 
     def _enter(self, where: str, x: jax.Array) -> jax.Array:
         return self.bridges[where](x) if where in self.bridges else x
@@ -222,6 +254,10 @@ class UnifiedModel(nnx.Module):
     def head(self, stream: str, encoded: Encoded) -> jax.Array:
         """Logits [B, N, V], or predicted patches [B, N, E]; float32."""
         return self.head_of(stream)(encoded.hidden, encoded.skips)
+
+
+def _of_trunk(cache: KeyValues | None, where: str) -> KeyValues | None:
+    return None if cache is None else KeyValues(cache.k[where], cache.v[where], cache.metadata)
 
 
 def _scaled(place: jax.Array, stream: Stream) -> jax.Array:
