@@ -4,6 +4,14 @@ import transfusion
 run = transfusion.load_run("runs/digits")
 images = run.draw(["a handwritten seven"] * 8, guidance=2.0)   # uint8 [8, H, W, C]
 run.caption(images)                                            # eight captions
+run.draw([[image, "negative"] for image in images])            # edited
+
+A conversation is a list that grows; what the model says is what it reads in the next turn:
+
+chat = ["a handwritten seven"]
+chat += run.generate([chat], draw=True)[0]
+chat += ["negative"]
+chat += run.generate([chat], draw=True, think=32)[0]           # up to 32 bytes of text first, then the image
 """
 
 import dataclasses
@@ -15,6 +23,7 @@ import numpy as np
 
 from transfusion.checkpoint import restore_params
 from transfusion.codecs import text
+from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, open_codec
@@ -59,7 +68,8 @@ class Run:
         """A text, or a uint8 image [H, W, C], as a segment of a prompt."""
         if isinstance(part, str):
             return Segment("text", text.encode(part))
-        return Segment("image", self.codec.encode(np.asarray(part)), "context")
+        image = np.asarray(part)
+        return Segment("image", self.codec.encode(image), "context", pixels=to_float(image))
 
     def generate(
         self, prompts: Sequence[Sequence[str | np.ndarray]], *, draw: bool = False, seed: int = 0, **overrides: Any
@@ -68,7 +78,7 @@ class Run:
 
         Args:
           prompts: each a list of texts and images in reading order.
-          draw: begin with an image instead of letting the model decide.
+          draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
           seed: same seed, same result.
           overrides: fields of `SamplerConfig`.
         """
@@ -79,10 +89,13 @@ class Run:
             for document in documents
         ]
 
-    def draw(self, captions: Sequence[str], *, seed: int = 0, **overrides: Any) -> np.ndarray:
-        """One image per caption: uint8 [n, H, W, C]."""
+    def draw(
+        self, prompts: Sequence[str | Sequence[str | np.ndarray]], *, seed: int = 0, **overrides: Any
+    ) -> np.ndarray:
+        """One image per prompt, a caption or a list of texts and uint8 images: uint8 [n, H, W, C]."""
         overrides = {"max_tokens": 0, "max_images": 1} | overrides
-        results = self.generate([[caption] for caption in captions], draw=True, seed=seed, **overrides)
+        parts = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        results = self.generate(parts, draw=True, seed=seed, **overrides)
         return np.stack([next(part for part in result if not isinstance(part, str)) for result in results])
 
     def caption(self, images: Sequence[np.ndarray], *, seed: int = 0, **overrides: Any) -> list[str]:

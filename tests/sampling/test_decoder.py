@@ -167,7 +167,7 @@ def prefix_state(task, model, prompt, room):
     layout = Layout(task.spec)
     prefill = layout.prefill([prompt])
     _, kept = model.encode(prefill.inputs, keep=True)
-    return layout, start(kept, prefill.place, prefill.draw, room, 4, (1, 4, 8), text.BOI)
+    return layout, start(kept, prefill, room, 4, (1, 4, 8), text.BOI)
 
 
 def test_cached_steps_equal_the_packed_forward(trained):
@@ -226,7 +226,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     prefill = layout.prefill(PROMPTS[:2])
     model = task.template.bind(params)
     _, kept = model.encode(prefill.inputs, keep=True)
-    before = start(kept, prefill.place, prefill.draw, 8, 4, (1, 4, 8), text.BOI)
+    before = start(kept, prefill, 8, 4, (1, 4, 8), text.BOI)
     rows = jnp.array([True, False])
     inputs = lay(layout.finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
     after = append(before, model.encode(inputs, cache=before.cache, keep=True)[1], layout.finished, rows)

@@ -20,11 +20,14 @@ class SamplerConfig:
       shift: of the time grid, see `transfusion.objectives.paths.shift_time`.
       guidance: scale s of classifier-free guidance u + s (c - u) (arXiv 2207.12598); 1 is none.
       guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
-      image_guidance: scale of the images of the prompt where two conditions guide (BAGEL); 1 is none.
+      image_guidance: scale of the images of a prompt that has some: w + scale (v - w), w the prediction without them, v
+        the one guided by the text (BAGEL); 1 is none.
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
       temperature: of text tokens; 0 is greedy.
       top_k, top_p: 0 and 1 keep all tokens.
-      max_tokens: text tokens written at most; openers and closers of images are not counted.
+      think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
+        the model ends it, by the end of the document or an image, and then the image is drawn.
+      max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
       max_images: images drawn at most.
       shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
       spacing, terminal: of the time grid, see `transfusion.sampling.solvers.time_grid`.
@@ -42,6 +45,7 @@ class SamplerConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    think: int = 0
     max_tokens: int = 64
     max_images: int = 1
     shift_by: str = "constant"
@@ -53,8 +57,8 @@ class SamplerConfig:
             raise UsageError(
                 "sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1"
             )
-        if self.max_tokens < 0 or self.max_images < 0:
-            raise UsageError("sampling: max_tokens and max_images must not be negative")
+        if min(self.think, self.max_tokens, self.max_images) < 0:
+            raise UsageError("sampling: think, max_tokens and max_images must not be negative")
         for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
             value = getattr(self, field)
             if value not in known:

@@ -1,8 +1,10 @@
 """The interleaved decoder: text token by token, images by a solver, in one compiled loop over a batch of prompts.
 
 All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
-each against their cached prefix; the finished image is encoded once more as a clean one (t = 1), for the tokens that
-follow saw clean images, not the last step's noisy ones; its closer is appended, and text goes on.
+each against their cached prefix; the finished image is encoded once more, as an image of a prompt is (clean, t = 1, and
+where the layout says so through a vision tower), for the tokens that follow saw clean images, not the last step's noisy
+ones; its closer is appended, and text goes on. Guidance compares with the prompt without its text, and without its
+images; what was written and drawn since belongs to neither.
 
 `transfusion.sampling.reference` says the same without a cache.
 """
@@ -24,7 +26,7 @@ from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import Prefix, broadcast, make_field, solve
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout, Prefill, Prompt, bucket, lay
+from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
     DONE,
@@ -56,18 +58,20 @@ class Settings:
     guidance: Guidance
     temperature: jax.Array
     top_p: jax.Array
+    think: jax.Array
     max_tokens: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens."""
+    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens, and
+    `goes_on` says whether text may follow an image."""
 
     solver: str
-    guided: bool
     choice: Choice
     ids: int
     images: int
+    goes_on: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +134,11 @@ class Decoder:
         return kept, _logits(model, encoded[TEXT], prefill.last)
 
     def _choose(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:
-        """Chooses the next id of the rows from logits [B, V]; rows that have written all that they may end."""
-        rows_left = rows & (state.written < settings.max_tokens)
+        """Chooses the next id of the rows from logits [B, V]; rows that have written all that they may end, or draw if
+        an image must come."""
+        thinks = rows & state.thinks
+        limit = jnp.where(thinks, settings.think, settings.max_tokens)
+        rows_left = rows & (state.written < limit)
         logits = jnp.where(self.allowed, logits, NEVER)
         opener = self.layout.opener if self.limits.images else -1
         if opener >= 0:
@@ -140,16 +147,19 @@ class Decoder:
         keys = text_keys(keys, state.count)
         ids = self.limits.choice.choose(logits, keys, settings.temperature, settings.top_p)
         going = rows_left & (ids != self.task.spec.eos)
+        ids = jnp.where(thinks & ~going, opener, ids)
+        going |= thinks
         opens = going & (ids == opener)
-        written = state.written + (going & ~opens)
+        written = jnp.where(thinks & opens, 0, state.written + (going & ~opens))
         # An opener that is text is written like any other token first.
         opened = WRITING if opener < 0 or self.layout.opener_is_text else DRAWING
-        full = written >= settings.max_tokens
+        full = (written >= limit) & ~thinks  # the image that must come sees the last token: it has to be encoded first
         mode = jnp.where(~going | full & ~opens, DONE, jnp.where(opens, opened, WRITING))
         return dataclasses.replace(
             put_ids(state, ids, going),
             mode=jnp.where(rows, mode, state.mode),
             written=written,
+            thinks=state.thinks & ~opens,
             pending=jnp.where(going, ids, state.pending),
         )
 
@@ -164,30 +174,39 @@ class Decoder:
         state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
         return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
-    def _field(self, models: Models, prefix: Prefix, dropped: Prefill | None, settings: Settings):
-        config = self.task.objectives.of_continuous(self.layout.run.stream)
-        if dropped is not None:
-            cache, _ = self._prefill(models.once, dropped)
-            dropped = broadcast(Prefix(cache, dropped.place, dropped.draw), len(prefix.rows))
-        return make_field(models.often, self.layout, config, prefix, dropped, settings.guidance), config
+    def _field(self, models: Models, prefix: Prefix, conditions: Conditions | None, settings: Settings):
+        config, guidance = self.task.objectives.of_continuous(self.layout.run.stream), settings.guidance
+        others: list[Prefix | None] = [None, None]
+        if conditions is not None:
+            parts = (conditions.without_text, conditions.without_images)
+            others = [None if part is None else self._prefix(models.once, part, len(prefix.rows)) for part in parts]
+            image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
+            guidance = dataclasses.replace(guidance, image=image[:, None, None])
+        return make_field(models.often, self.layout, config, prefix, *others, guidance), config
+
+    def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
+        """Prompts about to draw; one serves all rows."""
+        prefix = Prefix(self._prefill(model, prefill)[0], prefill.place, prefill.draw)
+        return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
 
     def _draw(
-        self, models: Models, state: State, dropped: Prefill | None, keys: jax.Array, settings: Settings
+        self, models: Models, state: State, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> State:
         """One image for each row that waits for it, and the clean image and its closer into the cache."""
         rows = state.mode == DRAWING
-        field, config = self._field(models, Prefix(state.cache, state.place, rows), dropped, settings)
+        field, config = self._field(models, Prefix(state.cache, state.place, rows), conditions, settings)
         solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
         x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
         state = put_images(state, x, rows)
         more = rows & (state.written < settings.max_tokens)
         state = dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode))
-        if not self.limits.ids or not self.layout.goes_on:
+        if not self.limits.goes_on or not self.layout.goes_on:
             return state
 
         def finish(state):
             model, part = models.once, self.layout.finished
-            content = {name: x for name in part.pieces if not self.task.spec.streams[name].discrete}
+            streams = self.task.spec.streams
+            content = {name: self.layout.drawn_as(name, x) for name in part.pieces if not streams[name].discrete}
             inputs = lay(part, self.task.spec, state.place, more, content, jnp.ones(len(rows)))
             encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
             state = append(state, kept, part, more)
@@ -198,7 +217,7 @@ class Decoder:
         return jax.lax.cond(more.any(), finish, lambda state: state, state)
 
     def _run(
-        self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings
+        self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Ids [B, T], their number [B], and images [B, M, N, E]."""
         models = self._models(params)
@@ -214,7 +233,7 @@ class Decoder:
                 )
             if draws:
                 waits = (state.mode == DRAWING).any()
-                draw = lambda s: self._draw(models, s, dropped, keys, settings)  # noqa: E731
+                draw = lambda s: self._draw(models, s, conditions, keys, settings)  # noqa: E731
                 state = jax.lax.cond(waits, draw, lambda s: s, state)
             return state
 
@@ -224,17 +243,18 @@ class Decoder:
     def _start(self, cache: KeyValues, prefill: Prefill) -> State:
         limits, layout = self.limits, self.layout
         if not limits.images:
-            return start(cache, prefill.place, prefill.draw, limits.ids, limits.ids, (0, 0, 0), -1)
+            return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
         tokens = len(layout.noisy.pieces[layout.run.stream]["order"])
         # A drawing without text before or after it needs no room in the cache.
-        room = limits.ids + limits.images * (layout.finished.length + 1) if limits.ids else 0
+        per_image = (layout.finished.length if limits.goes_on else 0) + 1
+        room = limits.ids + limits.images * per_image if limits.ids else 0
         shape = (limits.images, tokens, layout.stream.features)
-        return start(cache, prefill.place, prefill.draw, room, limits.ids + limits.images, shape, layout.opener)
+        return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener)
 
-    def _trace(self, params: Params, prefill: Prefill, dropped: Prefill | None, keys: jax.Array, settings: Settings):
+    def _trace(self, params: Params, prefill: Prefill, conditions: Conditions | None, keys, settings: Settings):
         models = self._models(params)
         cache, _ = self._prefill(models.once, prefill)
-        field, config = self._field(models, Prefix(cache, prefill.place, prefill.draw), dropped, settings)
+        field, config = self._field(models, Prefix(cache, prefill.place, prefill.draw), conditions, settings)
         layout = self.layout
         shape = (len(layout.noisy.pieces[layout.run.stream]["order"]), layout.stream.features)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
@@ -257,9 +277,8 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     if config.solver not in SOLVERS:
         near = nearest(config.solver, SOLVERS)
         raise UsageError(f"sampling.solver: {config.solver!r} is none of {', '.join(SOLVERS)}{near}")
-    guided = config.guidance != 1.0 and config.max_images > 0
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
-    ids = bucket(config.max_tokens, 16) if config.max_tokens else 0
+    ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
     images = config.max_images if layout.kind else 0
     times = np.zeros(1, np.float32)
@@ -269,8 +288,8 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
     guidance = Guidance(*map(np.float32, guidance), config.renorm)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
-    settings = Settings(times, guidance, temperature, top_p, np.int32(config.max_tokens))
-    return decoder(task, Limits(config.solver, guided and images > 0, choice, ids, images), size), settings
+    settings = Settings(times, guidance, temperature, top_p, np.int32(config.think), np.int32(config.max_tokens))
+    return decoder(task, Limits(config.solver, choice, ids, images, config.max_tokens > 0), size), settings
 
 
 def generate(
@@ -296,7 +315,7 @@ def generate(
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
-      float32 [h, w, C].
+      float32 [h, w, C]. A prompt's segments and these, and what the user says next, are the next turn's prompt.
 
     Raises:
       UsageError: on an unknown solver, or a prompt that does not fit the model.
@@ -304,7 +323,7 @@ def generate(
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
     made, settings = _prepare(task, config, size)
-    dropped = made.layout.prefill([Prompt((), draw=True)]) if made.limits.guided else None
+    images = any(map(has_images, prompts))
     results: list[Document] = []
     for first in range(0, len(prompts), batch):
         part = list(prompts[first : first + batch])
@@ -312,8 +331,9 @@ def generate(
         rows = batch if len(prompts) > batch else len(part)
         filled = part + part[-1:] * (rows - len(part))
         keys = row_keys(seed, first + np.arange(rows))
-        ids, count, images = made.run(params, made.layout.prefill(filled), dropped, keys, settings)
-        out = jax.device_get((ids, count, images))
+        conditions = made.layout.conditions(filled, config, images)
+        prefill = made.layout.prefill(filled, think=config.think > 0)
+        out = jax.device_get(made.run(params, prefill, conditions, keys, settings))
         results += [_document(made.layout, *(array[i] for array in out)) for i in range(len(part))]
     return results
 
@@ -327,7 +347,7 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
             continue
         if text:
             segments.append(Segment("text", np.array(text, np.int32)))
-        segments.append(Segment(layout.kind, _latents(layout, images[drawn])))
+        segments.append(Segment(layout.kind, _latents(layout, images[drawn]), "context"))
         text, drawn = [], drawn + 1
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))
@@ -364,9 +384,9 @@ def trajectory(
     """
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
     made, settings = _prepare(task, config, size)
-    dropped = made.layout.prefill([Prompt((), draw=True)]) if made.limits.guided else None
-    prefill = made.layout.prefill([dataclasses.replace(prompt, draw=True)])
-    last, (x, data) = made.trace(params, prefill, dropped, row_keys(seed, np.zeros(1, np.int32)), settings)
+    prompt = dataclasses.replace(prompt, draw=True)
+    conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
+    last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
     steps = list(range(config.steps) if at is None else at)
     x, data, last = (_latents(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
     end = last[None]

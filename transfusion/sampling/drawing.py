@@ -41,15 +41,19 @@ def make_field(
     layout: Layout,
     config: ContinuousConfig,
     prefix: Prefix,
-    dropped: Prefix | None,
+    without_text: Prefix | None,
+    without_images: Prefix | None,
     guidance: Guidance,
 ) -> Field:
-    """The solver's view of the model; `dropped` is the prefix without its condition, None without guidance."""
+    """The solver's view of the model; the last two prefixes lack a condition, None where it does not guide."""
 
     def field(x, t):
-        predicted = predict(model, layout, prefix, x, t)
-        if dropped is not None:
-            predicted = guidance.predict(t, predicted, lambda: predict(model, layout, dropped, x, t))
+        def after(prefix):
+            return None if prefix is None else lambda: predict(model, layout, prefix, x, t)
+
+        predicted = after(prefix)()
+        if without_text is not None:
+            predicted = guidance.predict(t, predicted, after(without_text), after(without_images))
         return estimates(PATHS[config.path], config.prediction, t, x, predicted)
 
     return field

@@ -14,7 +14,9 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata, metadata
 from transfusion.model.unified import Inputs
-from transfusion.rows import Expanded, assemble, expand
+from transfusion.model.vit import patchify as patchify_images
+from transfusion.rows import Expanded, assemble, expand, unpatchify
+from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
 
 
@@ -37,7 +39,8 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a row begins with: text and clean images in reading order; `draw`: an image must come next."""
+    """What a row begins with: text and clean images in reading order; `draw`: an image must be drawn, at once or, with
+    `SamplerConfig.think`, after a text."""
 
     segments: Document = ()
     draw: bool = False
@@ -46,12 +49,30 @@ class Prompt:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """Prompts of B rows, padded: the forward pass' inputs, the last text token int32 [B], and where the rows stand."""
+    """Prompts of B rows, padded: the forward pass' inputs, the last text token int32 [B], which rows draw at once and
+    which after a text, bool [B], and where the rows stand."""
 
     inputs: dict[str, Inputs]
     last: jax.Array
     draw: jax.Array
+    thinks: jax.Array
     place: Place
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What guidance compares a prompt with.
+
+    Attributes:
+      without_text: the prompts' images alone; one row for all where no prompt has images.
+      without_images: the prompts' texts alone, None if images do not guide.
+      images: bool [B], which prompts have images.
+    """
+
+    without_text: Prefill
+    without_images: Prefill | None
+    images: jax.Array
 
 
 def lay(
@@ -115,13 +136,9 @@ class Layout:
         return run.opener >= 0 and self.spec.streams[run.stream].objective == "continuous"
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        return self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
-
-    @cached_property
     def run(self) -> Run:
         """The run that is drawn."""
-        return next(run for run in self.runs if self._noised(run))
+        return next(run for run in self.spec.runs(Segment(self.kind, np.zeros(0), "target")) if self._noised(run))
 
     @property
     def stream(self) -> Stream:
@@ -162,11 +179,21 @@ class Layout:
 
     @cached_property
     def finished(self) -> Expanded:
-        """What of a finished image stays in the cache: the runs that later tokens may see, clean, and the closer."""
-        runs = tuple(run for run in self.runs if not run.private)
+        """What of a finished image stays in the cache: what an image of a prompt yields ('context'), clean.
+
+        Raises:
+          UsageError: if a stream of it reads pixels, and what is drawn is something else.
+        """
+        runs = tuple(r for r in self.spec.runs(Segment(self.kind, np.zeros(0), "context")) if not r.private)
         for run in runs:
-            if self.spec.streams[run.stream].features != self.stream.features:
-                raise UsageError(f"the decoder cannot re-encode a drawn image for the stream {run.stream!r}")
+            stream = self.spec.streams[run.stream]
+            # Latents of the images' own size and channels are the pixels.
+            same = (stream.grid, stream.channels) == (self.shape[:2], self.shape[2])
+            if stream.source == "pixels" and not same:
+                raise UsageError(
+                    f"no text can follow a drawing: the stream {run.stream!r} reads pixels, and latents are drawn; "
+                    "set sampling.max_tokens=0, and put the drawn image into the next prompt"
+                )
         if runs and self.opener_is_text:
             runs = (dataclasses.replace(runs[0], opener=-1), *runs[1:])
         return self._part(runs)
@@ -176,17 +203,45 @@ class Layout:
         """Whether text can follow an image: it is predicted from the closer."""
         return TEXT in self.finished.pieces and self.finished.pieces[TEXT]["order"][-1] == self.finished.length - 1
 
+    def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
+        """Drawn patches [B, N, E] as the patches of another stream of the same image."""
+        stream = self.spec.streams[name]
+        if (stream.patch, stream.time_tokens) == (self.stream.patch, self.stream.time_tokens):
+            return x
+        patches = patchify_images(
+            unpatchify(x[:, self.stream.time_tokens :], self.shape[:2], self.stream.patch), stream.patch
+        )
+        return jnp.pad(patches, ((0, 0), (stream.time_tokens, 0), (0, 0)))
+
     def _part(self, runs: tuple[Run, ...]) -> Expanded:
         spec = dataclasses.replace(self.spec, layout={self.kind: runs})
         return expand((Segment(self.kind, np.zeros(self.shape, np.float32)),), spec, begin=False, end=False)
 
-    def prefill(self, prompts: Sequence[Prompt]) -> Prefill:
+    def conditions(self, prompts: Sequence[Prompt], config: SamplerConfig, with_images: bool) -> Conditions | None:
+        """What guidance compares the prompts with, all about to draw; None without guidance.
+
+        Images left out still take their rotary indices, text does not, as in BAGEL's condition dropout. `with_images`
+        says whether some prompt has images, here or in another part of the batch.
+        """
+        images_guide = with_images and config.image_guidance != 1
+        if not self.kind or not config.max_images or not (images_guide or config.guidance != 1):
+            return None
+        images = [has_images(prompt) for prompt in prompts]
+        rows = [without_text(prompt) for prompt in prompts] if with_images else [Prompt((), draw=True)]
+        texts = [without_images(prompt, self.spec) for prompt in prompts] if images_guide else None
+        return Conditions(self.prefill(rows), None if texts is None else self.prefill(texts), np.array(images))
+
+    def prefill(self, prompts: Sequence[Prompt], think: bool = False) -> Prefill:
         """Lays prompts out as one padded batch; lengths are rounded up to powers of two, to compile seldom.
+
+        With `think` those that draw write first.
 
         Raises:
           UsageError: if an image does not fit its stream, or a prompt ends where no text can follow.
         """
-        expanded = [self._expand(prompt) for prompt in prompts]
+        thinks = np.array([prompt.draw and think for prompt in prompts])
+        draw = np.array([prompt.draw and not think for prompt in prompts])
+        expanded = [self._expand(prompt.segments, at_once) for prompt, at_once in zip(prompts, draw, strict=True)]
         streams = {}
         for name, stream in self.spec.streams.items():
             tokens = max(part.cost.get(name, 0) for part in expanded)
@@ -209,11 +264,10 @@ class Layout:
             inputs[name] = Inputs(content, time, part.position, part.item, part.place, meta)
         last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
         where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
-        return Prefill(inputs, last, np.array([prompt.draw for prompt in prompts]), Place(*where))
+        return Prefill(inputs, last, draw, thinks, Place(*where))
 
-    def _expand(self, prompt: Prompt) -> Expanded:
-        segments = prompt.segments
-        if prompt.draw:
+    def _expand(self, segments: Document, draw: bool) -> Expanded:
+        if draw:
             if not self.kind:
                 raise UsageError(
                     "this model draws no images: its layout has no run with an opener and a continuous stream"
@@ -221,9 +275,27 @@ class Layout:
             if self.opener_is_text:
                 segments = (*segments, Segment("text", np.array([self.opener], np.int32)))
         part = expand(segments, self.spec, end=False)
-        if not prompt.draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
+        if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
             raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
         return part
+
+
+def has_images(prompt: Prompt) -> bool:
+    return any(segment.kind != TEXT for segment in prompt.segments)
+
+
+def without_text(prompt: Prompt) -> Prompt:
+    """Its images, about to draw."""
+    return Prompt(tuple(segment for segment in prompt.segments if segment.kind != TEXT), draw=True)
+
+
+def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:
+    """Its texts at their old positions, about to draw."""
+
+    def dropped(segment: Segment) -> Segment:
+        return dataclasses.replace(segment, dropped=tuple(run.stream for run in spec.runs(segment)))
+
+    return Prompt(tuple(s if s.kind == TEXT else dropped(s) for s in prompt.segments), draw=True)
 
 
 def bucket(count: int, least: int) -> int:

@@ -18,7 +18,7 @@ from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout, Prompt
+from transfusion.sampling.layout import Layout, Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sequence import TEXT, Document, Segment
@@ -46,6 +46,7 @@ class _Row:
     config: SamplerConfig
     layout: Layout
     key: jax.Array
+    prompt: Prompt
     document: Document
 
     def outputs(self, document: Document, last_time: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -83,11 +84,13 @@ class _Row:
 
         def field(x, t):
             v = self.predicted(self.document, x, t)
-            if config.guidance != 1:
-                scales = (config.guidance, config.guidance_low, config.guidance_high)
-                guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
-                if guidance.applies(t):
-                    v = guidance.combine(v, self.predicted((), x, t), None)
+            by_images = has_images(self.prompt) and config.image_guidance != 1
+            scales = (config.guidance, config.guidance_low, config.guidance_high)
+            guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
+            if (by_images or config.guidance != 1) and guidance.applies(t):
+                u = self.predicted(without_text(self.prompt).segments, x, t)
+                texts = without_images(self.prompt, self.task.spec).segments
+                v = guidance.combine(v, u, self.predicted(texts, x, t) if by_images else None)
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
@@ -105,20 +108,21 @@ def generate_one(
     task: SequenceTask, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
     """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
-    row = _Row(task, params, config, Layout(task.spec), row_keys(seed, np.array([number])), prompt.segments)
+    row = _Row(task, params, config, Layout(task.spec), row_keys(seed, np.array([number])), prompt, prompt.segments)
     made: list[Segment] = []
     count = written = drawn = 0
-    opened = prompt.draw
-    while opened or written < config.max_tokens:
+    thinks, opened = prompt.draw and config.think > 0, prompt.draw and not config.think
+    while opened or thinks or written < config.max_tokens:
         if not opened:
-            token = row.token(count, drawn)
-            if token == task.spec.eos:
+            token = task.spec.eos if thinks and written == config.think else row.token(count, drawn)
+            if token == task.spec.eos and not thinks:
                 break
-            opened = token == row.layout.opener
+            opened = token in (row.layout.opener, task.spec.eos)
         count += 1
         if opened:
-            new = Segment(row.layout.kind, row.image(drawn), "target")
+            new = Segment(row.layout.kind, row.image(drawn), "context")
             drawn += 1
+            thinks, written = False, 0 if thinks else written
         else:
             new = Segment("text", np.array([token], np.int32))
             written += 1

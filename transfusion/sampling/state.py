@@ -12,7 +12,7 @@ import numpy as np
 from transfusion.masks import Metadata
 from transfusion.model.transformer import KeyValues
 from transfusion.rows import Expanded
-from transfusion.sampling.layout import Place
+from transfusion.sampling.layout import Place, Prefill
 
 WRITING, DRAWING, DONE = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers
@@ -28,10 +28,11 @@ class State:
       used: int32 [B] slots written; prompts fill the same number in every row.
       place: where each row stands in its document.
       mode: int32 [B] WRITING, DRAWING or DONE.
+      thinks: bool [B] what is written is the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.
       count: int32 [B] of them.
-      written: int32 [B] of them that are text.
+      written: int32 [B] of them that are text; counted anew after the text before an image that must come.
       images: float32 [B, M, N, E] images drawn, as patches.
       drawn: int32 [B] of them.
     """
@@ -40,6 +41,7 @@ class State:
     used: jax.Array
     place: Place
     mode: jax.Array
+    thinks: jax.Array
     pending: jax.Array
     ids: jax.Array
     count: jax.Array
@@ -48,10 +50,9 @@ class State:
     drawn: jax.Array
 
 
-def start(
-    prefix: KeyValues, place: Place, draw: jax.Array, room: int, ids: int, images: tuple[int, ...], opener: int
-) -> State:
+def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tuple[int, ...], opener: int) -> State:
     """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E)."""
+    place, draw = prompts.place, prompts.draw
     b, used = prefix.k.shape[1:3]
     zero = jnp.zeros(b, jnp.int32)
 
@@ -65,7 +66,8 @@ def start(
     if opener >= 0:
         buffer = buffer.at[:, 0].set(drawing * opener)
     mode = jnp.where(draw, DRAWING, WRITING)
-    return State(cache, zero + used, place, mode, zero, buffer, drawing, zero, jnp.zeros((b, *images)), zero)
+    thinks = jnp.asarray(prompts.thinks)
+    return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, jnp.zeros((b, *images)), zero)
 
 
 def append(state: State, new: KeyValues, part: Expanded, rows: jax.Array) -> State:
