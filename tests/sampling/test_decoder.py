@@ -9,7 +9,7 @@ import pytest
 
 from transfusion.codecs import text
 from transfusion.errors import UsageError
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import Stage, TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.rows import assemble, expand, patchify
@@ -24,12 +24,10 @@ from transfusion.tasks import SequenceTask
 
 
 def make_task(position="advance", path="linear", prediction="velocity", **image):
-    fields = {"embed": "linear", "head": "linear", "time": "added"} | image
+    fields = {"embed": "linear", "head": "linear", "time": "added", "budget": 16} | image
     streams = {
         "text": Stream(budget=48, vocabulary=text.VOCABULARY),
-        "image": Stream(
-            objective="continuous", attention="block", budget=16, channels=2, patch=2, grid=(4, 4), **fields
-        ),
+        "image": Stream(objective="continuous", attention="block", channels=2, patch=2, grid=(4, 4), **fields),
     }
     run = Run("image", opener=text.BOI, closer=text.EOI, position=position)
     layout = {"text": (Run("text"),), "image": (run,), "image/context": (dataclasses.replace(run, time_low=0.5),)}
@@ -266,3 +264,22 @@ def test_unet_coder_and_noise_prediction_with_ddpm():
     config = SamplerConfig(solver="ddpm", steps=2, max_tokens=2, max_images=1, temperature=0.0)
     (result,) = generate(task, params, PROMPTS[:1], 3, config)
     assert_same(result, generate_one(task, params, PROMPTS[0], 3, config), atol=2e-3)
+
+
+def test_a_flow_head_behind_the_trunk_draws_with_a_cache_of_its_own():
+    """Show-o2's shape: a time token inside the image, a second trunk over all tokens that the noise level modulates."""
+    task = make_task(time="token_adaln", head="adaln_rms", budget=15)
+    streams = dict(task.spec.streams)
+    streams["text"] = dataclasses.replace(streams["text"], head_after="trunk")
+    flow = dataclasses.replace(task.model, width=16, head_size=8, final_norm=False, streams=("text", "image"))
+    model = dataclasses.replace(task.model, stages={"head": Stage(flow, "mlp")})
+    task = SequenceTask(model, dataclasses.replace(task.spec, streams=streams), task.objectives)
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), make_params(task))
+    config = dataclasses.replace(CONFIG, guidance=1.5, renorm="global")
+    prompts = PROMPTS[:3]
+    for i, (ours, prompt) in enumerate(zip(generate(task, params, prompts, 3, config), prompts, strict=True)):
+        plain = generate_one(task, params, prompt, 3, config, i)
+        assert [s.kind for s in ours] == [s.kind for s in plain]
+        for a, b in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(a.value, b.value, rtol=1e-4, atol=1e-4)
+        assert i or any(s.kind == "image" for s in ours)

@@ -244,11 +244,10 @@ class Decoder:
         limits, layout = self.limits, self.layout
         if not limits.images:
             return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
-        tokens = len(layout.noisy.pieces[layout.run.stream]["order"])
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
         room = limits.ids + limits.images * per_image if limits.ids else 0
-        shape = (limits.images, tokens, layout.stream.features)
+        shape = (limits.images, layout.tokens, layout.stream.features)
         return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener)
 
     def _trace(self, params: Params, prefill: Prefill, conditions: Conditions | None, keys, settings: Settings):
@@ -256,7 +255,7 @@ class Decoder:
         cache, _ = self._prefill(models.once, prefill)
         field, config = self._field(models, Prefix(cache, prefill.place, prefill.draw), conditions, settings)
         layout = self.layout
-        shape = (len(layout.noisy.pieces[layout.run.stream]["order"]), layout.stream.features)
+        shape = (layout.tokens, layout.stream.features)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
         return solve(field, SOLVERS[self.limits.solver], config, settings.times, keys, drawn, shape, record=True)
 
@@ -284,7 +283,7 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     times = np.zeros(1, np.float32)
     if images:
         prediction = task.objectives.of_continuous(layout.run.stream).prediction
-        times = config.times(prediction, len(layout.noisy.pieces[layout.run.stream]["order"]))
+        times = config.times(prediction, layout.tokens - layout.stream.time_tokens)
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
     guidance = Guidance(*map(np.float32, guidance), config.renorm)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
@@ -356,6 +355,7 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
 
 def _latents(layout: Layout, patches: np.ndarray) -> np.ndarray:
     """Patches [..., N, E] to latents [..., h, w, C]."""
+    patches = patches[..., layout.stream.time_tokens :, :]
     return np.asarray(unpatchify(patches, layout.shape[:2], layout.stream.patch))
 
 

@@ -33,7 +33,8 @@ def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t
     time = jnp.broadcast_to(t, x.shape[:1])
     inputs = lay(layout.noisy, layout.spec, prefix.place, prefix.rows, {name: x}, time)
     encoded, _ = model.encode(inputs, cache=prefix.cache)
-    return model.head(name, encoded[name])
+    # A time token is no part of the image: nothing moves it, and it counts in no length.
+    return model.head(name, encoded[name]).at[:, : layout.stream.time_tokens].set(0.0)
 
 
 def make_field(
@@ -66,7 +67,8 @@ def broadcast(prefix: Prefix, rows: int) -> Prefix:
         return jnp.broadcast_to(x, (*x.shape[:axis], rows, *x.shape[axis + 1 :]))
 
     cache = prefix.cache
-    cache = KeyValues(spread(cache.k, 1), spread(cache.v, 1), jax.tree.map(lambda x: spread(x, 0), cache.metadata))
+    k, v = jax.tree.map(lambda x: spread(x, 1), (cache.k, cache.v))
+    cache = KeyValues(k, v, jax.tree.map(lambda x: spread(x, 0), cache.metadata))
     return Prefix(cache, *jax.tree.map(lambda x: spread(x, 0), (prefix.place, prefix.rows)))
 
 

@@ -177,6 +177,11 @@ class Layout:
         edges = {"opener": -1, "closer": -1} if self.opener_is_text else {}
         return self._part((dataclasses.replace(self.run, **edges),))
 
+    @property
+    def tokens(self) -> int:
+        """N of a drawn image, its time token included."""
+        return len(self.noisy.pieces[self.run.stream]["order"])
+
     @cached_property
     def finished(self) -> Expanded:
         """What of a finished image stays in the cache: what an image of a prompt yields ('context'), clean.

@@ -94,12 +94,13 @@ class _Row:
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
-        shape = patchify(np.zeros(self.layout.shape), stream.patch)[0].shape
-        number = jnp.array([drawn])
-        x = first_noise(self.key, number, shape)
-        times = config.times(continuous.prediction, shape[0])
+        n, features = patchify(np.zeros(self.layout.shape), stream.patch)[0].shape
+        number, extra = jnp.array([drawn]), stream.time_tokens
+        shape = (extra + n, features)  # noise falls on a time token too, where there is one
+        x = first_noise(self.key, number, shape)[:, extra:]
+        times = config.times(continuous.prediction, n)
         for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            noise = partial(step_noise, self.key, number, i, shape)
+            noise = lambda i=i: step_noise(self.key, number, i, shape)[:, extra:]  # noqa: E731
             x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)
         return np.asarray(unpatchify(x, self.layout.shape[:2], stream.patch))[0]
 

@@ -53,14 +53,15 @@ class State:
 def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tuple[int, ...], opener: int) -> State:
     """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E)."""
     place, draw = prompts.place, prompts.draw
-    b, used = prefix.k.shape[1:3]
+    b, used = prefix.metadata.order.shape
     zero = jnp.zeros(b, jnp.int32)
 
     def pad(x, axis):
         widths = [(0, room if i == axis else 0) for i in range(x.ndim)]
         return jnp.pad(x, widths)
 
-    cache = KeyValues(pad(prefix.k, 2), pad(prefix.v, 2), jax.tree.map(lambda x: pad(x, 1), prefix.metadata))
+    k, v = jax.tree.map(lambda x: pad(x, 2), (prefix.k, prefix.v))
+    cache = KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), prefix.metadata))
     drawing = draw.astype(jnp.int32)
     buffer = jnp.zeros((b, ids), jnp.int32)
     if opener >= 0:
@@ -77,11 +78,9 @@ def append(state: State, new: KeyValues, part: Expanded, rows: jax.Array) -> Sta
     # A slot out of range is dropped.
     at = jnp.where(rows[:, None], state.used[:, None] + jnp.arange(n), slots)
     row = jnp.arange(b)[:, None]
-    cache = KeyValues(
-        state.cache.k.at[:, row, at].set(new.k, mode="drop"),
-        state.cache.v.at[:, row, at].set(new.v, mode="drop"),
-        _write(state.cache.metadata, new.metadata, row, at),
-    )
+    old = state.cache
+    k, v = jax.tree.map(lambda a, b: a.at[:, row, at].set(b, mode="drop"), (old.k, old.v), (new.k, new.v))
+    cache = KeyValues(k, v, _write(old.metadata, new.metadata, row, at))
     used = state.used + n * rows.astype(jnp.int32)
     return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows))
 
