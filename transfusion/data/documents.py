@@ -71,7 +71,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         return Choice(False, True, mirror, both)
     if config.edit and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
-        conditions = enumerate(config.drop_conditions.items(), start=6)
+        conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
         return Choice(caption, True, mirror, both, edit, dropped)
     if chance(0) >= config.caption_first:
