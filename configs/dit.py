@@ -1,8 +1,8 @@
 """DiT's and Stable Diffusion 3's blocks (arXiv 2212.09748, 2403.03206) inside one model of text and images.
 
-What: `configs/digits.py` whose noise level modulates every layer of the image's tokens (adaLN-zero: shift, scale and gate
-per item, zero at first) and its last layer, in place of being added to the tokens. The caption conditions in context:
-its tokens are written by the same trunk and are not modulated, so that text stays cached while an image is drawn.
+What: `configs/digits.py` whose noise level modulates every layer of the image's tokens (adaLN-zero: shift, scale and
+gate per item, zero at first) and its last layer, in place of being added to the tokens. The caption conditions in
+context: its tokens are written by the same trunk and are not modulated, so that text stays cached while one draws.
 `configs/dit.py:mmdit` has an expert for each modality and joint attention (MM-DiT) with QK-norm.
 Command: python -m transfusion.train --config configs/dit.py --workdir runs/dit
 Hardware: 2 CPU cores. Time: not yet measured.

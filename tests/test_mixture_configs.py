@@ -1,6 +1,7 @@
 """The configs of Mixture-of-Transformers and LMFusion, in their debug forms, through the programs' own functions."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 
@@ -96,12 +97,14 @@ def test_a_form_that_does_not_exist_is_told():
 
 
 @pytest.mark.slow
-def test_modulated_images_train_resume_and_sample(data_dir, tmp_path):
-    config = experiment("dit.py:debug", data_dir)
+@pytest.mark.parametrize(("name", "modulated"), [("dit.py:debug", ("trunk",)), ("showo2.py:debug", ("stages", "head"))])
+def test_modulated_images_train_resume_and_sample(data_dir, tmp_path, name, modulated):
+    config = experiment(name, data_dir)
     state = train(config, tmp_path)
     assert int(state.step) == 20
     # Zero at first, and learned since: the modulation does something.
-    assert max(np.abs(w).max() for w in jax.tree.leaves(state.params["trunk"]["modulation"])) > 0
+    trunk = functools.reduce(dict.get, modulated, state.params)
+    assert max(np.abs(w).max() for w in jax.tree.leaves(trunk["modulation"])) > 0
     forget(tmp_path, 20)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -142,18 +142,24 @@ class SequenceTask:
         """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
         counted over whole rows (neither recomputation nor skipped blocks are counted; PaLM, appendix B)."""
         shapes, total = self.template.shapes, 0.0
-        first = next(iter(self.spec.streams.values())).expert
         for name, stream in self.spec.streams.items():
-            blocks, parts = shapes["trunk"]["blocks"], shapes["parts"][stream.parts or name]
-            expert = blocks[first] | blocks[stream.expert]
+            parts = shapes["parts"][stream.parts or name]
             head = parts["embed"] if stream.tied else parts.get("head", {})
             embed = {} if stream.embed == "token" else parts["embed"]
-            total += 6.0 * stream.budget * sum(map(parameter_count, (expert, head, embed)))
-            modulation = shapes["trunk"].get("modulation", {}).get(name, {})
-            total += 6.0 * stream.max_items * parameter_count(modulation)
-        length = sum(stream.budget for stream in self.spec.streams.values())
-        total += 12.0 * self.model.layers * length**2 * self.model.heads * self.model.size
-        return rows * total
+            total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
+        trunks = [(self.model, shapes["trunk"])]
+        trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]
+        return rows * (total + sum(self._trunk_flops(*trunk) for trunk in trunks))
+
+    def _trunk_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
+        """Of one trunk and one row."""
+        inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
+        first, total = next(iter(inside.values())).expert, 0.0
+        for name, stream in inside.items():
+            total += 6.0 * stream.budget * parameter_count(shapes["blocks"][first] | shapes["blocks"][stream.expert])
+            total += 6.0 * stream.max_items * parameter_count(shapes.get("modulation", {}).get(name, {}))
+        length = sum(stream.budget for stream in inside.values())
+        return total + 12.0 * config.layers * length**2 * config.heads * config.size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

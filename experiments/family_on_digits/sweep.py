@@ -15,6 +15,7 @@ MEMBERS = {
     "mmdit_block": "dit.py:mmdit",
     "bagel": "bagel.py",
     "mogao": "mogao.py",
+    "showo2": "showo2.py",
 }
 
 
