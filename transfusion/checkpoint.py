@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from transfusion import seals
 from transfusion.errors import UsageError, nearest
 from transfusion.orbax_noise import one_line, silence
 from transfusion.seals import damage, move_aside, remove_leftovers, seal_path, steps_on_disk, write_seal
@@ -120,7 +121,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), config=ocp.args.JsonSave(config)
         )
         try:
-            saved = self._manager.save(step, args=items, force=True)
+            saved = seals.without_leftovers(self.root, lambda: self._manager.save(step, args=items, force=True))
         except Exception as error:  # orbax and tensorstore errors have no common class
             raise self._failed(step, error) from None
         if not saved:

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def damage(root: pathlib.Path, step: int) -> str | None:
@@ -69,6 +69,15 @@ def remove_leftovers(root: pathlib.Path) -> None:
     for path in root.glob(".seal-*"):
         if path not in kept:
             path.unlink(missing_ok=True)
+
+
+def without_leftovers(root: pathlib.Path, save: Callable[[], bool]) -> bool:
+    """`save()`, and once more if the last writes of a failed save came after its folder had been removed."""
+    try:
+        return save()
+    except FileExistsError:
+        remove_leftovers(root)
+        return save()
 
 
 def move_aside(root: pathlib.Path, steps: list[int]) -> None:
