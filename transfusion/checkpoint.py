@@ -3,7 +3,7 @@
 Orbax writes and commits a checkpoint; this module adds what it does not do: a checksum of every file, so that a changed
 byte is found before training goes on from wrong numbers. The checksums ("seal") of step 300 are `.seal-300.json`,
 written after the commit. A checkpoint without a seal counts as damaged: the process died before it had read its files
-back, and losing a few steps is cheaper than trusting them. Older checkpoints are deleted once a newer one is sealed.
+back, and a few steps cost less than wrong ones. Older checkpoints are deleted once a newer one is sealed.
 
 With several processes every method except `check` is collective; process 0 verifies, seals and moves files.
 """
