@@ -143,8 +143,8 @@ REFUSED = {
         released.SIGLIP | {"architectures": ["GPT2Model"]},
         lambda w: w,
     ),
-    "mid_block_add_attention is False": (
-        released.AUTOENCODER | {"mid_block_add_attention": False},
+    "act_fn is 'gelu'": (
+        released.AUTOENCODER | {"act_fn": "gelu"},
         lambda w: w,
     ),
     "norm_num_groups must be whole": (released.AUTOENCODER | {"norm_num_groups": 0}, lambda w: w),
