@@ -16,8 +16,7 @@ import dataclasses
 import pathlib
 
 from transfusion import layouts
-from transfusion.config import Experiment, to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.model.vit import ViTConfig
 from transfusion.programs import load_experiment
 from transfusion.sequence import Stream
@@ -28,8 +27,7 @@ DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/bagel.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     experiment = twice(load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE))
     if form:
         experiment = dataclasses.replace(

@@ -12,9 +12,8 @@ import dataclasses
 from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import text
-from transfusion.config import EvalConfig, Experiment, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.errors import UsageError, nearest
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
@@ -27,8 +26,7 @@ FORMS = ("", "debug", "unet", "ddpm")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/digits.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
         channels=1, patch=2, grid=(8, 8), budget=32, weight=5.0, table="sincos",

@@ -12,8 +12,7 @@ Hardware: 2 CPU cores. Time: not yet measured.
 import dataclasses
 import pathlib
 
-from transfusion.config import to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import check_form, to_config_dict
 from transfusion.programs import load_experiment
 
 FORMS = ("", "debug", "mmdit")
@@ -22,8 +21,7 @@ DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/dit.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     dense = load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE)
     image = dataclasses.replace(dense.streams["image"], time="adaln", head="adaln")
     experiment = dataclasses.replace(dense, streams=dense.streams | {"image": image})

@@ -11,9 +11,8 @@ import dataclasses
 from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig, text
-from transfusion.config import EvalConfig, Experiment, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.errors import UsageError, nearest
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
@@ -26,8 +25,7 @@ FORMS = ("", "debug", "latents")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/emoji.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
         channels=3, patch=4, grid=(24, 24), budget=108, weight=5.0, table="sincos",

@@ -15,8 +15,7 @@ A frozen text head has never seen a beginning of image: images are asked for (`s
 import dataclasses
 import pathlib
 
-from transfusion.config import Experiment, to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup
 from transfusion.programs import load_experiment
@@ -28,8 +27,7 @@ DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/lmfusion.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     dense = load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE)
     streams = {name: dataclasses.replace(stream, expert=name) for name, stream in dense.streams.items()}
     mixture = dataclasses.replace(dense, streams=streams)

@@ -12,8 +12,7 @@ import dataclasses
 import pathlib
 
 from transfusion import layouts
-from transfusion.config import to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import check_form, to_config_dict
 from transfusion.programs import load_experiment
 
 FORMS = ("", "debug", "edit")
@@ -22,8 +21,7 @@ BAGEL = pathlib.Path(__file__).with_name("bagel.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/mogao.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     bagel = load_experiment(f"{BAGEL}:{form}" if form else BAGEL)
     streams = {name: dataclasses.replace(stream, table="none") for name, stream in bagel.streams.items()}
     noised = dataclasses.replace(streams["noised"], time="adaln")

@@ -11,8 +11,7 @@ Hardware: 2 CPU cores. Time: not yet measured.
 import dataclasses
 import pathlib
 
-from transfusion.config import to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import check_form, to_config_dict
 from transfusion.programs import load_experiment
 
 FORMS = ("", "debug", "post")
@@ -21,8 +20,7 @@ DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/mot.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     dense = load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE)
     streams = {name: dataclasses.replace(stream, expert=name) for name, stream in dense.streams.items()}
     model = dataclasses.replace(dense.model, qk_norm="rms", norm_place="post" if form == "post" else "pre")

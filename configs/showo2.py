@@ -13,8 +13,7 @@ Hardware: 2 CPU cores. Time: not yet measured.
 import dataclasses
 import pathlib
 
-from transfusion.config import to_config_dict
-from transfusion.errors import UsageError, nearest
+from transfusion.config import check_form, to_config_dict
 from transfusion.model.config import Stage
 from transfusion.model.vit import ViTConfig
 from transfusion.programs import load_experiment
@@ -25,8 +24,7 @@ DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
-    if form not in FORMS:
-        raise UsageError(f"configs/showo2.py has no form {form!r}: {', '.join(FORMS[1:])}{nearest(form, FORMS)}")
+    check_form(__file__, form, FORMS)
     dense = load_experiment(f"{DENSE}:{form}" if form else DENSE)
     image = dense.streams["image"]
     items, width = image.max_items, dense.model.width // 2

@@ -7,9 +7,10 @@ frozen dataclasses, strictly: an unknown field or a wrong type is an error that 
 
 import dataclasses
 import json
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -93,6 +94,17 @@ class Experiment:
     @property
     def spec(self) -> SequenceSpec:
         return SequenceSpec(self.streams, self.layout, text.BOS, text.EOS, self.model.rope_axes)
+
+
+def check_form(file: str, form: str, forms: Sequence[str]) -> None:
+    """Refuses a `form` that the config `file` does not have; the first of `forms` is the one without a name.
+
+    Raises:
+      UsageError: naming the forms, and the nearest.
+    """
+    if form not in forms:
+        name = f"configs/{os.path.basename(file)}"
+        raise UsageError(f"{name} has no form {form!r}: {', '.join(forms[1:])}{nearest(form, forms)}")
 
 
 def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:

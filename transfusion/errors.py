@@ -16,6 +16,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def check(where: str, value: str, known: Iterable[str]) -> None:
+    """Refuses a `value` that is none of the `known`.
+
+    Raises:
+      UsageError: '<where>: <value> is none of ...', with the nearest right name.
+    """
+    if value not in known:
+        raise UsageError(f"{where}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports an optional `module`.
 

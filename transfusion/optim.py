@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Params
 from transfusion.model.paths import by_path, covered, nearest_path
 
@@ -82,9 +82,7 @@ class OptimConfig:
     def __post_init__(self):
         if self.learning_rate <= 0 or self.accumulate < 1 or not 0 <= self.ema < 1:
             raise UsageError("optim: learning_rate must be positive, accumulate at least 1, ema in [0, 1)")
-        if self.ema_warmup not in EMA_WARMUPS:
-            near = nearest(self.ema_warmup, EMA_WARMUPS)
-            raise UsageError(f"optim.ema_warmup: {self.ema_warmup!r} is none of {', '.join(EMA_WARMUPS)}{near}")
+        check("optim.ema_warmup", self.ema_warmup, EMA_WARMUPS)
         if self.ema_power <= 0 or self.ema_start < 0:
             raise UsageError("optim: ema_power must be positive, ema_start not negative")
 

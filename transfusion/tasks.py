@@ -25,7 +25,7 @@ from transfusion.config import Experiment
 from transfusion.data.image_batches import ImageBatches, image_epoch
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 from transfusion.latents import autoencoder_template, open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.config import TransformerConfig
@@ -48,11 +48,7 @@ class SequenceTask:
 
     def __post_init__(self):
         for name, stream in self.spec.streams.items():
-            if stream.objective not in OBJECTIVES:
-                raise UsageError(
-                    f"streams.{name}.objective: {stream.objective!r} is none of {', '.join(OBJECTIVES)}"
-                    + nearest(stream.objective, OBJECTIVES)
-                )
+            check(f"streams.{name}.objective", stream.objective, OBJECTIVES)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
 
     def batch_spec(self, rows: int) -> Batch:

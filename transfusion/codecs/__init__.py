@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 
 CODECS = ("pixels", "autoencoder")
 
@@ -15,7 +15,6 @@ class CodecConfig:
     path: str = ""
 
     def __post_init__(self):
-        if self.kind not in CODECS:
-            raise UsageError(f"codec.kind: {self.kind!r} is none of {', '.join(CODECS)}{nearest(self.kind, CODECS)}")
+        check("codec.kind", self.kind, CODECS)
         if self.kind == "autoencoder" and not self.path:
             raise UsageError("codec.path must name the workdir of a trained autoencoder")

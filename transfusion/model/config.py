@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 from transfusion.model.attention import BACKENDS
 from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, NORMS
 from transfusion.model.rope import RopeScaling
@@ -95,8 +95,7 @@ class TransformerConfig:
         for field, known in TABLES.items():
             values = getattr(self, field)
             for value in values if isinstance(values, tuple) else (values,):
-                if value not in known:
-                    raise UsageError(f"model.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+                check(f"model.{field}", value, known)
         if min(self.width, self.layers, self.heads) < 1:
             raise UsageError("model: width, layers and heads must be positive")
         if not self.head_size and self.width % self.heads:

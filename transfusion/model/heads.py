@@ -95,7 +95,7 @@ class NoHead(nnx.Module):
     """Of a stream that only conditions others."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        pass
+        del stream, width, rngs  # it has no weights
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
         return hidden

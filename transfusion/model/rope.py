@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,7 @@ class RopeScaling:
     long: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if self.kind not in SCALINGS:
-            raise UsageError(
-                f"model.rope_scaling.kind: {self.kind!r} is none of {', '.join(SCALINGS)}{nearest(self.kind, SCALINGS)}"
-            )
+        check("model.rope_scaling.kind", self.kind, SCALINGS)
 
     @property
     def magnitude(self) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 from transfusion.masks import Metadata
 from transfusion.model.block import per_token
 from transfusion.model.config import TransformerConfig
@@ -134,8 +134,7 @@ class UnifiedModel(nnx.Module):
     def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
         path = self.path[name]
         after = stream.head_after or path[-1]
-        if after not in path:
-            raise UsageError(f"streams.{name}.head_after: {after!r} is none of {', '.join(path)}{nearest(after, path)}")
+        check(f"streams.{name}.head_after", after, path)
         first, last = self.configs[path[0]], self.configs[path[-1]]
         return StreamParts(name, stream, first, last, self.configs[after].width, rngs)
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
+from transfusion.model.block import layer_norm
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 
 ACTIVATIONS = {
@@ -109,14 +110,6 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
         far = CUBIC * (((x - 5) * x + 8) * x - 4)
         np.add.at(weights, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(x <= 1, near, far))
     return weights.astype(np.float32)
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """LayerNorm over the last axis, in float32."""
-    y = x.astype(jnp.float32)
-    centred = y - jnp.mean(y, -1, keepdims=True)
-    y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
-    return (y * scale + bias).astype(x.dtype)
 
 
 def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param) -> jax.Array:

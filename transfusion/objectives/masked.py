@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 
 # The masked share after the fraction r of the steps (MaskGIT, arXiv 2202.04200, section 3.3).
 MASK_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -22,9 +22,7 @@ def still_masked(tokens: int, steps: int, schedule: str = "cosine") -> np.ndarra
     Raises:
       UsageError: if the schedule is not known, or there is nothing to do.
     """
-    if schedule not in MASK_SCHEDULES:
-        known = ", ".join(MASK_SCHEDULES)
-        raise UsageError(f"masking: {schedule!r} is none of {known}{nearest(schedule, MASK_SCHEDULES)}")
+    check("masking", schedule, MASK_SCHEDULES)
     if tokens < 1 or steps < 1:
         raise UsageError("masking: tokens and steps must be positive")
     # In float32, as published decoders compute it: two thirds of the cosine is then a little less than one half.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -153,11 +153,7 @@ class ContinuousConfig:
     def __post_init__(self):
         known = {"path": PATHS, "prediction": PREDICTIONS, "times": DENSITIES, "weighting": WEIGHTINGS}
         for field, values in known.items():
-            value = getattr(self, field)
-            if value not in values:
-                raise UsageError(
-                    f"continuous.{field}: {value!r} is none of {', '.join(values)}{nearest(value, values)}"
-                )
+            check(f"continuous.{field}", getattr(self, field), values)
         if self.shift <= 0 or self.std <= 0:
             raise UsageError("continuous: shift and std must be positive")
         # Beyond these the mode density's times are not in [0, 1].

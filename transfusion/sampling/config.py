@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
@@ -60,9 +60,7 @@ class SamplerConfig:
         if min(self.think, self.max_tokens, self.max_images) < 0:
             raise UsageError("sampling: think, max_tokens and max_images must not be negative")
         for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
-            value = getattr(self, field)
-            if value not in known:
-                raise UsageError(f"sampling.{field}: {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+            check(f"sampling.{field}", getattr(self, field), known)
         if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
             raise UsageError(
                 f"sampling: terminal must be in [0, 1), and {STEPS} steps are the most of {self.spacing!r}"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Params
 from transfusion.model.transformer import KeyValues, by_layer
 from transfusion.model.unified import UnifiedModel, model_template
@@ -273,9 +273,7 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, int]) -> Decode
 
 
 def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -> tuple[Decoder, Settings]:
-    if config.solver not in SOLVERS:
-        near = nearest(config.solver, SOLVERS)
-        raise UsageError(f"sampling.solver: {config.solver!r} is none of {', '.join(SOLVERS)}{near}")
+    check("sampling.solver", config.solver, SOLVERS)
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
