@@ -180,8 +180,8 @@ def test_cached_steps_equal_the_packed_forward(trained):
     @jax.jit
     def step(state, token):
         inputs = lay(layout.token, task.spec, state.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
-        encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
-        return append(state, kept, layout.token, rows), model.head(TEXT, encoded[TEXT])[0, 0]
+        state, encoded = append(model, state, layout.token, inputs, rows)
+        return state, model.head(TEXT, encoded[TEXT])[0, 0]
 
     for i, token in enumerate(after):
         state, logits = step(state, jnp.int32(token))
@@ -201,8 +201,7 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
 
     # The clean image's keys and values, and EOI's, are those of a prompt that holds the image.
     inputs = lay(layout.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
-    _, kept = jax.jit(lambda inputs: model.encode(inputs, cache=state.cache, keep=True))(inputs)
-    state = append(state, kept, layout.finished, rows)
+    state, _ = jax.jit(lambda state: append(model, state, layout.finished, inputs, rows))(state)
     _, fresh = prefix_state(task, model, Prompt(document), 0)
     for field in ("order", "counter", "spans"):
         assert getattr(state.place, field) == getattr(fresh.place, field)
@@ -212,10 +211,10 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
 
 
 def _in_order(state, array):
-    """Keys or values [layers, L, G, K] of the first row's tokens in reading order."""
+    """Keys or values [layers, G, L, K] of the one row's tokens in reading order."""
     meta = state.cache.metadata
     real = np.flatnonzero(np.asarray(meta.document[0]))
-    return np.asarray(array)[:, 0, real[np.argsort(np.asarray(meta.order[0])[real])]]
+    return np.asarray(array)[:, :, real[np.argsort(np.asarray(meta.order[0])[real])]]
 
 
 def test_rows_that_do_not_draw_keep_their_cache(model_one):
@@ -227,10 +226,13 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     before = start(kept, prefill, 8, 4, (1, 4, 8), text.BOI)
     rows = jnp.array([True, False])
     inputs = lay(layout.finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
-    after = append(before, model.encode(inputs, cache=before.cache, keep=True)[1], layout.finished, rows)
+    after, _ = append(model, before, layout.finished, inputs, rows)
+    groups = task.model.groups
 
-    def row(state, i):
-        return jax.tree.map(lambda a: a[i], (state.cache.metadata, state.place, state.used)), state.cache.k[:, i]
+    def row(state, i):  # all but the slot that is no one's
+        metadata = jax.tree.map(lambda a: a[i, :-1], state.cache.metadata)
+        place, used = jax.tree.map(lambda a: a[i], (state.place, state.used))
+        return metadata, place, used, state.cache.k[:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
     assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == layout.finished.length

@@ -51,30 +51,36 @@ def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """The reference: attention under an explicit mask bool [B, Q, S], with the whole [B, H, Q, S] score array."""
-    return joined_attention(q, [(k, v, mask)])
+    return joined_attention(q, [(heads_first(k), heads_first(v), mask)])
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    """[B, S, G, K] -> [B, G, S, K]: the keys and values that a head's queries meet in one piece."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def joined_attention(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-    """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values."""
+    """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values; these
+    are [B, G, S, K] here."""
     b, n, h, size = q.shape
-    groups = parts[0][0].shape[2]
+    groups = parts[0][0].shape[1]
     # Each [Q or S, K] matrix contiguous per head: the layout in which XLA:CPU multiplies without a copy per call.
     qg = grouped(q, groups).reshape(b, groups, -1, size)
-    scores = [jnp.einsum("bgqk,bsgk->bgqs", qg, k, preferred_element_type=jnp.float32) for k, _, _ in parts]
+    scores = [jnp.einsum("bgqk,bgsk->bgqs", qg, k, preferred_element_type=jnp.float32) for k, _, _ in parts]
     scores = jnp.concatenate(scores, -1).reshape(b, h, n, -1)
     mask = jnp.concatenate([part[2] for part in parts], -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
     weights = jnp.split(
         weights.astype(q.dtype).reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1
     )
-    out = sum(jnp.einsum("bgqs,bsgk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
+    out = sum(jnp.einsum("bgqs,bgsk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
     # A query that sees nothing gives zeros; told here, where the array is small.
     return out.reshape(b, h, n, size).transpose(0, 2, 1, 3) * mask.any(-1)[..., None, None]
 
 
 def _ends(keys: Sequence[jax.Array]) -> list[int]:
     """Where all but the last part end."""
-    return np.cumsum([k.shape[1] for k in keys])[:-1].tolist()
+    return np.cumsum([k.shape[2] for k in keys])[:-1].tolist()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from flax import nnx
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata, see
 from transfusion.model import rope
-from transfusion.model.attention import BACKENDS, joined_attention, masked_attention
+from transfusion.model.attention import BACKENDS, heads_first, joined_attention, masked_attention
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm, dense, per_token
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.parameters import param, zeros
@@ -30,13 +30,25 @@ from transfusion.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of every layer: [layers, B, S, G, K] each, with the metadata [B, S] of their tokens.
+    """Keys and values of every layer: [layers, B G, S, K] each, with the metadata [B, S] of their tokens.
 
-    Of a model with further trunks `k` and `v` are dicts of them, by the trunk's name."""
+    Rows and heads are one axis, for only so does XLA:CPU write a token without a copy of all others. A tuple of layers
+    may stand in place of each array (see `split`). Of a model with further trunks `k` and `v` are dicts, by the trunk's
+    name."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
     metadata: Metadata
+
+    def split(self) -> "KeyValues":
+        """With a tuple of layers in place of each array: an unrolled trunk in a loop writes these where they lie."""
+        k, v = jax.tree.map(tuple, (self.k, self.v))
+        return KeyValues(k, v, self.metadata)
+
+    def stacked(self) -> "KeyValues":
+        """The reverse of `split`, of one trunk."""
+        k, v = (jnp.stack(x) if isinstance(x, tuple) else x for x in (self.k, self.v))
+        return KeyValues(k, v, self.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +123,7 @@ class Trunk(nnx.Module):
         *,
         condition: Mapping[str, Condition] | None = None,
         cache: KeyValues | None = None,
+        slots: Mapping[str, jax.Array] | None = None,
         may: np.ndarray | None = None,
         keep: bool = False,
     ) -> tuple[dict[str, jax.Array], KeyValues | None]:
@@ -122,11 +135,13 @@ class Trunk(nnx.Module):
           metadata: per stream [B, N].
           condition: of the modulated streams.
           cache: keys and values that the tokens may see besides each other.
+          slots: per stream int32 [B, N], where in the cache to write the tokens, whose metadata is there already.
           may: see `transfusion.masks.see`.
-          keep: whether to return the new tokens' keys and values.
+          keep: whether, without a cache, to return the tokens' keys and values.
 
         Returns:
-          Normed outputs per stream [B, N, D], and the new KeyValues (tokens in the order of the groups) or None.
+          Normed outputs per stream [B, N, D], and the KeyValues of the tokens in the `order` of their streams; with
+          `slots` the written cache; or None.
         """
         config, condition = self.config, condition or {}
         groups = self._groups(x)
@@ -137,7 +152,8 @@ class Trunk(nnx.Module):
             for expert, streams in groups.items()
         }
         turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
-        attend = self._attention(tokens, cache, may)
+        at = None if slots is None else jnp.concatenate([slots[s] for s in ordered], 1)
+        attend = self._attention(tokens, cache, at, may, keep)
         sizes = [part.shape[1] for part in joined.values()]
 
         def layer(carry, scanned):
@@ -151,13 +167,14 @@ class Trunk(nnx.Module):
             qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
             q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
             q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
-            outs = jnp.split(attend(q, k, v, cached), np.cumsum(sizes)[:-1], axis=1)
+            out, kept = attend(q, k, v, cached)
+            outs = jnp.split(out, np.cumsum(sizes)[:-1], axis=1)
             extra = {e: None for e in groups}
             if dual is not None and config.dual_expert in groups:
                 e = config.dual_expert
                 extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
             new = {e: blocks[e].finish(carry[e], out, parts[e], extra[e]) for e, out in zip(groups, outs, strict=True)}
-            return {e: constrain(y, "batch", None, None) for e, y in new.items()}, ((k, v) if keep else None)
+            return {e: constrain(y, "batch", None, None) for e, y in new.items()}, kept
 
         if REMAT[config.remat] is not None:
             layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
@@ -165,17 +182,24 @@ class Trunk(nnx.Module):
         weights = {e: _pure(self.blocks[e]) for e in needed}
         modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
         vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
-        scanned = (weights, modulation, vectors, None if cache is None else (cache.k, cache.v))
         if config.scan and not config.dual_layers:
+            cached = None if cache is None else (cache.stacked().k, cache.stacked().v)
+            scanned = (weights, modulation, vectors, cached)
             out, kept = jax.lax.scan(lambda carry, part: layer(carry, (*part, None)), joined, scanned)
         else:
-            out, kept = _unrolled(layer, joined, scanned, config.layers, self._duals())
+            out, kept = _unrolled(layer, joined, (weights, modulation, vectors), cache, config.layers, self._duals())
         result = {}
         for expert, streams in groups.items():
             y = self._final(out[expert], expert)
             parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
             result |= dict(zip(streams, parts, strict=True))
-        return result, (KeyValues(*kept, tokens) if keep else None)
+        if kept is None:
+            return result, None
+        if cache is None:
+            return result, KeyValues(*kept, tokens).stacked()
+        if isinstance(cache.k, tuple):
+            return result, KeyValues(tuple(kept[0]), tuple(kept[1]), cache.metadata)
+        return result, KeyValues(*kept, cache.metadata).stacked()
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
         """The streams of each expert."""
@@ -198,14 +222,32 @@ class Trunk(nnx.Module):
         )  # fmt: skip
         return rope.turns(angle, config.rope_scaling.magnitude)
 
-    def _attention(self, tokens: Metadata, cache: KeyValues | None, may: np.ndarray | None):
-        """A function of one layer's (q, k, v, cached); what all layers share is made here."""
+    def _attention(self, tokens: Metadata, cache: KeyValues | None, at: jax.Array | None, may, keep: bool):
+        """A function of one layer's (q, k, v, cached): its outputs, and the keys and values to keep or None. What all
+        layers share is made here."""
         if cache is None:
             backend = BACKENDS[self.config.attention]
             plan = backend.plan(tokens, tokens, may)
-            return lambda q, k, v, cached: backend.attend(q, k, v, plan)
-        sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
-        return lambda q, k, v, cached: joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
+
+            def attend(q, k, v, cached):
+                return backend.attend(q, k, v, plan), ((_merged(k), _merged(v)) if keep else None)
+
+        elif at is None:
+            sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
+
+            def attend(q, k, v, cached):
+                parts = [(*_rows(cached, q), sees_cache), (heads_first(k), heads_first(v), sees_new)]
+                return joined_attention(q, parts), None
+
+        else:
+            sees = see(tokens, cache.metadata, may)
+
+            # Written first: a cache that is read before it is written would be copied in every step of a loop.
+            def attend(q, k, v, cached):
+                written = _write(cached[0], k, at), _write(cached[1], v, at)
+                return joined_attention(q, [(*_rows(written, q), sees)]), written
+
+        return attend
 
     def _duals(self) -> dict[int, dict[str, Any]]:
         """Weights of the second attention, of the layers that have one."""
@@ -277,13 +319,30 @@ def by_layer(params: dict[str, Any]) -> dict[str, Any]:
     return params | jax.tree.map(split, stacked)
 
 
-def _unrolled(layer, carry, scanned, layers: int, duals: dict[int, Any]):
+def _write(cached: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    """The cache [B G, S, K] of a layer with the new tokens [B, N, G, K] in the slots at [B, N]."""
+    at = jnp.repeat(at, new.shape[2], axis=0)
+    return cached.at[jnp.arange(len(cached))[:, None], at].set(_merged(new), mode="promise_in_bounds")
+
+
+def _merged(x: jax.Array) -> jax.Array:
+    """[B, N, G, K] -> [B G, N, K]."""
+    return heads_first(x).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _rows(cached: tuple[jax.Array, jax.Array], q: jax.Array) -> list[jax.Array]:
+    """[B G, S, K] -> [B, G, S, K]."""
+    return [x.reshape(len(q), -1, *x.shape[1:]) for x in cached]
+
+
+def _unrolled(layer, carry, scanned, cache: KeyValues | None, layers: int, duals: dict[int, Any]):
     """jax.lax.scan as a Python loop: the compiler sees every layer. `duals`: see `Trunk._duals`."""
     kept = []
     for i in range(layers):
         # A tuple holds a parameter's layers one by one (see `by_layer`).
         weights = [{e: {name: w[i] for name, w in part.items()} for e, part in table.items()} for table in scanned[:2]]
-        rest = jax.tree.map(lambda x, i=i: x[i], scanned[2:])
-        carry, out = layer(carry, (*weights, *rest, duals.get(i)))
+        vectors = {name: x[i] for name, x in scanned[2].items()}
+        cached = None if cache is None else (cache.k[i], cache.v[i])
+        carry, out = layer(carry, (*weights, vectors, cached, duals.get(i)))
         kept.append(out)
-    return carry, None if kept[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *kept)
+    return carry, None if kept[0] is None else tuple(zip(*kept, strict=True))

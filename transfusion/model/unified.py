@@ -177,9 +177,14 @@ class UnifiedModel(nnx.Module):
         }
 
     def encode(
-        self, inputs: Mapping[str, Inputs], *, cache: KeyValues | None = None, keep: bool = False
+        self,
+        inputs: Mapping[str, Inputs],
+        *,
+        cache: KeyValues | None = None,
+        slots: Mapping[str, jax.Array] | None = None,
+        keep: bool = False,
     ) -> tuple[dict[str, Encoded], KeyValues | None]:
-        """Runs tokens of some streams through the trunks; see `Trunk.__call__` for `cache` and `keep`.
+        """Runs tokens of some streams through the trunks; see `Trunk.__call__` for `cache`, `slots` and `keep`.
 
         With further trunks the keys and values are dicts, one entry per trunk; all share one order of tokens and one
         metadata, and a token that does not pass through a trunk has zeros there, which nothing sees.
@@ -188,6 +193,8 @@ class UnifiedModel(nnx.Module):
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
         several = len(self.configs) > 1
+        if slots is not None:
+            cache = KeyValues(cache.k, cache.v, _write(cache.metadata, inputs, slots))
         hidden, read, kept, every = {}, {}, None, {}
         for where in self.configs:
             names = [name for name in inputs if where in self.path[name]]
@@ -201,13 +208,17 @@ class UnifiedModel(nnx.Module):
                 {name: inputs[name].metadata for name in names},
                 condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
                 cache=_of_trunk(cache, where) if several else cache,
+                slots=slots,
                 may=self._may(where),
                 keep=keep,
             )
             every[where] = kept
             hidden |= out
             read |= {n: y for n, y in out.items() if (self.streams[n].head_after or self.path[n][-1]) == where}
-        if several and keep:
+        if several and slots is not None:
+            k, v = ({w: getattr(new, field) for w, new in every.items()} for field in ("k", "v"))
+            kept = KeyValues(cache.k | k, cache.v | v, cache.metadata)
+        elif several and keep:
             kept = self._joined(every, inputs)
         return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
 
@@ -228,9 +239,9 @@ class UnifiedModel(nnx.Module):
             inside = trunk.order([name for name in inputs if where in self.path[name]])
             cuts = np.cumsum([sizes[name] for name in inside])[:-1]
             parts = dict(zip(inside, jnp.split(x, cuts, axis=2), strict=True))
-            blank = (x.shape[0], x.shape[1])
+            blank = x.shape[:2]
             return jnp.concatenate(
-                [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], *x.shape[3:]), x.dtype) for n in inputs], 2
+                [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], x.shape[3]), x.dtype) for n in inputs], 2
             )
 
         k, v = ({w: aligned(w, getattr(kept, field)) for w, kept in every.items()} for field in ("k", "v"))
@@ -238,7 +249,7 @@ class UnifiedModel(nnx.Module):
         # A trunk that nothing here passes through has keys and values of its own shape all the same.
         for where in self.configs.keys() - every.keys():
             config, (b, s) = self.configs[where], metadata.order.shape
-            shape = (config.layers, b, s, config.groups, config.size)
+            shape = (config.layers, b * config.groups, s, config.size)
             k[where] = v[where] = jnp.zeros(shape, config.dtype)
         return KeyValues(k, v, metadata)
 
@@ -253,6 +264,14 @@ class UnifiedModel(nnx.Module):
     def head(self, stream: str, encoded: Encoded) -> jax.Array:
         """Logits [B, N, V], or predicted patches [B, N, E]; float32."""
         return self.head_of(stream)(encoded.hidden, encoded.skips)
+
+
+def _write(cached: Metadata, inputs: Mapping[str, Inputs], slots: Mapping[str, jax.Array]) -> Metadata:
+    """A cache's metadata with that of the new tokens."""
+    new = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[part.metadata for part in inputs.values()])
+    at = jnp.concatenate([slots[name] for name in inputs], 1)
+    row = jnp.arange(len(at))[:, None]
+    return jax.tree.map(lambda old, x: old.at[row, at].set(x, mode="promise_in_bounds"), cached, new)
 
 
 def _of_trunk(cache: KeyValues | None, where: str) -> KeyValues | None:

@@ -131,6 +131,7 @@ class Decoder:
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
         """Keys and values of the prompts, and the logits [B, V] after them."""
         encoded, kept = model.encode(prefill.inputs, keep=True)
+        kept = kept.split() if self.unrolled else kept
         return kept, _logits(model, encoded[TEXT], prefill.last)
 
     def _choose(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:
@@ -168,8 +169,7 @@ class Decoder:
         rows = state.mode == WRITING
         content = {TEXT: state.pending[:, None]}
         inputs = lay(self.layout.token, self.task.spec, state.place, rows, content, jnp.ones(len(rows)))
-        encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
-        state = append(state, kept, self.layout.token, rows)
+        state, encoded = append(model, state, self.layout.token, inputs, rows)
         opened = rows & (state.pending == self.layout.opener)
         state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
         return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
@@ -208,8 +208,7 @@ class Decoder:
             streams = self.task.spec.streams
             content = {name: self.layout.drawn_as(name, x) for name in part.pieces if not streams[name].discrete}
             inputs = lay(part, self.task.spec, state.place, more, content, jnp.ones(len(rows)))
-            encoded, kept = model.encode(inputs, cache=state.cache, keep=True)
-            state = append(state, kept, part, more)
+            state, encoded = append(model, state, part, inputs, more)
             state = dataclasses.replace(state, mode=jnp.where(more, WRITING, state.mode))
             last = jnp.full(len(rows), len(part.pieces[TEXT]["order"]) - 1)
             return self._choose(state, _logits(model, encoded[TEXT], last), more, keys, settings)

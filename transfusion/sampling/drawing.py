@@ -63,13 +63,13 @@ def make_field(
 def broadcast(prefix: Prefix, rows: int) -> Prefix:
     """A prefix of one row, for all rows."""
 
-    def spread(x, axis):
-        return jnp.broadcast_to(x, (*x.shape[:axis], rows, *x.shape[axis + 1 :]))
+    def spread(x):
+        return jnp.broadcast_to(x, (rows, *x.shape[1:]))
 
     cache = prefix.cache
-    k, v = jax.tree.map(lambda x: spread(x, 1), (cache.k, cache.v))
-    cache = KeyValues(k, v, jax.tree.map(lambda x: spread(x, 0), cache.metadata))
-    return Prefix(cache, *jax.tree.map(lambda x: spread(x, 0), (prefix.place, prefix.rows)))
+    k, v = jax.tree.map(lambda x: jnp.tile(x, (rows, 1, 1)), (cache.k, cache.v))
+    cache = KeyValues(k, v, jax.tree.map(spread, cache.metadata))
+    return Prefix(cache, *jax.tree.map(spread, (prefix.place, prefix.rows)))
 
 
 def solve(

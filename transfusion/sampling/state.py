@@ -4,13 +4,14 @@ Shape letters: B rows, S slots of the cache, T ids put out, M images, N tokens o
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.masks import Metadata
 from transfusion.model.transformer import KeyValues
+from transfusion.model.unified import Encoded, Inputs, UnifiedModel
 from transfusion.rows import Expanded
 from transfusion.sampling.layout import Place, Prefill
 
@@ -24,7 +25,8 @@ class State:
     """Everything that the loop carries. A row's values depend on that row only.
 
     Attributes:
-      cache: keys and values [layers, B, S, G, K]; slots not yet written are padding in its metadata.
+      cache: keys and values of S slots; those not yet written are padding in its metadata. The last one stays padding:
+        what rows that wait would write goes there, which costs less than not to write it.
       used: int32 [B] slots written; prompts fill the same number in every row.
       place: where each row stands in its document.
       mode: int32 [B] WRITING, DRAWING or DONE.
@@ -57,10 +59,10 @@ def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tupl
     zero = jnp.zeros(b, jnp.int32)
 
     def pad(x, axis):
-        widths = [(0, room if i == axis else 0) for i in range(x.ndim)]
+        widths = [(0, room + 1 if i == axis else 0) for i in range(x.ndim)]
         return jnp.pad(x, widths)
 
-    k, v = jax.tree.map(lambda x: pad(x, 2), (prefix.k, prefix.v))
+    k, v = jax.tree.map(lambda x: pad(x, x.ndim - 2), (prefix.k, prefix.v))
     cache = KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), prefix.metadata))
     drawing = draw.astype(jnp.int32)
     buffer = jnp.zeros((b, ids), jnp.int32)
@@ -71,22 +73,18 @@ def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tupl
     return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, jnp.zeros((b, *images)), zero)
 
 
-def append(state: State, new: KeyValues, part: Expanded, rows: jax.Array) -> State:
-    """Writes a part's keys and values into the next free slots of the rows bool [B]; the others are not touched."""
-    b, n = new.metadata.order.shape
-    slots = state.cache.metadata.order.shape[1]
-    # A slot out of range is dropped.
-    at = jnp.where(rows[:, None], state.used[:, None] + jnp.arange(n), slots)
-    row = jnp.arange(b)[:, None]
-    old = state.cache
-    k, v = jax.tree.map(lambda a, b: a.at[:, row, at].set(b, mode="drop"), (old.k, old.v), (new.k, new.v))
-    cache = KeyValues(k, v, _write(old.metadata, new.metadata, row, at))
-    used = state.used + n * rows.astype(jnp.int32)
-    return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows))
-
-
-def _write(old: Metadata, new: Metadata, row: jax.Array, at: jax.Array) -> Metadata:
-    return jax.tree.map(lambda a, b: a.at[row, at].set(b, mode="drop"), old, new)
+def append(
+    model: UnifiedModel, state: State, part: Expanded, inputs: Mapping[str, Inputs], rows: jax.Array
+) -> tuple[State, dict[str, Encoded]]:
+    """Runs a part that is laid after what the rows bool [B] have, and writes it into their next free slots of the
+    cache; the other rows are not touched."""
+    slots, used, last = {}, state.used, state.cache.metadata.order.shape[1] - 1
+    for name, piece in inputs.items():
+        n = piece.position.shape[1]
+        slots[name] = jnp.where(rows[:, None], used[:, None] + jnp.arange(n), last)
+        used += n * rows.astype(jnp.int32)
+    encoded, cache = model.encode(inputs, cache=state.cache, slots=slots)
+    return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows)), encoded
 
 
 def put_ids(state: State, ids: jax.Array, rows: jax.Array) -> State:
