@@ -19,7 +19,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bagel", "mogao"])
-def test_trains_resumes_draws_captions_edits_and_goes_on(name, data_dir, tmp_path):
+def test_trains_resumes_draws_edits_and_goes_on(name, data_dir, tmp_path):
     config = load_experiment(CONFIGS / f"{name}.py:debug")
     data = dataclasses.replace(config.data, data_dir=data_dir)
     config = dataclasses.replace(config, data=data, eval=dataclasses.replace(config.eval, every=20, batches=1))
@@ -31,16 +31,13 @@ def test_trains_resumes_draws_captions_edits_and_goes_on(name, data_dir, tmp_pat
         np.testing.assert_array_equal(a, b)
 
     run = transfusion.load_run(tmp_path)
-    images = run.draw(["a handwritten one", "a handwritten two"], steps=2)
-    assert images.shape == (2, 8, 8, 1) and images.std() > 0
-    assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
-    edited = run.draw([[images[0], "negative"], [images[0], images[1], "mirrored"]], steps=2)
-    assert edited.shape == images.shape
-    chat = ["a handwritten one"]
-    for words in ("negative", "mirrored"):
-        chat += run.generate([chat], draw=True, think=2, steps=2, max_tokens=2)[0]
-        chat.append(words)
-    assert sum(not isinstance(part, str) for part in chat) == 2
+    image = np.full((8, 8, 1), 200, np.uint8)
+    drawn = run.draw(["a handwritten one", [image, "negative"], [image, image, "mirrored"]], steps=2)
+    assert drawn.shape == (3, 8, 8, 1) and drawn.std() > 0
+    if name == "bagel":  # what differs besides is tested in tests/sampling/test_bagel.py
+        assert isinstance(run.caption([image], max_tokens=4)[0], str)
+        (turn,) = run.generate([["one", image, "negative"]], draw=True, think=2, steps=2, max_tokens=2)
+        assert sum(not isinstance(part, str) for part in turn) == 1
 
 
 def test_what_differs_between_them():
