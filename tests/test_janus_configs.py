@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from program import run_program
 
 import transfusion
 from transfusion.errors import UsageError
@@ -25,7 +26,7 @@ def experiment(form: str, data_dir: str):
 
 
 @pytest.mark.slow
-def test_trains_resumes_draws_and_captions(data_dir, tmp_path):
+def test_trains_resumes_draws_and_goes_on_to_write(data_dir, tmp_path):
     config = experiment("debug", data_dir)
     state = train(config, tmp_path)
     assert int(state.step) == 20
@@ -36,9 +37,10 @@ def test_trains_resumes_draws_and_captions(data_dir, tmp_path):
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
         np.testing.assert_array_equal(a, b)
     run = transfusion.load_run(tmp_path)
-    images = run.draw(["a handwritten one", "a handwritten two"], steps=2)
-    assert images.shape == (2, 8, 8, 1) and images.std() > 0
-    assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
+    # The prompt's image is read by the tower, and so is the drawn one, which text may follow.
+    prompt = [np.zeros((8, 8, 1), np.uint8), "a handwritten one"]
+    drawn, *_ = run.generate([prompt], draw=True, steps=2, max_tokens=2, guidance=1.0)[0]
+    assert drawn.shape == (8, 8, 1) and drawn.std() > 0
 
 
 @pytest.mark.slow
@@ -50,10 +52,9 @@ def test_understanding_alone_is_evaluated_by_its_captions(data_dir, tmp_path):
     drawing = ("generation_accuracy", "judge_accuracy", "feature_distance", "retrieval")
     assert {result["absent"][name] for name in drawing} == {"the model draws no images"}
     assert "caption accuracy" in table(result)
-    run = transfusion.load_run(tmp_path)
-    assert not run.draws
-    with pytest.raises(UsageError, match="draws no images"):
-        run.draw(["a handwritten one"])
+    asked = ("--workdir", str(tmp_path), "--prompt", "a handwritten one", "--image", str(tmp_path / "one.png"))
+    code, out, err = run_program(tmp_path, "transfusion.sample", *asked)
+    assert code == 2 and "this model draws no images" in err.splitlines()[-1], (out, err)
 
 
 def test_a_step_sees_what_the_dense_experiment_sees():

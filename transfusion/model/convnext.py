@@ -55,10 +55,10 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
             feature_group_count=x.shape[-1],
         )  # fmt: skip
     # XLA:CPU takes 30 times as long for a convolution of 4 x 4 places, its gradients included.
-    steps = [np.arange(n)[None] - np.arange(n)[:, None] for n in places]  # from each place to each other
-    rows, columns = (np.where(abs(s) <= reach, s + reach, kernel.shape[0]) for s in steps)  # beyond the kernel: zeros
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0)))
-    table = padded[rows[:, None, :, None], columns[None, :, None, :]]  # [to y, to x, from y, from x, W]
+    steps = [np.arange(n)[None] - np.arange(n)[:, None] + reach for n in places]
+    # [to, from, k]: whether row (column) k of the kernel leads from the one place to the other.
+    rows, columns = ((s[..., None] == np.arange(len(kernel))).astype(x.dtype) for s in steps)
+    table = jnp.einsum("yik,xjl,klc->yxijc", rows, columns, kernel)
     return jnp.einsum("mijc,yxijc->myxc", x, table)
 
 
