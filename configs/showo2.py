@@ -4,7 +4,9 @@ What: `configs/digits.py` whose latents enter by a small Vision Transformer (the
 fused; a token with the noise level stands before the patches, inside their span; the trunk's outputs of text and image
 go through a second trunk, whose image tokens the noise level modulates (adaLN-zero), and only then to the velocity.
 Text is written from the first trunk. The original distils the semantic path from SigLIP; here it starts at random.
-Earlier images are noised up to the cap of `configs/digits.py`, not clean with probability 0.7.
+An image that only a caption follows is clean and no target. Each of several images has a noise level of its own, but
+with probability 0.7 earlier ones are clean and no targets; captioned digits have one image, and examples of editing
+(`--config.data.edit=0.4`) two.
 Command: python -m transfusion.train --config configs/showo2.py --workdir runs/showo2
 Hardware: 2 CPU cores. Time: not yet measured.
 `configs/showo2.py:debug` trains 20 steps in seconds.
@@ -13,6 +15,7 @@ Hardware: 2 CPU cores. Time: not yet measured.
 import dataclasses
 import pathlib
 
+from transfusion import layouts
 from transfusion.config import check_form, to_config_dict
 from transfusion.model.config import Stage
 from transfusion.model.vit import ViTConfig
@@ -37,4 +40,6 @@ def get_config(form: str = ""):
     text = dataclasses.replace(dense.streams["text"], head_after="trunk")
     flow = dataclasses.replace(dense.model, layers=2, final_norm=False, qk_norm="rms", streams=("text", "image"))
     model = dataclasses.replace(dense.model, towers={"image": tower}, stages={"head": Stage(flow, "none")})
-    return to_config_dict(dataclasses.replace(dense, model=model, streams={"text": text, "image": image}))
+    data = dataclasses.replace(dense.data, draw_earlier=0.3)
+    streams = {"text": text, "image": image}
+    return to_config_dict(dataclasses.replace(dense, model=model, streams=streams, layout=layouts.showo2(), data=data))

@@ -31,6 +31,7 @@ from transfusion.model.parameters import Params
 from transfusion.programs import read_experiment
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
+from transfusion.sampling.layout import Layout
 from transfusion.sequence import Segment, SequenceSpec
 from transfusion.tasks import SequenceTask, make_task
 
@@ -56,6 +57,11 @@ class Run:
     @property
     def spec(self) -> SequenceSpec:
         return self.task.spec
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws images; one for understanding alone does not."""
+        return bool(Layout(self.spec).kind)
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""

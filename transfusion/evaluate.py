@@ -147,7 +147,9 @@ class Evaluation:
     # --- images -------------------------------------------------------------------------------------------------------
 
     def images(self, real: Examples, held_out: Examples) -> None:
-        if self.experiment.eval.prompts == "held_out":
+        if not self.run.draws:
+            self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))
+        elif self.experiment.eval.prompts == "held_out":
             reason = "captions are open (eval.prompts is 'held_out'): see retrieval"
             self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
             self.names(real, held_out)

@@ -36,6 +36,32 @@ def bagel() -> Layout:
     }
 
 
+def janus(drawn: str = "image") -> Layout:
+    """Janus, JanusFlow (arXiv 2411.07975): what is read is a vision tower's tokens, what is drawn is tokens of its own.
+
+    An image that is drawn and read ('both') is drawn first and then read by the tower, as the decoder reads what it has
+    drawn: one BOI is followed by the drawn tokens, which do not move the rotary index, and by the tower's. That nothing
+    else sees the drawn tokens is said by their stream (`visible_to` itself): they are causal, and have no span.
+
+    Args:
+      drawn: the stream that draws; '' for understanding alone.
+    """
+    read = Run("semantic", opener=text.BOI, closer=text.EOI, loss=False)
+    stays = Run("semantic", closer=text.EOI, loss=False)
+    if not drawn:
+        return {"text": (Run("text"),), "image": (read,)}
+    made = Run(drawn, opener=text.BOI, position="advance_hold")
+    return {"text": (Run("text"),), "image": (made, stays), "image/context": (read,), "image/target": (made,)}
+
+
+def showo2() -> Layout:
+    """Show-o2 (arXiv 2506.15564): one noised run per image between BOI and EOI, which lie outside its span; an image
+    that is only read is clean, and no target."""
+    image = Run("image", opener=text.BOI, closer=text.EOI)
+    read = Run("image", opener=text.BOI, closer=text.EOI, time_low=1.0, loss=False)
+    return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
+
+
 def mogao() -> Layout:
     """Mogao (arXiv 2505.05472): as `bagel`, but each token has its place in its image (rotary axes time, y, x), and BOI
     and EOI are causal text round the span.

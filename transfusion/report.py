@@ -51,7 +51,7 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        self.draws = any(stream.objective == "continuous" for stream in self.run.spec.streams.values())
+        self.draws = self.run.draws
 
     def html(self) -> str:
         """The page."""

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError
@@ -112,22 +113,30 @@ class _Builder:
         self.spans += block
         span = self.spans if block else 0
         # One shared index covers the openers too where they lie inside the item's span (BAGEL).
-        inside = run.boundary == "inside"
+        inside, start = run.boundary == "inside", self.counter
         index = self.counter if run.position in ("item", "hold") else None
         edge = (span, run.private, run.loss, TEXT, index) if inside else (0, False, run.loss, TEXT, None)
         if run.opener >= 0:
             self.ids([run.opener], *edge)
             index = index if inside or index is None else self.counter
+            start = start if inside else self.counter
         if stream.discrete:
             self.ids(segment.value, span, run.private, run.loss, run.stream, index)
         else:
             self.item(segment, run, span, index)
-        if run.position == "item" and not inside:
-            self.counter += 1
+        if not inside:
+            self._move_on(run, start)
         if run.closer >= 0:
             self.ids([run.closer], *edge)
-        if run.position == "item" and inside:
+        if inside:
+            self._move_on(run, start)
+
+    def _move_on(self, run: Run, start: int) -> None:
+        """Sets the rotary index behind an item that began at `start`, by the rule of its run."""
+        if run.position == "item":
             self.counter += 1
+        elif run.position == "advance_hold":
+            self.counter = start
 
     def skip(self, segment: Segment, run: Run) -> None:
         """Leaves a run out: only the rotary index moves on."""
@@ -264,6 +273,17 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Arr
     x = patches.reshape(*lead, rows, columns, patch, patch, channels)
     axes = (*range(len(lead)), *(len(lead) + i for i in (0, 2, 1, 3, 4)))
     return x.transpose(axes).reshape(*lead, h, w, channels)
+
+
+def split_items(x: jax.Array, stream: Stream) -> jax.Array:
+    """Tokens [B, N, E] of a stream of one fixed grid -> its patches [B * M, n, E], time tokens left out."""
+    return x.reshape(-1, stream.tokens_per_item, x.shape[-1])[:, stream.time_tokens :]
+
+
+def join_items(items: jax.Array, stream: Stream, rows: int) -> jax.Array:
+    """Patches of items [B * M, n, E] -> tokens [B, N, E], zeros for time tokens; inverse of `split_items`."""
+    tokens = jnp.pad(items, ((0, 0), (stream.time_tokens, 0), (0, 0)))
+    return tokens.reshape(rows, -1, items.shape[-1])
 
 
 def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:

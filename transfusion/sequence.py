@@ -17,7 +17,7 @@ import numpy as np
 
 from transfusion.errors import UsageError, nearest
 
-POSITIONS = ("advance", "item", "hold", "grid", "grid_hold")
+POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold")
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
 
 
@@ -53,9 +53,10 @@ class Stream:
       attention: 'causal', or 'block': bidirectional inside one item.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
       head_after: the stage (a key of `model.stages`, or 'trunk') that its head reads; '' means its last.
-      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net), 'adaln' (modulates
-        every layer), 'token' (one token before the item's patches, inside its span), 'token_before' (the same, outside
-        of its span), 'token_adaln' (a token, and modulates the stream's last stage) or 'none'.
+      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net or ConvNeXt coder),
+        'adaln' (modulates every layer), 'token' (one token before the item's patches, inside its span), 'token_before'
+        (the same, outside of its span), 'token_adaln' (a token, and modulates the stream's last stage), 'token_coder'
+        (a token, and inside the coder) or 'none'.
       time_embedding: see `TimeConfig`.
       condition: the stream whose item modulates this stream's tokens; '' means none (Stable Diffusion 3's text).
       labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
@@ -72,7 +73,7 @@ class Stream:
         first, as in DiT), 'learned' (a parameter of `table_grid` places) or 'centred' (the same, its middle cut out).
       table_grid: rows and columns of a learned table, or that the places of a fixed one are stretched to.
       tied: whether the token head is the transposed token table.
-      coder_width: channels of the first blocks of a U-Net embed and head.
+      coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext').
     """
 
     parts: str = ""
@@ -142,7 +143,7 @@ class Stream:
     @property
     def time_tokens(self) -> int:
         """Tokens before the patches of an item."""
-        return int(self.time in ("token", "token_before", "token_adaln"))
+        return int(self.time in ("token", "token_before", "token_adaln", "token_coder"))
 
     @property
     def modulates(self) -> bool:
@@ -176,7 +177,8 @@ class Run:
       time_low: the least noise level t of its items: 0 samples all of [0, 1], 1 is clean, 0.5 is the Transfusion
         paper's cap (section 4.3.4) on images that precede their caption.
       position: 'advance' one by one, 'item' one index for the whole item, 'hold' the same without moving the counter,
-        'grid' (index + y, index + x) on the last two rotary axes, 'grid_hold' the same without moving the counter.
+        'grid' (index + y, index + x) on the last two rotary axes; 'grid_hold', 'advance_hold': the same as 'grid' and
+        'advance', without moving the counter.
       loss: whether it is a target.
     """
 

@@ -84,6 +84,32 @@ def test_shares_of_dropped_conditions():
     assert not any(documents.choose(RECORD, plain, (3, i)).dropped for i in range(200))
 
 
+def test_earlier_images_are_clean_and_no_targets_with_the_probability_that_is_asked():
+    """Show-o2: each image has a noise level of its own, but with probability 0.7 the earlier one is clean."""
+    stream = dataclasses.replace(bagel().streams["noised"], budget=32)
+    streams = {"text": Stream(vocabulary=text.VOCABULARY, budget=96), "image": stream}
+    spec = SequenceSpec(streams, layouts.showo2(), text.BOS, text.EOS)
+    config = dataclasses.replace(EDITING, drop_conditions={}, draw_earlier=0.3)
+    choices = [documents.choose(RECORD, config, (3, i)) for i in range(4000)]
+    drawn = np.array([choice.draw_earlier for choice in choices])
+    assert drawn.mean() == pytest.approx(0.3, abs=0.025)
+    # It decides nothing else, and nothing else decides it.
+    fixed = [documents.choose(RECORD, dataclasses.replace(config, draw_earlier=0.0), (3, i)) for i in range(4000)]
+    assert [dataclasses.replace(choice, draw_earlier=False) for choice in choices] == fixed
+    more = dataclasses.replace(EDITING, draw_earlier=0.3, drop_caption=0.9)
+    assert [documents.choose(RECORD, more, (3, i)).draw_earlier for i in range(100)] == drawn[:100].tolist()
+    for choice in {choice.draw_earlier: choice for choice in choices}.values():
+        piece = expand(documents.to_document(RECORD, choice), spec).pieces["image"]
+        assert piece["time_low"].tolist() == [0.0 if choice.draw_earlier else 1.0, 0.0]
+        assert piece["loss_weight"].reshape(2, 16).mean(1).tolist() == [float(choice.draw_earlier), 1.0]
+    # An image that only its caption follows is clean, and the last one of all is never.
+    read, made = (documents.Choice(caption_first=first) for first in (False, True))
+    low = [expand(documents.to_document(RECORD, c), spec).pieces["image"]["time_low"].tolist() for c in (read, made)]
+    assert low == [[1.0], [0.0]]
+    with pytest.raises(UsageError, match="draw_earlier=1.5"):
+        DataConfig(draw_earlier=1.5).validate()
+
+
 def test_dropped_images_take_their_indices_and_a_dropped_text_does_not():
     image = documents.pixels(RECORD["image"])
     words = Segment("text", np.array([1, 2, 3], np.int32))

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from transfusion.errors import UsageError
-from transfusion.model.embeds import per_token, sincos_table
+from transfusion.model.embeds import EMBEDS, per_token, sincos_table
 from transfusion.model.unified import model_template
 
 
@@ -78,7 +78,7 @@ def test_every_place_has_its_own_position():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"embed": "linaer"}, "embed 'linaer' is none of token, linear, unet, vit, dual (did you mean 'linear'?)"),
+        ({"embed": "linaer"}, f"embed 'linaer' is none of {', '.join(EMBEDS)} (did you mean 'linear'?)"),
         ({"head": "unet"}, "go together"),
         ({"time": "add"}, "did you mean 'added'?"),
     ],

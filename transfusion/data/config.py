@@ -46,6 +46,7 @@ class DataConfig:
     drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
+    draw_earlier: float = 0.0  # probability that its first image is drawn and read, not only read
     flip: float = 0.0  # probability of a horizontal mirror
     open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
@@ -64,7 +65,8 @@ class DataConfig:
         if not self.sources:
             raise UsageError("data.sources is empty: give at least one source")
         shares = {
-            n: getattr(self, n) for n in ("caption_first", "drop_caption", "both", "edit", "flip", "max_bad_share")
+            n: getattr(self, n)
+            for n in ("caption_first", "drop_caption", "both", "edit", "draw_earlier", "flip", "max_bad_share")
         }
         for name, share in (shares | {f"drop_conditions.{n}": p for n, p in self.drop_conditions.items()}).items():
             if not 0 <= share <= 1:

@@ -38,6 +38,7 @@ class Choice:
       both: whether the image is drawn and then read, not only one of the two.
       edit: a key of `EDITS`; '' is no editing.
       dropped: streams of the image to be edited that are left out.
+      draw_earlier: whether the image to be edited is drawn and then read, not only read.
     """
 
     caption: bool = True
@@ -46,6 +47,7 @@ class Choice:
     both: bool = False
     edit: str = ""
     dropped: tuple[str, ...] = ()
+    draw_earlier: bool = False
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
@@ -57,7 +59,9 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     Before all that, a captioned image becomes with probability `edit` an example of editing: the image, what to do
     (left out with probability `drop_caption`), the result. Of the image to be edited each stream that
     `drop_conditions` names is left out with its probability (BAGEL, arXiv 2505.14683: text 0.1, vision tower 0.5, clean
-    latents 0.1). Images that only captions follow keep all their streams: nothing is drawn from them.
+    latents 0.1). Images that only captions follow keep all their streams: nothing is drawn from them. With probability
+    `draw_earlier` the image to be edited is a target too (Show-o2: of several images each has a noise level of its own,
+    except that with probability 0.7 those before one of the later ones, chosen evenly, are clean and no targets).
     """
     if "image" not in record:
         return Choice()
@@ -73,7 +77,8 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
-        return Choice(caption, True, mirror, both, edit, dropped)
+        # A number that the conditions' draws, however many, do not reach.
+        return Choice(caption, True, mirror, both, edit, dropped, chance(-1) < config.draw_earlier)
     if chance(0) >= config.caption_first:
         return Choice(True, False, mirror, both)
     return Choice(caption, True, mirror, both)
@@ -98,7 +103,8 @@ def to_document(
     drawn, read = ("both", "both") if choice.both else ("target", "context")
     words = (Segment("text", text.encode(choice.edit or record["caption"])),) if choice.caption else ()
     if choice.edit:
-        return segment(image, "context", choice.dropped), *words, segment(EDITS[choice.edit](image), drawn)
+        earlier = "both" if choice.draw_earlier else "context"
+        return segment(image, earlier, choice.dropped), *words, segment(EDITS[choice.edit](image), drawn)
     if choice.caption_first:
         return *words, segment(image, drawn)
     return segment(image, read), *words

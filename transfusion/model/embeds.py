@@ -13,10 +13,11 @@ from flax import nnx
 from transfusion.errors import UsageError
 from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
+from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ViT
-from transfusion.rows import unpatchify
+from transfusion.rows import join_items, split_items, unpatchify
 from transfusion.sequence import Stream, TimeConfig
 
 
@@ -136,20 +137,24 @@ class LinearPatch(nnx.Module):
 class UNetPatch(nnx.Module):
     """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
 
+    half, sizes = UNetDown, UNetConfig
+
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
-        self.stream = stream
-        self.down = UNetDown(
-            stream.channels, stream.patch, config.width, rngs, config=UNetConfig(width=stream.coder_width)
-        )
+        self.stream, sizes = stream, self.sizes(width=stream.coder_width)
+        self.down = self.half(stream.channels, stream.patch, config.width, rngs, config=sizes)
 
     def __call__(self, inputs, condition):
-        content = inputs.content
-        b, n, _ = content.shape
-        items = content.reshape(-1, self.stream.tokens_per_item, content.shape[-1])
-        latents = unpatchify(items, self.stream.grid, self.stream.patch)
+        stream, rows = self.stream, inputs.content.shape[0]
+        latents = unpatchify(split_items(inputs.content, stream), stream.grid, stream.patch)
         condition = condition.reshape(-1, condition.shape[-1])
         tokens, skips = self.down(latents, condition)
-        return tokens.reshape(b, n, -1), (skips, condition)
+        return join_items(tokens, stream, rows), (skips, condition)
+
+
+class ConvNeXtPatch(UNetPatch):
+    """The first half of JanusFlow's coder, in the same place."""
+
+    half, sizes = ConvNeXtDown, ConvNeXtConfig
 
 
 class Connector(nnx.Module):
@@ -227,4 +232,7 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
     return tower.packed(inputs.content, jnp.maximum(place, 0), same & patch[:, None] & patch[:, :, None]).last
 
 
-EMBEDS = {"token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "vit": TowerEmbed, "dual": DualEmbed}
+EMBEDS = {
+    "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
+    "dual": DualEmbed,
+}  # fmt: skip

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.model.block import dense, layer_norm, per_token, rms_norm
+from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
+from transfusion.model.vit import patchify
+from transfusion.rows import join_items, split_items
 from transfusion.sequence import Stream
 
 
@@ -104,20 +107,25 @@ class NoHead(nnx.Module):
 class UNetHead(nnx.Module):
     """The up half of the U-Net, with the down half's skips round the trunk: patches [B, N, E], float32."""
 
+    half, sizes = UNetUp, UNetConfig
+
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.stream = stream
-        self.up = UNetUp(stream.channels, stream.patch, width, rngs, config=UNetConfig(width=stream.coder_width))
+        self.stream, sizes = stream, self.sizes(width=stream.coder_width)
+        self.up = self.half(stream.channels, stream.patch, width, rngs, config=sizes)
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
-        b, n, _ = hidden.shape
-        p = self.stream.patch
-        latents = self.up(hidden.reshape(-1, self.stream.tokens_per_item, hidden.shape[-1]), *skips)
-        rows, columns = (side // p for side in self.stream.grid)
-        patches = latents.reshape(-1, rows, p, columns, p, self.stream.channels).transpose(0, 1, 3, 2, 4, 5)
-        return patches.reshape(b, n, -1).astype(jnp.float32)
+        latents = self.up(split_items(hidden, self.stream), *skips)
+        patches = patchify(latents, self.stream.patch)
+        return join_items(patches, self.stream, hidden.shape[0]).astype(jnp.float32)
+
+
+class ConvNeXtHead(UNetHead):
+    """The last half of JanusFlow's coder, in the same place."""
+
+    half, sizes = ConvNeXtUp, ConvNeXtConfig
 
 
 HEADS = {
-    "token": TokenHead, "linear": LinearHead, "unet": UNetHead, "adaln": ModulatedHead,
+    "token": TokenHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead, "adaln": ModulatedHead,
     "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
 }  # fmt: skip

@@ -24,9 +24,12 @@ FIRST = "trunk"  # the name of the first trunk
 TABLES = {
     "embed": EMBEDS,
     "head": HEADS,
-    "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln"),
+    "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln", "token_coder"),
     "table": ("none", "sincos", "sincos_xy", "learned", "centred"),
 }
+# Embed and head in one, with skips round the trunk, and how the noise level enters that.
+CODERS = ("unet", "convnext")
+CODER_TIMES = ("coder", "token_coder")
 SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
 
 
@@ -76,8 +79,12 @@ class StreamParts(nnx.Module):
             value = getattr(stream, field)
             if value not in known:
                 raise UsageError(f"streams: {field} {value!r} is none of {', '.join(known)}{nearest(value, known)}")
-        if (stream.embed == "unet") != (stream.head == "unet") or (stream.embed == "unet") != (stream.time == "coder"):
-            raise UsageError("streams: embed 'unet', head 'unet' and time 'coder' go together")
+        coder = (stream.embed in CODERS, stream.head in CODERS, stream.time in CODER_TIMES)
+        if any(coder) and not (all(coder) and stream.embed == stream.head and stream.aligned):
+            raise UsageError(
+                "streams: one fixed `grid`, embed and head, both 'unet' or both 'convnext', and time 'coder' or "
+                f"'token_coder' go together, not {stream.embed!r}, {stream.head!r} and {stream.time!r}"
+            )
         self.embed = EMBEDS[stream.embed](stream, first, name, rngs)
         if not stream.tied:
             self.head = HEADS[stream.head](stream, head, rngs)
@@ -146,7 +153,7 @@ class UnifiedModel(nnx.Module):
         """Tokens [B, N, D] of one stream and what its head needs besides them; `vector` modulates the stream."""
         part, stream = self.part(name), self.streams[name]
         time = part.time(inputs.time) if hasattr(part, "time") else None
-        added = time if stream.time in ("added", "coder") else None
+        added = time if stream.time in ("added", *CODER_TIMES) else None
         tokens, skips = part.embed(inputs, added)
         if stream.table in SINCOS_AXES:
             tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], SINCOS_AXES[stream.table])
