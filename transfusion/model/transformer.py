@@ -23,6 +23,7 @@ from transfusion.model import rope
 from transfusion.model.attention import BACKENDS, joined_attention, masked_attention
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm, dense, per_token
 from transfusion.model.config import REMAT, TransformerConfig
+from transfusion.model.cross import CrossAttention
 from transfusion.model.parameters import param, zeros
 from transfusion.sharding import constrain
 
@@ -30,7 +31,8 @@ from transfusion.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of every layer: [layers, B, S, G, K] each, with the metadata [B, S] of their tokens.
+    """Keys and values of every layer: [layers, B, S, G, K] each, with the metadata [B, S] of their tokens; those of a
+    context (`TransformerConfig.cross`) are what cross-attention reads.
 
     Of a model with further trunks `k` and `v` are dicts of them, by the trunk's name."""
 
@@ -81,8 +83,8 @@ class Trunk(nnx.Module):
         """`experts` maps each stream to its expert, in the order of the config's streams; `modulated` are those with a
         condition."""
         self.config = config
-        self.experts = dict(experts)
-        names = list(dict.fromkeys(experts.values()))
+        self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
+        names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
         own = {name: GROUPS if name == self.first else config.untied for name in names}
         self.blocks = nnx.Dict({name: Block(config, rngs, own[name]) for name in names})
@@ -95,6 +97,8 @@ class Trunk(nnx.Module):
         if modulated:
             n, d = config.layers, config.width
             self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
+        if config.cross:
+            self.cross = CrossAttention(config, rngs)
         if config.dual_layers:
             if config.dual_expert not in names:
                 raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
@@ -112,6 +116,7 @@ class Trunk(nnx.Module):
         condition: Mapping[str, Condition] | None = None,
         cache: KeyValues | None = None,
         may: np.ndarray | None = None,
+        may_cross: np.ndarray | None = None,
         keep: bool = False,
     ) -> tuple[dict[str, jax.Array], KeyValues | None]:
         """Runs the trunk over some streams' tokens.
@@ -122,26 +127,32 @@ class Trunk(nnx.Module):
           metadata: per stream [B, N].
           condition: of the modulated streams.
           cache: keys and values that the tokens may see besides each other.
-          may: see `transfusion.masks.see`.
+          may, may_cross: see `transfusion.masks.see`; of self-attention and of cross-attention.
           keep: whether to return the new tokens' keys and values.
 
         Returns:
-          Normed outputs per stream [B, N, D], and the new KeyValues (tokens in the order of the groups) or None.
+          Normed outputs per stream [B, N, D], a context's as it came in, and the new KeyValues (tokens in the order of
+          `order`) or None.
         """
         config, condition = self.config, condition or {}
         groups = self._groups(x)
-        ordered = self.order(x)
-        tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in ordered])
+        outside = [s for s in x if s in config.cross]
+        context = list(self.cross.keys_values(_join(x, outside).astype(config.dtype))) if outside else None
+        kept_tokens = _tokens(metadata, self.order(x)) if keep else None
+        if not groups:
+            return dict(x), (KeyValues(*context, kept_tokens) if keep else None)
+        tokens = _tokens(metadata, [s for streams in groups.values() for s in streams])
         joined = {
             expert: constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
             for expert, streams in groups.items()
         }
         turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
-        attend = self._attention(tokens, cache, may)
+        attend = self._attention(tokens, tokens, cache, may)
+        across = self._across(tokens, _tokens(metadata, outside) if outside else None, cache, may_cross)
         sizes = [part.shape[1] for part in joined.values()]
 
         def layer(carry, scanned):
-            weights, modulation, vectors, cached, dual = scanned
+            (weights, modulation, cross), (vectors, cached, given), dual = scanned
             blocks = {e: _bind(self.blocks[self.first], weights[self.first] | weights[e]) for e in groups}
             parts = {
                 s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
@@ -156,7 +167,12 @@ class Trunk(nnx.Module):
             if dual is not None and config.dual_expert in groups:
                 e = config.dual_expert
                 extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
-            new = {e: blocks[e].finish(carry[e], out, parts[e], extra[e]) for e, out in zip(groups, outs, strict=True)}
+            new = {
+                e: blocks[e].add_attention(carry[e], out, parts[e], extra[e])
+                for e, out in zip(groups, outs, strict=True)
+            }
+            new = new if across is None else across(new, cross, given, cached)
+            new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in new.items()}
             return {e: constrain(y, "batch", None, None) for e, y in new.items()}, ((k, v) if keep else None)
 
         if REMAT[config.remat] is not None:
@@ -165,28 +181,32 @@ class Trunk(nnx.Module):
         weights = {e: _pure(self.blocks[e]) for e in needed}
         modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
         vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
-        scanned = (weights, modulation, vectors, None if cache is None else (cache.k, cache.v))
+        tables = (weights, modulation, None if across is None else _pure(self.cross))
+        scanned = (tables, (vectors, None if cache is None else (cache.k, cache.v), context))
         if config.scan and not config.dual_layers:
             out, kept = jax.lax.scan(lambda carry, part: layer(carry, (*part, None)), joined, scanned)
         else:
             out, kept = _unrolled(layer, joined, scanned, config.layers, self._duals())
-        result = {}
+        result = {s: x[s] for s in outside}
         for expert, streams in groups.items():
             y = self._final(out[expert], expert)
             parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
             result |= dict(zip(streams, parts, strict=True))
-        return result, (KeyValues(*kept, tokens) if keep else None)
+        if keep and outside:
+            kept = [jnp.concatenate(parts, 2) for parts in zip(kept, context, strict=True)]
+        return result, (KeyValues(*kept, kept_tokens) if keep else None)
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
-        """The streams of each expert."""
+        """The streams of each expert, without a context."""
         groups: dict[str, list[str]] = {}
-        for stream in streams:
+        for stream in (s for s in streams if s in self.experts):
             groups.setdefault(self.experts[stream], []).append(stream)
         return groups
 
     def order(self, streams: Iterable[str]) -> list[str]:
-        """The order in which attention joins the streams, and in which keys and values are kept."""
-        return [stream for group in self._groups(streams).values() for stream in group]
+        """The order in which attention joins the streams, and in which keys and values are kept; a context is last."""
+        inside = [stream for group in self._groups(streams).values() for stream in group]
+        return inside + [stream for stream in streams if stream not in self.experts]
 
     def _turn(self, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         config = self.config
@@ -198,14 +218,34 @@ class Trunk(nnx.Module):
         )  # fmt: skip
         return rope.turns(angle, config.rope_scaling.magnitude)
 
-    def _attention(self, tokens: Metadata, cache: KeyValues | None, may: np.ndarray | None):
+    def _attention(
+        self, queries: Metadata, keys: Metadata | None, cache: KeyValues | None, may: np.ndarray | None
+    ):  # fmt: skip
         """A function of one layer's (q, k, v, cached); what all layers share is made here."""
         if cache is None:
             backend = BACKENDS[self.config.attention]
-            plan = backend.plan(tokens, tokens, may)
+            plan = backend.plan(queries, keys, may)
             return lambda q, k, v, cached: backend.attend(q, k, v, plan)
-        sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
+        sees_cache = see(queries, cache.metadata, may)
+        if keys is None:
+            return lambda q, k, v, cached: joined_attention(q, [(*cached, sees_cache)])
+        sees_new = see(queries, keys, may)
         return lambda q, k, v, cached: joined_attention(q, [(*cached, sees_cache), (k, v, sees_new)])
+
+    def _across(self, tokens: Metadata, context: Metadata | None, cache: KeyValues | None, may: np.ndarray | None):
+        """One layer's cross-attention, a function of (tokens per expert, its weights, the context's keys and values,
+        cached); None where there is no context."""
+        if not self.config.cross or (context is None and cache is None):
+            return None
+        attend = self._attention(tokens, context, cache, may)
+
+        def across(x, weights, given, cached):
+            k, v = given or (None, None)
+            y = _bind(self.cross, weights)(_join(x, list(x)), lambda q: attend(q, k, v, cached))
+            parts = jnp.split(y, np.cumsum([part.shape[1] for part in x.values()])[:-1], axis=1)
+            return dict(zip(x, parts, strict=True))
+
+        return across
 
     def _duals(self) -> dict[int, dict[str, Any]]:
         """Weights of the second attention, of the layers that have one."""
@@ -216,7 +256,7 @@ class Trunk(nnx.Module):
 
     def _attend_dual(self, dual, block, x, turn, streams, condition, metadata, may) -> jax.Array:
         """What the second attention, among one expert's tokens, adds to them."""
-        tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+        tokens = _tokens(metadata, streams)
         (stream,) = streams
         shift, scale, gate = modulate(
             dual["modulation"][stream], condition[stream].vector, condition[stream], self.config.dtype
@@ -256,8 +296,12 @@ def _join(parts: Mapping[str, jax.Array], streams: list[str]) -> jax.Array:
     return jnp.concatenate([parts[s] for s in streams], 1) if len(streams) > 1 else parts[streams[0]]
 
 
-def _bind(block: Block, weights: dict[str, jax.Array]) -> Block:
-    """The block with one layer's weights."""
+def _tokens(metadata: Mapping[str, Metadata], streams: list[str]) -> Metadata:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+
+
+def _bind(block: Any, weights: dict[str, jax.Array]) -> Any:
+    """The module with one layer's weights."""
     graph, state = nnx.split(block)
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)
@@ -277,13 +321,17 @@ def by_layer(params: dict[str, Any]) -> dict[str, Any]:
     return params | jax.tree.map(split, stacked)
 
 
+def _by_layer(weight: Any) -> bool:
+    return isinstance(weight, tuple)
+
+
 def _unrolled(layer, carry, scanned, layers: int, duals: dict[int, Any]):
     """jax.lax.scan as a Python loop: the compiler sees every layer. `duals`: see `Trunk._duals`."""
     kept = []
     for i in range(layers):
         # A tuple holds a parameter's layers one by one (see `by_layer`).
-        weights = [{e: {name: w[i] for name, w in part.items()} for e, part in table.items()} for table in scanned[:2]]
-        rest = jax.tree.map(lambda x, i=i: x[i], scanned[2:])
-        carry, out = layer(carry, (*weights, *rest, duals.get(i)))
+        tables = [jax.tree.map(lambda w, i=i: w[i], table, is_leaf=_by_layer) for table in scanned[0]]
+        rest = jax.tree.map(lambda x, i=i: x[i], scanned[1])
+        carry, out = layer(carry, (tables, rest, duals.get(i)))
         kept.append(out)
     return carry, None if kept[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *kept)

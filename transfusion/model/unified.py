@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
-from transfusion.masks import Metadata
+from transfusion.masks import Metadata, causal
 from transfusion.model.block import per_token
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
@@ -107,9 +107,11 @@ class UnifiedModel(nnx.Module):
         for where, trunk in configs.items():
             if trunk.rope_axes != spec.axes:
                 raise UsageError(f"model.rope_axes {trunk.rope_axes} differs from the sequence's {spec.axes} axes")
-            for name in trunk.streams:
+            for name in (*trunk.streams, *trunk.causal, *trunk.cross):
                 if name not in spec.streams:
                     raise UsageError(f"model: the trunk {where!r} has no stream {name!r}{nearest(name, spec.streams)}")
+            if set(trunk.streams or spec.streams) <= set(trunk.cross):
+                raise UsageError(f"model: the trunk {where!r} changes no stream, all are in `cross`")
         # The trunks that a stream passes through, in order.
         self.path = {s: tuple(n for n, c in configs.items() if s in (c.streams or spec.streams)) for s in spec.streams}
         for name, path in self.path.items():
@@ -188,6 +190,7 @@ class UnifiedModel(nnx.Module):
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
         several = len(self.configs) > 1
+        metadata = {name: part.metadata for name, part in inputs.items()}
         hidden, read, kept, every = {}, {}, None, {}
         for where in self.configs:
             names = [name for name in inputs if where in self.path[name]]
@@ -198,10 +201,11 @@ class UnifiedModel(nnx.Module):
             out, kept = trunk(
                 tokens,
                 {name: inputs[name].position for name in names},
-                {name: inputs[name].metadata for name in names},
+                {n: causal(m) if n in self.configs[where].causal else m for n, m in metadata.items() if n in names},
                 condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
                 cache=_of_trunk(cache, where) if several else cache,
                 may=self._may(where),
+                may_cross=self._may(where, cross=True),
                 keep=keep,
             )
             every[where] = kept
@@ -211,10 +215,11 @@ class UnifiedModel(nnx.Module):
             kept = self._joined(every, inputs)
         return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
 
-    def _may(self, where: str) -> np.ndarray | None:
-        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it."""
+    def _may(self, where: str, cross: bool = False) -> np.ndarray | None:
+        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it, by the one attention or by the
+        other."""
         may = None if self.may is None else self.may.value
-        inside = [where in path for path in self.path.values()]
+        inside = [where in path and cross == (s in self.configs[where].cross) for s, path in self.path.items()]
         if all(inside):
             return may
         return np.broadcast_to(inside, (len(inside),) * 2) & (True if may is None else may)

@@ -27,6 +27,19 @@ class Prefix:
     rows: jax.Array
 
 
+def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:
+    """The prefix with what is computed once before the noised tokens: learned queries."""
+    part = layout.before
+    if not part.length:
+        return prefix
+    inputs = lay(part, layout.spec, prefix.place, prefix.rows, {}, jnp.ones(len(prefix.rows)))
+    _, new = model.encode(inputs, cache=prefix.cache, keep=True)
+    old = prefix.cache
+    k, v = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), (old.k, old.v), (new.k, new.v))
+    meta = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old.metadata, new.metadata)
+    return Prefix(KeyValues(k, v, meta), prefix.place.after(part, prefix.rows), prefix.rows)
+
+
 def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
     """What the head says of x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
     name = layout.run.stream
