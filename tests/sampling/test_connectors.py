@@ -26,13 +26,18 @@ def ids(*values):
 PROMPTS = [Prompt((ids(5, 6, 7),), draw=True), Prompt((ids(1, 2, 3, 4, 5, 6, 7, 8, 9),), draw=True), Prompt((ids(3),))]
 
 
-def make(form, scan=False):
-    """A task of the config, and weights that are zero nowhere."""
+def make(form):
+    """A task of the config with one layer in each trunk, and weights that are zero nowhere."""
     experiment = load_experiment(f"{CONFIG}:{form}")
-    model = dataclasses.replace(experiment.model, scan=scan)
-    task = make_task(dataclasses.replace(experiment, model=model))
-    params = task.template.init(jax.random.key(1))
-    return task, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+    def small(model):
+        return dataclasses.replace(model, layers=1, scan=False)
+
+    stages = {name: dataclasses.replace(s, trunk=small(s.trunk)) for name, s in experiment.model.stages.items()}
+    model = dataclasses.replace(small(experiment.model), stages=stages)
+    task, rng = make_task(dataclasses.replace(experiment, model=model)), np.random.default_rng(1)
+    params = jax.tree.map(lambda s: np.asarray(rng.standard_normal(s.shape) / 8, s.dtype), task.template.shapes)
+    return task, params
 
 
 @pytest.mark.parametrize("form", ["debug", "cross_debug", "qwen_debug"])
