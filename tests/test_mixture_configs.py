@@ -103,14 +103,21 @@ def test_a_form_that_does_not_exist_is_told():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "modulated"), [("dit.py:debug", ("trunk",)), ("showo2.py:debug", ("stages", "head"))])
+@pytest.mark.parametrize(
+    ("name", "modulated"),
+    [
+        ("dit.py:debug", ("trunk",)),
+        ("showo2.py:debug", ("stages", "head")),
+        ("omnigen.py:debug", ("parts", "image", "head")),
+    ],
+)
 def test_modulated_images_train_resume_and_sample(data_dir, tmp_path, name, modulated):
     config = experiment(name, data_dir)
     state = train(config, tmp_path)
     assert int(state.step) == 20
     # Zero at first, and learned since: the modulation does something.
-    trunk = functools.reduce(dict.get, modulated, state.params)
-    assert max(np.abs(w).max() for w in jax.tree.leaves(trunk["modulation"])) > 0
+    part = functools.reduce(dict.get, modulated, state.params)
+    assert max(np.abs(w).max() for w in jax.tree.leaves(part["modulation"])) > 0
     forget(tmp_path, 20)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -66,3 +66,10 @@ def connector(queries: bool = True) -> Layout:
     else:
         drawn = (Run("image", opener=text.BOI, closer=text.EOI, private=True, position="grid"),)
     return {"text": (Run("text"),), "image": drawn, "image/context": ()}
+
+
+def omnigen() -> Layout:
+    """OmniGen (arXiv 2409.11340): what is drawn is noised latents, what is read is clean ones of another embed."""
+    edges = {"opener": text.BOI, "closer": text.EOI}
+    read = Run("clean", time_low=1.0, loss=False, **edges)
+    return {"text": (Run("text"),), "image": (Run("image", **edges),), "image/context": (read,)}

@@ -78,7 +78,10 @@ def test_every_place_has_its_own_position():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"embed": "linaer"}, "embed 'linaer' is none of token, linear, unet, vit, dual (did you mean 'linear'?)"),
+        (
+            {"embed": "linaer"},
+            "embed 'linaer' is none of token, linear, unet, vit, dual, queries (did",
+        ),
         ({"head": "unet"}, "go together"),
         ({"time": "add"}, "did you mean 'added'?"),
     ],

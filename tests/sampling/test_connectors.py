@@ -36,7 +36,7 @@ def make(form):
     stages = {name: dataclasses.replace(s, trunk=small(s.trunk)) for name, s in experiment.model.stages.items()}
     model = dataclasses.replace(small(experiment.model), stages=stages)
     task, rng = make_task(dataclasses.replace(experiment, model=model)), np.random.default_rng(1)
-    params = jax.tree.map(lambda s: np.asarray(rng.standard_normal(s.shape) / 8, s.dtype), task.template.shapes)
+    params = jax.tree.map(lambda s: np.asarray(rng.standard_normal(s.shape) / 5, s.dtype), task.template.shapes)
     return task, params
 
 
