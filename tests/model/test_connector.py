@@ -151,11 +151,11 @@ def metadata(documents, first, span, stream):
     return Metadata(*(jnp.asarray(field, jnp.int32) for field in fields))
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_cross_attention_equals_the_plain_one_and_its_context_is_kept(scan):
+@pytest.mark.parametrize("changes", [{}, {"scan": False, "attention": "blockwise"}])
+def test_cross_attention_equals_the_plain_one_and_its_context_is_kept(changes):
     config = TransformerConfig(
         width=16, layers=2, heads=4, kv_heads=2, ffn_multiple=16, biases=("qkv",), rope_theta=0.0, final_norm=False,
-        scan=scan, streams=("image", "words"), cross=("words",),
+        streams=("image", "words"), cross=("words",), **changes,
     )  # fmt: skip
     template = Template(lambda rngs: Trunk(config, {"image": "image", "words": "elsewhere"}, rngs))
     assert set(template.shapes["blocks"]) == {"image"}  # the context is not changed here
