@@ -3,7 +3,8 @@
 What: `configs/digits.py` whose noise level modulates every layer of the image's tokens (adaLN-zero: shift, scale and
 gate per item, zero at first) and its last layer, in place of being added to the tokens. The caption conditions in
 context: its tokens are written by the same trunk and are not modulated, so that text stays cached while one draws.
-`configs/dit.py:mmdit` has an expert for each modality and joint attention (MM-DiT) with QK-norm.
+`configs/dit.py:mmdit` has an expert for each modality and joint attention (MM-DiT) with QK-norm; cross-attention is in
+`configs/connector.py:cross`.
 Command: python -m transfusion.train --config configs/dit.py --workdir runs/dit
 Hardware: 2 CPU cores. Time: not yet measured.
 `configs/dit.py:debug` trains 20 steps in seconds.

@@ -1,4 +1,4 @@
-"""The configs of Mixture-of-Transformers and LMFusion, in their debug forms, through the programs' own functions."""
+"""Configs of systems of several experts or trunks, in their debug forms, through the programs' own functions."""
 
 import dataclasses
 import functools
@@ -17,6 +17,7 @@ from transfusion.initial import InitConfig
 from transfusion.model.paths import by_path
 from transfusion.programs import load_experiment
 from transfusion.seals import seal_path
+from transfusion.tasks import make_task
 from transfusion.train import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -35,10 +36,15 @@ def forget(workdir: pathlib.Path, step: int) -> None:
     shutil.rmtree(workdir / "checkpoints" / str(step))
 
 
-def draws_and_captions(workdir: pathlib.Path) -> None:
-    run = transfusion.load_run(workdir)
-    images = run.draw(["a handwritten one", "a handwritten two"], steps=2)
+def draws(workdir: pathlib.Path) -> np.ndarray:
+    images = transfusion.load_run(workdir).draw(["a handwritten one", "a handwritten two"], steps=2)
     assert images.shape == (2, 8, 8, 1) and images.std() > 0
+    return images
+
+
+def draws_and_captions(workdir: pathlib.Path) -> None:
+    images = draws(workdir)
+    run = transfusion.load_run(workdir)
     assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
 
 
@@ -91,21 +97,59 @@ def test_a_text_run_learns_to_draw_and_writes_as_before(data_dir, tmp_path):
 
 
 def test_a_form_that_does_not_exist_is_told():
-    for name in ("mot", "lmfusion"):
+    for name in ("mot", "lmfusion", "connector"):
         with pytest.raises(UsageError, match=r"no form 'debgu': .*debug"):
             load_experiment(CONFIGS / f"{name}.py:debgu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "modulated"), [("dit.py:debug", ("trunk",)), ("showo2.py:debug", ("stages", "head"))])
+@pytest.mark.parametrize(
+    ("name", "modulated"),
+    [
+        ("dit.py:debug", ("trunk",)),
+        ("showo2.py:debug", ("stages", "head")),
+        ("omnigen.py:debug", ("parts", "image", "head")),
+    ],
+)
 def test_modulated_images_train_resume_and_sample(data_dir, tmp_path, name, modulated):
     config = experiment(name, data_dir)
     state = train(config, tmp_path)
     assert int(state.step) == 20
     # Zero at first, and learned since: the modulation does something.
-    trunk = functools.reduce(dict.get, modulated, state.params)
-    assert max(np.abs(w).max() for w in jax.tree.leaves(trunk["modulation"])) > 0
+    part = functools.reduce(dict.get, modulated, state.params)
+    assert max(np.abs(w).max() for w in jax.tree.leaves(part["modulation"])) > 0
     forget(tmp_path, 20)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
         np.testing.assert_array_equal(a, b)
     draws_and_captions(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["debug", "cross_debug", "qwen_debug"])
+def test_a_frozen_language_model_leads_a_trunk_that_draws(data_dir, tmp_path, form):
+    config = experiment(f"connector.py:{form}", data_dir)
+    state = train(config, tmp_path)
+    assert int(state.step) == 20
+    forget(tmp_path, 20)
+    earlier, after = by_path(restore_params(tmp_path, "params")[1]), by_path(state.params)
+    moments = by_path(state.opt_state[1][0].mu)
+    for path, leaf in after.items():
+        language = path.startswith(("trunk/", "parts/text/"))
+        assert (np.asarray(leaf) == earlier[path]).all() == language, path
+        assert (path in moments) != language
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    draws(tmp_path)
+    with pytest.raises(UsageError, match="reads no images"):
+        transfusion.load_run(tmp_path).caption(np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def test_a_connector_starts_from_the_text_run_of_lmfusion():
+    """Whose parameters are those of the frozen language model, in all forms."""
+    words = by_path(make_task(load_experiment(CONFIGS / "lmfusion.py:text")).template.shapes)
+    for form in ("connector.py", "connector.py:cross", "connector.py:qwen"):
+        config = load_experiment(CONFIGS / form)
+        assert config.init.path == load_experiment(CONFIGS / "lmfusion.py").init.path
+        shapes = by_path(make_task(config).template.shapes)
+        assert {path: shapes[path].shape for path in words} == {path: leaf.shape for path, leaf in words.items()}
+        assert {path for path in shapes if path.startswith(("trunk/", "parts/text/"))} == set(words)

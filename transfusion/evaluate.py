@@ -157,6 +157,8 @@ class Evaluation:
             self.classes(real, held_out)
         if not held_out.captioned:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")
+        if not self.run.spec.reads("image"):
+            return self.skip("the model reads no images", "caption_accuracy")
         with self.part("captions"):
             written = scores.captioning(self.run, held_out, self.captions, self.seed)
         self.fields["caption_accuracy"] = written.score

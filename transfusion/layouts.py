@@ -79,3 +79,23 @@ def mogao() -> Layout:
         "image/context": (read, seen),
         "image/target": (noised,),
     }
+
+
+def connector(queries: bool = True) -> Layout:
+    """MetaQueries (arXiv 2504.06256): an image is learned queries behind BOI, which a language model reads as text, and
+    then noised latents that nothing else sees. An image that is only read yields nothing.
+
+    Without `queries` the noised latents stand alone behind BOI (Qwen-Image, arXiv 2508.02324).
+    """
+    if queries:
+        drawn = (Run("queries", opener=text.BOI, loss=False), Run("image", closer=text.EOI, private=True))
+    else:
+        drawn = (Run("image", opener=text.BOI, closer=text.EOI, private=True, position="grid"),)
+    return {"text": (Run("text"),), "image": drawn, "image/context": ()}
+
+
+def omnigen() -> Layout:
+    """OmniGen (arXiv 2409.11340): what is drawn is noised latents, what is read is clean ones of another embed."""
+    edges = {"opener": text.BOI, "closer": text.EOI}
+    read = Run("clean", time_low=1.0, loss=False, **edges)
+    return {"text": (Run("text"),), "image": (Run("image", **edges),), "image/context": (read,)}

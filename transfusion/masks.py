@@ -33,6 +33,11 @@ def metadata(batch: Batch, spec: SequenceSpec, streams: list[str] | None = None)
     return Metadata(stream=stream, **fields)
 
 
+def causal(tokens: Metadata) -> Metadata:
+    """The same tokens outside of every bidirectional block, for a trunk that reads them one after the other."""
+    return dataclasses.replace(tokens, span=jnp.zeros_like(tokens.span))
+
+
 def see(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> jax.Array:
     """Whether each query sees each key: bool [B, Q, K].
 

@@ -256,6 +256,8 @@ class Report:
     def captions(self) -> str:
         if not self.held_out.captioned:
             return page.absent("The held-out data has no captioned images.")
+        if not self.run.spec.reads("image"):
+            return page.absent("The model reads no images.")
         found = _read_captions(self.workdir, self.held_out) if self.evaluation else []
         note = "From the evaluation"
         if not found:

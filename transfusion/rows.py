@@ -81,7 +81,7 @@ class _Builder:
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
         """Appends the patches of one item [h, w, C] in raster order, after its time token if it has one."""
         stream = self.spec.streams[run.stream]
-        patches, places = patchify(segment.of(stream.source), stream.patch)
+        patches, places = patchify(_content(segment, stream), stream.patch)
         weight = np.full(len(patches), float(run.loss))
         if stream.time_tokens:  # its place says that it is no patch
             extra = ((stream.time_tokens, 0), (0, 0))
@@ -202,8 +202,15 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
 
 
+def _content(segment: Segment, stream: Stream) -> np.ndarray:
+    """What a stream holds of a segment."""
+    if stream.source == "none":
+        return np.zeros((*stream.grid, stream.channels), np.float32)
+    return segment.of(stream.source)
+
+
 def _check_value(segment: Segment, stream: Stream) -> None:
-    shape = np.shape(segment.of(stream.source))
+    shape = np.shape(_content(segment, stream))
     if stream.labels and segment.label >= stream.labels:
         raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {stream.labels} classes")
     if stream.discrete:
@@ -261,7 +268,7 @@ def patchify(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = h // patch, w // patch
     patches = latents.reshape(rows, patch, columns, patch, c).transpose(0, 2, 1, 3, 4)
     places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-    return patches.reshape(rows * columns, -1), places.astype(np.int32)
+    return patches.reshape(rows * columns, patch**2 * c), places.astype(np.int32)
 
 
 def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
@@ -308,7 +315,7 @@ def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
         kind, _, role = key.partition("/")
         if not runs:  # segments of this kind yield no tokens
             continue
-        stream = spec.streams[runs[0].stream]
+        stream = next(s for s in (spec.streams[run.stream] for run in runs) if s.source != "none")
         if kind == TEXT or stream.discrete or rng.random() < 0.3:
             continue
         value = _fake_item(stream, rng)

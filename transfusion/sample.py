@@ -98,7 +98,7 @@ def read_image(run: Run, path: str) -> np.ndarray:
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"cannot read the image {path}: {error}") from error
-    stream = next((s for s in run.spec.streams.values() if not s.discrete), None)
+    stream = next((s for s in run.spec.streams.values() if not s.discrete and s.source != "none"), None)
     if stream is None:
         raise UsageError("this model has no images")
     channels = stream.channels if run.experiment.codec.kind == "pixels" else 3

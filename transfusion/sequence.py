@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 
 POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold")
+SOURCES = ("value", "pixels", "none")
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
 
 
@@ -46,7 +47,8 @@ class Stream:
 
     Attributes:
       parts: the stream whose embed, head and tables it uses; '' means that it has its own (BAGEL's clean copy).
-      source: what of a segment its tokens hold: 'value' (latents or ids) or 'pixels' (of an image that has both).
+      source: what of a segment its tokens hold: 'value' (latents or ids), 'pixels' (of an image that has both) or
+        'none' (learned queries: `grid` says how many come with a segment, whatever its size).
       embed: how its tokens enter the trunk; a key of `transfusion.model.embeds.EMBEDS`.
       head: how they leave it; a key of `transfusion.model.heads.HEADS`.
       objective: a key of `transfusion.objectives.OBJECTIVES`.
@@ -109,6 +111,7 @@ class Stream:
                 f"streams: attention is 'causal' or 'block', not {self.attention!r}"
                 + nearest(self.attention, ("causal", "block"))
             )
+        check("streams: source", self.source, SOURCES)
         if self.budget <= 0:
             raise UsageError(f"streams: budget must be positive, not {self.budget}")
         if self.discrete:
@@ -257,6 +260,10 @@ class SequenceSpec:
             if key in self.layout:
                 return self.layout[key]
         raise UsageError(f"layout: no entry for {segment.kind!r}{nearest(segment.kind, self.layout)}")
+
+    def reads(self, kind: str) -> bool:
+        """Whether a segment of this kind that a prompt holds yields tokens."""
+        return bool(self.layout.get(f"{kind}/context", self.layout.get(kind)))
 
     @property
     def reads_pixels(self) -> bool:

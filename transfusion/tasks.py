@@ -150,12 +150,16 @@ class SequenceTask:
     def _trunk_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
         """Of one trunk and one row."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
-        first, total = next(iter(inside.values())).expert, 0.0
-        for name, stream in inside.items():
-            total += 6.0 * stream.budget * parameter_count(shapes["blocks"][first] | shapes["blocks"][stream.expert])
+        changed = {name: stream for name, stream in inside.items() if name not in config.cross}
+        blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0
+        for name, stream in changed.items():
+            total += 6.0 * stream.budget * parameter_count(blocks[first] | blocks.get(stream.expert, {}))
             total += 6.0 * stream.max_items * parameter_count(shapes.get("modulation", {}).get(name, {}))
-        length = sum(stream.budget for stream in inside.values())
-        return total + 12.0 * config.layers * length**2 * config.heads * config.size
+        length = sum(stream.budget for stream in changed.values())
+        context = sum(inside[name].budget for name in config.cross)
+        for name, weight in shapes.get("cross", {}).items():  # keys and values are the context's, the rest the tokens'
+            total += 6.0 * (context if name[0] in "kv" else length) * parameter_count(weight)
+        return total + 12.0 * config.layers * length * (length + context) * config.heads * config.size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

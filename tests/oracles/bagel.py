@@ -10,7 +10,7 @@ import numpy as np
 from oracles import Oracle, run
 from oracles.language import meta
 from transfusion.masks import see
-from transfusion.model.transformer import KeyValues
+from transfusion.model.cache import KeyValues
 from transfusion.model.unified import Inputs, UnifiedModel
 from transfusion.objectives.paths import shift_time
 from transfusion.rows import patchify

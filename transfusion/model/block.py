@@ -177,16 +177,18 @@ class Block(nnx.Module):
         hidden = act(self._dense(y, "gate")) * up if self.activation == "swiglu" else act(up)
         return self._dense(constrain(hidden, "batch", None, "act_mlp"), "down")
 
-    def finish(
+    def add_attention(
         self,
         x: jax.Array,
         attended: jax.Array,
         modulation: list[jax.Array] | None = None,
         extra: jax.Array | None = None,
     ) -> jax.Array:
-        """Adds the attention output [B, N, H, K], `extra` and the feed-forward layer to x [B, N, D]."""
-        gates = (None, None) if modulation is None else (modulation[2], modulation[5])
-        x = x + self.after(self.project(attended), "attention_norm", gates[0])
-        x = x if extra is None else x + extra
+        """Adds the attention output [B, N, H, K] and `extra` to x [B, N, D]."""
+        x = x + self.after(self.project(attended), "attention_norm", None if modulation is None else modulation[2])
+        return x if extra is None else x + extra
+
+    def add_feed_forward(self, x: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
+        """Adds the feed-forward layer to x [B, N, D]."""
         y = self.before(x, "ffn_norm", None if modulation is None else modulation[3:5])
-        return x + self.after(self.feed_forward(y), "ffn_norm", gates[1])
+        return x + self.after(self.feed_forward(y), "ffn_norm", None if modulation is None else modulation[5])

@@ -50,6 +50,10 @@ class TransformerConfig:
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
       streams: those that enter this trunk; () means all.
+      causal: streams that are causal in this trunk, whatever their `attention`: learned queries are read like text by a
+        language model, and see each other in the connector behind it.
+      cross: streams that this trunk leaves as they are; the others see them by a cross-attention in every layer (see
+        `transfusion.model.cross`), and not by self-attention.
       stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
       dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
@@ -85,6 +89,8 @@ class TransformerConfig:
     dual_expert: str = ""
     towers: Mapping[str, ViTConfig] = dataclasses.field(default_factory=dict)
     streams: tuple[str, ...] = ()
+    causal: tuple[str, ...] = ()
+    cross: tuple[str, ...] = ()
     stages: Mapping[str, "Stage"] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     remat: str = "none"

@@ -118,6 +118,20 @@ class TokenEmbed(nnx.Module):
         return self.table[...][inputs.content], None
 
 
+class Queries(nnx.Module):
+    """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
+    2504.06256, section 3); the same for all items."""
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        if stream.source != "none" or not stream.aligned:
+            raise UsageError(f"streams.{name}: embed 'queries' needs source 'none', and a grid: how many there are")
+        self.columns = stream.grid[1] // stream.patch
+        self.table = param(rngs, (stream.tokens_per_item, config.width), (None, "embed"), fan_in(config.width))
+
+    def __call__(self, inputs, condition):
+        return self.table[...][inputs.place[..., 0] * self.columns + inputs.place[..., 1]], None
+
+
 class LinearPatch(nnx.Module):
     """A linear map of patches [B, N, E] (Transfusion, section 3.1); the noise level is added to the tokens."""
 
@@ -234,5 +248,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed,
+    "dual": DualEmbed, "queries": Queries,
 }  # fmt: skip

@@ -20,35 +20,13 @@ from flax import nnx
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata, see
 from transfusion.model import rope
-from transfusion.model.attention import BACKENDS, heads_first, joined_attention, masked_attention
+from transfusion.model.attention import masked_attention
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm, dense, per_token
+from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write
 from transfusion.model.config import REMAT, TransformerConfig
+from transfusion.model.cross import CrossAttention
 from transfusion.model.parameters import param, zeros
 from transfusion.sharding import constrain
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KeyValues:
-    """Keys and values of every layer: [layers, B G, S, K] each, with the metadata [B, S] of their tokens.
-
-    Rows and heads are one axis, for only so does XLA:CPU write a token without a copy of all others. A tuple of layers
-    may stand in place of each array (see `split`). Of a model with further trunks `k` and `v` are dicts, by the trunk's
-    name."""
-
-    k: Any
-    v: Any
-    metadata: Metadata
-
-    def split(self) -> "KeyValues":
-        """With a tuple of layers in place of each array: an unrolled trunk in a loop writes these where they lie."""
-        k, v = jax.tree.map(tuple, (self.k, self.v))
-        return KeyValues(k, v, self.metadata)
-
-    def stacked(self) -> "KeyValues":
-        """The reverse of `split`, of one trunk."""
-        k, v = (jnp.stack(x) if isinstance(x, tuple) else x for x in (self.k, self.v))
-        return KeyValues(k, v, self.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +71,8 @@ class Trunk(nnx.Module):
         """`experts` maps each stream to its expert, in the order of the config's streams; `modulated` are those with a
         condition."""
         self.config = config
-        self.experts = dict(experts)
-        names = list(dict.fromkeys(experts.values()))
+        self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
+        names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
         own = {name: GROUPS if name == self.first else config.untied for name in names}
         self.blocks = nnx.Dict({name: Block(config, rngs, own[name]) for name in names})
@@ -107,6 +85,8 @@ class Trunk(nnx.Module):
         if modulated:
             n, d = config.layers, config.width
             self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
+        if config.cross:
+            self.cross = CrossAttention(config, rngs)
         if config.dual_layers:
             if config.dual_expert not in names:
                 raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
@@ -125,6 +105,7 @@ class Trunk(nnx.Module):
         cache: KeyValues | None = None,
         slots: Mapping[str, jax.Array] | None = None,
         may: np.ndarray | None = None,
+        may_cross: np.ndarray | None = None,
         keep: bool = False,
     ) -> tuple[dict[str, jax.Array], KeyValues | None]:
         """Runs the trunk over some streams' tokens.
@@ -136,28 +117,34 @@ class Trunk(nnx.Module):
           condition: of the modulated streams.
           cache: keys and values that the tokens may see besides each other.
           slots: per stream int32 [B, N], where in the cache to write the tokens, whose metadata is there already.
-          may: see `transfusion.masks.see`.
-          keep: whether, without a cache, to return the tokens' keys and values.
+          may, may_cross: see `transfusion.masks.see`; of self-attention and of cross-attention.
+          keep: whether, without `slots`, to return the tokens' keys and values.
 
         Returns:
-          Normed outputs per stream [B, N, D], and the KeyValues of the tokens in the `order` of their streams; with
-          `slots` the written cache; or None.
+          Normed outputs per stream [B, N, D], a context's as it came in, and the KeyValues of the tokens in the `order`
+          of their streams; with `slots` the written cache; or None.
         """
         config, condition = self.config, condition or {}
         groups = self._groups(x)
-        ordered = self.order(x)
-        tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in ordered])
+        outside = [s for s in x if s in config.cross]
+        context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
+        at = None if slots is None else _join(slots, self.order(x))
+        if not groups:
+            return dict(x), self._only_context(context, cache, at, _tokens(metadata, outside) if keep else None)
+        tokens = _tokens(metadata, [s for streams in groups.values() for s in streams])
         joined = {
             expert: constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
             for expert, streams in groups.items()
         }
         turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
-        at = None if slots is None else jnp.concatenate([slots[s] for s in ordered], 1)
-        attend = self._attention(tokens, cache, at, may, keep)
+        fresh = None if at is not None else tokens
+        attend = attention_over(tokens, fresh, cache, may, config.attention)
+        given = None if at is not None or not outside else _tokens(metadata, outside)
+        across = self._across(tokens, given, cache, may_cross)
         sizes = [part.shape[1] for part in joined.values()]
 
         def layer(carry, scanned):
-            weights, modulation, vectors, cached, dual = scanned
+            (weights, modulation, cross), vectors, cached, given, dual = scanned
             blocks = {e: _bind(self.blocks[self.first], weights[self.first] | weights[e]) for e in groups}
             parts = {
                 s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
@@ -167,13 +154,23 @@ class Trunk(nnx.Module):
             qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
             q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
             q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
-            out, kept = attend(q, k, v, cached)
-            outs = jnp.split(out, np.cumsum(sizes)[:-1], axis=1)
+            # Of all new tokens, a context's last.
+            new = (k, v) if given is None else tuple(jnp.concatenate(two, 1) for two in zip((k, v), given, strict=True))
+            if at is not None:
+                # Before it is read: a cache that is read first and written then would be copied in a loop.
+                cached = write(cached, new, at)
+            kept = cached if at is not None else merged(new) if keep else None
+            outs = jnp.split(attend(q, (k, v), cached), np.cumsum(sizes)[:-1], axis=1)
             extra = {e: None for e in groups}
             if dual is not None and config.dual_expert in groups:
                 e = config.dual_expert
                 extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
-            new = {e: blocks[e].finish(carry[e], out, parts[e], extra[e]) for e, out in zip(groups, outs, strict=True)}
+            new = {
+                e: blocks[e].add_attention(carry[e], out, parts[e], extra[e])
+                for e, out in zip(groups, outs, strict=True)
+            }
+            new = new if across is None else across(new, cross, given, cached)
+            new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in new.items()}
             return {e: constrain(y, "batch", None, None) for e, y in new.items()}, kept
 
         if REMAT[config.remat] is not None:
@@ -182,35 +179,34 @@ class Trunk(nnx.Module):
         weights = {e: _pure(self.blocks[e]) for e in needed}
         modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
         vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
+        tables = (weights, modulation, None if across is None else _pure(self.cross))
         if config.scan and not config.dual_layers:
             cached = None if cache is None else (cache.stacked().k, cache.stacked().v)
-            scanned = (weights, modulation, vectors, cached)
+            scanned = (tables, vectors, cached, context)
             out, kept = jax.lax.scan(lambda carry, part: layer(carry, (*part, None)), joined, scanned)
         else:
-            out, kept = _unrolled(layer, joined, (weights, modulation, vectors), cache, config.layers, self._duals())
-        result = {}
+            out, kept = _unrolled(layer, joined, (tables, vectors, context), cache, config.layers, self._duals())
+        result = {s: x[s] for s in outside}
         for expert, streams in groups.items():
             y = self._final(out[expert], expert)
             parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
             result |= dict(zip(streams, parts, strict=True))
         if kept is None:
             return result, None
-        if cache is None:
-            return result, KeyValues(*kept, tokens).stacked()
-        if isinstance(cache.k, tuple):
-            return result, KeyValues(tuple(kept[0]), tuple(kept[1]), cache.metadata)
-        return result, KeyValues(*kept, cache.metadata).stacked()
+        every = _tokens(metadata, self.order(x)) if at is None else cache.metadata
+        return result, KeyValues(*kept, every).like(cache)
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
-        """The streams of each expert."""
+        """The streams of each expert, without a context."""
         groups: dict[str, list[str]] = {}
-        for stream in streams:
+        for stream in (s for s in streams if s in self.experts):
             groups.setdefault(self.experts[stream], []).append(stream)
         return groups
 
     def order(self, streams: Iterable[str]) -> list[str]:
-        """The order in which attention joins the streams, and in which keys and values are kept."""
-        return [stream for group in self._groups(streams).values() for stream in group]
+        """The order in which attention joins the streams, and in which keys and values are kept; a context is last."""
+        inside = [stream for group in self._groups(streams).values() for stream in group]
+        return inside + [stream for stream in streams if stream not in self.experts]
 
     def _turn(self, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         config = self.config
@@ -222,32 +218,32 @@ class Trunk(nnx.Module):
         )  # fmt: skip
         return rope.turns(angle, config.rope_scaling.magnitude)
 
-    def _attention(self, tokens: Metadata, cache: KeyValues | None, at: jax.Array | None, may, keep: bool):
-        """A function of one layer's (q, k, v, cached): its outputs, and the keys and values to keep or None. What all
-        layers share is made here."""
-        if cache is None:
-            backend = BACKENDS[self.config.attention]
-            plan = backend.plan(tokens, tokens, may)
+    def _across(self, tokens: Metadata, context: Metadata | None, cache: KeyValues | None, may: np.ndarray | None):
+        """One layer's cross-attention, a function of (tokens per expert, its weights, the context's keys and values,
+        cached); None where there is no context."""
+        if not self.config.cross or (context is None and cache is None):
+            return None
+        attend = attention_over(tokens, context, cache, may, self.config.attention)
 
-            def attend(q, k, v, cached):
-                return backend.attend(q, k, v, plan), ((_merged(k), _merged(v)) if keep else None)
+        def across(x, weights, given, cached):
+            y = _bind(self.cross, weights)(_join(x, list(x)), lambda q: attend(q, given, cached))
+            parts = jnp.split(y, np.cumsum([part.shape[1] for part in x.values()])[:-1], axis=1)
+            return dict(zip(x, parts, strict=True))
 
-        elif at is None:
-            sees_cache, sees_new = see(tokens, cache.metadata, may), see(tokens, tokens, may)
+        return across
 
-            def attend(q, k, v, cached):
-                parts = [(*_rows(cached, q), sees_cache), (heads_first(k), heads_first(v), sees_new)]
-                return joined_attention(q, parts), None
-
+    def _only_context(
+        self, context: Pair, cache: KeyValues | None, at: jax.Array | None, tokens: Metadata | None
+    ) -> KeyValues | None:
+        """What is kept of tokens that this trunk leaves as they are, and that are alone: see `__call__`."""
+        new = [tuple(x[i] for x in context) for i in range(self.config.layers)]
+        if at is not None:
+            layers = [write((cache.k[i], cache.v[i]), pair, at) for i, pair in enumerate(new)]
+        elif tokens is not None:
+            layers = [merged(pair) for pair in new]
         else:
-            sees = see(tokens, cache.metadata, may)
-
-            # Written first: a cache that is read before it is written would be copied in every step of a loop.
-            def attend(q, k, v, cached):
-                written = _write(cached[0], k, at), _write(cached[1], v, at)
-                return joined_attention(q, [(*_rows(written, q), sees)]), written
-
-        return attend
+            return None
+        return KeyValues(*zip(*layers, strict=True), tokens if at is None else cache.metadata).like(cache)
 
     def _duals(self) -> dict[int, dict[str, Any]]:
         """Weights of the second attention, of the layers that have one."""
@@ -258,7 +254,7 @@ class Trunk(nnx.Module):
 
     def _attend_dual(self, dual, block, x, turn, streams, condition, metadata, may) -> jax.Array:
         """What the second attention, among one expert's tokens, adds to them."""
-        tokens = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+        tokens = _tokens(metadata, streams)
         (stream,) = streams
         shift, scale, gate = modulate(
             dual["modulation"][stream], condition[stream].vector, condition[stream], self.config.dtype
@@ -298,8 +294,12 @@ def _join(parts: Mapping[str, jax.Array], streams: list[str]) -> jax.Array:
     return jnp.concatenate([parts[s] for s in streams], 1) if len(streams) > 1 else parts[streams[0]]
 
 
-def _bind(block: Block, weights: dict[str, jax.Array]) -> Block:
-    """The block with one layer's weights."""
+def _tokens(metadata: Mapping[str, Metadata], streams: list[str]) -> Metadata:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+
+
+def _bind(block: Any, weights: dict[str, jax.Array]) -> Any:
+    """The module with one layer's weights."""
     graph, state = nnx.split(block)
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)
@@ -319,20 +319,8 @@ def by_layer(params: dict[str, Any]) -> dict[str, Any]:
     return params | jax.tree.map(split, stacked)
 
 
-def _write(cached: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-    """The cache [B G, S, K] of a layer with the new tokens [B, N, G, K] in the slots at [B, N]."""
-    at = jnp.repeat(at, new.shape[2], axis=0)
-    return cached.at[jnp.arange(len(cached))[:, None], at].set(_merged(new), mode="promise_in_bounds")
-
-
-def _merged(x: jax.Array) -> jax.Array:
-    """[B, N, G, K] -> [B G, N, K]."""
-    return heads_first(x).reshape(-1, x.shape[1], x.shape[3])
-
-
-def _rows(cached: tuple[jax.Array, jax.Array], q: jax.Array) -> list[jax.Array]:
-    """[B G, S, K] -> [B, G, S, K]."""
-    return [x.reshape(len(q), -1, *x.shape[1:]) for x in cached]
+def _by_layer(weight: Any) -> bool:
+    return isinstance(weight, tuple)
 
 
 def _unrolled(layer, carry, scanned, cache: KeyValues | None, layers: int, duals: dict[int, Any]):
@@ -340,9 +328,9 @@ def _unrolled(layer, carry, scanned, cache: KeyValues | None, layers: int, duals
     kept = []
     for i in range(layers):
         # A tuple holds a parameter's layers one by one (see `by_layer`).
-        weights = [{e: {name: w[i] for name, w in part.items()} for e, part in table.items()} for table in scanned[:2]]
-        vectors = {name: x[i] for name, x in scanned[2].items()}
+        tables = [jax.tree.map(lambda w, i=i: w[i], table, is_leaf=_by_layer) for table in scanned[0]]
+        vectors, context = jax.tree.map(lambda x, i=i: x[i], scanned[1:])
         cached = None if cache is None else (cache.k[i], cache.v[i])
-        carry, out = layer(carry, (*weights, vectors, cached, duals.get(i)))
+        carry, out = layer(carry, (tables, vectors, cached, context, duals.get(i)))
         kept.append(out)
     return carry, None if kept[0] is None else tuple(zip(*kept, strict=True))

@@ -1,7 +1,7 @@
 """The model: per stream an embed and a head, and between them one trunk."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,13 +10,14 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
-from transfusion.masks import Metadata
+from transfusion.masks import Metadata, causal
 from transfusion.model.block import per_token
+from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
 from transfusion.model.parameters import Template
-from transfusion.model.transformer import Condition, KeyValues, Trunk
+from transfusion.model.transformer import Condition, Trunk
 from transfusion.sequence import SequenceSpec, Stream
 
 FIRST = "trunk"  # the name of the first trunk
@@ -114,9 +115,11 @@ class UnifiedModel(nnx.Module):
         for where, trunk in configs.items():
             if trunk.rope_axes != spec.axes:
                 raise UsageError(f"model.rope_axes {trunk.rope_axes} differs from the sequence's {spec.axes} axes")
-            for name in trunk.streams:
+            for name in (*trunk.streams, *trunk.causal, *trunk.cross):
                 if name not in spec.streams:
                     raise UsageError(f"model: the trunk {where!r} has no stream {name!r}{nearest(name, spec.streams)}")
+            if set(trunk.streams or spec.streams) <= set(trunk.cross):
+                raise UsageError(f"model: the trunk {where!r} changes no stream, all are in `cross`")
         # The trunks that a stream passes through, in order.
         self.path = {s: tuple(n for n, c in configs.items() if s in (c.streams or spec.streams)) for s in spec.streams}
         for name, path in self.path.items():
@@ -200,8 +203,10 @@ class UnifiedModel(nnx.Module):
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
         several = len(self.configs) > 1
+        metadata = {name: part.metadata for name, part in inputs.items()}
         if slots is not None:
-            cache = KeyValues(cache.k, cache.v, _write(cache.metadata, inputs, slots))
+            new, at = _joined(metadata.values()), jnp.concatenate([slots[name] for name in inputs], 1)
+            cache = KeyValues(cache.k, cache.v, write_metadata(cache.metadata, new, at))
         hidden, read, kept, every = {}, {}, None, {}
         for where in self.configs:
             names = [name for name in inputs if where in self.path[name]]
@@ -212,11 +217,12 @@ class UnifiedModel(nnx.Module):
             out, kept = trunk(
                 tokens,
                 {name: inputs[name].position for name in names},
-                {name: inputs[name].metadata for name in names},
+                {n: causal(m) if n in self.configs[where].causal else m for n, m in metadata.items() if n in names},
                 condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
                 cache=_of_trunk(cache, where) if several else cache,
                 slots=slots,
                 may=self._may(where),
+                may_cross=self._may(where, cross=True),
                 keep=keep,
             )
             every[where] = kept
@@ -226,18 +232,19 @@ class UnifiedModel(nnx.Module):
             k, v = ({w: getattr(new, field) for w, new in every.items()} for field in ("k", "v"))
             kept = KeyValues(cache.k | k, cache.v | v, cache.metadata)
         elif several and keep:
-            kept = self._joined(every, inputs)
+            kept = self._across_trunks(every, inputs)
         return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
 
-    def _may(self, where: str) -> np.ndarray | None:
-        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it."""
+    def _may(self, where: str, cross: bool = False) -> np.ndarray | None:
+        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it, by the one attention or by the
+        other."""
         may = None if self.may is None else self.may.value
-        inside = [where in path for path in self.path.values()]
+        inside = [where in path and cross == (s in self.configs[where].cross) for s, path in self.path.items()]
         if all(inside):
             return may
         return np.broadcast_to(inside, (len(inside),) * 2) & (True if may is None else may)
 
-    def _joined(self, every: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
+    def _across_trunks(self, every: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
         """The keys and values of all trunks, in the order of `inputs`."""
         sizes = {name: part.position.shape[1] for name, part in inputs.items()}
 
@@ -252,7 +259,7 @@ class UnifiedModel(nnx.Module):
             )
 
         k, v = ({w: aligned(w, getattr(kept, field)) for w, kept in every.items()} for field in ("k", "v"))
-        metadata = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[part.metadata for part in inputs.values()])
+        metadata = _joined(part.metadata for part in inputs.values())
         # A trunk that nothing here passes through has keys and values of its own shape all the same.
         for where in self.configs.keys() - every.keys():
             config, (b, s) = self.configs[where], metadata.order.shape
@@ -273,12 +280,8 @@ class UnifiedModel(nnx.Module):
         return self.head_of(stream)(encoded.hidden, encoded.skips)
 
 
-def _write(cached: Metadata, inputs: Mapping[str, Inputs], slots: Mapping[str, jax.Array]) -> Metadata:
-    """A cache's metadata with that of the new tokens."""
-    new = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[part.metadata for part in inputs.values()])
-    at = jnp.concatenate([slots[name] for name in inputs], 1)
-    row = jnp.arange(len(at))[:, None]
-    return jax.tree.map(lambda old, x: old.at[row, at].set(x, mode="promise_in_bounds"), cached, new)
+def _joined(parts: Iterable[Metadata]) -> Metadata:
+    return jax.tree.map(lambda *fields: jnp.concatenate(fields, 1), *parts)
 
 
 def _of_trunk(cache: KeyValues | None, where: str) -> KeyValues | None:

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.model.cache import KeyValues
 from transfusion.model.parameters import Params
-from transfusion.model.transformer import KeyValues, by_layer
+from transfusion.model.transformer import by_layer
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.rows import unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawing import Prefix, broadcast, make_field, solve
+from transfusion.sampling.drawing import Prefix, begin, broadcast, make_field, solve
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
 from transfusion.sampling.solvers import SOLVERS
@@ -182,11 +183,12 @@ class Decoder:
             others = [None if part is None else self._prefix(models.once, part, len(prefix.rows)) for part in parts]
             image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
             guidance = dataclasses.replace(guidance, image=image[:, None, None])
+        prefix = begin(models.once, self.layout, prefix)
         return make_field(models.often, self.layout, config, prefix, *others, guidance), config
 
     def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
         """Prompts about to draw; one serves all rows."""
-        prefix = Prefix(self._prefill(model, prefill)[0], prefill.place, prefill.draw)
+        prefix = begin(model, self.layout, Prefix(self._prefill(model, prefill)[0], prefill.place, prefill.draw))
         return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
 
     def _draw(

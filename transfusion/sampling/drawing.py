@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from transfusion.model.transformer import KeyValues
+from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
 from transfusion.objectives.paths import PATHS, ContinuousConfig, estimates
 from transfusion.sampling.guidance import Guidance
@@ -25,6 +25,22 @@ class Prefix:
     cache: KeyValues
     place: Place
     rows: jax.Array
+
+
+def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:
+    """The prefix with what is computed once before the noised tokens: learned queries."""
+    part = layout.before
+    if not part.length:
+        return prefix
+    rows, used = prefix.rows, prefix.cache.metadata.order.shape[1]
+    inputs = lay(part, layout.spec, prefix.place, rows, {}, jnp.ones(len(rows)))
+    slots = {}
+    for name, piece in inputs.items():
+        b, n = piece.metadata.order.shape
+        slots[name] = jnp.broadcast_to(used + jnp.arange(n), (b, n))
+        used += n
+    cache = prefix.cache.grown(used - prefix.cache.metadata.order.shape[1])
+    return Prefix(model.encode(inputs, cache=cache, slots=slots)[1], prefix.place.after(part, rows), rows)
 
 
 def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:

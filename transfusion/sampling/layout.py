@@ -84,7 +84,7 @@ def lay(
       part: numbered from 0.
       place: of the rows.
       rows: bool [B]; the others' tokens are padding.
-      content: ids [B, N] or patches [B, N, E] per stream; text that it lacks is the part's own.
+      content: ids [B, N] or patches [B, N, E] per stream; what it lacks is the part's own.
       time: noise level [B] of the part's items.
     """
     numbers = {name: i for i, name in enumerate(spec.streams)}
@@ -99,8 +99,9 @@ def lay(
             stream=jnp.full((b, n), numbers[name], jnp.int32),
         )
         discrete = spec.streams[name].discrete
+        own = jnp.asarray(piece["tokens" if discrete else "values"])
         result[name] = Inputs(
-            content[name] if name in content else jnp.broadcast_to(jnp.asarray(piece["tokens"]), (b, n)),
+            content[name] if name in content else jnp.broadcast_to(own, (b, *own.shape)),
             None if discrete else time[:, None],
             place.counter[:, None, None] + piece["position"],
             jnp.zeros((b, n), jnp.int32),
@@ -126,19 +127,32 @@ class Layout:
         kinds = {}
         for key, runs in self.spec.layout.items():
             kind, _, role = key.partition("/")
-            if role != "context" and any(self._noised(run) for run in runs):
+            if role != "context" and runs and runs[0].opener >= 0 and any(self._noised(run) for run in runs):
                 kinds[kind] = True
         if len(kinds) > 1:
             raise UsageError(f"the decoder draws one kind of segment, but the layout has {', '.join(kinds)}")
         return next(iter(kinds), "")
 
     def _noised(self, run: Run) -> bool:
-        return run.opener >= 0 and self.spec.streams[run.stream].objective == "continuous"
+        return self.spec.streams[run.stream].objective == "continuous"
 
     @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The run that is drawn, and those that come before it, in reading order.
+
+        Raises:
+          UsageError: if there is a token of text between them.
+        """
+        runs = self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
+        last = next(i for i, run in enumerate(runs) if self._noised(run))
+        if last and runs[last].opener >= 0 and runs[last].boundary == "outside":
+            raise UsageError(f"layout {self.kind!r}: the first run opens a drawing, the noised run has no opener")
+        return runs[: last + 1]
+
+    @property
     def run(self) -> Run:
         """The run that is drawn."""
-        return next(run for run in self.spec.runs(Segment(self.kind, np.zeros(0), "target")) if self._noised(run))
+        return self.runs[-1]
 
     @property
     def stream(self) -> Stream:
@@ -147,12 +161,12 @@ class Layout:
     @property
     def opener(self) -> int:
         """The id that begins a drawing; -1 if nothing is drawn."""
-        return self.run.opener if self.kind else -1
+        return self.runs[0].opener if self.kind else -1
 
     @property
     def opener_is_text(self) -> bool:
         """Whether the opener is an ordinary token before the image, and so in the cache when it is drawn."""
-        return self.run.boundary == "outside"
+        return self.runs[0].boundary == "outside"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -172,10 +186,19 @@ class Layout:
         return expand((Segment("text", np.zeros(1, np.int32)),), self.spec, begin=False, end=False)
 
     @cached_property
+    def before(self) -> Expanded:
+        """What is computed once when a drawing begins (learned queries)."""
+        return self._part(self._opened(self.runs[:-1]))
+
+    @cached_property
     def noisy(self) -> Expanded:
         """What an evaluation of the velocity computes: the noised tokens, with their edges where those see them."""
-        edges = {"opener": -1, "closer": -1} if self.opener_is_text else {}
+        edges = {"opener": -1, "closer": -1} if self.run.boundary == "outside" else {}
         return self._part((dataclasses.replace(self.run, **edges),))
+
+    def _opened(self, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+        """Runs without the opener that is in the cache already."""
+        return (dataclasses.replace(runs[0], opener=-1), *runs[1:]) if runs and self.opener_is_text else runs
 
     @property
     def tokens(self) -> int:
@@ -199,9 +222,7 @@ class Layout:
                     f"no text can follow a drawing: the stream {run.stream!r} reads pixels, and latents are drawn; "
                     "set sampling.max_tokens=0, and put the drawn image into the next prompt"
                 )
-        if runs and self.opener_is_text:
-            runs = (dataclasses.replace(runs[0], opener=-1), *runs[1:])
-        return self._part(runs)
+        return self._part(self._opened(runs))
 
     @property
     def goes_on(self) -> bool:
@@ -242,7 +263,8 @@ class Layout:
         With `think` those that draw write first.
 
         Raises:
-          UsageError: if an image does not fit its stream, or a prompt ends where no text can follow.
+          UsageError: if an image does not fit its stream or the model reads none, or a prompt ends where no text can
+            follow.
         """
         thinks = np.array([prompt.draw and think for prompt in prompts])
         draw = np.array([prompt.draw and not think for prompt in prompts])
@@ -272,6 +294,9 @@ class Layout:
         return Prefill(inputs, last, draw, thinks, Place(*where))
 
     def _expand(self, segments: Document, draw: bool) -> Expanded:
+        for segment in segments:
+            if not self.spec.reads(segment.kind):
+                raise UsageError(f"this model reads no {segment.kind}s: its layout gives them no tokens")
         if draw:
             if not self.kind:
                 raise UsageError(

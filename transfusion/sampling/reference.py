@@ -123,6 +123,8 @@ def generate_one(
         if opened:
             new = Segment(row.layout.kind, row.image(drawn), "context")
             drawn += 1
+            if not config.max_tokens or not row.layout.goes_on:
+                return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:
             new = Segment("text", np.array([token], np.int32))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.transformer import KeyValues
+from transfusion.model.cache import KeyValues
 from transfusion.model.unified import Encoded, Inputs, UnifiedModel
 from transfusion.rows import Expanded
 from transfusion.sampling.layout import Place, Prefill
@@ -58,12 +58,7 @@ def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tupl
     b, used = prefix.metadata.order.shape
     zero = jnp.zeros(b, jnp.int32)
 
-    def pad(x, axis):
-        widths = [(0, room + 1 if i == axis else 0) for i in range(x.ndim)]
-        return jnp.pad(x, widths)
-
-    k, v = jax.tree.map(lambda x: pad(x, x.ndim - 2), (prefix.k, prefix.v))
-    cache = KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), prefix.metadata))
+    cache = prefix.grown(room + 1)
     drawing = draw.astype(jnp.int32)
     buffer = jnp.zeros((b, ids), jnp.int32)
     if opener >= 0:
