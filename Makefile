@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(RUN) transfusion.data.prepare --data_dir data digits
 	$(RUN) transfusion.train --config configs/digits.py --workdir $(DEMO)
-	$(RUN) transfusion.sample --workdir $(DEMO) --prompt 'a handwritten seven' --image $(DEMO)/samples/seven.png
+	$(RUN) transfusion.sample --workdir $(DEMO) --prompt 'a handwritten seven' --output $(DEMO)/samples/seven.png
 	$(RUN) transfusion.sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png
 	$(RUN) transfusion.evaluate --workdir $(DEMO)
 	$(RUN) transfusion.report --workdir $(DEMO)

@@ -27,6 +27,7 @@ TABLES = {
     "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln"),
     "table": ("none", "sincos", "sincos_xy", "learned", "centred"),
 }
+OF_IMAGES = ("unet", "vit", "dual")  # embeds
 SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
 
 
@@ -40,7 +41,7 @@ class Inputs:
       time: noise level of each item float32 [B, M]; None for discrete streams.
       position: int32 [B, N, A].
       item: int32 [B, N].
-      place: int32 [B, N, 2] or None.
+      place: int32 [B, N, S] or None.
       metadata: [B, N].
       label: int32 [B, M] of class-conditional streams.
       pooled: float32 [B, M, C] of streams with a pooled vector.
@@ -78,6 +79,8 @@ class StreamParts(nnx.Module):
                 raise UsageError(f"streams: {field} {value!r} is none of {', '.join(known)}{nearest(value, known)}")
         if (stream.embed == "unet") != (stream.head == "unet") or (stream.embed == "unet") != (stream.time == "coder"):
             raise UsageError("streams: embed 'unet', head 'unet' and time 'coder' go together")
+        if len(stream.grid) != 2 and (stream.table != "none" or stream.embed in OF_IMAGES):
+            raise UsageError(f"streams.{name}: tables of places and embeds {', '.join(OF_IMAGES)} are for images")
         self.embed = EMBEDS[stream.embed](stream, first, name, rngs)
         if not stream.tied:
             self.head = HEADS[stream.head](stream, head, rngs)
