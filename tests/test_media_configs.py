@@ -83,9 +83,10 @@ def test_trains_resumes_and_samples_both_ways(name, suffix, shape, folder, tmp_p
     with pytest.raises(UsageError, match=r"cannot read .*wrong"):
         sample.read_medium(run, str(wrong))
     if name.startswith("speech"):
-        result = evaluate(tmp_path, Options(samples=2, captions=2))
+        result = evaluate(tmp_path, Options(captions=2))
         assert result["text_bits_per_byte"]["count"] == 6 and result["velocity_loss"]["sound"]["mean"]["value"] > 0
-        assert "images" in result["absent"]["caption_accuracy"]
+        assert result["caption_accuracy"]["count"] == 2
+        assert "media are 'sound'" in result["absent"]["retrieval"]
         page = write_report(tmp_path).read_text()
         assert "draws no images" in page
 

@@ -51,7 +51,8 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        self.draws = any(stream.objective == "continuous" for stream in self.run.spec.streams.values())
+        streams = self.run.spec.streams.values()
+        self.draws = any(s.objective == "continuous" and len(s.grid) == 2 for s in streams)  # images
 
     def html(self) -> str:
         """The page."""

@@ -20,7 +20,7 @@ def test_a_round_trip_keeps_length_and_spectrum(config):
     assert back.shape == sound.shape and back.dtype == np.float32
     before, after = (np.abs(codec.transform(x)).ravel() for x in (sound, back))
     assert np.corrcoef(before, after)[0, 1] > 0.85
-    assert np.corrcoef(latents.ravel(), codec.encode(back).ravel())[0, 1] > 0.98
+    assert np.corrcoef(latents.ravel(), codec.encode(back).ravel())[0, 1] > 0.95
     np.testing.assert_allclose(np.std(back), np.std(sound), rtol=0.15)
 
 

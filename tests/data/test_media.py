@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from transfusion.data import builders, clips, media, sounds, speech_catalogue
 from transfusion.data.config import DataConfig, SourceConfig
@@ -128,10 +129,11 @@ def test_animations(tmp_path):
     root.mkdir(parents=True)
     clear = np.zeros((5, 32, 32, 4), np.uint8)
     clear[:, 8:24, 8:24] = [[[[i * 50, 0, 0, 255]]] for i in range(5)]
+    frames = [Image.fromarray(frame) for frame in clear]
     for name in ("1f680", "1f697", "1f192", "2764", "2764-fe0f"):  # a held-out one, and one twice
-        (root / f"{name}.webp").write_bytes(clips.encode(clear, ".webp"))
-    (root / "1f600.webp").write_bytes(clips.encode(clear[:1], ".webp"))  # not animated
-    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode(clear, ".webp"))  # with a skin tone
+        frames[0].save(root / f"{name}.webp", save_all=True, append_images=frames[1:], quality=100)
+    frames[0].save(root / "1f600.webp")  # not animated
+    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode(CLIP, ".webp"))  # with a skin tone
     builders.prepare("animations/16", str(tmp_path))
     found = {}
     for split in ("train", "heldout"):
@@ -141,4 +143,4 @@ def test_animations(tmp_path):
     assert set(found) == {"rocket", "automobile", "COOL button", "red heart"}
     clip = found["rocket"]
     assert clip.shape == (8, 16, 16, 3) and (clip[:, 0, 0] == 255).all()  # white where nothing is
-    np.testing.assert_allclose(clip[:, 8, 8, 0], [0, 0, 50, 50, 100, 150, 150, 200], atol=2)
+    np.testing.assert_allclose(clip[:, 8, 8, 0], [0, 0, 50, 50, 100, 150, 150, 200], atol=12)
