@@ -65,7 +65,7 @@ def test_trains_resumes_and_samples_both_ways(name, suffix, shape, folder, tmp_p
     state = train(config, tmp_path)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.9 * losses[0]
-    if "world" not in name:
+    if name.startswith("speech"):
         seal_path(tmp_path / "checkpoints", 20).unlink()  # as if the process had died before this checkpoint
         shutil.rmtree(tmp_path / "checkpoints" / "20")
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
