@@ -78,8 +78,8 @@ def test_trains_resumes_and_samples_both_ways(name, suffix, shape, folder, tmp_p
     medium = sample.read_medium(run, str(path))
     assert medium.shape == shape and medium.std() > 0
     assert all(isinstance(caption, str) for caption in run.caption([medium], max_tokens=4))
-    wrong = tmp_path / ("wrong.wav" if suffix == ".webp" else "wrong.webp")
-    wrong.write_bytes(path.read_bytes())
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(next(folder.glob("*.wav" if suffix == ".webp" else "*.webp")).read_bytes())
     with pytest.raises(UsageError, match=r"cannot read .*wrong"):
         sample.read_medium(run, str(wrong))
     if name.startswith("speech"):

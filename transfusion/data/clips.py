@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from transfusion.data import images
 
@@ -22,6 +22,8 @@ def decode(data: bytes, pixel_limit: int = 50_000_000) -> np.ndarray:
         if count * file.width * file.height > pixel_limit:
             raise ValueError(f"{count} frames of {file.width}x{file.height} are over the limit of {pixel_limit} pixels")
         return np.stack([np.asarray(images.on_white(frame)) for frame in ImageSequence.Iterator(file)])
+    except UnidentifiedImageError as error:  # whose message names a Python object
+        raise ValueError("not a readable image (no format that Pillow knows)") from error
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         raise ValueError(f"not a readable animation ({str(error).splitlines()[0] if str(error) else error})") from error
 
