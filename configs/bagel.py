@@ -8,7 +8,7 @@ Command: python -m transfusion.train --config configs/bagel.py --workdir runs/ba
 Hardware: 2 CPU cores. Time: not yet measured.
 `configs/bagel.py:edit` adds examples of editing ('negative', 'mirrored', 'upside down'), which alone have images as
 conditions, and so their dropout and a guidance by images:
-  python -m transfusion.sample --workdir runs/bagel --prompt '<image:in.png>negative' --image out.png
+  python -m transfusion.sample --workdir runs/bagel --prompt '<image:in.png>negative' --output out.png
 `configs/bagel.py:debug` trains 20 steps of it in seconds.
 """
 

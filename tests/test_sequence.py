@@ -1,5 +1,7 @@
 """From documents to packed rows."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import packed
@@ -9,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BOI, BOS, EOI, EOS
 
+from transfusion import layouts
+from transfusion.codecs import text
 from transfusion.errors import UsageError
+from transfusion.masks import metadata, see
 from transfusion.rows import assemble, expand, fake_batch, patchify, unpatchify
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream, batch_spec
 
@@ -100,6 +105,78 @@ def test_patches_and_back(rows, columns, patch, channels):
     np.testing.assert_array_equal(unpatchify(patches, latents.shape[:2], patch), latents)
     y, x = places[-1]
     np.testing.assert_array_equal(patches[-1].reshape(patch, patch, channels), latents[y * patch :, x * patch :])
+
+
+@pytest.mark.parametrize("sides, patch", [((6,), 2), ((4, 6), 2), ((4, 4, 6), (2, 1, 3)), ((2, 3, 2), 1)])
+def test_patches_of_series_images_and_clips(sides, patch):
+    latents = np.random.default_rng(0).standard_normal((*sides, 3)).astype(np.float32)
+    patches, places = patchify(latents, patch)
+    p = (patch,) * len(sides) if isinstance(patch, int) else patch
+    np.testing.assert_array_equal(unpatchify(np.stack([patches] * 2), sides, patch), np.stack([latents] * 2))
+    for content, place in zip(patches, places, strict=True):
+        there = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, p, strict=True))
+        np.testing.assert_array_equal(content.reshape(*p, 3), latents[there])
+
+
+def clip_spec(attention="frame", **run):
+    """Clips of 4 frames of 2 x 4 in 4 tokens, two a frame pair."""
+    clip = tiny.image_stream(grid=(4, 2, 4), patch_frames=2, attention=attention, table="none")
+    layout = {"video": (tiny.image_run("video", **{"position": "grid"} | run),)}
+    return tiny.spec({"text": tiny.text_stream(), "video": clip}, layout, axes=3)
+
+
+def test_a_clip_has_times_and_places():
+    document = expand((tiny.words(1), Segment("video", np.zeros((4, 2, 4, 1), np.float32)), tiny.words(2)), clip_spec())
+    piece = document.pieces["video"]
+    np.testing.assert_array_equal(piece["place"], [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]])
+    np.testing.assert_array_equal(piece["position"], piece["place"] + 3)  # after begin, word and opener
+    np.testing.assert_array_equal(document.pieces["text"]["position"][:, 0], [0, 1, 2, 5, 6, 7])
+
+
+@pytest.mark.parametrize("boundary", ["outside", "inside"])
+def test_frames_see_themselves_and_those_before(boundary):
+    spec = clip_spec(boundary=boundary)
+    clip = Segment("video", np.zeros((4, 2, 4, 1), np.float32))
+    batch = assemble([[expand((tiny.words(1), clip, clip), spec)]], spec)
+    m = metadata(batch, spec, ["video"])
+    wanted = np.kron(np.tril(np.ones((4, 4))), np.ones((2, 2)))  # four pairs of frames, two tokens each
+    np.testing.assert_array_equal(see(m, m)[0][:8, :8], wanted)
+    edges = np.asarray(batch["text"].span)[0]
+    np.testing.assert_array_equal(edges[:6], [0, 0, *([1, 2, 3, 4] if boundary == "inside" else [0] * 4)])
+
+
+def test_a_series_moves_on_in_time_only():
+    sound = tiny.image_stream(grid=(8,), patch=2, table="none")
+    spec = tiny.spec(
+        {"text": tiny.text_stream(), "sound": sound}, {"sound": (tiny.image_run("sound", position="grid"),)}, 3
+    )
+    document = expand((Segment("sound", np.zeros((8, 1), np.float32)),), spec)
+    np.testing.assert_array_equal(document.pieces["sound"]["position"], [[2, 2, 2], [3, 2, 2], [4, 2, 2], [5, 2, 2]])
+    assert sound.features == 2 and sound.tokens_per_item == 4
+
+
+def test_a_world_models_frames_see_clean_ones_only():
+    streams = {
+        "text": tiny.text_stream(),
+        "noised": tiny.image_stream(table="none"),
+        "clean": tiny.image_stream(table="none"),
+    }
+    layout = layouts.world()
+    spec = SequenceSpec({**streams, "text": tiny.text_stream(vocabulary=264)}, layout, 257, 258, 3)
+    frame = tiny.picture(np.random.default_rng(0))
+    document = expand((frame, frame), spec)
+    noised, clean, words = (document.pieces[name] for name in ("noised", "clean", "text"))
+    np.testing.assert_array_equal(noised["position"][:4], [[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]])
+    np.testing.assert_array_equal(noised["position"], clean["position"])
+    assert (noised["position"][4:] == noised["position"][:4] + 1).all()  # the next frame: the next index in time
+    batch = assemble([[document]], spec)
+    seen = np.asarray(see(metadata(batch, spec, ["noised"]), metadata(batch, spec, ["clean"])))[0]
+    np.testing.assert_array_equal(seen[:8, :8], np.kron([[0, 0], [1, 0]], np.ones((4, 4))))
+    own = np.asarray(see(metadata(batch, spec, ["noised"]), metadata(batch, spec, ["noised"])))[0]
+    np.testing.assert_array_equal(own[:8, :8], np.kron(np.eye(2), np.ones((4, 4))))
+    # EOI of a clean frame is asked for the next frame's opener, then for the end.
+    asked = words["targets"][words["loss_weight"] > 0]
+    np.testing.assert_array_equal(asked, [text.BOI, text.BOI, 258])
 
 
 def random_document(rng):
@@ -228,6 +305,9 @@ def test_tables_that_cannot_work_are_refused():
         (lambda: tiny.image_stream(patch=3), "patch 3 does not divide"),
         (lambda: tiny.image_stream(budget=10), "no multiple of the 4 tokens"),
         (lambda: tiny.image_stream(grid=(0, 0)), "needs `items`"),
+        (lambda: tiny.image_stream(grid=(0, 4, 4)), "all positive or all 0"),
+        (lambda: tiny.image_stream(attention="frame"), "an image is one 'block'"),
+        (lambda: dataclasses.replace(clip_spec(), axes=2), "needs 3 rotary axes"),
         (lambda: expand((Segment("imge", IMAGE.value),), tiny.spec()), "no entry for 'imge' .did you mean 'image'"),
     ):
         with pytest.raises(UsageError, match=message):

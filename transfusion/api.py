@@ -32,7 +32,7 @@ from transfusion.programs import read_experiment
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.layout import Layout
-from transfusion.sequence import Segment, SequenceSpec
+from transfusion.sequence import Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
 
 
@@ -44,7 +44,7 @@ class Run:
       experiment: the config that it was trained with.
       task: what builds the model from its parameters.
       params: the averaged parameters where the run keeps an average, else the parameters.
-      codec: between uint8 images and latents.
+      codec: between media and latents.
       step: training steps behind the parameters.
     """
 
@@ -59,9 +59,10 @@ class Run:
         return self.task.spec
 
     @property
-    def draws(self) -> bool:
-        """Whether the model draws images; one for understanding alone does not."""
-        return bool(Layout(self.spec).kind)
+    def drawn(self) -> Stream | None:
+        """The stream that the model draws; one for understanding alone has none."""
+        layout = Layout(self.spec)
+        return layout.stream if layout.kind else None
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""
@@ -70,25 +71,39 @@ class Run:
             raise UsageError(f"no sampler setting {sorted(wrong)[0]!r}: there are {', '.join(sorted(known))}")
         return dataclasses.replace(self.experiment.sampling, **overrides)
 
-    def segment(self, part: str | np.ndarray) -> Segment:
-        """A text, or a uint8 image [H, W, C], as a segment of a prompt."""
+    def segments(self, part: str | np.ndarray) -> Document:
+        """A text, or what the codec reads (a uint8 image [H, W, C], a clip [T, H, W, C], a sound [samples]), as a part
+        of a prompt: one segment, or one for each frame of a clip where the model has images only."""
         if isinstance(part, str):
-            return Segment("text", text.encode(part))
-        image = np.asarray(part)
-        return Segment("image", self.codec.encode(image), "context", pixels=to_float(image))
+            return (Segment("text", text.encode(part)),)
+        medium = np.asarray(part)
+        latents = np.asarray(self.codec.encode(medium), np.float32)
+        if latents.ndim == 4 and not self.kind(4):
+            return tuple(segment for frame in medium for segment in self.segments(frame))
+        pixels = to_float(medium) if self.spec.reads_pixels else None
+        return (Segment(self.kind(latents.ndim) or "image", latents, "context", pixels=pixels),)
+
+    def kind(self, axes: int) -> str:
+        """The kind of segment of the layout whose latents have so many axes, their channels included; '' if none."""
+        for key, runs in self.spec.layout.items():
+            streams = [self.spec.streams[run.stream] for run in runs]
+            if any(not stream.discrete and len(stream.grid) + 1 == axes for stream in streams):
+                return key.partition("/")[0]
+        return ""
 
     def generate(
         self, prompts: Sequence[Sequence[str | np.ndarray]], *, draw: bool = False, seed: int = 0, **overrides: Any
     ) -> list[list[str | np.ndarray]]:
-        """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images.
+        """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images, or what
+        else the codec decodes.
 
         Args:
-          prompts: each a list of texts and images in reading order.
+          prompts: each a list of texts and images (clips, sounds) in reading order.
           draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
           seed: same seed, same result.
           overrides: fields of `SamplerConfig`.
         """
-        parts = [Prompt(tuple(self.segment(part) for part in prompt), draw) for prompt in prompts]
+        parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw) for prompt in prompts]
         documents = generate(self.task, self.params, parts, seed, self.sampler(**overrides))
         return [
             [text.decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
@@ -98,14 +113,18 @@ class Run:
     def draw(
         self, prompts: Sequence[str | Sequence[str | np.ndarray]], *, seed: int = 0, **overrides: Any
     ) -> np.ndarray:
-        """One image per prompt, a caption or a list of texts and uint8 images: uint8 [n, H, W, C]."""
-        overrides = {"max_tokens": 0, "max_images": 1} | overrides
+        """One drawing per prompt, a caption or a list of texts and media: uint8 [n, H, W, C] of images, [n, T, H, W, C]
+        of clips, float32 [n, samples] of sounds. With `min_images` (the frames of a world model) that many images each,
+        as one clip."""
+        frames = overrides.get("min_images", self.experiment.sampling.min_images)
+        overrides = {"max_tokens": 0, "max_images": max(1, frames)} | overrides
         parts = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         results = self.generate(parts, draw=True, seed=seed, **overrides)
-        return np.stack([next(part for part in result if not isinstance(part, str)) for result in results])
+        drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        return np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
 
     def caption(self, images: Sequence[np.ndarray], *, seed: int = 0, **overrides: Any) -> list[str]:
-        """One caption per uint8 image [H, W, C], greedy unless `temperature` is given."""
+        """One caption per uint8 image [H, W, C], clip or sound, greedy unless `temperature` is given."""
         overrides = {"temperature": 0.0, "max_images": 0} | overrides
         results = self.generate([[image] for image in images], seed=seed, **overrides)
         return ["".join(part for part in result if isinstance(part, str)) for result in results]

@@ -22,7 +22,7 @@ from transfusion import pictures, programs, provenance
 from transfusion.api import load_run
 from transfusion.errors import UsageError
 from transfusion.evaluation import scores
-from transfusion.evaluation.examples import Examples, read_examples
+from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
 from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_bits, velocity_loss
@@ -32,8 +32,8 @@ HOW = {
     "asked; Wilson 95 % interval",
     "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
     "only; Wilson 95 % interval",
-    "caption_accuracy": "share of held-out images whose greedy caption equals the reference but for case and spaces; "
-    "Wilson 95 % interval",
+    "caption_accuracy": "share of held-out images, clips or sounds whose greedy caption equals the reference but for "
+    "case and spaces; Wilson 95 % interval",
     "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
     "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
@@ -93,14 +93,19 @@ class Evaluation:
     def all(self) -> dict[str, Any]:
         """Runs every part that the run's data and streams allow; the content of evaluation.json."""
         with self.part("data"):
-            real = read_examples(self.experiment.data.sources, self.experiment.data)
-            held_out = read_examples(self.experiment.eval.sources, self.experiment.data)
+            sources, data = self.experiment.eval.sources, self.experiment.data
+            kind = medium_of_sources(sources or data.sources, data) or "image"
+            real = read_examples(data.sources, data, kind=kind)
+            held_out = read_examples(sources, data, kind=kind)
         with self.part("text"):
             self.text()
         with self.part("velocity"):
             self.velocity()
         if not any(not stream.discrete for stream in self.run.spec.streams.values()):
             self.skip("the model has no image stream", *self.image_scores)
+        elif kind != "image":
+            self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
+            self.written(held_out)
         else:
             self.images(real, held_out)
         return self.report()
@@ -147,7 +152,7 @@ class Evaluation:
     # --- images -------------------------------------------------------------------------------------------------------
 
     def images(self, real: Examples, held_out: Examples) -> None:
-        if not self.run.draws:
+        if self.run.drawn is None:
             self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))
         elif self.experiment.eval.prompts == "held_out":
             reason = "captions are open (eval.prompts is 'held_out'): see retrieval"
@@ -155,20 +160,27 @@ class Evaluation:
             self.names(real, held_out)
         else:
             self.classes(real, held_out)
-        if not held_out.captioned:
-            return self.skip("the held-out data has no captioned images", "caption_accuracy")
-        if not self.run.spec.reads("image"):
-            return self.skip("the model reads no images", "caption_accuracy")
-        with self.part("captions"):
-            written = scores.captioning(self.run, held_out, self.captions, self.seed)
-        self.fields["caption_accuracy"] = written.score
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written.rows)
-        (self.folder / "captions.jsonl").write_text(lines)
-        shown = written.rows[:SHOWN]
+        if (rows := self.written(held_out)) is None:
+            return
+        shown = rows[:SHOWN]
         pictures.grid(
             held_out.images[: len(shown)], 10, [row["caption"] for row in shown],
             marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
         )  # fmt: skip
+
+    def written(self, held_out: Examples) -> tuple[dict, ...] | None:
+        """Captions of held-out media, and how many are right."""
+        if not held_out.captioned:
+            return self.skip("the held-out data has no captioned images", "caption_accuracy")
+        if not self.run.spec.reads_media:
+            return self.skip("the model reads no images", "caption_accuracy")
+        with self.part("captions"):
+            result = scores.captioning(self.run, held_out, self.captions, self.seed)
+        self.fields["caption_accuracy"] = result.score
+        self.absent.pop("caption_accuracy", None)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+        (self.folder / "captions.jsonl").write_text(lines)
+        return result.rows
 
     def classes(self, real: Examples, held_out: Examples) -> None:
         """Generation judged by a classifier of the labels."""

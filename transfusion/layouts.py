@@ -1,21 +1,24 @@
 """The layout tables of published systems: how a segment of a document becomes runs of tokens."""
 
+import dataclasses
+
 from transfusion.codecs import text
 from transfusion.sequence import Run
 
 Layout = dict[str, tuple[Run, ...]]
 
 
-def transfusion(cap: float = 0.5, position: str = "advance") -> Layout:
+def transfusion(cap: float = 0.5, position: str = "advance", kind: str = "image") -> Layout:
     """Transfusion (arXiv 2408.11039): one noised run per image between BOI and EOI, which lie outside its span.
 
     Args:
+      kind: of the segments, and the name of their stream: 'image', or another medium ('video', 'sound', ...).
       cap: least t of an image that precedes its caption (section 4.3.4: noise steps up to 500 of 1000); 0 is no cap.
       position: rotary rule of the patches, see `transfusion.sequence.Run`; the paper states none beyond RoPE.
     """
-    image = Run("image", opener=text.BOI, closer=text.EOI, position=position)
-    context = Run("image", opener=text.BOI, closer=text.EOI, position=position, time_low=cap)
-    return {"text": (Run("text"),), "image": (image,), "image/context": (context,)}
+    drawn = Run(kind, opener=text.BOI, closer=text.EOI, position=position)
+    context = dataclasses.replace(drawn, time_low=cap)
+    return {"text": (Run("text"),), kind: (drawn,), f"{kind}/context": (context,)}
 
 
 def bagel() -> Layout:
@@ -60,6 +63,22 @@ def showo2() -> Layout:
     image = Run("image", opener=text.BOI, closer=text.EOI)
     read = Run("image", opener=text.BOI, closer=text.EOI, time_low=1.0, loss=False)
     return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
+
+
+def world() -> Layout:
+    """Frames one after the other (a world model): each is noised latents that nothing else sees, then clean latents, so
+    that every frame is drawn from clean ones. As `bagel` without its tower; a frame has one index in time, its patches
+    their (y, x) too. After the EOI of a clean frame the model opens the next, or writes.
+    """
+    edges = {"opener": text.BOI, "closer": text.EOI, "boundary": "inside"}
+    noised = Run("noised", private=True, position="frame_hold", **edges)
+    clean = Run("clean", time_low=1.0, position="frame", loss=False, **edges)
+    return {
+        "text": (Run("text"),),
+        "image": (noised, clean),
+        "image/context": (clean,),
+        "image/target": (noised,),
+    }
 
 
 def mogao() -> Layout:

@@ -186,9 +186,10 @@ class Progress:
 def progress_text(step: int, steps: int, values: Mapping[str, float | None]) -> str:
     """Returns e.g. 'loss 1.234  text 0.9  image 0.1  5.2 steps/s  45.6k tokens/s  MFU 31%  ETA 0:02:10'."""
     parts = []
-    for name, label in (("loss", "loss"), ("text_loss", "text"), ("image_loss", "image")):
+    streams = (name for name in values if name.endswith("_loss") and not name.startswith("held_out_"))
+    for name in ("loss", *streams):
         if values.get(name) is not None:
-            parts.append(f"{label} {values[name]:.4g}")
+            parts.append(f"{name.removesuffix('_loss')} {values[name]:.4g}")
     rate = values.get("steps_per_second")
     if rate:
         parts.append(f"{human(rate)} steps/s")

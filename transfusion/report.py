@@ -51,7 +51,8 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        self.draws = self.run.draws
+        drawn = self.run.drawn
+        self.draws = drawn is not None and len(drawn.grid) == 2  # images
 
     def html(self) -> str:
         """The page."""
@@ -256,7 +257,7 @@ class Report:
     def captions(self) -> str:
         if not self.held_out.captioned:
             return page.absent("The held-out data has no captioned images.")
-        if not self.run.spec.reads("image"):
+        if not self.run.spec.reads_media:
             return page.absent("The model reads no images.")
         found = _read_captions(self.workdir, self.held_out) if self.evaluation else []
         note = "From the evaluation"

@@ -4,6 +4,8 @@ Shape letters: see `transfusion.sequence`.
 """
 
 import dataclasses
+import math
+import operator
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -66,6 +68,15 @@ class _Builder:
         self.counter += n if index is None else 0
         return np.repeat(line[:, None], self.spec.axes, axis=1)
 
+    def placed(self, places: np.ndarray, index: int) -> np.ndarray:
+        """[n, A]: `index` plus the places [n, S] in an item; time is the first axis, y and x are the last two."""
+        position = np.full((len(places), self.spec.axes), index)
+        if places.shape[1] == 1:
+            position[:, :1] += places
+        else:
+            position[:, -places.shape[1] :] += places
+        return position
+
     def ids(
         self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool = True, stream: str = TEXT,
         index: int | None = None,
@@ -79,15 +90,17 @@ class _Builder:
         )  # fmt: skip
 
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
-        """Appends the patches of one item [h, w, C] in raster order, after its time token if it has one."""
+        """Appends the patches of one item [..., C] in raster order, after its time token if it has one."""
         stream = self.spec.streams[run.stream]
-        patches, places = patchify(_content(segment, stream), stream.patch)
+        patches, places = patchify(_content(segment, stream), stream.patch_sides)
         weight = np.full(len(patches), float(run.loss))
         if stream.time_tokens:  # its place says that it is no patch
             extra = ((stream.time_tokens, 0), (0, 0))
             patches, places = np.pad(patches, extra), np.pad(places, extra, constant_values=-1)
             weight = np.pad(weight, extra[0])
         spans = np.full(len(patches), span)
+        if stream.attention == "frame":
+            spans += np.maximum(places[:, 0], 0)
         if stream.time == "token_before":
             spans[: stream.time_tokens] = 0
         of_item = {}
@@ -95,9 +108,10 @@ class _Builder:
             of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
         n, start = len(patches), self.counter
         if run.position in ("grid", "grid_hold"):
-            position = np.full((n, self.spec.axes), start)
-            position[:, -2:] += places
+            position = self.placed(places, start)
             self.counter = start if run.position == "grid_hold" else start + int(places.max()) + 1
+        elif run.position in ("frame", "frame_hold"):
+            position = self.placed(places, index)
         else:
             position = self.positions(n, index)
         items = self.items.setdefault(run.stream, [])
@@ -109,31 +123,31 @@ class _Builder:
 
     def segment(self, segment: Segment, run: Run) -> None:
         stream = self.spec.streams[run.stream]
-        block = stream.attention == "block"
-        self.spans += block
-        span = self.spans if block else 0
+        spans = self.spans + 1, self.spans + _spans(segment, stream)  # the first and the last
+        self.spans = spans[1]
+        first, last = spans if stream.attention != "causal" else (0, 0)
         # One shared index covers the openers too where they lie inside the item's span (BAGEL).
         inside, start = run.boundary == "inside", self.counter
-        index = self.counter if run.position in ("item", "hold") else None
-        edge = (span, run.private, run.loss, TEXT, index) if inside else (0, False, run.loss, TEXT, None)
+        index = self.counter if run.position in _ONE_INDEX else None
+        edge = (run.private, run.loss, TEXT, index) if inside else (False, run.loss, TEXT, None)
         if run.opener >= 0:
-            self.ids([run.opener], *edge)
+            self.ids([run.opener], first if inside else 0, *edge)
             index = index if inside or index is None else self.counter
             start = start if inside else self.counter
         if stream.discrete:
-            self.ids(segment.value, span, run.private, run.loss, run.stream, index)
+            self.ids(segment.value, first, run.private, run.loss, run.stream, index)
         else:
-            self.item(segment, run, span, index)
+            self.item(segment, run, first, index)
         if not inside:
             self._move_on(run, start)
         if run.closer >= 0:
-            self.ids([run.closer], *edge)
+            self.ids([run.closer], last if inside else 0, *edge)
         if inside:
             self._move_on(run, start)
 
     def _move_on(self, run: Run, start: int) -> None:
         """Sets the rotary index behind an item that began at `start`, by the rule of its run."""
-        if run.position == "item":
+        if run.position in ("item", "frame"):
             self.counter += 1
         elif run.position == "advance_hold":
             self.counter = start
@@ -169,6 +183,14 @@ class _Builder:
         return result
 
 
+def _spans(segment: Segment, stream: Stream) -> int:
+    """How many bidirectional blocks an item of this stream is."""
+    if stream.attention == "frame":
+        return len(segment.of(stream.source)) // stream.patch_sides[0]
+    return int(stream.attention == "block")
+
+
+_ONE_INDEX = ("item", "hold", "frame", "frame_hold")  # of `Run.position`: the whole item has one index in time
 _DTYPES = {"values": np.float32, "loss_weight": np.float32}
 _OF_ITEMS = ("time_low", "label")
 
@@ -217,11 +239,12 @@ def _check_value(segment: Segment, stream: Stream) -> None:
         if len(shape) != 1:
             raise UsageError(f"segment {segment.kind!r} holds ids [n], not an array of shape {shape}")
         return
-    if len(shape) != 3 or shape[2] != stream.channels or any(side % stream.patch for side in shape[:2]):
+    patch = stream.patch_sides
+    if len(shape) != len(patch) + 1 or shape[-1] != stream.channels or any(map(operator.mod, shape, patch)):
         raise UsageError(
             f"{segment.kind} of shape {shape} does not fit patches of {stream.patch} and {stream.channels} channels"
         )
-    if stream.grid != (0, 0) and shape[:2] != tuple(stream.grid):
+    if stream.aligned and shape[:-1] != tuple(stream.grid):
         raise UsageError(f"{segment.kind} of shape {shape} does not fit the stream's grid {tuple(stream.grid)}")
 
 
@@ -262,24 +285,34 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
     return batch
 
 
-def patchify(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """[h, w, C] -> patches [n, P * P * C] in raster order and their (y, x) places int32 [n, 2]."""
-    h, w, c = latents.shape
-    rows, columns = h // patch, w // patch
-    patches = latents.reshape(rows, patch, columns, patch, c).transpose(0, 2, 1, 3, 4)
-    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-    return patches.reshape(rows * columns, patch**2 * c), places.astype(np.int32)
+def patchify(latents: np.ndarray, patch: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [*sides, C] -> patches [n, E] in raster order and their places int32 [n, S].
+
+    Args:
+      latents: [T, C], [h, w, C] or [T, h, w, C].
+      patch: its sides [S], or one number for all.
+    """
+    *sides, c = latents.shape
+    patch = _patch_sides(patch, len(sides))
+    counts = [side // p for side, p in zip(sides, patch, strict=True)]
+    split = latents.reshape(*(n for pair in zip(counts, patch, strict=True) for n in pair), c)
+    places = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1).reshape(-1, len(sides))
+    axes = (*range(0, 2 * len(sides), 2), *range(1, 2 * len(sides), 2), 2 * len(sides))
+    return split.transpose(axes).reshape(len(places), math.prod(patch) * c), places.astype(np.int32)
 
 
-def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
-    """[..., n, P * P * C] patches in raster order -> latents [..., h, w, C]; inverse of `patchify`, batched."""
-    h, w = grid
-    rows, columns = h // patch, w // patch
-    channels = patches.shape[-1] // patch**2
-    lead = patches.shape[:-2]
-    x = patches.reshape(*lead, rows, columns, patch, patch, channels)
-    axes = (*range(len(lead)), *(len(lead) + i for i in (0, 2, 1, 3, 4)))
-    return x.transpose(axes).reshape(*lead, h, w, channels)
+def unpatchify(patches: jax.Array, grid: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
+    """[..., n, E] patches in raster order -> latents [..., *grid, C]; inverse of `patchify`, batched."""
+    patch = _patch_sides(patch, len(grid))
+    counts = [side // p for side, p in zip(grid, patch, strict=True)]
+    lead, s = patches.shape[:-2], len(grid)
+    x = patches.reshape(*lead, *counts, *patch, patches.shape[-1] // math.prod(patch))
+    axes = [axis for i in range(s) for axis in (i, s + i)] + [2 * s]
+    return x.transpose(*range(len(lead)), *(len(lead) + axis for axis in axes)).reshape(*lead, *grid, x.shape[-1])
+
+
+def _patch_sides(patch: int | Sequence[int], count: int) -> Sequence[int]:
+    return (patch,) * count if isinstance(patch, int) else patch
 
 
 def split_items(x: jax.Array, stream: Stream) -> jax.Array:
@@ -326,5 +359,6 @@ def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
 
 
 def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:
-    height, width = stream.grid if stream.grid != (0, 0) else (2 * stream.patch, stream.patch)
-    return rng.standard_normal((height, width, stream.channels), np.float32)
+    first, *rest = stream.patch_sides
+    sides = stream.grid if stream.aligned else (2 * first, *rest)
+    return rng.standard_normal((*sides, stream.channels), np.float32)

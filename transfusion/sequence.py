@@ -5,11 +5,12 @@ a run belongs to a stream. A packed row is stored stream by stream (`[text token
 the static length `budget`), so that routing to embeddings, experts, heads and losses is a static slice. Attention needs
 only the per-token metadata, in which the reading order is one field.
 
-Shape letters: B rows of a batch, N tokens of a stream, M items (images) of a stream, A rotary axes, E numbers of a
-patch.
+Shape letters: B rows of a batch, N tokens of a stream, M items (images, clips, sounds) of a stream, A rotary axes, S
+sides of an item (1 of a series, 2 of an image, 3 of a clip), E numbers of a patch.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 
 from transfusion.errors import UsageError, check, nearest
 
-POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold")
+POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold", "frame", "frame_hold")
+ATTENTIONS = ("causal", "block", "frame")
 SOURCES = ("value", "pixels", "none")
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
 
@@ -52,7 +54,8 @@ class Stream:
       embed: how its tokens enter the trunk; a key of `transfusion.model.embeds.EMBEDS`.
       head: how they leave it; a key of `transfusion.model.heads.HEADS`.
       objective: a key of `transfusion.objectives.OBJECTIVES`.
-      attention: 'causal', or 'block': bidirectional inside one item.
+      attention: 'causal', 'block': bidirectional inside one item, or 'frame': bidirectional inside a frame of a clip (a
+        step of a series), causal over the frames.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
       head_after: the stage (a key of `model.stages`, or 'trunk') that its head reads; '' means its last.
       time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net or ConvNeXt coder),
@@ -67,11 +70,14 @@ class Stream:
       budget: tokens of this stream in a packed row.
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids (discrete streams).
-      channels, patch: latent channels C and patch side P of continuous streams; a token holds E = P P C values.
+      channels, patch: latent channels C and patch side P of continuous streams; a token of an image holds E = P P C
+        values, one of a series P C.
+      patch_frames: frames of a clip that a patch spans; its tokens hold that many times P P C values.
       out_channels: channels that the head predicts; 0 means C (released models that predict a variance too have 2 C).
-      grid: latent height and width of an item. Linear patches may mix sizes: then (0, 0), and `items` bounds them.
+      grid: sides of an item's latents: (T,) of a series (sound), (h, w) of an image, (T, h, w) of a clip. Linear
+        patches may mix sizes: then all are 0, and `items` bounds them.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
-      table: additive position inside an item: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
+      table: additive position inside an image: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
         first, as in DiT), 'learned' (a parameter of `table_grid` places) or 'centred' (the same, its middle cut out).
       table_grid: rows and columns of a learned table, or that the places of a fixed one are stretched to.
       tied: whether the token head is the transposed token table.
@@ -98,7 +104,8 @@ class Stream:
     channels: int = 0
     out_channels: int = 0
     patch: int = 1
-    grid: tuple[int, int] = (0, 0)
+    patch_frames: int = 1
+    grid: tuple[int, ...] = (0, 0)
     items: int = 0
     table: str = "none"
     table_grid: tuple[int, int] = (0, 0)
@@ -106,21 +113,21 @@ class Stream:
     coder_width: int = 64
 
     def __post_init__(self):
-        if self.attention not in ("causal", "block"):
-            raise UsageError(
-                f"streams: attention is 'causal' or 'block', not {self.attention!r}"
-                + nearest(self.attention, ("causal", "block"))
-            )
+        check("streams: attention", self.attention, ATTENTIONS)
         check("streams: source", self.source, SOURCES)
         if self.budget <= 0:
             raise UsageError(f"streams: budget must be positive, not {self.budget}")
         if self.discrete:
             return
-        if any(side % self.patch for side in self.grid):
+        if not 1 <= len(self.grid) <= 3 or (0 in self.grid and any(self.grid)):
+            raise UsageError(f"streams: grid is 1 to 3 sides, all positive or all 0, not {self.grid}")
+        if any(side % p for side, p in zip(self.grid, self.patch_sides, strict=True)):
             raise UsageError(f"streams: patch {self.patch} does not divide the latent grid {self.grid}")
-        if self.grid == (0, 0) and not self.items:
+        if self.attention == "frame" and len(self.grid) == 2:
+            raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
+        if self.mixed_sizes and not self.items:
             raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
-        if self.grid != (0, 0) and self.budget % self.tokens_per_item:
+        if self.aligned and self.budget % self.tokens_per_item:
             raise UsageError(
                 f"streams: budget {self.budget} is no multiple of the {self.tokens_per_item} tokens of an item"
             )
@@ -130,18 +137,23 @@ class Stream:
         return self.vocabulary > 0
 
     @property
+    def patch_sides(self) -> tuple[int, ...]:
+        """Sides of a patch [S], in the order of `grid`."""
+        return (self.patch_frames, self.patch, self.patch) if len(self.grid) == 3 else (self.patch,) * len(self.grid)
+
+    @property
     def features(self) -> int:
         """Numbers of one continuous token (E)."""
-        return self.channels * self.patch**2
+        return self.channels * math.prod(self.patch_sides)
 
     @property
     def predicted(self) -> int:
         """Numbers that the head predicts per continuous token."""
-        return (self.out_channels or self.channels) * self.patch**2
+        return (self.out_channels or self.channels) * math.prod(self.patch_sides)
 
     @property
     def tokens_per_item(self) -> int:
-        return self.time_tokens + (self.grid[0] // self.patch) * (self.grid[1] // self.patch)
+        return self.time_tokens + math.prod(s // p for s, p in zip(self.grid, self.patch_sides, strict=True))
 
     @property
     def time_tokens(self) -> int:
@@ -155,12 +167,12 @@ class Stream:
 
     @property
     def mixed_sizes(self) -> bool:
-        return not self.discrete and self.grid == (0, 0)
+        return not self.discrete and not any(self.grid)
 
     @property
     def aligned(self) -> bool:
         """Whether the m-th item of a row owns the m-th `tokens_per_item` slots."""
-        return self.grid != (0, 0)
+        return any(self.grid)
 
     @property
     def max_items(self) -> int:
@@ -180,8 +192,9 @@ class Run:
       time_low: the least noise level t of its items: 0 samples all of [0, 1], 1 is clean, 0.5 is the Transfusion
         paper's cap (section 4.3.4) on images that precede their caption.
       position: 'advance' one by one, 'item' one index for the whole item, 'hold' the same without moving the counter,
-        'grid' (index + y, index + x) on the last two rotary axes; 'grid_hold', 'advance_hold': the same as 'grid' and
-        'advance', without moving the counter.
+        'grid' index + place in the item: (y, x) on the last two rotary axes, (t, y, x) of a clip on the last three, t
+        of a series on the first; 'frame' is 'item' with the place added: the next image has the next index in time;
+        'grid_hold', 'advance_hold' and 'frame_hold': the same without moving the counter.
       loss: whether it is a target.
     """
 
@@ -201,7 +214,7 @@ class Segment:
 
     Attributes:
       kind: of the layout table.
-      value: text ids int32 [n], or latents float32 [h, w, C].
+      value: text ids int32 [n], or latents float32 [T, C], [h, w, C] or [T, h, w, C].
       role: in the document: 'context', 'target' or 'both'.
       label: class, for class-conditional streams; -1: none.
       pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
@@ -242,9 +255,11 @@ class SequenceSpec:
                 if run.position not in POSITIONS:
                     hint = f"{', '.join(POSITIONS)}{nearest(run.position, POSITIONS)}"
                     raise UsageError(f"layout {where!r}: position {run.position!r} is none of {hint}")
-                if run.position.startswith("grid") and self.axes < 2:
+                sides = len(self.streams[run.stream].grid)
+                if run.position.startswith(("grid", "frame")) and self.axes < sides:
+                    needed = " or ".join(map(str, range(sides, 4)))
                     raise UsageError(
-                        f"layout {where!r}: position {run.position!r} needs 2 or 3 rotary axes, not {self.axes}"
+                        f"layout {where!r}: position {run.position!r} needs {needed} rotary axes, not {self.axes}"
                     )
         for name, stream in self.streams.items():
             for field, other in (("parts", stream.parts), ("condition", stream.condition)):
@@ -264,6 +279,11 @@ class SequenceSpec:
     def reads(self, kind: str) -> bool:
         """Whether a segment of this kind that a prompt holds yields tokens."""
         return bool(self.layout.get(f"{kind}/context", self.layout.get(kind)))
+
+    @property
+    def reads_media(self) -> bool:
+        """Whether a prompt may hold anything but text."""
+        return any(self.reads(kind) for kind in {key.partition("/")[0] for key in self.layout} - {TEXT})
 
     @property
     def reads_pixels(self) -> bool:
@@ -305,7 +325,7 @@ class StreamSlice:
       loss_weight: [B, N].
       tokens, targets: [B, N] ids, and the ids to predict (discrete streams).
       values: [B, N, E] patches of latents (continuous streams).
-      place: [B, N, 2] (y, x) of the patch in its item (continuous streams).
+      place: [B, N, S] (y, x) of the patch in its image, t in a series, (t, y, x) in a clip (continuous streams).
       time_low: [B, M] least noise level of each item (continuous streams).
       label: [B, M] class of each item (class-conditional streams).
       pooled: [B, M, C] vector of each item (streams with `pooled`).
@@ -346,7 +366,7 @@ def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
             if stream.discrete
             else {
                 "values": np.zeros((rows, n, stream.features), np.float32),
-                "place": np.zeros((rows, n, 2), np.int32),
+                "place": np.zeros((rows, n, len(stream.grid)), np.int32),
                 "time_low": np.ones((rows, m), np.float32),
             }
         )

@@ -216,7 +216,7 @@ def test_errors_of_the_thread_reach_the_caller_and_close_ends_it():
 
     before = threading.active_count()
     config = dataclasses.replace(CONFIG, prefetch=2, read_threads=2)
-    pipeline = Pipeline(config, SPEC, 4, opened=OPENED, encode_image=encode)
+    pipeline = Pipeline(config, SPEC, 4, opened=OPENED, encode=encode)
     with pytest.raises(RuntimeError, match="codec broke"):
         take(pipeline, 100)
     pipeline.close()

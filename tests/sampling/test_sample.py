@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 from transfusion import sample
 from transfusion.data.images import encode_png
@@ -14,7 +15,7 @@ from transfusion.errors import UsageError
 
 @pytest.fixture
 def run():
-    image = SimpleNamespace(discrete=False, channels=1, grid=(4, 4))
+    image = tiny.image_stream()
     streams = {"text": SimpleNamespace(discrete=True), "image": image}
     experiment = SimpleNamespace(codec=SimpleNamespace(kind="pixels"))
     return SimpleNamespace(spec=SimpleNamespace(streams=streams), experiment=experiment, codec=SimpleNamespace(down=1))
@@ -36,7 +37,7 @@ def test_images_that_do_not_fit_are_told(run, tmp_path):
     broken.write_bytes(b"nothing")
     for path, message in [(wrong, "3x4"), (broken, "cannot read"), (tmp_path / "none.png", "cannot read")]:
         with pytest.raises(UsageError, match=message):
-            sample.read_image(run, str(path))
+            sample.read_medium(run, str(path))
 
 
 @pytest.mark.parametrize(

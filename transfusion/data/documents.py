@@ -1,4 +1,4 @@
-"""Raw records to documents: order of caption and image, examples of editing, dropped conditions, latents, token ids."""
+"""Raw records to documents: order of caption and medium, examples of editing, dropped conditions, latents, ids."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,20 +7,21 @@ import numpy as np
 
 from transfusion.codecs import text
 from transfusion.data.config import DataConfig, Record
+from transfusion.data.media import medium_of
 from transfusion.data.randomness import scramble
 from transfusion.sequence import Document, Segment
 
-EncodeImage = Callable[[np.ndarray], np.ndarray]
-"""uint8 [H, W, 1 or 3] -> float32 latents [h, w, C]."""
+Encode = Callable[[np.ndarray], np.ndarray]
+"""A codec: what a record holds -> float32 latents; uint8 [H, W, 1 or 3] -> [h, w, C] of an image."""
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """The identity codec: uint8 [H, W, C] -> float32 [H, W, C] in [-1, 1]."""
+    """The identity codec: uint8 [..., H, W, C] -> float32 [..., H, W, C] in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
 
 
 # What can be asked of an image, and what is done to uint8 [H, W, C] then.
-EDITS: dict[str, EncodeImage] = {
+EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored": lambda image: image[:, ::-1],
     "upside down": lambda image: image[::-1],
     "negative": lambda image: 255 - image,
@@ -33,9 +34,9 @@ class Choice:
 
     Attributes:
       caption: whether there is one; of an example of editing: what to do.
-      caption_first: whether it precedes the image.
-      mirror: whether the image is mirrored.
-      both: whether the image is drawn and then read, not only one of the two.
+      caption_first: whether it precedes the medium.
+      mirror: whether the image or clip is mirrored.
+      both: whether the medium is drawn and then read, not only one of the two.
       edit: a key of `EDITS`; '' is no editing.
       dropped: streams of the image to be edited that are left out.
       draw_earlier: whether the image to be edited is drawn and then read, not only read.
@@ -53,8 +54,8 @@ class Choice:
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     """Draws from `seed` = (seed of the run, index of the record) in which form the record becomes a document.
 
-    With probability 1 - `caption_first` the image stands first. With probability `drop_caption` a caption-first
-    document has its image only: what classifier-free guidance calls the null condition.
+    With probability 1 - `caption_first` the medium stands first. With probability `drop_caption` a caption-first
+    document has its medium only: what classifier-free guidance calls the null condition.
 
     Before all that, a captioned image becomes with probability `edit` an example of editing: the image, what to do
     (left out with probability `drop_caption`), the result. Of the image to be edited each stream that
@@ -63,17 +64,19 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     `draw_earlier` the image to be edited is a target too (Show-o2: of several images each has a noise level of its own,
     except that with probability 0.7 those before one of the later ones, chosen evenly, are clean and no targets).
     """
-    if "image" not in record:
+    kind = medium_of(record)
+    if not kind:
         return Choice()
 
     # Each decision has a draw of its own, so that changing one probability does not change what the others decide.
     def chance(draw: int) -> float:
         return scramble(*seed, draw) / 2**64
 
-    caption, mirror, both = chance(1) >= config.drop_caption, chance(2) < config.flip, chance(3) < config.both
+    caption, both = chance(1) >= config.drop_caption, chance(3) < config.both
+    mirror = kind in ("image", "video") and chance(2) < config.flip
     if "caption" not in record:
         return Choice(False, True, mirror, both)
-    if config.edit and chance(4) < config.edit:
+    if kind == "image" and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
@@ -85,26 +88,31 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
 
 
 def to_document(
-    record: Record, choice: Choice, encode_image: EncodeImage = pixels, keep_pixels: bool = False
+    record: Record, choice: Choice, encode: Encode = pixels, keep_pixels: bool = False, frames: bool = False
 ) -> Document:
-    """Turns a record into a document: one text segment; or an image that is the 'target' after its caption or alone, or
+    """Turns a record into a document: one text segment; or a medium that is the 'target' after its caption or alone, or
     the 'context' before its caption, or has 'both' roles; or an image, what to do with it, and the result.
 
-    With `keep_pixels` images carry their pixels besides their latents.
+    With `keep_pixels` images carry their pixels besides their latents. With `frames` a clip becomes its frames, images
+    one after the other; those that are drawn are read too, as the next one is drawn from them (a world model).
     """
-    if "image" not in record:
+    kind = medium_of(record)
+    if not kind:
         return (Segment("text", text.encode(record["text"])),)
 
-    def segment(image: np.ndarray, role: str, dropped: tuple[str, ...] = ()) -> Segment:
-        latents = np.asarray(encode_image(image), np.float32)
-        return Segment("image", latents, role, pixels=pixels(image) if keep_pixels else None, dropped=dropped)
+    def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
+        latents = np.asarray(encode(medium), np.float32)
+        return Segment(kind, latents, role, pixels=pixels(medium) if keep_pixels else None, dropped=dropped)
 
-    image = record["image"][:, ::-1] if choice.mirror else record["image"]
+    medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     drawn, read = ("both", "both") if choice.both else ("target", "context")
     words = (Segment("text", text.encode(choice.edit or record["caption"])),) if choice.caption else ()
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
-        return segment(image, earlier, choice.dropped), *words, segment(EDITS[choice.edit](image), drawn)
-    if choice.caption_first:
-        return *words, segment(image, drawn)
-    return segment(image, read), *words
+        return segment(medium, earlier, choice.dropped), *words, segment(EDITS[choice.edit](medium), drawn)
+    if kind == "video" and frames:
+        role = "both" if choice.caption_first else read
+        shown = tuple(segment(frame, role, kind="image") for frame in medium)
+    else:
+        shown = (segment(medium, drawn if choice.caption_first else read),)
+    return (*words, *shown) if choice.caption_first else (*shown, *words)

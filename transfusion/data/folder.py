@@ -1,25 +1,26 @@
-"""A folder of images with their captions in one .jsonl, .csv or .parquet file."""
+"""A folder of images, clips or sounds with their captions in one .jsonl, .csv or .parquet file."""
 
 import csv
 import json
 import os
 from collections.abc import Iterator
 
-from transfusion.data import images
 from transfusion.data.config import Record, SourceConfig
-from transfusion.errors import UsageError, nearest, require
+from transfusion.data.media import MEDIA
+from transfusion.errors import UsageError, check, nearest, require
 
 _NAMES = ("captions.jsonl", "captions.csv", "captions.parquet")
 
 
 class FolderSource:
-    """Rows of the captions file: `file_field` is the image's path inside the folder, `caption_field` its caption."""
+    """Rows of the captions file: `file_field` is the path inside the folder, `caption_field` the caption."""
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         self._config, self._pixel_limit = config, pixel_limit
         self._root = os.path.realpath(config.path)
         if not config.path or not os.path.isdir(config.path):
             raise UsageError(f"no folder {config.path!r}: set path to the folder with images and captions")
+        check("data.sources: medium", config.medium, MEDIA)
         self._table = _captions_file(config)
         self._rows = list(_READERS[os.path.splitext(self._table)[1]](self._table))
         columns = {column for row in self._rows for column in row}
@@ -42,7 +43,7 @@ class FolderSource:
         record: dict = {"id": os.path.join(config.path, name)}
         try:
             with open(path, "rb") as file:
-                record["image"] = images.decode(file.read(), self._pixel_limit)
+                record |= MEDIA[config.medium].decode(file.read(), self._pixel_limit)
         except (OSError, ValueError) as error:
             return {"id": record["id"], "error": str(error)}
         if config.caption_field:

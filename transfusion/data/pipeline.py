@@ -38,10 +38,10 @@ class Pipeline:
         seed: int = 0,
         host: int = 0,
         hosts: int = 1,
-        encode_image: documents.EncodeImage = documents.pixels,
+        encode: documents.Encode = documents.pixels,
         opened: Mapping[str, Source] | None = None,
     ):
-        """`batch_size` is that of all hosts. `encode_image` is called in this pipeline's threads.
+        """`batch_size` is that of all hosts. `encode` is called in this pipeline's threads.
 
         Raises:
           UsageError: if the config cannot work, or `hosts` does not divide `batch_size`.
@@ -52,7 +52,7 @@ class Pipeline:
             if name not in spec.streams:
                 raise UsageError(f"data.drop_conditions: no stream {name!r}{nearest(name, spec.streams)}")
         self._config, self._spec, self._batch_size, self._seed = config, spec, batch_size, seed
-        self._encode_image = encode_image
+        self._encode = encode
         self._records = Records(config, seed, opened)
         # Expanding takes most of the time; a record has few forms, so that they all fit unless the data is large.
         self._expansions = Cache(config.cache_megabytes * 2**19) if config.cache else None
@@ -156,11 +156,9 @@ class Pipeline:
             return Bad(str(record["id"]), str(record["error"]))
         choice = documents.choose(record, self._config, (self._seed, index))
         if self._expansions is None:
-            return make_example(record, choice, self._spec, self._encode_image)
+            return make_example(record, choice, self._spec, self._encode)
         key = (record["id"], choice)
-        return self._expansions.get(
-            key, lambda: make_example(record, choice, self._spec, self._encode_image), _bytes_of
-        )
+        return self._expansions.get(key, lambda: make_example(record, choice, self._spec, self._encode), _bytes_of)
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)
@@ -192,13 +190,14 @@ class Pipeline:
 
 
 def make_example(
-    record: Record, choice: documents.Choice, spec: SequenceSpec, encode_image: documents.EncodeImage = documents.pixels
+    record: Record, choice: documents.Choice, spec: SequenceSpec, encode: documents.Encode = documents.pixels
 ) -> Expanded | Bad:
     """A record as packable tokens, or why it cannot be used."""
     if "error" in record:
         return Bad(str(record["id"]), str(record["error"]))
     try:
-        return expand(documents.to_document(record, choice, encode_image, spec.reads_pixels), spec)
+        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames="video" not in spec.layout)
+        return expand(document, spec)
     except UsageError as error:  # an image of another size than the stream's: this record's fault
         return Bad(str(record["id"]), str(error))
 
@@ -221,7 +220,7 @@ def epoch_batches(
     spec: SequenceSpec,
     batch_size: int,
     seed: int = 0,
-    encode_image: documents.EncodeImage = documents.pixels,
+    encode: documents.Encode = documents.pixels,
 ) -> Iterator[Batch]:
     """Yields batches with every usable record once, in order, for held-out losses; the last rows may be empty."""
     bad = BadRecords(config.max_bad_share, config.max_bad_after)
@@ -229,7 +228,7 @@ def epoch_batches(
     def example(index: int) -> Expanded | Bad:
         if index >= len(records):
             raise _Exhausted
-        return make_example(records[index], documents.choose(records[index], config, (seed, index)), spec, encode_image)
+        return make_example(records[index], documents.choose(records[index], config, (seed, index)), spec, encode)
 
     rows: list[Row] = []
     lane = Lane(example, spec.budgets, 0, 1, config.open_rows, config.split_text, config.min_piece, bad.add)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from transfusion.data import images, text_records
+from transfusion.data import text_records
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.folder import FolderSource
+from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.tfds_source import TfdsSource
 from transfusion.data.webdataset import WebDatasetSource
 from transfusion.errors import UsageError, nearest
@@ -52,27 +53,22 @@ class _Checked:
             if "error" in record:
                 return record
             error = _fault(record)
-            if error is None and "image" in record:
-                image = images.fit(record["image"], self._config.resolution, self._config.channels)
-                return {**record, "image": image}
+            kind = medium_of(record)
+            if error is None and kind in MEDIA:
+                return {**record, kind: MEDIA[kind].fit(record, self._config)}
         except Exception as exception:  # foreign readers raise what they like; the record is counted and named
             error = " ".join(f"{type(exception).__name__}: {exception}".split())[:200]
         return record if error is None else {"id": name, "error": error}
 
 
 def _fault(record: Record) -> str | None:
-    if "image" not in record and "text" not in record:
+    kind = medium_of(record)
+    if not kind and "text" not in record:
         return "neither an image nor a text"
     for field in ("caption", "text"):
         if field in record and not (isinstance(record[field], str) and record[field].strip()):
             return f"the {field} is empty or missing"
-    if "image" in record:
-        image = record["image"]
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            return f"the image is {getattr(image, 'dtype', type(image).__name__)}, not uint8"
-        if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
-            return f"the image has shape {image.shape}, not [height, width, 1 or 3]"
-    return None
+    return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
 
 
 class TextSource:

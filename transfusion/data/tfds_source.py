@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 
 from transfusion.data import builders, images
 from transfusion.data.config import Record, SourceConfig
+from transfusion.data.media import MEDIA, medium_of
 from transfusion.errors import UsageError, nearest
 
 
@@ -89,18 +90,19 @@ def _fields(config: SourceConfig, features, name: str) -> tuple[dict[str, str], 
     """Returns {field of a record: stored name} and the class names that replace a missing caption."""
     known = list(features)
     wanted = {"image": config.image_field, "caption": config.caption_field, "text": config.text_field}
+    wanted |= {kind: kind for kind in (*MEDIA, "rate") if kind not in wanted}
     fields = {field: stored for field, stored in wanted.items() if stored and stored in known}
     if config.label_field in known and isinstance(features[config.label_field], tfds.features.ClassLabel):
         fields["label"] = config.label_field
-    defaults = {"image": "image", "caption": "caption", "text": "text", "label": "label"}
     for field, stored in (wanted | {"label": config.label_field}).items():
-        if stored and stored not in known and stored != defaults[field]:
+        if stored and stored not in known and stored != field:  # `field` is its default
             raise UsageError(f"{name} has no field {stored!r}{nearest(stored, known)}: {', '.join(known)}")
-    if "image" not in fields and "text" not in fields:
+    medium = medium_of(fields)
+    if not medium and "text" not in fields:
         raise UsageError(
             f"{name} has neither {config.image_field!r} nor {config.text_field!r}: it has {', '.join(known)}"
         )
-    if "image" not in fields:
+    if not medium:
         fields = {"text": fields["text"]}
         return fields, []
     fields.pop("text", None)

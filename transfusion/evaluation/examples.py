@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.media import medium_of
 from transfusion.data.sources import open_source
 
 # A source whose first records hold no image is text: it is not read to its end to find out.
@@ -15,7 +16,7 @@ MOST = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N images of one size, uint8 [N, H, W, C]; captions ('' for none) and labels (-1 for none) of each."""
+    """N images of one size, uint8 [N, H, W, C], or clips or sounds; captions ('' for none) and labels (-1 for none)."""
 
     images: np.ndarray
     captions: tuple[str, ...]
@@ -37,8 +38,10 @@ class Examples:
         return Examples(self.images[indices], tuple(self.captions[i] for i in indices), self.labels[indices])
 
 
-def read_examples(sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST) -> Examples:
-    """The image records of the sources in their order, at most `most` of each; those of other sizes are left out.
+def read_examples(
+    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST, kind: str = "image"
+) -> Examples:
+    """The records of a kind of medium in the sources' order, at most `most` of each; other sizes are left out.
 
     Raises:
       UsageError: if a source cannot be opened.
@@ -50,14 +53,28 @@ def read_examples(sources: Mapping[str, SourceConfig], data: DataConfig, most: i
             if found == most or (i == LOOK and not found):
                 break
             record = source[i]
-            if "image" not in record or (images and record["image"].shape != images[0].shape):
+            if kind not in record or (images and record[kind].shape != images[0].shape):
                 continue
             found += 1
-            images.append(record["image"])
+            images.append(record[kind])
             captions.append(record.get("caption", ""))
             labels.append(record.get("label", -1))
     empty = np.zeros((0, 1, 1, 1), np.uint8)
     return Examples(np.stack(images) if images else empty, tuple(captions), np.array(labels, np.int64))
+
+
+def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> str:
+    """The kind of the first medium in the sources; '' if they hold text.
+
+    Raises:
+      UsageError: if a source cannot be opened.
+    """
+    for config in sources.values():
+        source = open_source(config, data.data_dir, data.pixel_limit)
+        for i in range(min(LOOK, len(source))):
+            if kind := medium_of(source[i]):
+                return kind
+    return ""
 
 
 def class_captions(examples: Examples) -> dict[int, str]:

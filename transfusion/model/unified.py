@@ -31,6 +31,7 @@ TABLES = {
 # Embed and head in one, with skips round the trunk, and how the noise level enters that.
 CODERS = ("unet", "convnext")
 CODER_TIMES = ("coder", "token_coder")
+OF_IMAGES = ("unet", "vit", "dual")  # embeds
 SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
 
 
@@ -44,7 +45,7 @@ class Inputs:
       time: noise level of each item float32 [B, M]; None for discrete streams.
       position: int32 [B, N, A].
       item: int32 [B, N].
-      place: int32 [B, N, 2] or None.
+      place: int32 [B, N, S] or None.
       metadata: [B, N].
       label: int32 [B, M] of class-conditional streams.
       pooled: float32 [B, M, C] of streams with a pooled vector.
@@ -86,6 +87,8 @@ class StreamParts(nnx.Module):
                 "streams: one fixed `grid`, embed and head, both 'unet' or both 'convnext', and time 'coder' or "
                 f"'token_coder' go together, not {stream.embed!r}, {stream.head!r} and {stream.time!r}"
             )
+        if len(stream.grid) != 2 and (stream.table != "none" or stream.embed in OF_IMAGES):
+            raise UsageError(f"streams.{name}: tables of places and embeds {', '.join(OF_IMAGES)} are for images")
         self.embed = EMBEDS[stream.embed](stream, first, name, rngs)
         if not stream.tied:
             self.head = HEADS[stream.head](stream, head, rngs)

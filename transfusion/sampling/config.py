@@ -29,6 +29,8 @@ class SamplerConfig:
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
       max_images: images drawn at most.
+      min_images: images drawn at least once one is drawn, as far as `max_images` allows: the next opens at once after
+        the last (the frames of a world model).
       shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
       spacing, terminal: of the time grid, see `transfusion.sampling.solvers.time_grid`.
     """
@@ -48,6 +50,7 @@ class SamplerConfig:
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1
+    min_images: int = 0
     shift_by: str = "constant"
     spacing: str = "even"
     terminal: float = 0.0
@@ -57,14 +60,19 @@ class SamplerConfig:
             raise UsageError(
                 "sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1"
             )
-        if min(self.think, self.max_tokens, self.max_images) < 0:
-            raise UsageError("sampling: think, max_tokens and max_images must not be negative")
+        if min(self.think, self.max_tokens, self.max_images, self.min_images) < 0:
+            raise UsageError("sampling: think, max_tokens, max_images and min_images must not be negative")
         for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
             raise UsageError(
                 f"sampling: terminal must be in [0, 1), and {STEPS} steps are the most of {self.spacing!r}"
             )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something may follow an image."""
+        return self.max_tokens > 0 or min(self.max_images, self.min_images) > 1
 
     def times(self, prediction: str, tokens: int) -> np.ndarray:
         """The time grid float32 [steps + 1] for images of so many tokens."""

@@ -61,12 +61,13 @@ class Settings:
     top_p: jax.Array
     think: jax.Array
     max_tokens: jax.Array
+    min_images: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens, and
-    `goes_on` says whether text may follow an image."""
+    `goes_on` says whether anything may follow an image."""
 
     solver: str
     choice: Choice
@@ -89,7 +90,7 @@ class Decoder:
 
     task: SequenceTask
     limits: Limits
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, ...] = (0, 0)
 
     @cached_property
     def layout(self) -> Layout:
@@ -140,6 +141,7 @@ class Decoder:
         an image must come."""
         thinks = rows & state.thinks
         limit = jnp.where(thinks, settings.think, settings.max_tokens)
+        must = self._must_draw(state, rows, settings)
         rows_left = rows & (state.written < limit)
         logits = jnp.where(self.allowed, logits, NEVER)
         opener = self.layout.opener if self.limits.images else -1
@@ -149,8 +151,8 @@ class Decoder:
         keys = text_keys(keys, state.count)
         ids = self.limits.choice.choose(logits, keys, settings.temperature, settings.top_p)
         going = rows_left & (ids != self.task.spec.eos)
-        ids = jnp.where(thinks & ~going, opener, ids)
-        going |= thinks
+        ids = jnp.where(thinks & ~going | must, opener, ids)
+        going |= thinks | must
         opens = going & (ids == opener)
         written = jnp.where(thinks & opens, 0, state.written + (going & ~opens))
         # An opener that is text is written like any other token first.
@@ -164,6 +166,10 @@ class Decoder:
             thinks=state.thinks & ~opens,
             pending=jnp.where(going, ids, state.pending),
         )
+
+    def _must_draw(self, state: State, rows: jax.Array, settings: Settings) -> jax.Array:
+        """Which of the rows bool [B] have drawn, and fewer images than must come."""
+        return rows & (state.drawn > 0) & (state.drawn < jnp.minimum(settings.min_images, self.limits.images))
 
     def _write(self, model: UnifiedModel, state: State, keys: jax.Array, settings: Settings) -> State:
         """One step of text."""
@@ -200,7 +206,7 @@ class Decoder:
         solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
         x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
         state = put_images(state, x, rows)
-        more = rows & (state.written < settings.max_tokens)
+        more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
         state = dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode))
         if not self.limits.goes_on or not self.layout.goes_on:
             return state
@@ -224,7 +230,7 @@ class Decoder:
         models = self._models(params)
         cache, logits = self._prefill(models.once, prefill)
         state = self._start(cache, prefill)
-        writes, draws = self.limits.ids > 0, self.limits.images > 0
+        writes, draws = self.limits.ids > 0 or self.limits.goes_on, self.limits.images > 0
         state = self._choose(state, logits, state.mode == WRITING, keys, settings)
 
         def phase(state):
@@ -247,7 +253,7 @@ class Decoder:
             return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
-        room = limits.ids + limits.images * per_image if limits.ids else 0
+        room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
         shape = (limits.images, layout.tokens, layout.stream.features)
         return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener)
 
@@ -268,12 +274,12 @@ def _logits(model: UnifiedModel, encoded, last: jax.Array) -> jax.Array:
 
 
 @lru_cache(maxsize=32)
-def decoder(task: SequenceTask, limits: Limits, size: tuple[int, int]) -> Decoder:
+def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decoder:
     """The decoder of a task, compiled once per set of limits and shapes of prompts."""
     return Decoder(task, limits, size)
 
 
-def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -> tuple[Decoder, Settings]:
+def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
     check("sampling.solver", config.solver, SOLVERS)
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
@@ -286,8 +292,9 @@ def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, int]) -
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
     guidance = Guidance(*map(np.float32, guidance), config.renorm)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
-    settings = Settings(times, guidance, temperature, top_p, np.int32(config.think), np.int32(config.max_tokens))
-    return decoder(task, Limits(config.solver, choice, ids, images, config.max_tokens > 0), size), settings
+    counts = (np.int32(n) for n in (config.think, config.max_tokens, config.min_images))
+    settings = Settings(times, guidance, temperature, top_p, *counts)
+    return decoder(task, Limits(config.solver, choice, ids, images, config.goes_on), size), settings
 
 
 def generate(
@@ -298,7 +305,7 @@ def generate(
     config: SamplerConfig,
     *,
     batch: int = 64,
-    size: tuple[int, int] = (0, 0),
+    size: tuple[int, ...] = (0, 0),
 ) -> list[Document]:
     """Continues each prompt with what the model writes and draws.
 
@@ -353,9 +360,9 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
 
 
 def _latents(layout: Layout, patches: np.ndarray) -> np.ndarray:
-    """Patches [..., N, E] to latents [..., h, w, C]."""
+    """Patches [..., N, E] to latents [..., *sides, C]."""
     patches = patches[..., layout.stream.time_tokens :, :]
-    return np.asarray(unpatchify(patches, layout.shape[:2], layout.stream.patch))
+    return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +382,7 @@ def trajectory(
     config: SamplerConfig,
     *,
     at: Sequence[int] | None = None,
-    size: tuple[int, int] = (0, 0),
+    size: tuple[int, ...] = (0, 0),
 ) -> Trajectory:
     """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
 

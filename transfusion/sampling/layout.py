@@ -105,7 +105,7 @@ def lay(
             None if discrete else time[:, None],
             place.counter[:, None, None] + piece["position"],
             jnp.zeros((b, n), jnp.int32),
-            None if discrete else jnp.broadcast_to(jnp.asarray(piece["place"]), (b, n, 2)),
+            None if discrete else jnp.broadcast_to(jnp.asarray(piece["place"]), (b, *piece["place"].shape)),
             meta,
         )
     return result
@@ -115,11 +115,11 @@ def lay(
 class Layout:
     """The parts that the decoder appends, read from the layout table.
 
-    `size` is the height and width of the latents that are drawn; (0, 0) takes the stream's grid.
+    `size` is the sides of the latents that are drawn, height and width of an image; zeros take the stream's grid.
     """
 
     spec: SequenceSpec
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, ...] = (0, 0)
 
     @cached_property
     def kind(self) -> str:
@@ -169,16 +169,16 @@ class Layout:
         return self.runs[0].boundary == "outside"
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Latents [h, w, C] of a drawn image.
+    def shape(self) -> tuple[int, ...]:
+        """Latents [*sides, C] of a drawn item, [h, w, C] of an image.
 
         Raises:
           UsageError: if neither the stream nor `size` says.
         """
-        height, width = self.size if self.size != (0, 0) else self.stream.grid
-        if not height or not width:
+        sides = self.size if any(self.size) else self.stream.grid
+        if not all(sides):
             raise UsageError("this model draws images of any size: say which (height and width of the latents)")
-        return height, width, self.stream.channels
+        return *sides, self.stream.channels
 
     @cached_property
     def token(self) -> Expanded:
@@ -216,7 +216,7 @@ class Layout:
         for run in runs:
             stream = self.spec.streams[run.stream]
             # Latents of the images' own size and channels are the pixels.
-            same = (stream.grid, stream.channels) == (self.shape[:2], self.shape[2])
+            same = (*stream.grid, stream.channels) == self.shape
             if stream.source == "pixels" and not same:
                 raise UsageError(
                     f"no text can follow a drawing: the stream {run.stream!r} reads pixels, and latents are drawn; "
@@ -232,10 +232,10 @@ class Layout:
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
         """Drawn patches [B, N, E] as the patches of another stream of the same image."""
         stream = self.spec.streams[name]
-        if (stream.patch, stream.time_tokens) == (self.stream.patch, self.stream.time_tokens):
+        if (stream.patch_sides, stream.time_tokens) == (self.stream.patch_sides, self.stream.time_tokens):
             return x
         patches = patchify_images(
-            unpatchify(x[:, self.stream.time_tokens :], self.shape[:2], self.stream.patch), stream.patch
+            unpatchify(x[:, self.stream.time_tokens :], self.shape[:-1], self.stream.patch), stream.patch
         )
         return jnp.pad(patches, ((0, 0), (stream.time_tokens, 0), (0, 0)))
 
@@ -275,7 +275,7 @@ class Layout:
             items = max(part.items.get(name, 0) for part in expanded)
             if tokens and stream.discrete:
                 streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16))
-            elif tokens and stream.grid != (0, 0):
+            elif tokens and stream.aligned:
                 count = bucket(items, 1)
                 streams[name] = dataclasses.replace(stream, budget=count * stream.tokens_per_item, items=count)
             elif tokens:

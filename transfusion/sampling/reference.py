@@ -72,7 +72,7 @@ class _Row:
 
     def predicted(self, document: Document, x: jax.Array, t: jax.Array) -> jax.Array:
         layout, stream = self.layout, self.layout.stream
-        latents = np.asarray(unpatchify(x, layout.shape[:2], stream.patch))[0]
+        latents = np.asarray(unpatchify(x, layout.shape[:-1], stream.patch_sides))[0]
         out, cost = self.outputs((*document, Segment(layout.kind, latents, "target")), float(t))
         name, n = layout.run.stream, x.shape[1]
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
@@ -94,7 +94,7 @@ class _Row:
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
-        n, features = patchify(np.zeros(self.layout.shape), stream.patch)[0].shape
+        n, features = patchify(np.zeros(self.layout.shape), stream.patch_sides)[0].shape
         number, extra = jnp.array([drawn]), stream.time_tokens
         shape = (extra + n, features)  # noise falls on a time token too, where there is one
         x = first_noise(self.key, number, shape)[:, extra:]
@@ -102,7 +102,7 @@ class _Row:
         for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
             noise = lambda i=i: step_noise(self.key, number, i, shape)[:, extra:]  # noqa: E731
             x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)
-        return np.asarray(unpatchify(x, self.layout.shape[:2], stream.patch))[0]
+        return np.asarray(unpatchify(x, self.layout.shape[:-1], stream.patch_sides))[0]
 
 
 def generate_one(
@@ -113,7 +113,9 @@ def generate_one(
     made: list[Segment] = []
     count = written = drawn = 0
     thinks, opened = prompt.draw and config.think > 0, prompt.draw and not config.think
-    while opened or thinks or written < config.max_tokens:
+    least = min(config.min_images, config.max_images)
+    while opened or thinks or written < config.max_tokens or 0 < drawn < least:
+        opened |= 0 < drawn < least
         if not opened:
             token = task.spec.eos if thinks and written == config.think else row.token(count, drawn)
             if token == task.spec.eos and not thinks:
@@ -123,7 +125,7 @@ def generate_one(
         if opened:
             new = Segment(row.layout.kind, row.image(drawn), "context")
             drawn += 1
-            if not config.max_tokens or not row.layout.goes_on:
+            if not row.layout.goes_on or (not config.max_tokens and drawn >= least):
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:

@@ -1,0 +1,63 @@
+"""Words from their spelling, and spelling from words: text and speech in one model.
+
+What: 94 recordings of one speaker ('seven', 'nineteenth', 'Thursday', 'October'), 8 kHz, cut or padded to 1.28 s; 80
+frames of 64 mel bands, two frames a token. With so few recordings it learns to say what it has heard; what it makes of
+held-out words is a test of the machine, not of speech.
+Data: Debian's package asterisk-core-sounds-en-wav, `python -m transfusion.data.prepare --data_dir data speech`.
+Command: python -m transfusion.train --config configs/speech.py --workdir runs/speech
+  python -m transfusion.sample --workdir runs/speech --prompt 'seven' --output seven.wav
+  python -m transfusion.sample --workdir runs/speech --caption seven.wav
+Hardware: 2 CPU cores. Time: not yet measured; meant for 15 minutes.
+`configs/speech.py:debug` trains 20 steps in seconds.
+"""
+
+import dataclasses
+
+from transfusion import layouts
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import CodecConfig, text
+from transfusion.codecs.mel import MelConfig
+from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.config import TransformerConfig
+from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug")
+FRAMES = 80
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    mel = MelConfig()
+    sound = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        channels=mel.bands, patch=2, grid=(FRAMES,), budget=3 * FRAMES // 2, weight=5.0,
+    )  # fmt: skip
+    source = SourceConfig(name="speech/digits", rate=mel.rate, length=FRAMES * mel.hop)
+    experiment = Experiment(
+        steps=3000,
+        batch_size=8,
+        log_every=50,
+        model=TransformerConfig(width=192, layers=6, heads=4, scan=False),
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=48), "sound": sound},
+        layout=layouts.transfusion(kind="sound"),
+        codec=CodecConfig(kind="mel", mel=mel),
+        data=DataConfig(sources={"speech": source}, caption_first=0.6),
+        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=2e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(
+            every=1000, sources={"speech": dataclasses.replace(source, split="heldout")}, prompts="held_out"
+        ),
+        sampling=SamplerConfig(solver="heun", steps=20, guidance=2.0, temperature=0.0, max_tokens=16),
+    )
+    if form == "debug":
+        experiment = dataclasses.replace(
+            experiment, steps=20, batch_size=2, log_every=5,
+            model=TransformerConfig(width=32, layers=2, heads=2),
+            checkpoint=CheckpointConfig(every=10, keep=2),
+            eval=dataclasses.replace(experiment.eval, every=10),
+        )  # fmt: skip
+    return to_config_dict(experiment)

