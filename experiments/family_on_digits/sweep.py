@@ -3,8 +3,8 @@
 import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-# `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model of LMFusion is
-# trained first, on the same captions, and its steps are not counted for LMFusion.
+# `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model is trained
+# first, on the same captions, and its steps are not counted for those that take it.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -16,10 +16,18 @@ MEMBERS = {
     "bagel": "bagel.py",
     "mogao": "mogao.py",
     "showo2": "showo2.py",
+    "janusflow": "janusflow.py",
+    "janus_understanding": "janusflow.py:understanding",
+    "omnigen": "omnigen.py",
+    "metaqueries": "connector.py",
+    "metaqueries_cross": "connector.py:cross",
+    "qwen_image": "connector.py:qwen",
 }
+# These begin with the frozen text model.
+FROZEN = ("lmfusion", "metaqueries", "metaqueries_cross", "qwen_image")
 
 
 def get_sweep():
     """(name, config file, fields that differ)."""
-    changes = {"lmfusion": {"init.path": "runs/family_on_digits/lmfusion_text"}}
-    return [(name, str(CONFIGS / config), changes.get(name, {})) for name, config in MEMBERS.items()]
+    text = {"init.path": "runs/family_on_digits/lmfusion_text"}
+    return [(name, str(CONFIGS / config), text if name in FROZEN else {}) for name, config in MEMBERS.items()]
