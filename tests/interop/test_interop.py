@@ -13,6 +13,7 @@ import pytest
 import released
 from oracles import assert_same_checkpoint, run
 from program import run_program
+from safetensors.numpy import load_file, save_file
 
 from transfusion.checkpoint import restore_params
 from transfusion.codecs import CodecConfig
@@ -103,6 +104,23 @@ def test_old_names_of_the_autoencoders_attention(tmp_path):
     assert_same_files(folder, back)
     _, imported = find_family(Checkpoint(folder))
     assert imported.experiment.autoencoder.scale == 0.18215
+
+
+def test_bagel_as_it_lies_in_its_folder(tmp_path):
+    """Configs of the parts in files of their own, averaged weights beside an autoencoder, one layer of SigLIP less."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
+    llm = sizes | {"vocab_size": 20, "num_key_value_heads": 1, "layer_module": "Qwen2MoTDecoderLayer"}
+    vit = sizes | {"patch_size": 4, "image_size": 16}
+    config = {"model_type": "bagel", "max_latent_size": 4, "vit_max_num_patch_per_side": 4}
+    weights = released.weights("bagel", config | {"llm_config": llm, "vit_config": vit})
+    folder = released.write(tmp_path / "in", config, weights)
+    (folder / "model.safetensors").rename(folder / "ema.safetensors")
+    save_file({"encoder.conv_in.weight": np.ones((1, 1))}, folder / "ae.safetensors")
+    (folder / "llm_config.json").write_text(json.dumps(llm))
+    (folder / "vit_config.json").write_text(json.dumps(vit | {"num_hidden_layers": 3}))
+    import_checkpoint(folder, tmp_path / "work")
+    export_checkpoint(tmp_path / "work", tmp_path / "back")
+    np.testing.assert_equal(load_file(tmp_path / "back" / "ema.safetensors"), weights)
 
 
 def test_export_in_another_dtype_and_size(tmp_path):

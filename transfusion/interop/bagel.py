@@ -42,6 +42,11 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     normed, _ = llm.pop("qk_norm", True), llm.pop("freeze_und", None)
     tied = given(llm, "tie_word_embeddings", bool, False)
     vit.pop("rope", None)
+    # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
+    stem = "vit_model.vision_model.encoder.layers."
+    held = len({key.removeprefix(stem).partition(".")[0] for key in keys if key.startswith(stem)})
+    if held and vit.get("num_hidden_layers") == held + 1:
+        vit["num_hidden_layers"] = held
     model = trunk_config(llm, "Qwen2ForCausalLM", "config.json, llm_config", qk_norm="rms" if normed else "none")
     tower = vit_config(vit | {"vision_use_head": False}, "config.json, vit_config")
     vit_side, latent_side = given(config, "vit_max_num_patch_per_side", default=70), given(config, "max_latent_size")

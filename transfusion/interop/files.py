@@ -36,7 +36,9 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-NAMES = ("model", "diffusion_pytorch_model")  # of the weights, as transformers and diffusers write them
+# Of the weights, as transformers and diffusers write them, and BAGEL, whose autoencoder lies beside.
+NAMES = ("model", "diffusion_pytorch_model", "ema")
+PARTS = ("llm_config", "vit_config")  # of a config, that BAGEL keeps in files of their own
 INDEX = ".safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 
@@ -59,7 +61,7 @@ class Checkpoint:
     """A released checkpoint folder. Opening it reads config.json, the index if there is one, and the files' headers.
 
     Attributes:
-      config: config.json ({} where there is none).
+      config: config.json ({} where there is none), with the `PARTS` that lie beside it.
       entries: where each key's array lies, in the order of the files.
       metadata: the headers' `__metadata__` by file name.
       index_metadata: the index's `metadata`; None without an index.
@@ -74,6 +76,9 @@ class Checkpoint:
             raise UsageError(f"{folder} is not a folder: give the folder that holds config.json and *.safetensors")
         path = self.folder / "config.json"
         self.config: dict[str, Any] = read_json(path) if path.is_file() else {}
+        for part in PARTS:
+            if part not in self.config and (path := self.folder / f"{part}.json").is_file():
+                self.config[part] = read_json(path)
         files, weight_map, self.index_metadata = self._files()
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, dict[str, str]] = {}
