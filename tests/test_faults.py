@@ -330,6 +330,13 @@ def test_no_noise_about_hardware_that_is_not_there(config, tmp_path):
     assert one_line_error(Result(done.returncode, done.stdout, done.stderr)).startswith("error: no folder 'nowhere'")
 
 
+def test_a_second_training_in_the_same_workdir_is_refused(config, tmp_path):
+    with programs.sole_use(tmp_path / "run"):
+        result = run_program(tmp_path, "transfusion.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert "another training is at work in" in one_line_error(result)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_another_model_on_a_workdir_that_holds_one(config, tmp_path):
     arguments = [f"--config={config}", f"--workdir={tmp_path}", "--config.steps=2"]
     assert run_program(tmp_path, "transfusion.train", *arguments).code == 0

@@ -1,12 +1,14 @@
 """What every program shares: flags, the config file, errors as one line with exit code 2, and JAX's set-up."""
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import logging as standard_logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
@@ -40,6 +42,24 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
             _fail(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def sole_use(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a second training, of this machine, out of a workdir: one would remove the other's unfinished checkpoints.
+
+    The system gives the lock up when the process ends, however that happens.
+
+    Raises:
+      UsageError: if another training has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another training is at work in {workdir}: wait, or give another --workdir") from None
+        yield
 
 
 def _fail(error: object) -> None:

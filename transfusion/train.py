@@ -6,6 +6,7 @@ The same command on a workdir that holds a checkpoint continues it: the losses a
 The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draws and loss.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -184,6 +185,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     abstract = _abstract(task, experiment, shardings)
     watch = guard.Guard(experiment.guard)
     with (
+        programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         task.open_data(experiment) as data,
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
