@@ -4,17 +4,17 @@ What: `configs/digits.py` with an expert per modality. The text expert and the t
 run and are frozen; the image expert starts as a copy of the text expert.
 Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
          python -m transfusion.train --config configs/lmfusion.py --workdir runs/lmfusion
-         The first trains the language model on the captions alone; `--config.init.path=W` takes another text run, or
-         one that `python -m transfusion.interop import` has made, of the same sizes.
+         The first trains the language model on the captions alone, and on where an image begins and ends;
+         `--config.init.path=W` takes another text run, or one that `python -m transfusion.interop import` has made, of
+         the same sizes.
 Hardware: 2 CPU cores. Time: not yet measured.
 `configs/lmfusion.py:debug` trains 20 steps in seconds, without a text run: its text expert is frozen at random.
-
-A frozen text head has never seen a beginning of image: images are asked for (`sample --image`), not announced.
 """
 
 import dataclasses
 import pathlib
 
+from transfusion.codecs import text
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup
@@ -46,10 +46,12 @@ def get_config(form: str = ""):
 
 
 def text_alone(mixture: Experiment) -> Experiment:
-    """The text run: the same data, in which an image yields no tokens, and every caption is there."""
+    """The text run: the same data, in which text sees nothing of an image but BOI, EOI and the positions between them,
+    and every caption is there. As a language model's vocabulary has marks for what it has not seen yet."""
+    unseen = dataclasses.replace(mixture.streams["image"], objective="none", visible_to=("image",))
     return dataclasses.replace(
         mixture,
-        streams={"text": mixture.streams["text"]},
-        layout={"text": (Run("text"),), "image": ()},
+        streams={"text": mixture.streams["text"], "image": unseen},
+        layout={"text": (Run("text"),), "image": (Run("image", opener=text.BOI, closer=text.EOI, time_low=1.0),)},
         data=dataclasses.replace(mixture.data, drop_caption=0.0),
     )
