@@ -205,6 +205,8 @@ time.sleep(60)
 def test_an_interrupt_lets_the_running_member_save(tmp_path, monkeypatch):
     (tmp_path / "waiting.py").write_text(WAITING)
     monkeypatch.chdir(tmp_path)
+    # A process that was started in the background may ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt():
         while not (tmp_path / "ready").exists():
@@ -212,6 +214,9 @@ def test_an_interrupt_lets_the_running_member_save(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep._process(sweep.Member("a", tiny.experiment(""), tmp_path), "waiting")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep._process(sweep.Member("a", tiny.experiment(""), tmp_path), "waiting")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
