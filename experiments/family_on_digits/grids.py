@@ -1,18 +1,16 @@
-"""A grid of drawn digits per system, from the runs of the sweep.
+"""The grid of drawn digits of each system, from its evaluation, as small pictures beside this file.
 
   python experiments/family_on_digits/grids.py --workdir runs/family_on_digits
 
-Two of each digit, the first that a fixed seed gives, none chosen; written to experiments/family_on_digits/NAME.png.
+The evaluation draws ten of each digit with a fixed seed; none are chosen, and a red frame is one that the judge read as
+something else.
 """
 
 import pathlib
 
 from absl import app, flags
+from PIL import Image
 from sweep import MEMBERS
-
-import transfusion
-from transfusion import pictures
-from transfusion.data.builders import DIGIT_WORDS
 
 HERE = pathlib.Path(__file__).resolve().parent
 WORKDIR = flags.DEFINE_string("workdir", "runs/family_on_digits", "Folder of the sweep.")
@@ -20,13 +18,10 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/family_on_digits", "Folder of the
 
 def main(argv) -> None:
     del argv
-    prompts = [f"a handwritten {word}" for word in DIGIT_WORDS for _ in range(2)]
     for name in MEMBERS:
-        workdir = pathlib.Path(WORKDIR.value) / name
-        run = transfusion.load_run(workdir)
-        if run.drawn is not None:
-            images = list(run.draw(prompts, seed=0))
-            pictures.grid(images, 20, scale=4, path=HERE / f"{name}.png")
+        path = pathlib.Path(WORKDIR.value) / name / "samples" / "generated.png"
+        if path.is_file():
+            Image.open(path).quantize(64, method=Image.Quantize.FASTOCTREE).save(HERE / f"{name}.png", optimize=True)
             print(f"{name}.png")
 
 
