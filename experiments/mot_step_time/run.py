@@ -6,9 +6,9 @@ Method: one process, the rows and the sizes of `experiments/peer_speed`, the tra
 trunk, float32). Rounds alternate between the two models, and each begins every other round; medians over rounds. The
 processor time of a step is printed, too: it hardly depends on what else the machine does.
 Command: python experiments/mot_step_time/run.py
-Verdict: within the target, on a machine that was not idle. 2026-11-22, 2 cores (AMD EPYC), high priority beside another
-training: 1.042 times the dense model's wall time in the median, rounds from 0.75 to 1.22 (`results.json`); 1.127 times its
-processor time there, 1.034 in an earlier run.
+Verdict: within the target, on a machine that was not idle. 2026-11-22, 2 cores (AMD EPYC), high priority beside
+another training: 1.042 times the dense model's wall time in the median, rounds from 0.75 to 1.22 (`results.json`);
+1.127 times its processor time there, 1.034 in an earlier run.
 """
 
 import argparse
