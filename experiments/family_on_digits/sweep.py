@@ -18,10 +18,10 @@ MEMBERS = {
     "showo2": "showo2.py",
     "janusflow": "janusflow.py",
     "janus_understanding": "janusflow.py:understanding",
-    "omnigen": "omnigen.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
+    "omnigen": "omnigen.py",
 }
 # These begin with the frozen text model.
 FROZEN = ("lmfusion", "metaqueries", "metaqueries_cross", "qwen_image")
