@@ -130,9 +130,11 @@ def run(member: Member) -> dict[str, Any]:
         wanted.write_text(to_json(member.experiment))
         start = time.perf_counter()
         config = f"--config={json_config.__file__}:{wanted}"
-        reason = _process(member, "transfusion.train", config, f"--workdir={member.workdir}") or _unfinished(member)
-        seconds += time.perf_counter() - start
-        _write(member.workdir / "sweep.json", {"seconds": seconds})
+        try:
+            reason = _process(member, "transfusion.train", config, f"--workdir={member.workdir}") or _unfinished(member)
+        finally:  # an interruption, too: what was trained so far counts
+            seconds += time.perf_counter() - start
+            _write(member.workdir / "sweep.json", {"seconds": seconds})
     if reason is None:
         reason = _process(member, "transfusion.evaluate", f"--workdir={member.workdir}")
     return row(member, seconds, reason)
