@@ -5,7 +5,7 @@ generates (latents). What is drawn is noised latents that nothing else sees; wha
 the tower's tokens. One rotary index per image; fixed 2-D sine and cosine tables inside it. The text before an image
 learns to open it, which the original does not.
 Command: python -m transfusion.train --config configs/bagel.py --workdir runs/bagel
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/bagel.py:edit` adds examples of editing ('negative', 'mirrored', 'upside down'), which alone have images as
 conditions, and so their dropout and a guidance by images:
   python -m transfusion.sample --workdir runs/bagel --prompt '<image:in.png>negative' --output out.png

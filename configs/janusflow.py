@@ -7,7 +7,7 @@ Nothing but an image's own tokens sees its noised patches: what follows sees it 
 The original's tower is SigLIP's, and the trunk's features learn to agree with it; here it starts at random, and nothing
 agrees. Its noise token stands in place of BOI; ours behind BOI, which the text before an image learns to write.
 Command: python -m transfusion.train --config configs/janusflow.py --workdir runs/janusflow
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/janusflow.py:understanding` is the first way alone, as in Janus (arXiv 2410.13848): it writes captions, and
 draws nothing. `:debug` and `:understanding_debug` train 20 steps of each in seconds.
 """

@@ -4,7 +4,7 @@ What: `configs/bagel.py` with adaLN-zero on the latents in place of an added noi
 take turns over the frequencies in place of one index per image and tables, and text that sees the vision tower's tokens
 but no latents; latents see everything. There is no code of the original: what the paper leaves open is BAGEL's.
 Command: python -m transfusion.train --config configs/mogao.py --workdir runs/mogao
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/mogao.py:debug` trains 20 steps in seconds; `:edit` see `configs/bagel.py`.
 """
 
