@@ -15,7 +15,7 @@ Left out: BLIP3-o (arXiv 2505.09568), whose second trunk draws features, and a t
 Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
          python -m transfusion.train --config configs/connector.py --workdir runs/connector
          The first trains the language model on the captions alone; `--config.init.path=W` takes another text run.
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/connector.py:debug` (`:cross_debug`, `:qwen_debug`) trains 20 steps in seconds, without a text run: its
 language model is frozen at random.
 """
