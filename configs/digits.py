@@ -12,7 +12,7 @@ import dataclasses
 from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import text
-from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
@@ -46,12 +46,7 @@ def get_config(form: str = ""):
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=32),
     )
     if form == "debug":
-        experiment = dataclasses.replace(
-            experiment, steps=20, batch_size=4, log_every=5,
-            model=TransformerConfig(width=32, layers=2, heads=2),
-            checkpoint=CheckpointConfig(every=10, keep=2),
-            eval=dataclasses.replace(experiment.eval, every=10),
-        )  # fmt: skip
+        experiment = debug_form(experiment, batch_size=4)
     if form == "unet":
         coder = dataclasses.replace(image, embed="unet", head="unet", time="coder", table="none", coder_width=16)
         experiment = dataclasses.replace(experiment, streams=experiment.streams | {"image": coder})

@@ -11,7 +11,7 @@ import dataclasses
 from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig, text
-from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
@@ -53,12 +53,7 @@ def get_config(form: str = ""):
         sampling=SamplerConfig(solver="heun", steps=20, guidance=3.0, temperature=0.0, max_tokens=80),
     )
     if form == "debug":
-        experiment = dataclasses.replace(
-            experiment, steps=20, batch_size=2, log_every=5,
-            model=TransformerConfig(width=32, layers=2, heads=2),
-            checkpoint=CheckpointConfig(every=10, keep=2),
-            eval=dataclasses.replace(experiment.eval, every=10),
-        )  # fmt: skip
+        experiment = debug_form(experiment)
     if form == "latents":
         stream = dataclasses.replace(image, channels=4, patch=2, grid=(12, 12))
         experiment = dataclasses.replace(

@@ -17,7 +17,7 @@ from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig, text
 from transfusion.codecs.mel import MelConfig
-from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
@@ -54,10 +54,5 @@ def get_config(form: str = ""):
         sampling=SamplerConfig(solver="heun", steps=20, guidance=2.0, temperature=0.0, max_tokens=16),
     )
     if form == "debug":
-        experiment = dataclasses.replace(
-            experiment, steps=20, batch_size=2, log_every=5,
-            model=TransformerConfig(width=32, layers=2, heads=2),
-            checkpoint=CheckpointConfig(every=10, keep=2),
-            eval=dataclasses.replace(experiment.eval, every=10),
-        )  # fmt: skip
+        experiment = debug_form(experiment)
     return to_config_dict(experiment)

@@ -20,7 +20,7 @@ import dataclasses
 from transfusion import layouts
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import text
-from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
@@ -59,12 +59,7 @@ def get_config(form: str = ""):
     if form.startswith("world"):
         experiment = world(experiment)
     if form.endswith("debug"):
-        experiment = dataclasses.replace(
-            experiment, steps=20, batch_size=2, log_every=5,
-            model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
-            checkpoint=CheckpointConfig(every=10, keep=2),
-            eval=dataclasses.replace(experiment.eval, every=10),
-        )  # fmt: skip
+        experiment = debug_form(experiment)
     return to_config_dict(experiment)
 
 
