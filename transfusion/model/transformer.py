@@ -137,10 +137,10 @@ class Trunk(nnx.Module):
             for expert, streams in groups.items()
         }
         turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
-        fresh = None if at is not None else tokens
-        attend = attention_over(tokens, fresh, cache, may, config.attention)
-        given = None if at is not None or not outside else _tokens(metadata, outside)
-        across = self._across(tokens, given, cache, may_cross)
+        # What is written into the cache is read there, and is not new besides.
+        attend = attention_over(tokens, tokens if at is None else None, cache, may, config.attention)
+        beside = _tokens(metadata, outside) if outside and at is None else None
+        across = self._across(tokens, beside, cache, may_cross)
         sizes = [part.shape[1] for part in joined.values()]
 
         def layer(carry, scanned):
@@ -165,27 +165,20 @@ class Trunk(nnx.Module):
             if dual is not None and config.dual_expert in groups:
                 e = config.dual_expert
                 extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
-            new = {
+            x_new = {
                 e: blocks[e].add_attention(carry[e], out, parts[e], extra[e])
                 for e, out in zip(groups, outs, strict=True)
             }
-            new = new if across is None else across(new, cross, given, cached)
-            new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in new.items()}
-            return {e: constrain(y, "batch", None, None) for e, y in new.items()}, kept
+            x_new = x_new if across is None else across(x_new, cross, given, cached)
+            x_new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in x_new.items()}
+            return {e: constrain(y, "batch", None, None) for e, y in x_new.items()}, kept
 
-        if REMAT[config.remat] is not None:
-            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
         needed = dict.fromkeys((self.first, *groups))
         weights = {e: _pure(self.blocks[e]) for e in needed}
         modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
         vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
         tables = (weights, modulation, None if across is None else _pure(self.cross))
-        if config.scan and not config.dual_layers:
-            cached = None if cache is None else (cache.stacked().k, cache.stacked().v)
-            scanned = (tables, vectors, cached, context)
-            out, kept = jax.lax.scan(lambda carry, part: layer(carry, (*part, None)), joined, scanned)
-        else:
-            out, kept = _unrolled(layer, joined, (tables, vectors, context), cache, config.layers, self._duals())
+        out, kept = self._through(layer, joined, (tables, vectors, context), cache)
         result = {s: x[s] for s in outside}
         for expert, streams in groups.items():
             y = self._final(out[expert], expert)
@@ -195,6 +188,17 @@ class Trunk(nnx.Module):
             return result, None
         every = _tokens(metadata, self.order(x)) if at is None else cache.metadata
         return result, KeyValues(*kept, every).like(cache)
+
+    def _through(self, layer, joined, scanned, cache: KeyValues | None):
+        """Runs all layers, as a scan or as a loop that the compiler sees; `scanned` is what each has a part of."""
+        config = self.config
+        if REMAT[config.remat] is not None:
+            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
+        if not config.scan or config.dual_layers:
+            return _unrolled(layer, joined, scanned, cache, config.layers, self._duals())
+        tables, vectors, context = scanned
+        cached = None if cache is None else (cache.stacked().k, cache.stacked().v)
+        return jax.lax.scan(lambda x, part: layer(x, (*part, None)), joined, (tables, vectors, cached, context))
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
         """The streams of each expert, without a context."""
