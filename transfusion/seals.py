@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterable
 
 
@@ -63,8 +64,13 @@ def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 def remove_leftovers(root: pathlib.Path) -> None:
     """Removes unfinished saves and seals of checkpoints that are gone."""
-    for path in root.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for _ in range(20):  # the last writes of a failed save may come later, and bring its folder back
+        leftovers = list(root.glob("*.orbax-checkpoint-tmp*"))
+        if not leftovers:
+            break
+        for path in leftovers:
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.1)
     kept = {seal_path(root, step) for step in steps_on_disk(root)}
     for path in root.glob(".seal-*"):
         if path not in kept:
