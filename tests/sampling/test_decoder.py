@@ -243,7 +243,8 @@ def test_guidance_one_is_none_and_a_closed_interval_is_none(model_one):
         return generate(*model_one, PROMPTS[:1], 0, SamplerConfig(steps=3, max_tokens=0, **fields))[0][0].value
 
     plain, guided = draw(), draw(guidance=3.0)
-    np.testing.assert_array_equal(draw(guidance=3.0, guidance_low=0.8, guidance_high=0.7), plain)
+    # Another program than the plain one: equal up to the order in which the compiler adds.
+    np.testing.assert_allclose(draw(guidance=3.0, guidance_low=0.8, guidance_high=0.7), plain, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(draw(guidance=1.0 + 1e-6), plain, atol=1e-4)
     assert np.abs(guided - plain).max() > 1e-2
 
