@@ -4,7 +4,9 @@
 
 A token that is written alone meets every weight of the trunk and of the head once, and does two operations with each:
 the time is that of reading them. Printed are these bytes, the time of one matrix-vector product over as many bytes (the
-least that a step can take with these weights in float32), and the time of a token of our decoder.
+least that a step can take with these weights in float32), and the time of a token of our decoder. Then the products of
+a token alone, without attention, norms and cache: as the decoder does them, with those of one input merged, and in
+bfloat16.
 """
 
 import time
@@ -29,6 +31,24 @@ def median(step, repeats: int) -> float:
     return float(np.median(times))
 
 
+def products(size: work.Size, merged: bool, dtype: str):
+    """A step of NEW_TOKENS tokens that meet every weight once, and do nothing else."""
+    d, head, f = size.width, size.heads * size.head_size, size.ffn
+    shapes = [(d, 3 * head), (head, d), (d, 2 * f), (f, d)] if merged else 3 * [(d, head)] + [(head, d)]
+    shapes += [] if merged else 2 * [(d, f)] + [(f, d)]
+    weights = [jnp.ones(shape, dtype) for shape in size.depth * shapes + [(d, work.VOCABULARY)]]
+
+    def token(_, x, weights):
+        for w in weights:  # each waits for the one before it
+            y = jnp.matmul(x[:, : w.shape[0]].astype(dtype), w, preferred_element_type=jnp.float32)
+            x = x * 0.5 + jnp.mean(y) * 1e-3
+        return x
+
+    start = jnp.ones((1, max(d, head, f)))
+    step = jax.jit(lambda weights, x: jax.lax.fori_loop(0, work.NEW_TOKENS, lambda i, x: token(i, x, weights), x))
+    return lambda: jax.block_until_ready(step(weights, start))
+
+
 def main() -> None:
     parser = work.arguments(__doc__.splitlines()[0])
     options = parser.parse_args()
@@ -49,6 +69,10 @@ def main() -> None:
     print(f"weights read per token         {read / 1e6:8.1f} MB")
     print(f"one matrix-vector product      {least * 1e3:8.2f} ms, {read / least / 1e9:.1f} GB/s")
     print(f"a token of the decoder         {token * 1e3:8.2f} ms, {read / token / 1e9:.1f} GB/s")
+    for merged, dtype in ((False, "float32"), (True, "float32"), (True, "bfloat16")):
+        alone = median(products(size, merged, dtype), options.repeats) / work.NEW_TOKENS
+        name = f"products {'merged ' * merged}in {dtype}"
+        print(f"{name:30s} {alone * 1e3:8.2f} ms")
 
 
 if __name__ == "__main__":
