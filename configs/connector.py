@@ -90,8 +90,10 @@ def cross(base: Experiment) -> Experiment:
 
 def qwen(base: Experiment) -> Experiment:
     """The caption's own states condition an MM-DiT."""
-    # Text has the same coordinate on all axes, so that the run with one axis is the same language model.
-    trunk = dataclasses.replace(base.model, rope_axes=3)
+    # Text has the same coordinate on all axes, so that the run with one axis is the same language model. The axes take
+    # turns in its one series of frequencies: one after the other, the last would have slow ones only, and no image a
+    # left and a right.
+    trunk = dataclasses.replace(base.model, rope_axes=3, rope_interleaved=True)
     image = dataclasses.replace(base.streams["image"], table="none")
     diffuse = dataclasses.replace(trunk, streams=("text", "image"), qk_norm="rms", final_norm=False)
     return dataclasses.replace(
