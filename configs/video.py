@@ -42,7 +42,7 @@ def get_config(form: str = ""):
         steps=3000,
         batch_size=8,
         log_every=50,
-        model=TransformerConfig(width=192, layers=6, heads=4, rope_axes=3, scan=False),
+        model=TransformerConfig(width=192, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
         streams={"text": Stream(vocabulary=text.VOCABULARY, budget=96), "video": video},
         layout=layouts.transfusion(position="grid", kind="video"),
         data=DataConfig(sources={"animations": SourceConfig(name="animations/16")}, caption_first=0.7),
