@@ -34,7 +34,7 @@ def get_config(form: str = ""):
     source = SourceConfig(name="digits", split="train", resolution=8, channels=tower.channels)
     experiment = Experiment(
         task="autoencoder",
-        steps=1500,
+        steps=800,
         batch_size=32,
         log_every=50,
         autoencoder=AutoencoderConfig(
@@ -56,8 +56,8 @@ def get_config(form: str = ""):
             ema=0.995,
             groups=(LearningRateGroup("tower|latent_mean|latent_deviation", 0.0),),
         ),  # fmt: skip
-        checkpoint=CheckpointConfig(every=500, keep=2),
-        eval=EvalConfig(every=500, sources={"digits": dataclasses.replace(source, split="test")}),
+        checkpoint=CheckpointConfig(every=400, keep=2),
+        eval=EvalConfig(every=400, sources={"digits": dataclasses.replace(source, split="test")}),
     )
     if debug:
         experiment = dataclasses.replace(
