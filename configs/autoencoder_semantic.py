@@ -45,7 +45,7 @@ def get_config(form: str = ""):
             noise=0.2,
             kl_weight=0.0,
             reconstruction="l2",
-        ),  # fmt: skip
+        ),
         data=DataConfig(sources={"digits": source}),
         init=InitConfig("runs/janus_understanding", (("tower", "parts/semantic/embed/tower"),)),
         optim=OptimConfig(
@@ -55,7 +55,7 @@ def get_config(form: str = ""):
             weight_decay=0.0,
             ema=0.995,
             groups=(LearningRateGroup("tower|latent_mean|latent_deviation", 0.0),),
-        ),  # fmt: skip
+        ),
         checkpoint=CheckpointConfig(every=400, keep=2),
         eval=EvalConfig(every=400, sources={"digits": dataclasses.replace(source, split="test")}),
     )
