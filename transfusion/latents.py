@@ -10,6 +10,7 @@ from transfusion.checkpoint import restore_params
 from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
+from transfusion.codecs.semantic import SemanticAutoencoder
 from transfusion.errors import check
 from transfusion.model.parameters import Template
 from transfusion.programs import read_experiment
@@ -27,7 +28,8 @@ class Codec:
 
 
 def autoencoder_template(config: AutoencoderConfig) -> Template:
-    return Template(lambda rngs: Autoencoder(config, rngs=rngs))
+    kind = SemanticAutoencoder if config.tower else Autoencoder
+    return Template(lambda rngs: kind(config, rngs=rngs))
 
 
 def open_codec(config: CodecConfig) -> Codec:

@@ -52,6 +52,11 @@ class Member:
         return self.workdir / "sweep.log"
 
     @property
+    def samples(self) -> bool:
+        """Whether it is a model that samples, and not a codec that another member needs."""
+        return self.experiment.task == "sequence"
+
+    @property
     def parameters(self) -> int:
         return parameter_count(make_task(self.experiment).template.shapes)
 
@@ -135,13 +140,15 @@ def run(member: Member) -> dict[str, Any]:
         finally:  # an interruption, too: what was trained so far counts
             seconds += time.perf_counter() - start
             _write(member.workdir / "sweep.json", {"seconds": seconds})
-    if reason is None:
+    if reason is None and member.samples:
         reason = _process(member, "transfusion.evaluate", f"--workdir={member.workdir}")
     return row(member, seconds, reason)
 
 
 def finished(member: Member) -> bool:
-    """Whether this very experiment has been trained to its end and evaluated."""
+    """Whether this very experiment has been trained to its end and, if it samples, evaluated."""
+    if not member.samples:
+        return _another_run(member) is None and _unfinished(member) is None
     evaluation = _read(member.workdir / "evaluation.json")
     return (
         evaluation is not None

@@ -8,11 +8,13 @@ A task has
   loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log
   tokens(rows), flops(rows): of one step
   open_data(experiment), held_out(experiment): batches of numpy arrays
+  start(experiment, given): the parameters to start from, by path, with those that are measured on the data
 so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
 """
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.codecs import kl_autoencoder
+from transfusion import initial
+from transfusion.codecs import kl_autoencoder, semantic
 from transfusion.config import Experiment
 from transfusion.data.image_batches import ImageBatches, image_epoch
 from transfusion.data.pipeline import Pipeline, epoch_batches
@@ -127,6 +130,10 @@ class SequenceTask:
                     f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
                 )
 
+    def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """As given: nothing is measured."""
+        return given
+
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""
         encode = open_codec(experiment.codec).encode
@@ -209,7 +216,7 @@ class AutoencoderTask:
         return rows * self.height * self.width
 
     def flops(self, rows: int) -> float:
-        """3 x the forward pass as the compiler counts it (an autoencoder has no scanned layers)."""
+        """3 x the forward pass as the compiler counts it (of the layers of a frozen tower it counts one)."""
         batch = self.batch_spec(rows)
 
         def forward(params, images):
@@ -222,6 +229,16 @@ class AutoencoderTask:
         return ImageBatches(
             experiment.data, experiment.batch_size, experiment.seed, jax.process_index(), jax.process_count()
         )
+
+    def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """With the mean and deviation of a tower's features over the first training images, if there is a tower."""
+        if self.config.tower is None:
+            return given
+        fresh = self.template.init
+        tower = jax.jit(lambda given: initial.replace(fresh(jax.random.key(experiment.seed)), given)["tower"])(given)
+        with ImageBatches(experiment.data, semantic.BATCH, experiment.seed) as batches:
+            images = (batch["images"] for batch in itertools.islice(batches, semantic.BATCHES))
+            return given | semantic.statistics(self.template, tower, images)
 
     def held_out(self, experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)

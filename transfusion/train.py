@@ -194,7 +194,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
-            given = initial.from_run(experiment.init, abstract.params)
+            given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
             state, at = compile_init(task, experiment, shardings)(given), 0
         else:
             at, state, position, _ = restored

@@ -13,6 +13,7 @@ from flax import nnx
 from transfusion.codecs.blocks import Conv, GroupNorm, ResidualBlock, SpatialAttention, upsample
 from transfusion.codecs.pixels import check_size
 from transfusion.errors import UsageError, nearest
+from transfusion.model.vit import ViTConfig
 
 # Convolutions to latents or pixels have few output channels: not to be split over devices.
 ENDS = ("conv_in", None)
@@ -21,7 +22,11 @@ RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes and loss. Each entry of `channels` is one resolution; all but the last halve the image."""
+    """Sizes and loss. Each entry of `channels` is one resolution; all but the last halve the image.
+
+    With a `tower` the latents are its features, frozen, and only the decoder learns (`transfusion.codecs.semantic`);
+    `noise` is the standard deviation of what training adds to them.
+    """
 
     image_channels: int = 3
     channels: tuple[int, ...] = (16, 32)
@@ -37,6 +42,8 @@ class AutoencoderConfig:
     logvar_range: tuple[float, float] = (-30.0, 20.0)
     reconstruction: str = "l1"
     kl_weight: float = 1e-6
+    tower: ViTConfig | None = None
+    noise: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -51,6 +58,14 @@ class AutoencoderConfig:
         if self.reconstruction not in RECONSTRUCTIONS:
             hint = nearest(self.reconstruction, RECONSTRUCTIONS)
             raise UsageError(f"codec.reconstruction {self.reconstruction!r} is none of {sorted(RECONSTRUCTIONS)}{hint}")
+        if (tower := self.tower) and (tower.width, tower.channels, tower.patch) != (
+            self.latent_channels, self.image_channels, self.down,
+        ):  # fmt: skip
+            raise UsageError(
+                f"codec.tower: its width {tower.width}, channels {tower.channels} and patch {tower.patch} must be "
+                f"latent_channels {self.latent_channels}, image_channels {self.image_channels} and {self.down} (that "
+                "halves the image once less than there are `channels`)"
+            )
 
     @property
     def down(self) -> int:
