@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from transfusion.codecs.blocks import Conv
-from transfusion.codecs.quantizers import Quantized, QuantizerConfig, VectorQuantizer, per_image
+from transfusion.codecs.quantizers import FiniteScalarQuantizer, Quantized, QuantizerConfig, VectorQuantizer, per_image
 from transfusion.errors import UsageError
 
 
@@ -51,6 +51,8 @@ class MultiScaleQuantizer(VectorQuantizer):
     the scales stands for the latents. The ids of an image are flat, scale after scale, rows first: int32 [sum s_k^2].
     Latents are square, of the last scale's side.
     """
+
+    flat = True
 
     def __init__(self, config: QuantizerConfig, channels: int, *, rngs: nnx.Rngs):
         if config.lookup != "plain":
@@ -144,7 +146,11 @@ class MultiScaleQuantizer(VectorQuantizer):
             vectors.append(rest.reshape(B, -1, self.channels))
             errors.append(error.reshape(B, -1))
         n = len(self.scales)
-        terms = {"commitment": self.config.commitment / n * commitment, "codebook": codebook / n}
+        terms = {"commitment": self.config.commitment / n * commitment, "codebook_loss": codebook / n}
         values = latents + jax.lax.stop_gradient(total - latents)
         flat = (jnp.concatenate(parts, axis=1) for parts in (ids, vectors, errors))
         return Quantized(values.astype(z.dtype), *flat, terms)
+
+
+# The forms of an autoencoder that have codes.
+QUANTIZERS = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "multiscale": MultiScaleQuantizer}

@@ -3,6 +3,7 @@
 A quantizer is a module with
   vocabulary: how many codes there are
   channels: of the latents that it takes and gives
+  flat: whether the ids of an image stand in one row, or as the latents do
   ids_shape(*latent sides): the shape of the ids of one image
   __call__(z): `Quantized`, straight through: the gradient of its values goes to z as it is
   lookup(ids): the values of ids
@@ -121,6 +122,8 @@ class VectorQuantizer(nnx.Module):
     read, as one of released weights, is a 'gradient' one without `revive`.
     """
 
+    flat = False  # ids have the axes of the latents
+
     def __init__(self, config: QuantizerConfig, channels: int, *, rngs: nnx.Rngs):
         self.config, self.channels = config, channels
         shape = (config.codes, channels)
@@ -164,7 +167,7 @@ class VectorQuantizer(nnx.Module):
         codes = self.codes()[ids]
         terms = {"commitment": self.config.commitment * per_image(latents - jax.lax.stop_gradient(codes))}
         if self.config.codebook == "gradient":
-            terms["codebook"] = per_image(fixed - codes)
+            terms["codebook_loss"] = per_image(fixed - codes)
         values = latents + jax.lax.stop_gradient(codes - latents)
         B, c = z.shape[0], self.channels
         return Quantized(values.astype(z.dtype), ids, fixed.reshape(B, -1, c), error.reshape(B, -1), terms)
@@ -176,6 +179,8 @@ class VectorQuantizer(nnx.Module):
 class FiniteScalarQuantizer(nnx.Module):
     """Each channel is rounded to one of a few levels (FSQ, Mentzer et al., arXiv 2309.15505, section 3.1): no codebook,
     nothing to revive. Values are in [-1, 1]; the id counts the levels, the first channel fastest."""
+
+    flat = False
 
     def __init__(self, config: QuantizerConfig, channels: int = 0, *, rngs: nnx.Rngs | None = None):
         del rngs  # nothing is learned
