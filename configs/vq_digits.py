@@ -25,7 +25,7 @@ def get_config(form: str = ""):
     source = SourceConfig(name="digits", split="train", resolution=28, channels=1)
     experiment = Experiment(
         task="autoencoder",
-        steps=400,
+        steps=300,
         batch_size=32,
         log_every=50,
         autoencoder=AutoencoderConfig(
@@ -38,8 +38,8 @@ def get_config(form: str = ""):
         ),
         data=DataConfig(sources={"digits": source}),
         optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-5, warmup=20, weight_decay=0.0, ema=0.98),
-        checkpoint=CheckpointConfig(every=200, keep=2),
-        eval=EvalConfig(every=200, sources={"digits": dataclasses.replace(source, split="test")}),
+        checkpoint=CheckpointConfig(every=150, keep=2),
+        eval=EvalConfig(every=150, sources={"digits": dataclasses.replace(source, split="test")}),
     )
     if form.endswith("debug"):
         experiment = dataclasses.replace(
