@@ -45,7 +45,7 @@ def get_config(form: str = ""):
     if form.endswith("debug"):
         experiment = dataclasses.replace(
             experiment, steps=20, batch_size=4, log_every=5,
-            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8)),
+            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8), middle_attention=False),
             checkpoint=CheckpointConfig(every=10, keep=2),
             eval=dataclasses.replace(experiment.eval, every=10, batches=1),
         )  # fmt: skip

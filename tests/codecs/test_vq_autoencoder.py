@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -23,7 +24,7 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluate import evaluate
 from transfusion.latents import autoencoder_codec, open_codec
-from transfusion.optim import OptimConfig
+from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.programs import load_experiment
 from transfusion.seals import seal_path
 from transfusion.tasks import AutoencoderTask, make_task
@@ -49,9 +50,8 @@ def pictures(*shape, seed=0):
     "form, frames, shape, code, vocabulary",
     [
         ("vq", "", (6, 10), (3, 5), 16),
-        ("fsq", "", (6, 10), (3, 5), 12),
         ("multiscale", "", (8, 8), (21,), 16),
-        ("vq", "causal", (4, 6, 8), (2, 3, 4), 16),
+        ("fsq", "causal", (4, 6, 8), (2, 3, 4), 12),
     ],
 )
 def test_codes_go_there_and_back_at_any_size_that_divides(form, frames, shape, code, vocabulary):
@@ -120,31 +120,38 @@ def test_psnr_and_ssim_of_known_images():
 
 def experiment(config=TINY, **changes) -> Experiment:
     data = DataConfig(sources={"mine": SourceConfig(resolution=8)})
-    optim = OptimConfig(learning_rate=1e-3, warmup=1, weight_decay=0.1, clip=0.0, ema=0.9, **changes)
+    optim = OptimConfig(learning_rate=1e-3, warmup=0, weight_decay=0.1, clip=0.0, ema=0.9, **changes)
     return Experiment(task="autoencoder", autoencoder=config, steps=10, batch_size=4, data=data, optim=optim)
 
 
-def test_accumulated_steps_update_codebook_discriminator_and_weights_as_one():
+def test_a_step_in_two_halves_updates_the_codebook_from_the_whole_batch():
     config = dataclasses.replace(TINY, adversarial=AdversarialConfig(0.1, start=1, channels=(8,)))
-    runs = [experiment(config, accumulate=parts) for parts in (1, 2)]
-    tasks = [make_task(run) for run in runs]
-    start, batch = jax.jit(make_init(tasks[0], runs[0]))(), tasks[0].fake_batch(4)
-    results = []
-    for task, run in zip(tasks, runs, strict=True):
-        step, state = jax.jit(make_step(task, run)), start
-        results.append([state := step(state, batch) for _ in range(2)])
-    for one, two in zip(*results, strict=True):
-        for part in (lambda p: p["quantizer"], lambda p: p["decoder"]["conv_out"], lambda p: p["discriminator"]["out"]):
-            same = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-4)
-            jax.tree.map(same, part(one.params), part(two.params))
-    first, second = results[0]
-    assert 0 < second.params["quantizer"]["counts"].sum() <= 4 * 16
-    assert np.any(first.params["quantizer"]["codebook"] != start.params["quantizer"]["codebook"])
+    run = experiment(config, accumulate=2, groups=(LearningRateGroup("(en|de)coder", 0.0),))
+    task = make_task(run)
+    batch, step = task.fake_batch(4), jax.jit(make_step(task, run))
+    states = [jax.jit(make_init(task, run))()]
+    for _ in range(2):
+        states.append(step(states[-1], batch))
+    # The frozen encoder's vectors, and what the definition makes of them; codes that nothing chose were revived.
+    encoded = jax.jit(lambda params, x: task.template.bind(params).encoded(x))
+    for old, new in itertools.pairwise(states):
+        vectors = np.asarray(encoded(old.params, batch["images"])).reshape(-1, 4)
+        before, after = old.params["quantizer"], new.params["quantizer"]
+        codes = np.asarray(before["codebook"])
+        ids = np.argmin(((vectors[:, None] - codes) ** 2).sum(-1), -1)
+        chosen = np.flatnonzero(np.bincount(ids, minlength=16) > 2)
+        assert len(chosen)
+        for code in chosen:
+            counts = 0.99 * before["counts"][code] + 0.01 * (ids == code).sum()
+            sums = 0.99 * before["sums"][code] + 0.01 * vectors[ids == code].sum(0)
+            np.testing.assert_allclose(after["counts"][code], counts, rtol=1e-4)
+            np.testing.assert_allclose(after["codebook"][code], sums / counts, rtol=1e-3, atol=1e-5)
     # Before its start the discriminator stays as it is (weights decay, biases do not), then it learns.
-    ages = [state.params["discriminator"]["age"] for state in (start, first, second)]
-    biases = [state.params["discriminator"]["out"]["bias"].item() for state in (start, first, second)]
-    assert ages == [0, 1, 2] and biases[0] == biases[1] != biases[2]
-    uses, total = second.log["codebook"]
+    judges = [state.params["discriminator"] for state in states]
+    biases = [np.asarray(judge["convs"][0]["bias"]) for judge in judges]
+    assert [judge["age"].item() for judge in judges] == [0, 1, 2]
+    assert np.array_equal(biases[0], biases[1]) and np.any(biases[1] != biases[2])
+    uses, total = states[-1].log["codebook"]
     assert uses.shape == (16,) and uses.sum() == total == 2 * 4 * 16
 
 
@@ -213,18 +220,19 @@ def test_debug_forms_train_resume_and_reconstruct(name, tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=mine), eval=held_out)
     state = train(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["held_out_psnr"] > 0
+    assert rows[-1]["reconstruction"] < rows[0]["reconstruction"] and rows[-1]["held_out_psnr"] > 0
     assert all(0 < row["codebook_use"] <= 1 and row["ssim"] is not None for row in rows)
-    if name == "vq_digits.py:debug":
-        seal_path(tmp_path / "run" / "checkpoints", 20).unlink()  # as if the process had died before this checkpoint
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
-        again = train(config, tmp_path / "run")
-        jax.tree.map(np.testing.assert_array_equal, state, again)
     codec = open_codec(CodecConfig("autoencoder", str(tmp_path / "run")))
     image = pictures(source.resolution, source.resolution)[..., : source.channels]
-    assert codec.decode(codec.encode(image)).shape == image.shape
+    ids = codec.encode(image)
+    assert codec.decode(ids).shape == image.shape
+    if codec.scales:
+        return
     result = evaluate(tmp_path / "run")
     assert result["psnr"]["count"] == 6 and 0 < result["codebook_use"]["value"] <= 1
-    bits = codec.encode(image).size * np.log2(codec.vocabulary)
+    bits = ids.size * np.log2(codec.vocabulary)
     assert result["bits_per_image"]["value"] == pytest.approx(bits) and result["step"] == 20
     assert "psnr_drawn" in result["absent"] and (tmp_path / "run" / "samples" / "reconstructions.png").is_file()
+    seal_path(tmp_path / "run" / "checkpoints", 20).unlink()  # as if the process had died before this checkpoint
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    jax.tree.map(np.testing.assert_array_equal, state, train(config, tmp_path / "run"))
