@@ -26,8 +26,8 @@ def get_config(form: str = ""):
     source = SourceConfig(name="emoji/24", split="train", resolution=24, channels=3)
     experiment = Experiment(
         task="autoencoder",
-        steps=1500,
-        batch_size=32,
+        steps=1200,
+        batch_size=16,
         log_every=50,
         autoencoder=AutoencoderConfig(
             form=kind,
@@ -39,8 +39,8 @@ def get_config(form: str = ""):
         ),
         data=DataConfig(sources={"emoji": source}),
         optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.0, ema=0.99),
-        checkpoint=CheckpointConfig(every=500, keep=2),
-        eval=EvalConfig(every=500, sources={"emoji": dataclasses.replace(source, split="heldout")}),
+        checkpoint=CheckpointConfig(every=400, keep=2),
+        eval=EvalConfig(every=400, sources={"emoji": dataclasses.replace(source, split="heldout")}),
     )
     if form.endswith("debug"):
         experiment = dataclasses.replace(
