@@ -92,20 +92,6 @@ def test_what_is_finished_is_skipped(member, processes):
     assert started == ["train", "evaluate"]
 
 
-def test_a_codec_that_another_member_needs_is_not_evaluated(member, processes):
-    started, trains = processes
-    codec = dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, task="autoencoder"))
-    source = {"images": SourceConfig(path="folder", resolution=8)}
-    data = dataclasses.replace(codec.experiment.data, sources=source)
-    codec = dataclasses.replace(codec, experiment=dataclasses.replace(codec.experiment, data=data))
-    trains[0] = 6
-    assert sweep.run(codec)["error"] == "stopped at step 6; the same command continues"
-    trains[0] = 10
-    first = sweep.run(codec)
-    assert first["error"] is None and first["loss"] == 2.5 and first["generation_accuracy"] is None
-    assert sweep.run(codec) == first and started == ["train", "train"]
-
-
 def test_what_was_interrupted_goes_on(member, processes):
     started, trains = processes
     trains[0] = 6
