@@ -1,5 +1,5 @@
-"""Connectors (MetaQueries, arXiv 2504.06256; Qwen-Image, arXiv 2508.02324) on captioned digits: a language model that
-stays as it is tells another trunk what to draw.
+"""Connectors (MetaQueries, arXiv 2504.06256; Qwen-Image, arXiv 2508.02324; BLIP3-o, arXiv 2505.09568) on captioned
+digits: a language model that stays as it is tells another trunk what to draw.
 
 What: `configs/digits.py` with the trunk of a text run, frozen. Sixteen learned queries follow the caption and BOI in
 it, causal like text; behind it they pass through a bidirectional connector and enter a trunk that diffuses, where the
@@ -11,19 +11,25 @@ model's outputs for the caption condition an MM-DiT, weights of their own for te
 positions have axes (time, y, x): text goes along the diagonal, and the image's grid begins at its end, which is
 Qwen-Image's MSRoPE mirrored (centred coordinates are those up to a shift, which rotations do not see). Text is causal
 and not modulated there, which the original's is, so that it stays cached while one draws.
-Left out: BLIP3-o (arXiv 2505.09568), whose second trunk draws features, and a third one the image from them.
+`configs/connector.py:blip3o` draws what a vision tower would see, not pixels: its second trunk diffuses a tower's
+features (flow matching) with cross-attention to the queries, which come straight from the language model, and the
+decoder of `configs/autoencoder_semantic.py` makes pixels of them. The original has CLIP's features and Lumina-Next's
+blocks (axes in the rotary positions, norms on both sides), and decodes by diffusion.
 Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
          python -m transfusion.train --config configs/connector.py --workdir runs/connector
          The first trains the language model on the captions alone; `--config.init.path=W` takes another text run.
+         `:blip3o` needs the two runs of `configs/autoencoder_semantic.py` as well, or `--config.codec.path=W`.
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/connector.py:debug` (`:cross_debug`, `:qwen_debug`) trains 20 steps in seconds, without a text run: its
-language model is frozen at random.
+`configs/connector.py:debug` (`:cross_debug`, `:qwen_debug`, `:blip3o_debug`) trains 20 steps in seconds, without a text
+run: its language model is frozen at random. `:blip3o_debug` wants a run of `configs/autoencoder_semantic.py:debug` in
+`codec.path`.
 """
 
 import dataclasses
 import pathlib
 
 from transfusion import layouts
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.model.config import Stage
@@ -31,7 +37,7 @@ from transfusion.optim import LearningRateGroup
 from transfusion.programs import load_experiment
 from transfusion.sequence import Stream
 
-FORMS = ("", "cross", "qwen", "debug", "cross_debug", "qwen_debug")
+FORMS = ("", "cross", "qwen", "blip3o", "debug", "cross_debug", "qwen_debug", "blip3o_debug")
 DENSE = pathlib.Path(__file__).with_name("digits.py")
 QUERIES = 16
 
@@ -41,7 +47,9 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     debug = form.endswith("debug")
     dense = load_experiment(f"{DENSE}:debug" if debug else DENSE)
-    make = {"cross": cross, "qwen": qwen}.get(form.removesuffix("debug").removesuffix("_"), metaqueries)
+    make = {"cross": cross, "qwen": qwen, "blip3o": blip3o}.get(
+        form.removesuffix("debug").removesuffix("_"), metaqueries
+    )
     experiment = make(frozen(dense))
     experiment = dataclasses.replace(experiment, init=InitConfig() if debug else InitConfig("runs/lmfusion_text"))
     return to_config_dict(experiment)
@@ -86,6 +94,21 @@ def cross(base: Experiment) -> Experiment:
     diffuse = dataclasses.replace(stages["diffuse"].trunk, cross=("queries",))
     stages["diffuse"] = dataclasses.replace(stages["diffuse"], trunk=diffuse)
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, stages=stages))
+
+
+def blip3o(base: Experiment) -> Experiment:
+    """The same without a connector, and features in place of pixels."""
+    experiment = cross(base)
+    model, image = experiment.model, experiment.streams["image"]
+    grid = tuple(side // image.patch for side in image.grid)
+    # As wide as the tower of `configs/janusflow.py:understanding`.
+    image = dataclasses.replace(image, channels=model.width // 2, patch=1, grid=grid)
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(model, stages={"diffuse": model.stages["diffuse"]}),
+        streams=experiment.streams | {"image": image},
+        codec=CodecConfig("autoencoder", "runs/autoencoder_semantic"),
+    )
 
 
 def qwen(base: Experiment) -> Experiment:

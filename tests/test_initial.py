@@ -97,6 +97,17 @@ def test_a_dense_run_gives_both_experts(tmp_path):
         np.testing.assert_array_equal(leaf, theirs[source])
 
 
+def test_a_workdir_may_hold_a_part_alone(text_run, tmp_path):
+    _, theirs = text_run
+    part = {path.removeprefix("trunk/final_norm/"): leaf for path, leaf in theirs.items() if "final_norm" in path}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": part}, {}, {}, force=True)
+    config = experiment(init=InitConfig(str(tmp_path), (("trunk/final_norm", ""),)))
+    given = from_run(config.init, wanted(make_task(config), config))
+    assert given.keys() == {"trunk/final_norm/a"}
+    np.testing.assert_array_equal(given["trunk/final_norm/a"], theirs["trunk/final_norm/a"])
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

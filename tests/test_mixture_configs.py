@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 
 import transfusion
-from transfusion.checkpoint import restore_params
+from transfusion.checkpoint import Checkpoints, restore_params
+from transfusion.codecs import CodecConfig
+from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
+from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.initial import InitConfig
+from transfusion.latents import open_codec
+from transfusion.model.parameters import Template
 from transfusion.model.paths import by_path
+from transfusion.model.vit import ViT
 from transfusion.programs import load_experiment
 from transfusion.seals import seal_path
 from transfusion.tasks import make_task
@@ -144,11 +150,54 @@ def test_a_frozen_language_model_leads_a_trunk_that_draws(data_dir, tmp_path, fo
         transfusion.load_run(tmp_path).caption(np.zeros((1, 8, 8, 1), np.uint8))
 
 
+@pytest.mark.slow
+def test_features_of_a_frozen_tower_are_drawn_and_decoded(data_dir, tmp_path):
+    """BLIP3-o in three runs: one whose tower is taken, one of a decoder of its features, one that draws these."""
+    whole = load_experiment(CONFIGS / "autoencoder_semantic.py")
+    config = experiment("autoencoder_semantic.py:debug", data_dir)
+    assert (whole.init.path, config.init) == ("runs/janus_understanding", InitConfig())
+    tower = Template(lambda rngs: ViT(config.autoencoder.tower, rngs=rngs))
+    source = tower.init(jax.random.key(1))
+    with Checkpoints(tmp_path / "reads", config.checkpoint) as checkpoints:
+        params = {"parts": {"semantic": {"embed": {"tower": source}}}}
+        checkpoints.save(0, {"params": params}, {}, {}, force=True)
+    init = dataclasses.replace(whole.init, path=str(tmp_path / "reads"))
+    state = train(dataclasses.replace(config, init=init, steps=2), tmp_path / "codec")
+    jax.tree.map(np.testing.assert_array_equal, state.params["tower"], source)
+    jax.tree.map(np.testing.assert_array_equal, state.ema["tower"], source)
+    assert all(path.startswith("decoder/") for path in by_path(state.opt_state[1][0].mu))
+
+    codec = open_codec(CodecConfig("autoencoder", str(tmp_path / "codec")))
+    records = open_source(config.data.sources["digits"], data_dir)
+    images = np.stack([records[i]["image"] for i in range(0, len(records), 3)])
+    latents = codec.encode(images)
+    assert codec.down == 2 and latents.shape == (len(images), 4, 4, 16)
+    np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=0.1)
+    np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=0.1)
+    features = jax.jit(lambda x: tower.bind(source)(x).last)(to_float(images[:2])).reshape(2, 4, 4, 16)
+    raw = latents[:2] * np.asarray(state.params["latent_deviation"]) + np.asarray(state.params["latent_mean"])
+    np.testing.assert_allclose(raw, features, atol=1e-4)
+
+    config = experiment("connector.py:blip3o_debug", data_dir)
+    config = dataclasses.replace(config, codec=dataclasses.replace(config.codec, path=str(tmp_path / "codec")))
+    assert config.streams["image"].channels == latents.shape[-1]
+    train(dataclasses.replace(config, steps=2), tmp_path / "run")
+    draws(tmp_path / "run")
+
+
+def test_a_decoder_must_fit_its_tower():
+    config = load_experiment(CONFIGS / "autoencoder_semantic.py").autoencoder
+    with pytest.raises(UsageError, match="its width 64, channels 1 and patch 2 must be latent_channels 32"):
+        dataclasses.replace(config, latent_channels=32)
+    with pytest.raises(UsageError, match="patch 2 must be .* and 4 "):
+        dataclasses.replace(config, channels=(8, 8, 8))
+
+
 def test_a_connector_starts_from_the_text_run_of_lmfusion():
     """Whose parameters are those of the frozen language model, in all forms."""
     text_run = by_path(make_task(load_experiment(CONFIGS / "lmfusion.py:text")).template.shapes)
     words = {path: leaf for path, leaf in text_run.items() if "image" not in path}
-    for form in ("connector.py", "connector.py:cross", "connector.py:qwen"):
+    for form in ("connector.py", "connector.py:cross", "connector.py:qwen", "connector.py:blip3o"):
         config = load_experiment(CONFIGS / form)
         assert config.init.path == load_experiment(CONFIGS / "lmfusion.py").init.path
         shapes = by_path(make_task(config).template.shapes)

@@ -26,7 +26,8 @@ class InitConfig:
         averaged ones where the run keeps an average; the rest is drawn at random, as everything is if `path` is ''.
       copy: pairs (ours, theirs): a path that the regular expression `ours` covers from its start (see
         `transfusion.model.paths.covered`) is taken from the path with `theirs` in its place, in which '\\1' stands
-        for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another.
+        for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another;
+        ('tower', '') takes a part from a workdir that holds nothing else, such as an imported vision tower.
     """
 
     path: str = ""
@@ -90,7 +91,7 @@ def _sources(config: InitConfig, ours: Mapping, theirs: Mapping) -> dict[str, st
     for path in ours:
         for pair in config.copy:
             match = covered(pair[0], path)
-            source = match and match.expand(pair[1]) + path[match.end() :]
+            source = match and (match.expand(pair[1]) + path[match.end() :]).removeprefix("/")
             if source in theirs:
                 result[path] = source
                 used.add(pair)

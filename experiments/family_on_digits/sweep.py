@@ -4,7 +4,8 @@ import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model is trained
-# first, on the same captions, and its steps are not counted for those that take it.
+# first, on the same captions, and its steps are not counted for those that take it; nor are those of BLIP3-o's tower
+# and decoder.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -21,13 +22,22 @@ MEMBERS = {
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
+    "semantic_autoencoder": "autoencoder_semantic.py",
+    "blip3o": "connector.py:blip3o",
     "omnigen": "omnigen.py",
 }
-# These begin with the frozen text model.
-FROZEN = ("lmfusion", "metaqueries", "metaqueries_cross", "qwen_image")
+RUNS = "runs/family_on_digits"
+TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # of those that begin with the frozen text model
+CHANGES = {
+    "lmfusion": TEXT,
+    "metaqueries": TEXT,
+    "metaqueries_cross": TEXT,
+    "qwen_image": TEXT,
+    "semantic_autoencoder": {"init.path": f"{RUNS}/janus_understanding"},
+    "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
+}
 
 
 def get_sweep():
     """(name, config file, fields that differ)."""
-    text = {"init.path": "runs/family_on_digits/lmfusion_text"}
-    return [(name, str(CONFIGS / config), text if name in FROZEN else {}) for name, config in MEMBERS.items()]
+    return [(name, str(CONFIGS / config), CHANGES.get(name, {})) for name, config in MEMBERS.items()]

@@ -77,6 +77,21 @@ def test_embedding_distance_is_lpips():
     np.testing.assert_array_equal(embed(first[..., :1]), embed(np.repeat(first[..., :1], 3, -1)))
 
 
+def test_the_perceptual_loss_is_lpips_and_has_a_gradient_everywhere(monkeypatch):
+    tree = tiny_tree()
+    tree["VGG16_0"]["Conv_1"]["bias"] -= 3  # many pixels without features, where a square root has no slope
+    monkeypatch.setattr(features, "load_vgg16", lambda: vgg16_from(tree))
+    distance = features.lpips((0, 2), 16)
+    first, second = np.random.default_rng(1).uniform(-1, 1, (2, 3, 16, 16, 1)).astype(np.float32)
+    embed = VggEmbedding(vgg16_from(tree), layers=(0, 2))
+    value, gradient = jax.jit(jax.value_and_grad(lambda a, b: distance(a, b).sum()))(first, second)
+    np.testing.assert_allclose(value, np.square(embed(first) - embed(second)).sum(), rtol=1e-4)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    assert not (feature_maps(vgg16_from(tree), np.repeat(first, 3, -1), 1)[0].sum(-1)).all()
+    with pytest.raises(UsageError, match="16 pixels or more, not 8"):
+        features.lpips((0,), 8)
+
+
 def test_wrong_images_and_layers_are_refused():
     vgg = Vgg16((), ())
     with pytest.raises(UsageError, match="layers"):

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -12,15 +13,16 @@ import numpy as np
 import pytest
 import released
 from oracles import assert_same_checkpoint, run
+from oracles.codecs import original_names
 from program import run_program
 from safetensors.numpy import load_file, save_file
 
-from transfusion.checkpoint import restore_params
+from transfusion.checkpoint import Checkpoints, restore_params
 from transfusion.codecs import CodecConfig
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.leaves import read_params
+from transfusion.interop.leaves import read_params, their_shapes
 from transfusion.interop.workdir import export_checkpoint, import_checkpoint, load_params
 from transfusion.latents import open_codec
 
@@ -230,18 +232,81 @@ def test_the_program_imports_and_says_what_is_wrong(tmp_path):
     assert done.code == 2 and "did you mean 'export'" in done.err and len(done.err.splitlines()) == 1
 
 
+def test_what_was_trained_since_is_exported(tmp_path):
+    """A checkpoint of the trainer has another form on disk than an imported one."""
+    source, back = tmp_path / "source", tmp_path / "back"
+    weights = released.weights("autoencoder", released.AUTOENCODER)
+    import_checkpoint(released.write(tmp_path / "in", released.AUTOENCODER, weights), source)
+    (tmp_path / "run").mkdir()
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"optim": config["optim"] | {"ema": 0.9}}))
+    params = restore_params(source, "params")[1]
+    state = {"params": params, "ema": jax.tree.map(lambda x: 2 * x, params)}
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(5, state, {}, {}, force=True)
+    export_checkpoint(tmp_path / "run", back, source=source)
+    np.testing.assert_equal(load_file(back / "model.safetensors"), {key: 2 * x for key, x in weights.items()})
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_an_autoencoder_under_its_makers_names(tmp_path, prefix):
+    """FLUX's file has no prefix, no 1x1 convolutions and no config; a whole checkpoint of Stable Diffusion has more."""
+    config = released.AUTOENCODER | {"block_out_channels": [32, 64], "norm_num_groups": 32}
+    config |= {"use_quant_conv": bool(prefix), "use_post_quant_conv": bool(prefix)}
+    weights = released.weights("autoencoder", config)
+    import_checkpoint(released.write(tmp_path / "plain", config, weights), tmp_path / "want")
+    sizes = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3, "scale_factor": 0.5, "out_ch": 3}
+    theirs = {"ddconfig": sizes, "embed_dim": 3, "shift_factor": 0.25} if prefix else sizes | {"shift_factor": 0.25}
+    original = {prefix + key: value for key, value in original_names(weights, 2).items()}
+    rest = {"model.diffusion_model.x": np.ones(2, np.float16), "betas": np.ones(3)} if prefix else {}
+    folder = released.write(tmp_path / "in", theirs, original | rest)
+    (folder / "model.safetensors").rename(folder / "ae.safetensors")
+    params, back = there_and_back(tmp_path, folder)
+    assert_same_files(folder, back)
+    want = json.loads((tmp_path / "want" / "config.json").read_text())
+    assert json.loads((tmp_path / "work" / "config.json").read_text()) == want
+    for one, two in zip(
+        jax.tree.leaves(restore_params(tmp_path / "want", "params")[1]), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+FIRST_STAGE = "first_stage_model."
+MAKERS = {
+    "flux": ("", (), (244, 83_819_683, 16, 0.3611, 0.1159)),
+    "ldm": ("", ("quant_conv.weight",), (248, 83_653_863, 4, 0.18215, 0.0)),
+    "sd": (FIRST_STAGE, (f"{FIRST_STAGE}quant_conv.weight",), (248, 83_653_863, 4, 0.18215, 0.0)),
+    "sdxl": (FIRST_STAGE, (f"{FIRST_STAGE}quant_conv.weight", "conditioner.x"), (248, 83_653_863, 4, 0.13025, 0.0)),
+    "sd3": (FIRST_STAGE, (), (244, 83_819_683, 16, 1.5305, 0.0609)),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_published_autoencoders_without_a_config(maker):
+    prefix, others, form = MAKERS[maker]
+    keys, family = [f"{prefix}encoder.mid.block_1.norm1.weight", *others], FAMILIES["autoencoder"]
+    assert family.claims({}, keys) and not family.claims({}, [*keys, f"{prefix}quantize.embedding.weight"])
+    imported = family.build({}, keys)
+    shapes, ours = their_shapes(imported.leaves, imported.template.shapes), imported.experiment.autoencoder
+    assert (len(shapes), sum(map(math.prod, shapes.values())), ours.latent_channels, ours.scale, ours.shift) == form
+
+
 # VmHWM, not ru_maxrss: the latter begins with what the parent had.
 MEASURE = """
 import sys
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.workdir import export_checkpoint, import_checkpoint
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 small, large, workdir = sys.argv[1:]
-import_checkpoint(small, workdir + "-small")  # what the libraries take once
+def both_ways(folder, workdir):
+    import_checkpoint(folder, workdir)
+    imported = status("VmHWM")
+    export_checkpoint(workdir, workdir + "-back")
+    return imported, status("VmHWM")
+both_ways(small, workdir + "-small")  # what the libraries take once
 before = status("VmRSS")
-import_checkpoint(large, workdir)
-print(status("VmHWM") - before)
+print(*(peak - before for peak in both_ways(large, workdir)))
 """
 
 
@@ -258,8 +323,9 @@ def test_memory_stays_below_the_largest_shard(tmp_path, dtype):
     command = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path / "work")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    peak = int(done.stdout.split()[-1])
-    assert peak <= 1.3 * largest, f"{peak / largest:.2f} shards of {largest} bytes"
+    for what, peak in zip(("import", "export"), map(int, done.stdout.split()[-2:]), strict=True):
+        assert peak <= 1.3 * largest, f"{what}: {peak / largest:.2f} shards of {largest} bytes"
+    assert_same_files(large, tmp_path / "work-back")
     step, params, _ = restore_params(tmp_path / "work", "params")
     assert json.loads((tmp_path / "work" / "source.json").read_text())["family"] == "siglip"
     last = dict(weights)["encoder.layers.4.mlp.fc2.weight"].astype(np.float32)

@@ -93,7 +93,8 @@ def test_written_files_are_read_by_the_package_and_split_by_size(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal((5, 7)).astype(np.float32) for name in "abc"}
     forms = {"a": ((5, 7), "F32"), "b": ((5, 7), "BF16"), "c": ((5, 7), "F32")}
-    leaves = reversed(list(arrays.items()))
+    parts = [("c", arrays["c"][:2]), ("b", arrays["b"]), ("c", arrays["c"][2:]), ("a", arrays["a"])]
+    leaves = iter(parts)
     write_checkpoint(tmp_path / "out", {"x": 1}, leaves, forms, max_shard_bytes=220)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [
@@ -112,6 +113,10 @@ def test_written_files_are_read_by_the_package_and_split_by_size(tmp_path):
 
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path):
+    row = ("a", np.ones((1, 2), np.float32))
+    for rows, message in ((1, "nothing was given for a, or a part"), (3, "one too many")):
+        with pytest.raises(ValueError, match=message):
+            write_checkpoint(tmp_path / "out", {}, iter([row] * rows), {"a": ((2, 2), "F32")})
     with pytest.raises(ValueError, match="nothing was given for a"):
         write_checkpoint(tmp_path / "out", {}, iter(()), {"a": ((1,), "F32")})
     assert not list(tmp_path.iterdir())

@@ -1,11 +1,19 @@
 """Image codecs and vision towers."""
 
+import json
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
-from oracles import Oracle, run
+from oracles import Oracle, assert_same_checkpoint, run
 from transfusion.codecs.kl_autoencoder import Autoencoder, kl_divergence
+from transfusion.interop.families import find_family
+from transfusion.interop.files import Checkpoint
+from transfusion.interop.workdir import export_checkpoint, import_checkpoint, load_params
 from transfusion.programs import read_experiment
 
 
@@ -31,6 +39,7 @@ def autoencoder(oracle: Oracle) -> dict[str, np.ndarray]:
     found = read_experiment(workdir).autoencoder
     config = oracle.hf_config or oracle.config
     assert (found.scale, found.shift) == (config["scaling_factor"], config.get("shift_factor") or 0)
+    same_under_original_names(oracle, config, params)
     return {
         "mean": nchw(mean),
         "logvar": nchw(logvar),
@@ -40,6 +49,49 @@ def autoencoder(oracle: Oracle) -> dict[str, np.ndarray]:
         "mode_decode": nchw(images[: len(mean)]),
         "decode": nchw(images[len(mean) :]),
     }
+
+
+def same_under_original_names(oracle: Oracle, config: dict, params: Any) -> None:
+    """The same file under its makers' names gives the same parameters, and is written again as it was."""
+    folder, workdir = oracle.tmp_path / "original", oracle.tmp_path / "from_original"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderKL"}))
+    weights = original_names(load_file(oracle.weights), len(config["block_out_channels"]))
+    save_file({key: np.ascontiguousarray(value) for key, value in weights.items()}, folder / "ae.safetensors")
+    import_checkpoint(folder, workdir)
+    export_checkpoint(workdir, oracle.tmp_path / "original_again")
+    assert_same_checkpoint(folder, oracle.tmp_path / "original_again")
+    _, imported = find_family(Checkpoint(folder))
+    jax.tree.map(np.testing.assert_array_equal, load_params(workdir, imported), params)
+
+
+# The names of diffusers -> those of latent diffusion and FLUX; all but the numbers of the decoder's stages.
+ORIGINAL = {
+    r"\.mid_block\.resnets\.0\.": ".mid.block_1.",
+    r"\.mid_block\.resnets\.1\.": ".mid.block_2.",
+    r"\.mid_block\.attentions\.0\.group_norm\.": ".mid.attn_1.norm.",
+    r"\.mid_block\.attentions\.0\.to_([qkv])\.": r".mid.attn_1.\1.",
+    r"\.mid_block\.attentions\.0\.to_out\.0\.": ".mid.attn_1.proj_out.",
+    r"\.down_blocks\.(\d+)\.resnets\.": r".down.\1.block.",
+    r"\.down_blocks\.(\d+)\.downsamplers\.0\.conv\.": r".down.\1.downsample.conv.",
+    r"\.up_blocks\.(\d+)\.resnets\.": r".up.\1.block.",
+    r"\.up_blocks\.(\d+)\.upsamplers\.0\.conv\.": r".up.\1.upsample.conv.",
+    r"\.conv_shortcut\.": ".nin_shortcut.",
+    r"\.conv_norm_out\.": ".norm_out.",
+}
+
+
+def original_names(weights: dict[str, np.ndarray], stages: int) -> dict[str, np.ndarray]:
+    """An autoencoder's weights under the names and in the shapes of their makers."""
+    renamed = {}
+    for key, value in weights.items():
+        for theirs, name in ORIGINAL.items():
+            key = re.sub(theirs, name, key)
+        # There a module list is filled from its front, here from its end.
+        key = re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{stages - 1 - int(match[1])}.", key)
+        matrix = ".attn_1." in key and ".norm." not in key and value.ndim == 2
+        renamed[key] = value[:, :, None, None] if matrix else value
+    return renamed
 
 
 def siglip(oracle: Oracle) -> dict[str, np.ndarray]:

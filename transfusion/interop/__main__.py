@@ -27,12 +27,11 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"{command} needs a folder: python -m transfusion.interop {command} FOLDER --workdir W")
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: give the folder of the run")
+    # Without set_up_jax: it makes malloc keep what is freed, and weights are to leave no trace in memory.
     if command == "import":
-        # Without set_up_jax: it makes malloc keep what is freed, and an import is to leave no trace in memory.
         family = import_checkpoint(folder, FLAGS.workdir)
         print(f"imported {folder} ({family.name}) into {FLAGS.workdir}")
         return
-    programs.set_up_jax()
     size = None if FLAGS.max_shard_gb is None else max(int(FLAGS.max_shard_gb * 1e9), 1)
     export_checkpoint(FLAGS.workdir, folder, source=FLAGS.source, dtype=FLAGS.dtype, max_shard_bytes=size)
     print(f"exported {FLAGS.workdir} to {folder}")

@@ -245,7 +245,8 @@ Form = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
 def write_file(
     path: pathlib.Path, forms: Mapping[str, Form], leaves: Iterator[tuple[str, np.ndarray]], metadata: Mapping = {}
 ) -> None:
-    """One safetensors file of the arrays that `leaves` yields, in any order, in the order and dtypes of `forms`."""
+    """One safetensors file of the arrays that `leaves` yields, in the order and dtypes of `forms`; see
+    `write_checkpoint`."""
     _write(path.parent, {path.name: dict(forms)}, leaves, {path.name: metadata})
 
 
@@ -266,7 +267,8 @@ def write_checkpoint(
     Args:
       folder: must not exist, or be empty.
       config: becomes config.json ({}: none is written).
-      leaves: (key, array) in any order, each key of `forms` once; arrays are cast to the dtype of `forms`.
+      leaves: (key, array) of each key of `forms`, in any order; an array may come in several parts of its rows, in
+        order. They are cast to the dtype of `forms`.
       forms: shape and dtype of every key, in the order of the file.
       max_shard_bytes: above it the weights are split into files, with an index.
       name: the files are NAME.safetensors, or NAME-00001-of-00002.safetensors and so on.
@@ -336,17 +338,23 @@ def _write(
             out.write(struct.pack("<Q", len(text)) + text)
             out.truncate(8 + len(text) + end)
         places |= {key: dataclasses.replace(places[key], start=places[key].start + 8 + len(text)) for key in forms}
-    missing = set(places)
+    filled = dict.fromkeys(places, 0)  # bytes
     for key, array in leaves:
         place = places[key]
-        if array.shape != place.shape or key not in missing:
-            raise ValueError(f"{key}: an array {array.shape} for the place of {place.shape}, or a second one")
-        missing.remove(key)
+        part = np.ascontiguousarray(array, DTYPES[place.dtype]).reshape(array.shape)  # it makes numbers arrays
+        if (
+            part.shape[1:] != place.shape[1:]
+            or part.ndim != len(place.shape)
+            or filled[key] + part.nbytes > place.nbytes
+        ):
+            raise ValueError(f"{key}: an array {array.shape} for the place of {place.shape}, or one too many")
         with open(folder / place.file, "r+b") as out:
-            out.seek(place.start)
-            np.ascontiguousarray(array, DTYPES[place.dtype]).tofile(out)
+            out.seek(place.start + filled[key])
+            part.tofile(out)
+        filled[key] += part.nbytes
+    missing = [key for key, size in filled.items() if size != places[key].nbytes]
     if missing:
-        raise ValueError(f"nothing was given for {sorted(missing)[0]}")
+        raise ValueError(f"nothing was given for {missing[0]}, or a part of it")
 
 
 def _remove(folder: pathlib.Path) -> None:

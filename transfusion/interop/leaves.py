@@ -59,6 +59,11 @@ def matrix_from(*in_shape: int) -> Convert:
     return Convert(lambda x: x.T.reshape(*in_shape, -1), lambda y: y.reshape(-1, y.shape[-1]).T, len(in_shape))
 
 
+def conv_matrix() -> Convert:
+    """[out, in, 1, 1] -> [in, out]: a convolution that sees one pixel at a time."""
+    return Convert(lambda x: x[:, :, 0, 0].T, lambda y: y.T[:, :, None, None], 1)
+
+
 def conv() -> Convert:
     """OIHW -> HWIO."""
     return Convert(lambda x: x.transpose(2, 3, 1, 0), lambda y: y.transpose(3, 2, 0, 1), 3)
@@ -268,7 +273,10 @@ def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping,
 
 
 def theirs_from(params: Mapping, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, float32 array) of the released form, one key at a time; fused keys are joined again.
+    """(key, float32 array) of the released form, one key after the other; a large array comes in several parts of its
+    rows, in order, under the same key. Fused keys are joined again.
+
+    `params` are nested dicts of arrays (of numpy or on disk), of which no more than a part is asked for at a time.
 
     Raises:
       UsageError: if arrays that are tied in the released form are no longer equal.
@@ -277,17 +285,29 @@ def theirs_from(params: Mapping, leaves: Sequence[Leaf]) -> Iterator[tuple[str, 
     for piece in pieces(leaves):
         by_key.setdefault(piece.key, []).append(piece)
     for key, group in by_key.items():
-        arrays = [p.leaf.convert.to_theirs(np.asarray(p.of(params))) for p in group]
-        if group[0].leaf.rows is not None:
-            whole = np.empty((max(p.leaf.rows[1] for p in group), *arrays[0].shape[1:]), np.float32)
-            for piece, array in zip(group, arrays, strict=True):
-                whole[slice(*piece.leaf.rows)] = array
-            arrays = [whole]
-        for piece, array in zip(group[1:], arrays[1:], strict=False):
-            if not np.array_equal(array, arrays[0]):
-                first, other = ("/".join(map(str, p.leaf.ours)) for p in (group[0], piece))
-                raise UsageError(f"{first} and {other} are one array {key} in the released form, and now differ")
-        yield key, arrays[0]
+        fused = group[0].leaf.rows is not None
+        tied = [] if fused else group[1:]
+        for piece in sorted(group, key=lambda p: p.leaf.rows) if fused else group[:1]:
+            shape = piece.leaf.convert.to_theirs(_blank(piece.of(params).shape)).shape
+            for rows, _ in _blocks(shape, dataclasses.replace(piece.leaf, rows=None)):
+                part = _rows_of(piece, params, rows)
+                for other in tied:
+                    if not np.array_equal(_rows_of(other, params, rows), part):
+                        first, second = ("/".join(map(str, p.leaf.ours)) for p in (piece, other))
+                        raise UsageError(
+                            f"{first} and {second} are one array {key} in the released form, and now differ"
+                        )
+                yield key, part
+
+
+def _rows_of(piece: _Piece, params: Mapping, rows: tuple[int, int] | None) -> np.ndarray:
+    """These rows of a piece in the released form (None: all of it)."""
+    convert, ours = piece.leaf.convert, piece.of(params)
+    if rows is None or convert.axis is None or any(row % convert.step for row in rows):
+        whole = convert.to_theirs(np.asarray(ours[(...,)]))
+        return whole if rows is None else whole[slice(*rows)]
+    span = slice(*(row // convert.step for row in rows))
+    return convert.to_theirs(np.asarray(ours[(*(slice(None),) * convert.axis, span, ...)]))
 
 
 def chunks(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int, ...]]:

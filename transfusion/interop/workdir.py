@@ -7,11 +7,12 @@ same files back) and source.safetensors (arrays that the model does not read, if
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +20,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from transfusion import programs
-from transfusion.checkpoint import restore_params
+from transfusion.checkpoint import restore_leaves, saved_shapes
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.family import Family, Imported
 from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
-from transfusion.interop.leaves import check, chunks, fill, lookup, their_shapes, theirs_from
+from transfusion.interop.leaves import check, chunks, fill, lookup, pieces, their_shapes, theirs_from
 from transfusion.interop.zarr import Array
 from transfusion.orbax_noise import one_line, silence
 from transfusion.seals import write_seal
@@ -134,7 +135,8 @@ def export_checkpoint(
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
 ) -> None:
-    """Writes the newest checkpoint of a workdir as a released folder.
+    """Writes the newest checkpoint of a workdir as a released folder, part by part: of imported weights no more than a
+    few MiB are held at any time, see `open_params`.
 
     Args:
       workdir: imported, or trained from an imported one.
@@ -186,13 +188,26 @@ def _stem(file: str) -> str:
 def _arrays(
     workdir: str | os.PathLike, imported: Imported, rest: Checkpoint | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    yield from theirs_from(load_params(workdir, imported), imported.leaves)
+    yield from theirs_from(open_params(workdir, imported), imported.leaves)
     for key in rest.keys() if rest is not None else ():
         yield key, rest.raw(key)
 
 
-def load_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
-    """The parameters of the newest checkpoint (averaged, where the run keeps an average), in host memory.
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An array of a checkpoint that `read` reads as a whole, whatever part is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.read()[index]
+
+
+def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
+    """The parameters of the newest checkpoint (averaged, where the run keeps an average), as nested dicts of arrays of
+    which a part is read when it is asked for, by an index that ends in an Ellipsis. What was imported is read in parts;
+    of what was trained since, as many whole arrays are held as are fused in one of the released form.
 
     Raises:
       UsageError: if there is none, or a parameter has another shape than `imported` says.
@@ -200,14 +215,38 @@ def load_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
     part = "params"
     if (pathlib.Path(workdir) / "config.json").is_file() and programs.read_experiment(workdir).optim.ema:
         part = "ema"
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    _, params, _ = restore_params(workdir, part, host)
+    step, saved = saved_shapes(workdir)
+    if not jax.tree.leaves(saved.get(part)):
+        raise UsageError(f"{workdir}: the checkpoint of step {step} has no {part!r}")
     for leaf in imported.leaves:
         want, name = lookup(imported.template.shapes, leaf.ours).shape, "/".join(map(str, leaf.ours))
         try:
-            found = lookup(params, leaf.ours).shape
+            found = tuple(lookup(saved[part], leaf.ours).shape)
         except (KeyError, TypeError, AttributeError):
             raise UsageError(f"{workdir}: the checkpoint has no {name}, which the released form asks for") from None
         if found != want:
             raise UsageError(f"{workdir}: {name} is {list(found)}, and the released form asks for {list(want)}")
-    return params
+    together: dict[str, set] = {}
+    for piece in pieces(imported.leaves):
+        together.setdefault(piece.key, set()).add(piece.leaf.ours)
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+    @functools.lru_cache(max(map(len, together.values())))
+    def read(path: tuple[str, ...]) -> np.ndarray:
+        form = lookup(saved[part], path)
+        wanted = jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=host)
+        for name in (*reversed(path), part):
+            wanted = {name: wanted}
+        return np.asarray(lookup(restore_leaves(workdir, step, wanted)[part], path))
+
+    def open_array(keys: tuple, form: Any) -> Array | Saved:
+        path = tuple(key.key for key in keys)
+        folder = pathlib.Path(workdir).expanduser() / "checkpoints" / str(step) / "state" / ".".join((part, *path))
+        return Array.open(folder) or Saved(tuple(form.shape), functools.partial(read, path))
+
+    return jax.tree_util.tree_map_with_path(open_array, saved[part])
+
+
+def load_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
+    """As `open_params`, in host memory as a whole."""
+    return jax.tree.map(lambda array: np.asarray(array[(...,)]), open_params(workdir, imported))

@@ -1,4 +1,5 @@
-"""Arrays on disk in the form in which a checkpoint's reader wants them (zarr 2, uncompressed), written part by part.
+"""Arrays on disk in the form in which a checkpoint's reader wants them (zarr 2, uncompressed), written and read part
+by part.
 
 tensorstore would do, but its threads keep what they have freed, so that in the end all weights are in memory at once.
 """
@@ -7,26 +8,44 @@ import itertools
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 
 Index = tuple  # of int, slice and one Ellipsis
+ABOUT = ".zarray"  # the file that says what an array's chunks are
 
 
 class Array:
     """A float32 array of `shape` in `folder`, which is replaced; what is not written is undefined.
 
-    Indexing with numbers and slices of step 1 gives a part; assigning to a part writes it.
+    Indexing with numbers and slices of step 1 gives a part; assigning to a part writes it, and `np.asarray` reads it.
     """
 
     def __init__(self, folder: pathlib.Path, shape: tuple[int, ...], chunks: tuple[int, ...]):
-        self.folder, self.chunks = folder, chunks
-        self._ranges, self._axes = tuple(range(n) for n in shape), tuple(range(len(shape)))
-        about = {"zarr_format": 2, "shape": list(shape), "chunks": list(chunks), "dtype": "<f4", "order": "C"}
-        about |= {"compressor": None, "filters": None, "fill_value": None, "dimension_separator": "."}
+        self._take(folder, shape, chunks)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (folder / ".zarray").write_text(json.dumps(about))
+        (folder / ABOUT).write_text(json.dumps(self._about()))
+
+    def _take(self, folder: pathlib.Path, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+        self.folder, self.chunks = folder, chunks
+        self._ranges, self._axes = tuple(range(n) for n in shape), tuple(range(len(shape)))
+
+    @classmethod
+    def open(cls, folder: pathlib.Path) -> "Array | None":
+        """The array that was written there by this class; None if there is none."""
+        if not (folder / ABOUT).is_file():
+            return None
+        about = json.loads((folder / ABOUT).read_text())
+        array = object.__new__(cls)
+        array._take(folder, tuple(about["shape"]), tuple(about["chunks"]))
+        return array if about == array._about() else None
+
+    def _about(self) -> dict:
+        about = {"zarr_format": 2, "shape": [len(r) for r in self._ranges], "chunks": list(self.chunks)}
+        about |= {"dtype": "<f4", "order": "C", "compressor": None, "filters": None, "fill_value": None}
+        return about | {"dimension_separator": "."}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,18 +70,30 @@ class Array:
     def __setitem__(self, index: Index, value: np.ndarray) -> None:
         self[index]._write(value)
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        value = np.zeros([len(r) for r in self._ranges], np.float32)
+        for name, there, here in self._touched():
+            if (path := self.folder / name).exists():
+                value[here] = np.memmap(path, "<f4", "r", shape=self.chunks or (1,))[there].reshape(value[here].shape)
+        return value.reshape(self.shape).astype(dtype or np.float32, copy=False)
+
     def _write(self, value: np.ndarray) -> None:
         if value.shape != self.shape:
             raise ValueError(f"an array {value.shape} for the place of {self.shape}")
         value = value.reshape([len(r) for r in self._ranges])
+        for name, there, here in self._touched():
+            self._write_chunk(name, there, value[here])
+
+    def _touched(self) -> Iterator[tuple[str, tuple[slice, ...], tuple[slice, ...]]]:
+        """The chunks that hold a part of this: (name, which part of the chunk, which part of this, of all axes)."""
         touched = [range(r.start // c, -(-r.stop // c)) for r, c in zip(self._ranges, self.chunks, strict=True)]
         for chunk in itertools.product(*touched):
-            source, target = [], []
+            here, there = [], []
             for i, r, c in zip(chunk, self._ranges, self.chunks, strict=True):
                 start, stop = max(r.start, i * c), min(r.stop, (i + 1) * c)
-                source.append(slice(start - r.start, stop - r.start))
-                target.append(slice(start - i * c, stop - i * c))
-            self._write_chunk(".".join(map(str, chunk)) or "0", tuple(target), value[tuple(source)])
+                here.append(slice(start - r.start, stop - r.start))
+                there.append(slice(start - i * c, stop - i * c))
+            yield ".".join(map(str, chunk)) or "0", tuple(there), tuple(here)
 
     def _write_chunk(self, name: str, where: tuple[slice, ...], value: np.ndarray) -> None:
         path = self.folder / name

@@ -1,0 +1,15 @@
+"""Codecs of 24x24 emoji, encoder and decoder the same: three kinds of codes, and Gaussian latents of as many bits."""
+
+import pathlib
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+# The weight of the divergence decides how many bits Gaussian latents take.
+WEIGHTS = (1e-3, 3e-3, 1e-2)
+
+
+def get_sweep():
+    """(name, config file, fields that differ)."""
+    config = str(CONFIGS / "vq_emoji.py")
+    codes = [(name or "vq", f"{config}{name and ':'}{name}", {}) for name in ("", "fsq", "multiscale")]
+    gaussian = {"autoencoder.form": "kl"}
+    return codes + [(f"kl_{weight:g}", config, gaussian | {"autoencoder.kl_weight": weight}) for weight in WEIGHTS]
