@@ -44,15 +44,11 @@ def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
     model = trunk_config(config, kind_of(config))
-    tied = given(config, "tie_word_embeddings", bool, False)
+    # A head that is there is read, whatever the config says: it is then a copy, or not tied.
+    tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, tied=tied)
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    at = ("parts", TEXT)
-    leaves = [Leaf((*at, "embed", "table"), "model.embed_tokens.weight", same())]
-    if not tied:
-        leaves.append(Leaf((*at, "head", "kernel"), "lm_head.weight", matrix()))
-    elif "lm_head.weight" in keys:
-        leaves.append(Leaf((*at, "embed", "table"), "lm_head.weight", same()))
+    leaves = token_leaves("model.embed_tokens.weight", None if tied else "lm_head.weight")
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), "model.norm.weight", same()))
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
@@ -124,6 +120,12 @@ def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float
     return theta, scaling
 
 
+def token_leaves(table: str, head: str | None) -> list[Leaf]:
+    """The table and head (None: tied) of the text stream."""
+    leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
+    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
+
+
 def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
     """The keys of one array of all layers: 'self_attn.q_proj.weight' -> ('PREFIX.0.self_attn...', ...)."""
     return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
@@ -162,7 +164,7 @@ def block_leaves(
             if model.norm == "plain" and ours not in ("q_norm", "k_norm"):
                 continue
             add(ours, f"{theirs}.weight", same())
-            if model.norm == "layer" and ours not in ("q_norm", "k_norm"):
+            if (model.qk_norm if ours in ("q_norm", "k_norm") else model.norm) == "layer":
                 add(f"{ours}_bias", f"{theirs}.bias", same())
             continue
         add(ours, f"{theirs}.weight", matrix_from(h, k) if ours == "o" else matrix(*heads.get(ours, ())))

@@ -1,0 +1,116 @@
+"""Models of one vocabulary for text and image codes: Chameleon (arXiv 2405.09818) and Emu3 (arXiv 2409.18869).
+
+The trunk is a text model; an image is the tokens that the codes of its VQ model have in the vocabulary. Which token a
+code has is what the checkpoint's vocabulary says; the order is its own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.language import IGNORED, block_leaves, layer_keys, token_leaves, trunk_config
+from transfusion.interop.leaves import Leaf, same
+from transfusion.model.config import TransformerConfig
+from transfusion.model.unified import model_template
+from transfusion.sequence import TEXT, Run, Stream
+
+# The names that image codes have in a vocabulary -> the code: IMGIMGBCZ is 12, <|visual token 000012|> too.
+_NAMES: tuple[tuple[str, Callable[[str], int]], ...] = (
+    (r"IMGIMG([A-J]+)Z", lambda letters: int("".join(str(ord(letter) - ord("A")) for letter in letters))),
+    (r"<\|visual token (\d+)\|>", int),
+)
+# What their configs leave out where it is their class's default.
+_CHAMELEON = {
+    "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+_EMU3 = {
+    "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 9216, "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}  # fmt: skip
+
+
+def claims_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> bool:
+    names = class_names(config)
+    return "ChameleonForConditionalGeneration" in names or (not names and config.get("model_type") == "chameleon")
+
+
+def claims_emu3(config: Mapping[str, Any], keys: Collection[str]) -> bool:
+    names = class_names(config)
+    return "Emu3ForConditionalGeneration" in names or (not names and config.get("model_type") == "emu3")
+
+
+def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
+    """See `transfusion.interop.family.Family`.
+
+    Queries and keys have a LayerNorm per head. A model that was trained on several devices has norms that are equal
+    in each group of heads (`model_parallel_size` groups), which the weights of the heads show by themselves.
+    """
+    text = dict(config)
+    own = ("vq_config", "vocabulary_map", "image_token_id", "swin_norm", "model_parallel_size", "tie_word_embeddings")
+    for name in own:
+        text.pop(name, None)
+    model = trunk_config(_CHAMELEON | _known(text), "LlamaForCausalLM", qk_norm="layer")
+    if model.size * model.heads != model.width:
+        raise UsageError("config.json: num_attention_heads must divide hidden_size")
+    swin = given(config, "swin_norm", bool, False)
+    model = dataclasses.replace(model, norm_place="post" if swin else "pre")
+    tied = given(config, "tie_word_embeddings", bool, False)
+    vocabulary = given(config, "vocab_size", default=_CHAMELEON["vocab_size"])
+    return _imported(model, vocabulary, tied, keys, "model", "lm_head.weight")
+
+
+def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
+    """See `transfusion.interop.family.Family`; with the names of old and new releases."""
+    fields(config, ("text_config", "vq_config", "vocabulary_map", "image_token_id", "tie_word_embeddings"))
+    text = _known(given(config, "text_config", dict, {}))
+    old = any(key.startswith("text_model.") for key in keys)
+    # Old releases say it of the text model, new ones of the whole.
+    tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text))
+    model = trunk_config(_EMU3 | text, "LlamaForCausalLM", "config.json, text_config")
+    names = ("text_model.model", "text_model.lm_head.weight") if old else ("model.text_model", "lm_head.weight")
+    return _imported(model, given(_EMU3 | text, "vocab_size"), tied, keys, *names)
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _imported(
+    model: TransformerConfig, vocabulary: int, tied: bool, keys: Collection[str], prefix: str, head: str
+) -> Imported:
+    tied = tied and head not in keys
+    text = Stream(vocabulary=vocabulary, budget=2048, tied=tied)
+    experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if tied else head)
+    leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys(f"{prefix}.layers", model.layers))
+    leaves.append(Leaf(("trunk", "final_norm", text.expert), f"{prefix}.norm.weight", same()))
+    return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
+
+
+def image_tokens(vocabulary: Mapping[str, int], codes: int) -> tuple[int, ...]:
+    """The token of each code of a codebook of `codes`, by the tokens' names.
+
+    Raises:
+      UsageError: if a code has no token or several, or two codes have the same.
+    """
+    tokens: dict[int, int] = {}
+    for name, token in vocabulary.items():
+        for pattern, code_of in _NAMES:
+            found = re.fullmatch(pattern, name)
+            if found:
+                code = code_of(found[1])
+                if code in tokens:
+                    raise UsageError(f"config.json, vocabulary_map: the image code {code} has two tokens")
+                tokens[code] = token
+    missing = sorted(set(range(codes)) - tokens.keys())
+    if missing:
+        raise UsageError(f"config.json, vocabulary_map: the image code {missing[0]} has no token")
+    if len(set(tokens.values())) < len(tokens):
+        raise UsageError("config.json, vocabulary_map: two image codes have the same token")
+    return tuple(tokens[code] for code in range(codes))
