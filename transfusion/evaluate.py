@@ -3,7 +3,8 @@
   python -m transfusion.evaluate --workdir runs/digits [--samples=500 --captions=500 --seed=0 --guidance=2 --steps=25]
 
 Writes evaluation.json, judge.safetensors and pictures in samples/ into the workdir, and prints a table. What cannot be
-measured (no labels, no captions, an extra that is not installed) is null, with the reason under 'absent'.
+measured (no labels, no captions, an extra that is not installed) is null, with the reason under 'absent'. The run of
+a codec is evaluated too: how well it gives held-out images back, and in how many bits.
 """
 
 import contextlib
@@ -20,12 +21,16 @@ from absl import flags
 
 from transfusion import pictures, programs, provenance
 from transfusion.api import load_run
+from transfusion.checkpoint import restore_params
+from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.evaluation import scores
+from transfusion.evaluation import reconstruction, scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
 from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_bits, velocity_loss
+from transfusion.programs import read_experiment
+from transfusion.tasks import make_task
 
 HOW = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
@@ -234,31 +239,53 @@ class Evaluation:
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        sampler = self.run.sampler(**self.sampler)
-        return self.fields | {
-            "absent": self.absent,
-            "how": HOW,
-            "step": self.run.step,
-            "weights": "moving average" if self.experiment.optim.ema else "parameters",
-            "seed": self.seed,
-            "sampler": dataclasses.asdict(sampler),
-            "samples": self.samples,
-            "config": dataclasses.asdict(self.experiment),
-            "command": provenance.command(),
-            "versions": provenance.versions(),
-            "machine": provenance.machine(),
-            "date": provenance.now(),
-            "seconds": self.seconds,
-        }
+        sampler = dataclasses.asdict(self.run.sampler(**self.sampler))
+        own = {"absent": self.absent, "how": HOW, "sampler": sampler, "samples": self.samples}
+        return self.fields | own | about(self.experiment, self.run.step, self.seed, self.seconds)
+
+
+def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """What every evaluation says of where its numbers come from."""
+    return {
+        "step": step,
+        "weights": "moving average" if experiment.optim.ema else "parameters",
+        "seed": seed,
+        "config": dataclasses.asdict(experiment),
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "date": provenance.now(),
+        "seconds": seconds,
+    }
+
+
+def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
+    """The content of evaluation.json of an autoencoder's run."""
+    start, experiment = time.perf_counter(), read_experiment(workdir)
+    step, params, _ = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    seed = experiment.seed if options.seed is None else options.seed
+    folder = pathlib.Path(workdir) / "samples"
+    folder.mkdir(exist_ok=True)
+    found = reconstruction.measure(make_task(experiment), params, experiment, seed, folder / "reconstructions.png")
+    other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
+    absent = {name: other for name, value in found.items() if value is None}
+    seconds = {"reconstruction": round(time.perf_counter() - start, 3)}
+    return found | {"absent": absent, "how": reconstruction.HOW} | about(experiment, step, seed, seconds)
+
+
+EVALUATIONS = {
+    "sequence": lambda workdir, options: Evaluation(workdir, options).all(),
+    "autoencoder": evaluate_codec,
+}
 
 
 def evaluate(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
     """Measures the newest intact checkpoint of a run and writes evaluation.json; returns its content.
 
     Raises:
-      UsageError: if the workdir holds no run that samples, or its data is missing.
+      UsageError: if the workdir holds no run, or its data is missing.
     """
-    result = Evaluation(workdir, options).all()
+    result = EVALUATIONS[read_experiment(workdir).task](workdir, options)
     path = pathlib.Path(workdir) / "evaluation.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False))
@@ -285,7 +312,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, Score]]:
 
 def is_share(name: str) -> bool:
     """Whether a score of this name is shown in percent."""
-    return "accuracy" in name or "retrieval" in name
+    return "accuracy" in name or "retrieval" in name or name == "codebook use"
 
 
 def shown(name: str, score: Score) -> tuple[str, str]:

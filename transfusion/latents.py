@@ -2,32 +2,46 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from transfusion.checkpoint import restore_params
 from transfusion.codecs import CodecConfig, pixels
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
+from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.errors import check
-from transfusion.model.parameters import Template
+from transfusion.model.parameters import Params
 from transfusion.programs import read_experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image); `decode`: the way
-    back, with leading axes. `down` is H / h, or the samples of a sound per frame; `rate` is samples per second."""
+    """Between a medium and what a stream holds of it.
+
+    Attributes:
+      encode: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or, with a
+        `vocabulary`, int32 ids ([h, w] of an image, [t, h, w] of a clip; flat at growing scales).
+      decode: the way back, with leading axes.
+      down: H / h, or the samples of a sound per frame.
+      rate: samples of a sound per second.
+      vocabulary: number of codes; 0: latents are continuous.
+      scales: sides of the square grids whose ids stand one after the other; () if there is one grid.
+      features: of codes at scales, ids [..., L] -> float32 [..., L - scales[0] ** 2, c], what predicts each scale but
+        the first (see `MultiScaleQuantizer.features_of_scales`).
+      time_down: T / t of clips.
+    """
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
     down: int = 1
     rate: int = 0
-
-
-def autoencoder_template(config: AutoencoderConfig) -> Template:
-    return Template(lambda rngs: Autoencoder(config, rngs=rngs))
+    vocabulary: int = 0
+    scales: tuple[int, ...] = ()
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+    time_down: int = 1
 
 
 def open_codec(config: CodecConfig) -> Codec:
@@ -47,28 +61,38 @@ def _open_mel(config: CodecConfig) -> Codec:
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
     experiment = read_experiment(config.path)
-    template = autoencoder_template(experiment.autoencoder)
     _, params, _ = restore_params(config.path, "ema" if experiment.optim.ema else "params")
+    return autoencoder_codec(experiment.autoencoder, params)
 
-    @jax.jit
-    def encode(images):
-        return template.bind(params).encode(images)
 
-    @jax.jit
-    def decode(latents):
-        return template.bind(params).decode(latents)
+def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
+    """An autoencoder of any form with the given weights; one of images takes clips frame by frame."""
+    template = autoencoder_template(config)
+    model = template.bind(template.shapes)
+    medium = 4 if config.frames else 3  # axes of one image or clip
+    scales = config.quantizer.scales if config.form == "multiscale" else ()
 
-    def encode_all(images: np.ndarray) -> np.ndarray:
-        lead = images.shape[:-3]
-        latents = np.asarray(encode(pixels.to_float(images).reshape(-1, *images.shape[-3:])))
-        return latents.reshape(*lead, *latents.shape[-3:])
+    def over(axes: int, function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+        """`function` of the module and a batch, for any axes before the last `axes`."""
+        compiled = jax.jit(lambda arrays, x: function(template.bind(arrays), x))
 
-    def decode_all(latents: np.ndarray) -> np.ndarray:
-        lead = latents.shape[:-3]
-        images = pixels.to_uint8(decode(latents.reshape(-1, *latents.shape[-3:])))
-        return images.reshape(*lead, *images.shape[-3:])
+        def call(x: np.ndarray) -> np.ndarray:
+            lead = x.shape[: x.ndim - axes]
+            result = np.asarray(compiled(params, np.reshape(x, (-1, *x.shape[len(lead) :]))))
+            return result.reshape(*lead, *result.shape[1:])
 
-    return Codec(encode_all, decode_all, experiment.autoencoder.down)
+        return call
+
+    encode, decode = over(medium, lambda m, x: m.encode(x)), over(model.code_axes, lambda m, x: m.decode(x))
+    return Codec(
+        lambda images: encode(pixels.to_float(images)),
+        lambda codes: pixels.to_uint8(decode(codes)),
+        config.down,
+        vocabulary=0 if config.form == "kl" else model.quantizer.vocabulary,
+        scales=scales,
+        features=over(1, lambda m, ids: m.quantizer.features_of_scales(ids)) if scales else None,
+        time_down=config.time_down,
+    )
 
 
 # A codec of one's own is a row more: its name, and a function from the config to a `Codec`.

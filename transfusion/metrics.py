@@ -20,14 +20,27 @@ from absl import logging
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
     """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device.
 
-    A metric of vectors, such as a loss by noise level, gives one number per entry: name_0, name_1, ...
+    A metric of vectors, such as a loss by noise level, gives one number per entry: name_0, name_1, ... A histogram, a
+    vector of counts with one weight, their sum, gives `codebook_scores`.
     """
     row: dict[str, float | None] = {}
     for name, (total, weight) in jax.device_get(dict(sums)).items():
+        if np.ndim(total) > np.ndim(weight):
+            row |= {f"{name}_{key}": value for key, value in codebook_scores(total).items()}
+            continue
         entries = zip(np.ravel(total), np.ravel(weight), strict=True)
         numbers = [float(t) / float(w) if w else None for t, w in entries]
         row |= {f"{name}_{i}": x for i, x in enumerate(numbers)} if np.ndim(total) else {name: numbers[0]}
     return row
+
+
+def codebook_scores(counts: np.ndarray) -> dict[str, float | None]:
+    """'use', the share of the codes that occur, and 'perplexity', exp of the entropy of their shares, of counts [K]."""
+    counts = np.asarray(counts, np.float64)
+    if not counts.sum():
+        return {"use": None, "perplexity": None}
+    shares = counts[counts > 0] / counts.sum()
+    return {"use": len(shares) / len(counts), "perplexity": float(np.exp(-np.sum(shares * np.log(shares))))}
 
 
 class MetricWriter:

@@ -32,10 +32,12 @@ from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
 from transfusion.tasks import make_task
 
-SCORES = ("generation_accuracy", "caption_accuracy", "text_bits_per_byte")
-HEADINGS = (
-    "name", "parameters", "steps", "training FLOPs", "seconds", "loss", *(name.replace("_", " ") for name in SCORES),
-)  # fmt: skip
+# The scores of the table, by the task of the members.
+SCORES = {
+    "sequence": ("generation_accuracy", "caption_accuracy", "text_bits_per_byte"),
+    "autoencoder": ("bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use"),
+}
+HEADINGS = ("name", "parameters", "steps", "training FLOPs", "seconds", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,7 @@ def row(member: Member, seconds: float, reason: str | None = None) -> dict[str, 
         "seconds": round(seconds, 1),
         "loss": last.get("loss"),
         "held_out_loss": last.get("held_out_loss"),
-        **{name: evaluation.get(name) for name in SCORES},
+        **{name: evaluation.get(name) for name in SCORES[member.experiment.task]},
         "error": reason,
     }
 
@@ -230,7 +232,10 @@ def _write(path: pathlib.Path, content: Any) -> None:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows as markdown; scores with their 95 per cent intervals, a failed member with its reason."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS)]
+    rows = list(rows)
+    scores = [name for names in SCORES.values() for name in names if any(name in entry for entry in rows)]
+    headings = (*HEADINGS, *(name.replace("_", " ") for name in scores))
+    lines = [headings, ("---",) * len(headings)]
     for entry in rows:
         cells = [
             entry["name"], human(entry["parameters"]), str(entry["steps"]), human(entry["training_flops"]),
@@ -238,9 +243,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
             "" if entry["loss"] is None else f"{entry['loss']:.4g}",
         ]  # fmt: skip
         if entry["error"]:
-            cells += ["failed: " + entry["error"].replace("|", "/"), "", ""]
+            cells += ["failed: " + entry["error"].replace("|", "/")] + [""] * (len(scores) - 1)
         else:
-            cells += [_score(name, entry[name]) for name in SCORES]
+            cells += [_score(name, entry.get(name)) for name in scores]
         lines.append(tuple(cells))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -248,7 +253,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 def _score(name: str, score: Mapping[str, float] | None) -> str:
     if score is None:
         return "not measured"
-    form = "{:.1%}" if "accuracy" in name else "{:.4g}"
+    form = "{:.1%}" if "accuracy" in name or name == "codebook_use" else "{:.4g}"
+    if score["low"] == score["high"]:
+        return form.format(score["value"])  # counted, not sampled
     return " ".join([form.format(score["value"]), f"({form.format(score['low'])} to {form.format(score['high'])})"])
 
 

@@ -5,7 +5,10 @@ A task has
   batch_spec(rows), fake_batch(rows)
   draw(batch, key): the step's random numbers, for the whole batch
   totals(batch): the weight of each term of the loss, from the data alone
-  loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log
+  loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log; an entry
+    `STATISTICS` of them is for the next function only
+  after_step(old, new, statistics): the trained parameters `new` that the optimizer made of `old`, with what statistics
+    of the whole batch change and no gradient does
   tokens(rows), flops(rows): of one step
   open_data(experiment), held_out(experiment): batches of numpy arrays
 so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
@@ -13,6 +16,7 @@ so that gradients of parts of a batch (microbatches, devices) add up to the grad
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.codecs import kl_autoencoder
+from transfusion.codecs import losses, quantizers
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.image_batches import ImageBatches, image_epoch
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, check
-from transfusion.latents import autoencoder_template, open_codec
+from transfusion.evaluation.features import lpips
+from transfusion.latents import open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
@@ -90,6 +97,9 @@ class SequenceTask:
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
             sums |= {f"{name}_{key}": pair for key, pair in extra.items()}
         return scalar, sums
+
+    def after_step(self, old: Params, new: Params, statistics: None) -> Params:
+        return new
 
     def inputs(self, name: str, batch: Batch, draws: Draws) -> Inputs:
         """The forward pass' inputs of one stream of a packed batch."""
@@ -166,17 +176,27 @@ class SequenceTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AutoencoderTask:
-    """Training an image codec; a batch is float32 images [B, H, W, C] in [-1, 1] with a weight [B]."""
+    """Training a codec; a batch is float32 images [B, H, W, C] in [-1, 1] with a weight [B].
 
-    config: kl_autoencoder.AutoencoderConfig
-    height: int
-    width: int
+    `sides` are (height, width), of clips (frames, height, width).
+    """
+
+    config: AutoencoderConfig
+    sides: tuple[int, ...]
 
     def __post_init__(self):
         object.__setattr__(self, "template", autoencoder_template(self.config))
+        self.static.code_shape(*self.sides)  # refuses what the codec cannot represent
+        weight, layers = self.config.perceptual_weight, self.config.perceptual_layers
+        object.__setattr__(self, "perceptual", lpips(layers, min(self.sides[-2:])) if weight else None)
+
+    @property
+    def static(self) -> Any:
+        """The codec without its arrays."""
+        return self.template.bind(self.template.shapes)
 
     def batch_spec(self, rows: int) -> dict[str, Any]:
-        shape = (rows, self.height, self.width, self.config.image_channels)
+        shape = (rows, *self.sides, self.config.image_channels)
         return {
             "images": jax.ShapeDtypeStruct(shape, jnp.float32),
             "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
@@ -188,45 +208,58 @@ class AutoencoderTask:
         return {"images": images, "weight": np.ones(rows, np.float32)}
 
     def draw(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        latent = self.template.bind(self.template.shapes).latent_shape(self.height, self.width)
-        return {"noise": jax.random.normal(key, (batch["weight"].shape[0], *latent), jnp.float32)}
+        return self.static.draw(key, batch["weight"].shape[0], self.sides)
 
     def totals(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        pixels = self.height * self.width * self.config.image_channels
-        return {"pixels": jnp.maximum(jnp.sum(batch["weight"]), 1e-6) * pixels}
+        return {"images": jnp.maximum(jnp.sum(batch["weight"]), 1e-6)}
 
     def loss(self, params: Params, batch, draws, totals) -> tuple[jax.Array, Sums]:
-        """(reconstruction + KL) / pixel values, and the reductions for the log."""
+        """The mean over the images of all terms (see `codecs.losses.loss`), and the reductions for the log."""
         model = self.template.bind(params)
-        sums, weights, metrics = kl_autoencoder.loss(
-            model, batch["images"], draws["noise"], self.config, batch["weight"]
-        )
-        scalar = sum(sums.values()) / totals["pixels"]
-        return scalar, {name: (sums[name], weights[name]) for name in sums} | metrics
+        total, sums = losses.loss(model, batch["images"], draws, batch["weight"], self.perceptual)
+        return total / totals["images"], sums
+
+    def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
+        """With the codebook's averages and revived codes, and the discriminator a step older."""
+        result = dict(new)
+        if statistics is not None and "codebook" in new.get("quantizer", {}):
+            update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
+            result["quantizer"] = update
+        if "age" in new.get("discriminator", {}):
+            result["discriminator"] = new["discriminator"] | {"age": old["discriminator"]["age"] + 1}
+        return result
 
     def tokens(self, rows: int) -> int:
         """Pixels of one step."""
-        return rows * self.height * self.width
+        return rows * math.prod(self.sides)
 
     def flops(self, rows: int) -> float:
-        """3 x the forward pass as the compiler counts it (an autoencoder has no scanned layers)."""
+        """3 x encoding and decoding as the compiler counts it (an autoencoder has no scanned layers), without the
+        networks that only judge."""
         batch = self.batch_spec(rows)
 
         def forward(params, images):
             model = self.template.bind(params)
-            return model.reconstruct(model.moments(images)[0])
+            return model.decode(model.encode(images))
 
         return 3.0 * jax.jit(forward).lower(self.template.shapes, batch["images"]).cost_analysis()["flops"]
 
+    @property
+    def medium(self) -> str:
+        """Which key of a record it reads."""
+        return "video" if self.config.frames else "image"
+
     def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
         return ImageBatches(
-            experiment.data, experiment.batch_size, experiment.seed, jax.process_index(), jax.process_count()
-        )
+            experiment.data, experiment.batch_size, experiment.seed, jax.process_index(), jax.process_count(),
+            self.medium,
+        )  # fmt: skip
 
     def held_out(self, experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)
         for source in experiment.eval.sources.values():
-            yield from image_epoch(open_source(source, data.data_dir, data.pixel_limit), experiment.batch_size)
+            records = open_source(source, data.data_dir, data.pixel_limit)
+            yield from image_epoch(records, experiment.batch_size, self.medium)
 
 
 Task = SequenceTask | AutoencoderTask
@@ -242,8 +275,11 @@ def make_task(experiment: Experiment) -> Task:
         if not experiment.streams or "text" not in experiment.streams:
             raise UsageError("streams: a sequence needs at least the stream 'text'")
         return SequenceTask(experiment.model, experiment.spec, experiment.objectives)
-    sides = {source.resolution for source in experiment.data.sources.values()}
-    if len(sides) != 1 or sides == {0}:
+    config = experiment.autoencoder
+    sides = {(source.length, source.resolution) for source in experiment.data.sources.values()}
+    if len(sides) != 1 or 0 in {side for _, side in sides}:
         raise UsageError("data.sources: an autoencoder needs one resolution, the same for all sources")
-    side = sides.pop()
-    return AutoencoderTask(experiment.autoencoder, side, side)
+    frames, side = sides.pop()
+    if config.frames and not frames:
+        raise UsageError("data.sources: an autoencoder of clips needs one length, the same for all sources")
+    return AutoencoderTask(config, (frames, side, side) if config.frames else (side, side))

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from transfusion import guard, initial, programs, provenance, sharding
 from transfusion.checkpoint import Checkpoints
+from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.metrics import MetricWriter, Progress, means
@@ -79,7 +80,8 @@ def make_step(task: Task, experiment: Experiment):
         norms = {"grad_norm": optax.tree.norm(grads)}
         norms |= {f"grad_norm_{name}": optax.tree.norm(part) for name, part in grads.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = merge(optax.apply_updates(trained, updates), frozen)
+        statistics = sums.pop(STATISTICS, None)
+        params = merge(task.after_step(trained, optax.apply_updates(trained, updates), statistics), frozen)
         ema = None if state.ema is None else average(state.ema, params, config, state.step)
         ok = guard.all_finite(loss, norms["grad_norm"])
         params, ema, opt_state = guard.select_finite(
@@ -143,6 +145,7 @@ def _zero_log(task: Task, experiment: Experiment) -> PyTree:
         return task.loss(params, batch, task.draw(batch, key), task.totals(batch))[1]
 
     shapes = jax.eval_shape(sums, task.template.shapes, batch, key)
+    shapes.pop(STATISTICS, None)
     one = (jnp.zeros(()), jnp.zeros(()))
     trained, _ = split(task.template.shapes, experiment.optim.groups)
     names = ["loss", "grad_norm", *(f"grad_norm_{name}" for name in trained)]
@@ -315,6 +318,7 @@ def make_evaluation(task: Task, experiment: Experiment, rows: PyTree):
     @jax.jit
     def sums(params, batch, key):
         loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
+        parts.pop(STATISTICS, None)
         return parts | {"loss": (loss, jnp.ones(()))}
 
     def held_out(params: PyTree) -> dict[str, float]:

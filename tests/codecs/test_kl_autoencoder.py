@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from transfusion.codecs import blocks
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, loss, sample
+from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, sample
+from transfusion.codecs.losses import loss
 from transfusion.errors import UsageError
 from transfusion.model.parameters import Template
 
@@ -49,11 +50,10 @@ def call(name, *arguments):
 
 @functools.cache
 def loss_and_gradient(config=TINY):
-    """A jitted function of (params, images, image_weight) -> (loss, what `loss` returns), gradient."""
+    """A jitted function of (params, images, image_weight) -> (sum of the loss, Sums), gradient."""
 
     def total(params, images, weight):
-        sums, weights, metrics = loss(template(config).bind(params), images, NOISE, config, weight)
-        return sum(sums[k] / weights[k] for k in sums), (sums, weights, metrics)
+        return loss(template(config).bind(params), images, {"noise": NOISE}, weight)
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -109,25 +109,27 @@ def test_loss_pairs_add_over_images_and_ignore_masked_ones():
     # No noise in the latents: otherwise a draw would depend on the image's place in the batch.
     params["quant"] = {**params["quant"], "bias": jnp.array([0.0, 0.0, -1e3, -1e3])}
     run = loss_and_gradient()
-    whole, first, second = (run(params, images(), jnp.array(w))[0][1] for w in ([1.0, 1], [1.0, 0], [0.0, 1]))
-    for name in ("reconstruction", "kl"):
-        np.testing.assert_allclose(whole[0][name], first[0][name] + second[0][name], rtol=1e-4)
-        assert first[1][name] == second[1][name] == 8 * 4 * 3 and whole[1][name] == 2 * 8 * 4 * 3
-        assert whole[0][name] > 0
-    changed = run(params, images().at[1].set(0.3), jnp.array([1.0, 0]))[0][1]
-    assert changed[0] == first[0] and first[2]["kl_nats"][1] == 1
+    whole, first, second = (run(params, images(), jnp.array(w))[0] for w in ([1.0, 1], [1.0, 0], [0.0, 1]))
+    for name in ("reconstruction", "kl", "psnr", "ssim"):
+        np.testing.assert_allclose(whole[1][name][0], first[1][name][0] + second[1][name][0], rtol=1e-4)
+        assert first[1][name][1] == second[1][name][1] == 1 and whole[1][name][1] == 2
+    np.testing.assert_allclose(whole[0], first[0] + second[0], rtol=1e-4)
+    np.testing.assert_allclose(whole[0], whole[1]["reconstruction"][0] + whole[1]["kl"][0], rtol=1e-4)
+    changed = run(params, images().at[1].set(0.3), jnp.array([1.0, 0]))[0]
+    assert changed[0] == first[0] and changed[1]["kl_nats"] == first[1]["kl_nats"]
 
 
 def test_l1_and_l2_measure_the_reconstruction():
     mean, logvar = call("moments", images())
     error = call("reconstruct", mean + jnp.exp(0.5 * logvar) * NOISE) - images()
-    (_, (sums, weights, metrics)), _ = loss_and_gradient()(parameters(), images(), jnp.ones(2))
-    np.testing.assert_allclose(sums["reconstruction"], jnp.abs(error).sum(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["mse"][0], jnp.square(error).sum(), rtol=1e-4)
-    assert metrics["mse"][1] == weights["reconstruction"] == error.size
+    (_, sums), _ = loss_and_gradient()(parameters(), images(), jnp.ones(2))
+    np.testing.assert_allclose(sums["reconstruction"][0], 2 * jnp.abs(error).mean(), rtol=1e-4)
+    np.testing.assert_allclose(sums["mse"][0], 2 * jnp.square(error).mean(), rtol=1e-4)
+    kl = TINY.kl_weight * kl_divergence(mean, logvar).sum() / (8 * 4 * 3)  # both terms per pixel value, as in the paper
+    np.testing.assert_allclose(sums["kl"][0], kl, rtol=1e-4)
     squared = dataclasses.replace(TINY, reconstruction="l2")
-    sums, _, metrics = jax.jit(lambda p: loss(template(squared).bind(p), images(), NOISE, squared))(parameters())
-    np.testing.assert_allclose(sums["reconstruction"], metrics["mse"][0], rtol=1e-6)
+    _, sums = jax.jit(lambda p: loss(template(squared).bind(p), images(), {"noise": NOISE}))(parameters())
+    np.testing.assert_allclose(sums["reconstruction"][0], sums["mse"][0], rtol=1e-6)
 
 
 def test_every_parameter_learns_and_declares_its_axes():

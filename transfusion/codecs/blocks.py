@@ -1,8 +1,15 @@
-"""Convolutional building blocks of the image coders. Layout: images NHWC [B, h, w, c], kernels HWIO.
+"""Convolutional building blocks of the image and clip coders.
+
+Layout: images [B, h, w, c] with kernels HWIO; clips [B, T, h, w, c] with kernels THWIO. What a block does along time is
+a key of `TIMES`: '' knows images only, 'plain' mixes all frames, 'causal' lets no frame see a later one (with strides:
+no later group of frames).
 
 Kernels are cast to the dtype of their input, so the caller chooses the compute dtype by the dtype of the image; norms
 and softmax run in float32.
 """
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +17,18 @@ from flax import nnx
 
 from transfusion.model.parameters import Initializer, fan_in, ones, param, zeros
 
+LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
+# Padding along time of a kernel of `size` frames that moves by `stride`: so many frames of zeros before and after.
+TIMES: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "plain": lambda size, stride: ((size - stride) // 2, (size - stride + 1) // 2),
+    "causal": lambda size, stride: (size - stride, 0),
+}
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs]."""
+    """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs], or of clips with `time`, a key of `TIMES`:
+    [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T divides by `time_stride` and T' is the quotient."""
 
     def __init__(
         self,
@@ -27,10 +41,20 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
         axes: tuple[str | None, str | None] = ("conv_in", "conv_out"),
         init: Initializer | None = None,
+        time: str = "",
+        time_stride: int = 1,
     ):
-        self.stride, self.padding = stride, padding
+        self.strides, self.padding = (stride, stride), padding
+        sides = (size, size)
+        if time:
+            # A kernel of one pixel mixes no frames either, but where it drops some.
+            frames = size if size >= time_stride else time_stride
+            around = ((size - 1) // 2, size // 2)
+            space = (around, around) if isinstance(padding, str) else padding
+            sides, self.strides = (frames, size, size), (time_stride, stride, stride)
+            self.padding = (TIMES[time](frames, time_stride), *space)
         self.kernel = param(
-            rngs, (size, size, inputs, outputs), (None, None, *axes), init or fan_in(size * size * inputs)
+            rngs, (*sides, inputs, outputs), (*(None,) * len(sides), *axes), init or fan_in(math.prod(sides) * inputs)
         )
         self.bias = param(rngs, (outputs,), (None,), zeros)
 
@@ -38,9 +62,9 @@ class Conv(nnx.Module):
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride, self.stride),
+            window_strides=self.strides,
             padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=LAYOUTS[len(self.strides)],
         )
         return y + self.bias[...].astype(x.dtype)
 
@@ -65,20 +89,21 @@ class Linear(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of channels over the whole image: [B, h, w, c] -> same. `groups` divides the channels."""
+    """Normalises groups of channels over the whole image or clip (each frame if `time` is 'causal'): [B, ..., c] ->
+    same. `groups` divides the channels."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
-        self.groups, self.epsilon = groups, epsilon
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6, time: str = ""):
+        self.groups, self.epsilon, self.lead = groups, epsilon, 2 if time == "causal" else 1
         self.scale = param(rngs, (channels,), (None,), ones)
         self.bias = param(rngs, (channels,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        B, h, w, c = x.shape
-        y = x.astype(jnp.float32).reshape(B, h, w, self.groups, c // self.groups)
-        mean = jnp.mean(y, axis=(1, 2, 4), keepdims=True)
+        c = x.shape[-1]
+        y = x.astype(jnp.float32).reshape(*x.shape[: self.lead], -1, self.groups, c // self.groups)
+        mean = jnp.mean(y, axis=(-3, -1), keepdims=True)
         centred = y - mean
-        variance = jnp.mean(jnp.square(centred), axis=(1, 2, 4), keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(B, h, w, c)
+        variance = jnp.mean(jnp.square(centred), axis=(-3, -1), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
@@ -99,14 +124,14 @@ class LayerNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """GroupNorm, SiLU, conv, twice, and a shortcut: [B, h, w, inputs] -> [B, h, w, outputs]."""
+    """GroupNorm, SiLU, conv, twice, and a shortcut: [B, ..., inputs] -> [B, ..., outputs]."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs):
-        self.norm1 = GroupNorm(inputs, groups, rngs=rngs)
-        self.conv1 = Conv(inputs, outputs, rngs=rngs)
-        self.norm2 = GroupNorm(outputs, groups, rngs=rngs)
-        self.conv2 = Conv(outputs, outputs, rngs=rngs)
-        self.shortcut = None if inputs == outputs else Conv(inputs, outputs, size=1, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs, time: str = ""):
+        self.norm1 = GroupNorm(inputs, groups, rngs=rngs, time=time)
+        self.conv1 = Conv(inputs, outputs, rngs=rngs, time=time)
+        self.norm2 = GroupNorm(outputs, groups, rngs=rngs, time=time)
+        self.conv2 = Conv(outputs, outputs, rngs=rngs, time=time)
+        self.shortcut = None if inputs == outputs else Conv(inputs, outputs, size=1, rngs=rngs, time=time)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv1(jax.nn.silu(self.norm1(x)))
@@ -115,25 +140,27 @@ class ResidualBlock(nnx.Module):
 
 
 class SpatialAttention(nnx.Module):
-    """Single-head self-attention over all pixels, with a residual: [B, h, w, c] -> same."""
+    """Single-head self-attention over all pixels of an image, or of each frame, with a residual: [B, ..., h, w, c] ->
+    same."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
-        self.norm = GroupNorm(channels, groups, rngs=rngs)
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, time: str = ""):
+        self.norm = GroupNorm(channels, groups, rngs=rngs, time=time)
         self.query = Linear(channels, channels, rngs=rngs)
         self.key = Linear(channels, channels, rngs=rngs)
         self.value = Linear(channels, channels, rngs=rngs)
         self.output = Linear(channels, channels, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        B, h, w, c = x.shape
-        y = self.norm(x).reshape(B, h * w, c)
+        *_, h, w, c = x.shape
+        y = self.norm(x).reshape(-1, h * w, c)
         scores = jnp.einsum("bqc,bkc->bqk", self.query(y), self.key(y)).astype(jnp.float32)
         weights = jax.nn.softmax(scores * c**-0.5, axis=-1).astype(x.dtype)
         y = self.output(jnp.einsum("bqk,bkc->bqc", weights, self.value(y)))
-        return x + y.reshape(B, h, w, c)
+        return x + y.reshape(x.shape)
 
 
-def upsample(x: jax.Array) -> jax.Array:
-    """Doubles both sides by repeating pixels: [B, h, w, c] -> [B, 2h, 2w, c]."""
-    B, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (B, h, 2, w, 2, c)).reshape(B, 2 * h, 2 * w, c)
+def upsample(x: jax.Array, time: bool = False) -> jax.Array:
+    """Doubles both sides by repeating pixels: [..., h, w, c] -> [..., 2h, 2w, c]; of clips, the frames with `time`."""
+    *lead, h, w, c = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c)).reshape(*lead, 2 * h, 2 * w, c)
+    return jnp.repeat(x, 2, axis=-4) if time else x

@@ -1,28 +1,44 @@
-"""Convolutional KL autoencoder: images [B, H, W, C] <-> Gaussian latents [B, H / down, W / down, c].
+"""Convolutional autoencoders: images [B, H, W, C] <-> latents [B, H / down, W / down, c], clips with a time axis more.
+
+Here are what all of them share and the one with Gaussian latents (KL); `vq_autoencoder` has those with codes.
 
 The shape of the first stage of latent diffusion (Rombach et al., arXiv 2112.10752, appendix G; in the form of Stable
 Diffusion's and FLUX's AutoencoderKL, so that released weights of that family can be loaded).
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import Conv, GroupNorm, ResidualBlock, SpatialAttention, upsample
+from transfusion.codecs.blocks import TIMES, Conv, GroupNorm, ResidualBlock, SpatialAttention, upsample
+from transfusion.codecs.discriminator import AdversarialConfig, PatchDiscriminator
+from transfusion.codecs.multiscale import QUANTIZERS
 from transfusion.codecs.pixels import check_size
-from transfusion.errors import UsageError, nearest
+from transfusion.codecs.quantizers import Quantized, QuantizerConfig
+from transfusion.errors import UsageError, check
 
 # Convolutions to latents or pixels have few output channels: not to be split over devices.
 ENDS = ("conv_in", None)
 RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
 
 
+FORMS = ("kl", *QUANTIZERS)
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes and loss. Each entry of `channels` is one resolution; all but the last halve the image."""
+    """Sizes and loss. Each entry of `channels` is one resolution; all but the last halve the image.
 
+    `form` is 'kl' (Gaussian latents) or what makes codes of them, a key of `QUANTIZERS`: 'vq', 'fsq', 'multiscale'.
+    With `frames`, a key of `blocks.TIMES`, it reads clips [B, T, H, W, C]; the first halvings shrink T, too, by
+    `time_down` in all. The weights are those of the terms of the loss, each a mean per value; `perceptual_layers` are
+    those of `evaluation.features`.
+    """
+
+    form: str = "kl"
     image_channels: int = 3
     channels: tuple[int, ...] = (16, 32)
     latent_channels: int = 4
@@ -37,10 +53,17 @@ class AutoencoderConfig:
     logvar_range: tuple[float, float] = (-30.0, 20.0)
     reconstruction: str = "l1"
     kl_weight: float = 1e-6
+    quantizer: QuantizerConfig = QuantizerConfig()
+    perceptual_weight: float = 0.0
+    perceptual_layers: tuple[int, ...] = (0, 1, 2)
+    adversarial: AdversarialConfig = AdversarialConfig()
+    frames: str = ""
+    time_down: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "logvar_range", tuple(self.logvar_range))
+        object.__setattr__(self, "perceptual_layers", tuple(self.perceptual_layers))
         bad = [c for c in self.channels if c < 1 or c % self.norm_groups]
         if not self.channels or bad:
             raise UsageError(
@@ -48,24 +71,44 @@ class AutoencoderConfig:
             )
         if min(self.image_channels, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
             raise UsageError("codec: image_channels, latent_channels, layers_per_block must be >= 1 and scale not 0")
-        if self.reconstruction not in RECONSTRUCTIONS:
-            hint = nearest(self.reconstruction, RECONSTRUCTIONS)
-            raise UsageError(f"codec.reconstruction {self.reconstruction!r} is none of {sorted(RECONSTRUCTIONS)}{hint}")
+        check("codec.reconstruction", self.reconstruction, RECONSTRUCTIONS)
+        check("codec.form", self.form, FORMS)
+        check("codec.frames", self.frames, ("", *TIMES))
+        if self.time_down not in [2**i for i in range(len(self.channels))] or (self.time_down > 1 and not self.frames):
+            raise UsageError(
+                f"codec.time_down is {self.time_down}: it must be a power of two up to {self.down}, and needs frames"
+            )
+        if self.form == "multiscale" and self.frames:
+            raise UsageError("codec.frames: a multi-scale quantizer reads images only")
+        if not self.quant_convs and self.code_channels != self.latent_channels:
+            raise UsageError(
+                f"codec.latent_channels is {self.latent_channels}, and codes have {self.code_channels}: give the same, "
+                "or quant_convs between them"
+            )
+        if self.perceptual_weight < 0:
+            raise UsageError("codec.perceptual_weight must not be negative")
 
     @property
     def down(self) -> int:
         """The factor by which each side of the image shrinks."""
         return 2 ** (len(self.channels) - 1)
 
+    @property
+    def code_channels(self) -> int:
+        """Channels of what the decoder's side of the quantizer gets."""
+        if self.form == "kl":
+            return self.latent_channels
+        return len(self.quantizer.levels) if self.form == "fsq" else self.quantizer.channels or self.latent_channels
+
 
 class Middle(nnx.Module):
-    """Residual block, attention over all pixels (or none), residual block: [B, h, w, c] -> same."""
+    """Residual block, attention over all pixels (or none), residual block: [B, ..., h, w, c] -> same."""
 
-    def __init__(self, channels: int, groups: int, attention: bool, *, rngs: nnx.Rngs):
-        self.first = ResidualBlock(channels, channels, groups, rngs=rngs)
+    def __init__(self, channels: int, groups: int, attention: bool, *, rngs: nnx.Rngs, time: str = ""):
+        self.first = ResidualBlock(channels, channels, groups, rngs=rngs, time=time)
         if attention:
-            self.attention = SpatialAttention(channels, groups, rngs=rngs)
-        self.second = ResidualBlock(channels, channels, groups, rngs=rngs)
+            self.attention = SpatialAttention(channels, groups, rngs=rngs, time=time)
+        self.second = ResidualBlock(channels, channels, groups, rngs=rngs, time=time)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.first(x)
@@ -75,9 +118,12 @@ class Middle(nnx.Module):
 class Stage(nnx.Module):
     """Residual blocks at one resolution, then an optional change of resolution."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resample: Conv | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, layers: int, groups: int, resample: Conv | None,
+        *, rngs: nnx.Rngs, time: str = "",
+    ):  # fmt: skip
         self.blocks = nnx.List(
-            [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs) for i in range(layers)]
+            [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs, time=time) for i in range(layers)]
         )
         self.resample = resample
 
@@ -88,21 +134,25 @@ class Stage(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Images [B, H, W, C] -> mean and log variance, joined [B, h, w, 2c]."""
+    """Images [B, H, W, C] -> `outputs` channels [B, h, w, outputs] (KL: mean and log variance, joined)."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
-        channels, groups = config.channels, config.norm_groups
-        self.conv_in = Conv(config.image_channels, channels[0], rngs=rngs)
+    def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
+        channels, groups, time = config.channels, config.norm_groups, config.frames
+        self.conv_in = Conv(config.image_channels, channels[0], rngs=rngs, time=time)
         stages = []
-        for i, outputs in enumerate(channels):
+        for i, wide in enumerate(channels):
             # Right and bottom only, as in the released weights: with symmetric padding they read other pixels.
-            last = i == len(channels) - 1
-            halve = None if last else Conv(outputs, outputs, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
-            stages.append(Stage(channels[max(i - 1, 0)], outputs, config.layers_per_block, groups, halve, rngs=rngs))
+            halve = None
+            if i < len(channels) - 1:
+                pads, frames = ((0, 1), (0, 1)), 2 if 2**i < config.time_down else 1
+                halve = Conv(wide, wide, stride=2, padding=pads, rngs=rngs, time=time, time_stride=frames)
+            stages.append(
+                Stage(channels[max(i - 1, 0)], wide, config.layers_per_block, groups, halve, rngs=rngs, time=time)
+            )
         self.stages = nnx.List(stages)
-        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs=rngs)
-        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs)
-        self.conv_out = Conv(channels[-1], 2 * config.latent_channels, axes=ENDS, rngs=rngs)
+        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs=rngs, time=time)
+        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
+        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.conv_in(images)
@@ -116,37 +166,43 @@ class Decoder(nnx.Module):
     """Unscaled latents [B, h, w, c] -> images [B, H, W, C]."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
-        channels, groups = config.channels[::-1], config.norm_groups
-        self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs)
-        self.middle = Middle(channels[0], groups, config.middle_attention, rngs=rngs)
+        channels, groups, time = config.channels[::-1], config.norm_groups, config.frames
+        self.time_down = config.time_down
+        self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs, time=time)
+        self.middle = Middle(channels[0], groups, config.middle_attention, rngs=rngs, time=time)
         stages = []
-        for i, outputs in enumerate(channels):
-            double = None if i == len(channels) - 1 else Conv(outputs, outputs, rngs=rngs)
+        for i, wide in enumerate(channels):
+            double = None if i == len(channels) - 1 else Conv(wide, wide, rngs=rngs, time=time)
             stages.append(
-                Stage(channels[max(i - 1, 0)], outputs, config.layers_per_block + 1, groups, double, rngs=rngs)
+                Stage(channels[max(i - 1, 0)], wide, config.layers_per_block + 1, groups, double, rngs=rngs, time=time)
             )
         self.stages = nnx.List(stages)
-        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs)
-        self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs)
+        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
+        self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs, time=time)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
-        x = self.middle(self.conv_in(latents))
+        x, left = self.middle(self.conv_in(latents)), len(self.stages) - 1
         for stage in self.stages:
             x = stage(x)
-            x = x if stage.resample is None else stage.resample(upsample(x))
+            if stage.resample is not None:
+                left -= 1  # the halvings that are still to be undone; the first of them shrank the time
+                x = stage.resample(upsample(x, time=2**left < self.time_down))
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
-class Autoencoder(nnx.Module):
-    """The codec. `config` is static; everything else is parameters."""
+class Coder(nnx.Module):
+    """What all forms share. `config` is static; everything else is parameters. Of clips every shape has T after B."""
 
-    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
-        c = config.latent_channels
+    def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
+        latent, code, time = config.latent_channels, config.code_channels, config.frames
+        wide = code * (outputs // latent)
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = Encoder(config, outputs, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
-        self.quant = Conv(2 * c, 2 * c, size=1, axes=ENDS, rngs=rngs) if config.quant_convs else None
-        self.post_quant = Conv(c, c, size=1, axes=ENDS, rngs=rngs) if config.quant_convs else None
+        self.quant = Conv(outputs, wide, size=1, axes=ENDS, rngs=rngs, time=time) if config.quant_convs else None
+        self.post_quant = Conv(code, latent, size=1, axes=ENDS, rngs=rngs, time=time) if config.quant_convs else None
+        if config.adversarial.weight:
+            self.discriminator = PatchDiscriminator(config.adversarial, config.image_channels, rngs=rngs)
 
     @property
     def down(self) -> int:
@@ -154,28 +210,61 @@ class Autoencoder(nnx.Module):
 
     @property
     def latent_channels(self) -> int:
-        return self.config.latent_channels
+        return self.config.code_channels
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Returns (h, w, c) of the latents of an image of height x width pixels.
+    def latent_shape(self, *sides: int) -> tuple[int, ...]:
+        """Returns (h, w, c) of the latents of an image of height x width pixels; (t, h, w, c) of (T, height, width).
 
         Raises:
-          UsageError: if a side does not divide by `down`.
+          UsageError: if a side does not divide by `down`, or the frames by `time_down`.
         """
+        *frames, height, width = sides
         check_size(height, width, self.down)
-        return height // self.down, width // self.down, self.latent_channels
+        if len(frames) != bool(self.config.frames):
+            raise UsageError(f"this codec is of {'clips' if self.config.frames else 'images'}, not of {list(sides)}")
+        if any(count % self.config.time_down for count in frames):
+            raise UsageError(f"a clip of {frames[0]} frames does not divide by {self.config.time_down}")
+        times = [count // self.config.time_down for count in frames]
+        return (*times, height // self.down, width // self.down, self.latent_channels)
 
-    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and log variance, each float32 [B, h, w, c], of the unscaled latents of images [B, H, W, C]."""
-        self.latent_shape(*images.shape[1:3])
+    def encoded(self, images: jax.Array) -> jax.Array:
+        """What the encoder makes of images [B, H, W, C]."""
+        self.latent_shape(*images.shape[1:-1])
         x = self.encoder(images)
-        x = (x if self.quant is None else self.quant(x)).astype(jnp.float32)
-        mean, logvar = jnp.split(x, 2, axis=-1)
-        return mean, jnp.clip(logvar, *self.config.logvar_range)
+        return x if self.quant is None else self.quant(x)
 
     def reconstruct(self, z: jax.Array) -> jax.Array:
         """Returns images [B, H, W, C] of unscaled latents [B, h, w, c]."""
         return self.decoder(z if self.post_quant is None else self.post_quant(z))
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """What the loss needs of a batch's latents.
+
+    Attributes:
+      z: what is reconstructed, [B, h, w, c].
+      terms: of the loss by name, each a weighted mean per value of an image [B].
+      metrics: per image [B] by name.
+      quantized: the codes; None for Gaussian latents.
+    """
+
+    z: jax.Array
+    terms: dict[str, jax.Array]
+    metrics: dict[str, jax.Array]
+    quantized: Quantized | None = None
+
+
+class Autoencoder(Coder):
+    """The codec with Gaussian latents."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, 2 * config.latent_channels, rngs=rngs)
+
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log variance, each float32 [B, h, w, c], of the unscaled latents of images [B, H, W, C]."""
+        mean, logvar = jnp.split(self.encoded(images).astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, *self.config.logvar_range)
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Returns scaled latents float32 [B, h, w, c]: a draw from the posterior with a key, its mean without."""
@@ -186,6 +275,29 @@ class Autoencoder(nnx.Module):
         """Returns images [B, H, W, C] of scaled latents [B, h, w, c]; not clipped."""
         return self.reconstruct(latents / self.config.scale + self.config.shift)
 
+    @property
+    def code_axes(self) -> int:
+        """How many axes `encode` gives one image or clip."""
+        return 4 if self.config.frames else 3
+
+    def code_shape(self, *sides: int) -> tuple[int, ...]:
+        """What `encode` gives of one image of height x width pixels."""
+        return self.latent_shape(*sides)
+
+    def draw(self, key: jax.Array, rows: int, sides: tuple[int, ...]) -> dict[str, jax.Array]:
+        """What `code` needs of chance: 'noise' [rows, h, w, c]."""
+        return {"noise": jax.random.normal(key, (rows, *self.latent_shape(*sides)), jnp.float32)}
+
+    def code(self, images: jax.Array, draws: dict[str, jax.Array]) -> Coded:
+        """Draws the latents of images float32 [B, H, W, C]; the term is the KL per pixel value, as the paper sums both
+        over the image (arXiv 2112.10752, eq. 25)."""
+        mean, logvar = self.moments(images)
+        z = mean + jnp.exp(0.5 * logvar) * draws["noise"]
+        kl = kl_divergence(mean, logvar)
+        axes = tuple(range(1, z.ndim))
+        metrics = {"kl_nats": kl, "latent_mean": jnp.mean(z, axes), "latent_square": jnp.mean(jnp.square(z), axes)}
+        return Coded(z, {"kl": self.config.kl_weight / math.prod(images.shape[1:]) * kl}, metrics)
+
 
 def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array | None) -> jax.Array:
     """Returns a draw from N(mean, exp(logvar)) with a key, `mean` without."""
@@ -195,47 +307,6 @@ def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array | None) -> jax.Arr
 
 
 def kl_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) in nats per image [B], of [B, h, w, c]."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3))
-
-
-Pairs = dict[str, jax.Array]
-
-
-def loss(
-    model: Autoencoder,
-    images: jax.Array,
-    noise: jax.Array,
-    config: AutoencoderConfig,
-    image_weight: jax.Array | None = None,
-) -> tuple[Pairs, Pairs, dict[str, tuple[jax.Array, jax.Array]]]:
-    """Reconstruction and KL of images float32 [B, H, W, C] (arXiv 2112.10752, eq. 25, without the adversarial term).
-
-    Both terms are sums over the batch with the number of pixel values as their weight, so that their ratio is that of
-    the paper, which sums both over the image. `noise` [B, h, w, c] is standard normal; `image_weight` [B] masks or
-    weighs images.
-
-    Returns:
-      sums and weights by name ('reconstruction', 'kl'; the loss is the sum of their quotients), and metrics, each a
-      pair (sum, weight): 'mse' per pixel value, 'kl_nats' per image, 'latent_mean' and 'latent_square' per value of
-      the unscaled latents, from which their scale and shift follow.
-    """
-    mean, logvar = model.moments(images)
-    z = mean + jnp.exp(0.5 * logvar) * noise
-    error = (model.reconstruct(z.astype(images.dtype)) - images).astype(jnp.float32)
-    w = jnp.ones(images.shape[0], jnp.float32) if image_weight is None else image_weight.astype(jnp.float32)
-    n_images, n_pixels = jnp.sum(w), jnp.sum(w) * (error.size // error.shape[0])
-    n_latents = jnp.sum(w) * (z.size // z.shape[0])
-
-    def total(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sum(values, axis=(1, 2, 3)) * w)
-
-    kl = jnp.sum(kl_divergence(mean, logvar) * w)
-    sums = {"reconstruction": total(RECONSTRUCTIONS[config.reconstruction](error)), "kl": config.kl_weight * kl}
-    metrics = {
-        "mse": (total(jnp.square(error)), n_pixels),
-        "kl_nats": (kl, n_images),
-        "latent_mean": (total(z), n_latents),
-        "latent_square": (total(jnp.square(z)), n_latents),
-    }
-    return sums, {"reconstruction": n_pixels, "kl": n_pixels}, metrics
+    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) in nats per image [B], of [B, ..., c]."""
+    each = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
+    return 0.5 * jnp.sum(each, axis=tuple(range(1, mean.ndim)))

@@ -1,4 +1,4 @@
-"""Batches of images without text, for codecs: row r of the global batch reads the records r, r + B, r + 2B, ..."""
+"""Batches of images or clips without text, for codecs: row r of the global batch reads the records r, r + B, ..."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,16 +14,21 @@ ImageBatch = dict[str, np.ndarray]
 
 
 class ImageBatches:
-    """Endless {'images' float32 [B / hosts, H, W, C] in [-1, 1], 'weight' [B / hosts]} with an exact, elastic state."""
+    """Endless {'images' float32 [B / hosts, H, W, C] in [-1, 1], 'weight' [B / hosts]} with an exact, elastic state.
 
-    def __init__(self, config: DataConfig, batch_size: int, seed: int = 0, host: int = 0, hosts: int = 1):
+    `medium` is the key of the records that is read: 'video' gives clips [B / hosts, T, H, W, C].
+    """
+
+    def __init__(
+        self, config: DataConfig, batch_size: int, seed: int = 0, host: int = 0, hosts: int = 1, medium: str = "image"
+    ):
         """Raises UsageError if `hosts` does not divide `batch_size`, or the sources cannot be opened."""
         if batch_size % hosts:
             raise UsageError(f"batch_size={batch_size} cannot be split over {hosts} hosts")
         self._records = Records(config, seed)
         self._bad = BadRecords(config.max_bad_share, config.max_bad_after)
         local = batch_size // hosts
-        self._batch_size = batch_size
+        self._batch_size, self._medium = batch_size, medium
         self._cursors = {row: row for row in range(host * local, (host + 1) * local)}
         self._read = 0
 
@@ -45,9 +50,9 @@ class ImageBatches:
             record = self._records[self._cursors[row]]
             self._cursors[row] += self._batch_size
             self._read += 1
-            if "image" in record:
-                return pixels(record["image"])
-            self._bad.add(Bad(str(record["id"]), str(record.get("error", "has no image"))))
+            if self._medium in record:
+                return pixels(record[self._medium])
+            self._bad.add(Bad(str(record["id"]), str(record.get("error", f"has no {self._medium}"))))
             self._bad.check(self._read)
 
     def state(self) -> dict:
@@ -67,9 +72,9 @@ class ImageBatches:
         return {"bad": self._bad.count, "errors": dict(self._bad.errors), "efficiency": {"all": 1.0}}
 
 
-def image_epoch(records: Sequence[Record], batch_size: int) -> Iterator[ImageBatch]:
-    """Every image once, in order; the last batch is filled with images of weight 0."""
-    images = [pixels(r["image"]) for r in (records[i] for i in range(len(records))) if "image" in r]
+def image_epoch(records: Sequence[Record], batch_size: int, medium: str = "image") -> Iterator[ImageBatch]:
+    """Every image (or clip) once, in order; the last batch is filled with images of weight 0."""
+    images = [pixels(r[medium]) for r in (records[i] for i in range(len(records))) if medium in r]
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         weight = np.zeros(batch_size, np.float32)

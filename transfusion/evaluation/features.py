@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import pathlib
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,10 +95,11 @@ def vgg16_from(tree: dict[str, Any]) -> Vgg16:
     return Vgg16(convolutions, weights)
 
 
-def feature_maps(vgg: Vgg16, images: jax.Array) -> list[jax.Array]:
-    """Images float32 [N, H, W, 3] in [-1, 1] -> five maps [N, H / 2**i, W / 2**i, F_i], each block's last ReLU."""
+def feature_maps(vgg: Vgg16, images: jax.Array, blocks: int = len(BLOCKS)) -> list[jax.Array]:
+    """Images float32 [N, H, W, 3] in [-1, 1] -> a map [N, H / 2**i, W / 2**i, F_i] of each of the first `blocks`, its
+    last ReLU."""
     x, maps, layer = (images - SHIFT) / SCALE, [], 0
-    for block, convolutions in enumerate(BLOCKS):
+    for block, convolutions in enumerate(BLOCKS[:blocks]):
         if block:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for _ in range(convolutions):
@@ -106,6 +108,41 @@ def feature_maps(vgg: Vgg16, images: jax.Array) -> list[jax.Array]:
             x, layer = jax.nn.relu(x + bias), layer + 1
         maps.append(x)
     return maps
+
+
+def lpips_vectors(vgg: Vgg16, images: jax.Array, layers: tuple[int, ...]) -> jax.Array:
+    """Images float32 [N, H, W, 3] in [-1, 1] -> vectors [N, F]; their squared distance is LPIPS over the layers."""
+    maps, parts = feature_maps(vgg, images, max(layers) + 1), []
+    for i in layers:
+        # As LPIPS does: each pixel's features to unit length, weighted by channel, averaged over the pixels. The tiny
+        # number under the root keeps the gradient finite where a pixel has no features.
+        x = maps[i] / (jnp.sqrt(jnp.sum(jnp.square(maps[i]), axis=-1, keepdims=True) + 1e-20) + 1e-10)
+        x = x * jnp.sqrt(jnp.maximum(vgg.channel_weights[i], 0) / (x.shape[1] * x.shape[2]))
+        parts.append(x.reshape(x.shape[0], -1))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def lpips(layers: tuple[int, ...], side: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """LPIPS over the layers, a function of two batches of images [N, H, W, 1 or 3] of at least `side` pixels: [N].
+
+    Raises:
+      UsageError: if a layer does not exist, the images are too small, or the weights are not installed.
+    """
+    _check_layers(layers)
+    if side < 16:
+        raise UsageError(f"a perceptual loss needs images of 16 pixels or more, not {side}")
+    vgg = load_vgg16()
+
+    def distance(a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = (lpips_vectors(vgg, jnp.broadcast_to(x, (*x.shape[:-1], 3)), layers) for x in (a, b))
+        return jnp.sum(jnp.square(a - b), axis=-1)
+
+    return distance
+
+
+def _check_layers(layers: tuple[int, ...]) -> None:
+    if not layers or any(i not in range(len(BLOCKS)) for i in layers):
+        raise UsageError(f"VGG feature layers are 0..{len(BLOCKS) - 1}, not {layers}")
 
 
 class VggEmbedding:
@@ -119,22 +156,13 @@ class VggEmbedding:
     """
 
     def __init__(self, vgg: Vgg16, layers: tuple[int, ...] = (2, 3, 4), batch: int = 32):
-        if not layers or any(i not in range(len(BLOCKS)) for i in layers):
-            raise UsageError(f"VGG feature layers are 0..{len(BLOCKS) - 1}, not {layers}")
+        _check_layers(layers)
         self.vgg, self.layers, self.batch = jax.tree.map(jnp.asarray, vgg), layers, batch
         # The weights are an argument: 59 MB of constants inside the compiled program would slow its compilation.
         self._run = jax.jit(self._vectors)
 
     def _vectors(self, vgg: Vgg16, images: jax.Array) -> jax.Array:
-        maps = feature_maps(vgg, images)
-        parts = []
-        for i in self.layers:
-            x = maps[i]
-            # As LPIPS does: each pixel's features to unit length, weighted by channel, averaged over the pixels.
-            x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + 1e-10)
-            x = x * jnp.sqrt(jnp.maximum(vgg.channel_weights[i], 0) / (x.shape[1] * x.shape[2]))
-            parts.append(x.reshape(x.shape[0], -1))
-        return jnp.concatenate(parts, axis=-1)
+        return lpips_vectors(vgg, images, self.layers)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images float [N, H, W, 1 or 3] in [-1, 1], sides of at least 16 -> float32 [N, F].

@@ -1,0 +1,329 @@
+"""Quantizers: latents [..., c] <-> codes, int32 ids of a vocabulary.
+
+A quantizer is a module with
+  vocabulary: how many codes there are
+  channels: of the latents that it takes and gives
+  flat: whether the ids of an image stand in one row, or as the latents do
+  ids_shape(*latent sides): the shape of the ids of one image
+  __call__(z): `Quantized`, straight through: the gradient of its values goes to z as it is
+  lookup(ids): the values of ids
+What an optimizer does not train (codebooks that follow moving averages, how often each code is used, codes that are
+used no more) is `statistics` of every part of a batch, summed over the batch, and one `update` per training step. Sums,
+so that microbatches and devices give what the whole batch gives.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from transfusion.errors import UsageError, check
+from transfusion.model.parameters import Params, normal, param, zeros
+
+CODEBOOKS = ("ema", "gradient")
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors [..., c] of length 1 (of length 0 they stay so)."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+# What becomes of latents and codes before they are compared; the values are compared codes.
+LOOKUPS: dict[str, Callable[[jax.Array], jax.Array]] = {"plain": lambda x: x, "normalised": unit}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerConfig:
+    """What a quantizer is made of; each form of autoencoder reads its fields.
+
+    Attributes:
+      codes: of a codebook.
+      channels: of a code; 0: those of the encoder's latents (FSQ has as many as it has levels).
+      lookup: a key of `LOOKUPS`: 'plain', or 'normalised' to length 1 (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+      codebook: 'ema', codes are moving averages of the latents that chose them (VQ-VAE, arXiv 1711.00937, appendix
+        A.1), or 'gradient', the optimizer trains them (eq. 3).
+      decay: of the moving averages.
+      commitment: weight of the latents' distance to their codes, per value.
+      revive: a code that is used less than this share of the mean use is replaced by a latent of the batch (as
+        Jukebox, arXiv 2005.00341, section 3.1); 0: never.
+      candidates: latents of an image that may become codes in a step; far from all codes is more likely.
+      levels: of each channel of FSQ (arXiv 2309.15505, table 1, has recommended ones).
+      scales: sides of the square grids of a multi-scale quantizer, growing; the last is that of the latents.
+      phis, phi_share: convolutions that the scales share, and the share of their output (VAR, arXiv 2404.02905,
+        section 3.2 and the code: 4 and 0.5).
+    """
+
+    codes: int = 512
+    channels: int = 0
+    lookup: str = "plain"
+    codebook: str = "ema"
+    decay: float = 0.99
+    commitment: float = 0.25
+    revive: float = 0.0
+    candidates: int = 4
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    scales: tuple[int, ...] = (1, 2, 3, 4)
+    phis: int = 4
+    phi_share: float = 0.5
+
+    def __post_init__(self):
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        check("codec.quantizer.lookup", self.lookup, LOOKUPS)
+        check("codec.quantizer.codebook", self.codebook, CODEBOOKS)
+        if min(self.codes, self.candidates, self.phis) < 1 or self.channels < 0:
+            raise UsageError("codec.quantizer: codes, candidates and phis must be >= 1, channels >= 0")
+        if not 0 <= self.decay < 1 or not 0 <= self.revive < 1 or not 0 <= self.phi_share <= 1:
+            raise UsageError("codec.quantizer: decay and revive must be in [0, 1), phi_share in [0, 1]")
+        if not self.levels or min(self.levels) < 2:
+            raise UsageError(f"codec.quantizer.levels {self.levels}: each channel needs at least 2")
+        if not self.scales or self.scales[0] < 1 or any(b <= a for a, b in itertools.pairwise(self.scales)):
+            raise UsageError(f"codec.quantizer.scales {self.scales}: sides must grow from 1 or more")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What a quantizer makes of latents [B, ..., c]; L is the number of ids of an image.
+
+    Attributes:
+      values: [B, ..., c], of the codes; gradients pass to the latents.
+      ids: int32 [B, *ids_shape].
+      vectors: float32 [B, L, c], what was looked up, in the order of the ids, without gradient.
+      error: float32 [B, L], their squared distances to their codes, without gradient.
+      terms: weighted terms of the loss by name, each a sum over the values of an image [B].
+    """
+
+    values: jax.Array
+    ids: jax.Array
+    vectors: jax.Array
+    error: jax.Array
+    terms: dict[str, jax.Array]
+
+
+def per_image(x: jax.Array) -> jax.Array:
+    """Sum of squares over all axes but the first."""
+    return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
+
+
+# --- vector quantization ----------------------------------------------------------------------------------------------
+
+
+class VectorQuantizer(nnx.Module):
+    """The nearest of K learned codes (van den Oord et al., arXiv 1711.00937, section 3.1).
+
+    Parameters: `codebook` [K, c]; `counts` [K], the moving average of the uses of each code in a step, where something
+    reads it; `sums` [K, c], that of the sums of the latents that chose it, of 'ema' codebooks. A codebook that is only
+    read, as one of released weights, is a 'gradient' one without `revive`.
+    """
+
+    flat = False  # ids have the axes of the latents
+
+    def __init__(self, config: QuantizerConfig, channels: int, *, rngs: nnx.Rngs):
+        self.config, self.channels = config, channels
+        shape = (config.codes, channels)
+        self.codebook = param(rngs, shape, (None, None), normal(1.0))
+        if config.codebook == "ema" or config.revive:
+            self.counts = param(rngs, shape[:1], (None,), zeros)
+        if config.codebook == "ema":
+            self.sums = param(rngs, shape, (None, None), zeros)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.codes
+
+    def ids_shape(self, *sides: int) -> tuple[int, ...]:
+        return sides
+
+    def codes(self) -> jax.Array:
+        """The codes as they are compared and given out, float32 [K, c]; no gradient if the optimizer has no say."""
+        codes = LOOKUPS[self.config.lookup](self.codebook[...].astype(jnp.float32))
+        return codes if self.config.codebook == "gradient" else jax.lax.stop_gradient(codes)
+
+    def nearest(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Vectors float32 [..., c] -> ids int32 [...] of the nearest codes (of equals the first), squared distances."""
+        codes = jax.lax.stop_gradient(self.codes())
+        highest = jax.lax.Precision.HIGHEST
+        distance = jnp.sum(jnp.square(codes), axis=-1) - 2 * jnp.einsum(
+            "...c,kc->...k", vectors, codes, precision=highest
+        )
+        ids = jnp.argmin(distance, axis=-1).astype(jnp.int32)
+        return ids, jnp.sum(jnp.square(vectors - codes[ids]), axis=-1)
+
+    def lookup(self, ids: jax.Array) -> jax.Array:
+        """The values of ids: int32 [...] -> float32 [..., c]."""
+        return self.codes()[ids]
+
+    def __call__(self, z: jax.Array) -> Quantized:
+        """Quantizes latents [B, ..., c]: ids [B, ...]."""
+        latents = LOOKUPS[self.config.lookup](z.astype(jnp.float32))
+        fixed = jax.lax.stop_gradient(latents)
+        ids, error = self.nearest(fixed)
+        codes = self.codes()[ids]
+        terms = {"commitment": self.config.commitment * per_image(latents - jax.lax.stop_gradient(codes))}
+        if self.config.codebook == "gradient":
+            terms["codebook_loss"] = per_image(fixed - codes)
+        values = latents + jax.lax.stop_gradient(codes - latents)
+        B, c = z.shape[0], self.channels
+        return Quantized(values.astype(z.dtype), ids, fixed.reshape(B, -1, c), error.reshape(B, -1), terms)
+
+
+# --- finite scalar quantization ---------------------------------------------------------------------------------------
+
+
+class FiniteScalarQuantizer(nnx.Module):
+    """Each channel is rounded to one of a few levels (FSQ, Mentzer et al., arXiv 2309.15505, section 3.1): no codebook,
+    nothing to revive. Values are in [-1, 1]; the id counts the levels, the first channel fastest."""
+
+    flat = False
+
+    def __init__(self, config: QuantizerConfig, channels: int = 0, *, rngs: nnx.Rngs | None = None):
+        del rngs  # nothing is learned
+        self.levels = config.levels
+        if channels not in (0, len(config.levels)):
+            raise UsageError(
+                f"codec.quantizer.channels: FSQ of {len(config.levels)} levels has as many channels, not {channels}"
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.levels)
+
+    @property
+    def vocabulary(self) -> int:
+        return math.prod(self.levels)
+
+    def ids_shape(self, *sides: int) -> tuple[int, ...]:
+        return sides
+
+    def bound(self, z: jax.Array) -> jax.Array:
+        """Latents [..., c] -> such that rounding gives each of the levels, -floor(n / 2) the lowest of n."""
+        levels = np.asarray(self.levels, np.float32)
+        half = (levels - 1) * np.float32(1.001) / 2  # a little more, so that the outer levels are reached
+        offset = np.where(levels % 2, 0, 0.5).astype(np.float32)
+        return jnp.tanh(z + np.arctanh(offset / half)) * half - offset
+
+    def lookup(self, ids: jax.Array) -> jax.Array:
+        """The values of ids: int32 [...] -> float32 [..., c]."""
+        levels = np.asarray(self.levels, np.int32)
+        digits = ids[..., None] // self._basis % levels
+        return (digits - levels // 2) / (levels // 2).astype(np.float32)
+
+    @property
+    def _basis(self) -> np.ndarray:
+        return np.cumprod((1, *self.levels[:-1])).astype(np.int32)
+
+    def ids(self, values: jax.Array) -> jax.Array:
+        """The ids of values [..., c] as `lookup` gives them."""
+        half = np.asarray(self.levels, np.int32) // 2
+        return jnp.sum((jnp.round(values * half).astype(jnp.int32) + half) * self._basis, axis=-1)
+
+    def __call__(self, z: jax.Array) -> Quantized:
+        """Quantizes latents [B, ..., c]: ids [B, ...]."""
+        half = (np.asarray(self.levels) // 2).astype(np.float32)
+        bounded = self.bound(z.astype(jnp.float32))
+        values = (bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)) / half
+        fixed = jax.lax.stop_gradient(bounded / half).reshape(z.shape[0], -1, self.channels)
+        error = jnp.sum(jnp.square(fixed - jax.lax.stop_gradient(values).reshape(fixed.shape)), axis=-1)
+        return Quantized(values.astype(z.dtype), self.ids(jax.lax.stop_gradient(values)), fixed, error, {})
+
+
+# --- what the optimizer does not train --------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Sums over a batch; those of its parts add up.
+
+    Attributes:
+      counts: [K], uses of each code.
+      sums: [K, c], of the vectors that chose it.
+      candidates: [rows, n, c], vectors of each image that may become codes.
+      scores: [rows, n], how much they should; 0: not at all.
+    """
+
+    counts: jax.Array
+    sums: jax.Array
+    candidates: jax.Array
+    scores: jax.Array
+
+
+def draw_statistics(key: jax.Array, rows: int, ids: int) -> dict[str, jax.Array]:
+    """What `statistics` needs of chance for a batch of `rows` images of `ids` codes; parts of a batch take their rows:
+    'slot' [rows, rows], the place of each image among all, and 'luck' [rows, ids], exponential."""
+    return {"slot": jnp.eye(rows), "luck": jax.random.exponential(key, (rows, ids))}
+
+
+def statistics(
+    quantized: Quantized, config: QuantizerConfig, draws: dict[str, jax.Array], weight: jax.Array
+) -> Statistics:
+    """The sums of a batch or of a part of it; images of `weight` [B] 0 do not count.
+
+    Candidates are drawn with a probability in proportion to their squared distance to the nearest code, as k-means++
+    draws its centres: by the largest error / exponential draw.
+    """
+    used = (weight > 0).astype(jnp.float32)
+    B, L, c = quantized.vectors.shape
+    ids, each = quantized.ids.reshape(-1), jnp.broadcast_to(used[:, None], (B, L)).reshape(-1)
+    counts = jnp.zeros(config.codes).at[ids].add(each)
+    sums = jnp.zeros((config.codes, c)).at[ids].add(quantized.vectors.reshape(-1, c) * each[:, None])
+    scores, at = jax.lax.top_k(
+        quantized.error * used[:, None] / jnp.maximum(draws["luck"], 1e-9), min(config.candidates, L)
+    )
+    candidates = jnp.take_along_axis(quantized.vectors, at[..., None], axis=1)
+    return Statistics(
+        counts, sums, jnp.einsum("br,bnc->rnc", draws["slot"], candidates), draws["slot"].T @ scores
+    )  # fmt: skip
+
+
+def histogram(quantized: Quantized, vocabulary: int, weight: jax.Array) -> jax.Array:
+    """Uses of each code, float32 [K], over images of `weight` [B] other than 0."""
+    ids = quantized.ids.reshape(weight.shape[0], -1)
+    each = jnp.broadcast_to((weight > 0).astype(jnp.float32)[:, None], ids.shape)
+    return jnp.zeros(vocabulary).at[ids.reshape(-1)].add(each.reshape(-1))
+
+
+def update(config: QuantizerConfig, old: Params, new: Params, seen: Statistics) -> Params:
+    """The parameters of a `VectorQuantizer` after a step.
+
+    Args:
+      old, new: before the step, and as the optimizer leaves them; the averages of `old` go on.
+      seen: of the whole batch.
+    """
+    if "counts" not in old:
+        return new
+    d = config.decay
+    result = dict(new) | {"counts": d * old["counts"] + (1 - d) * seen.counts}
+    if "sums" in old:
+        result["sums"] = d * old["sums"] + (1 - d) * seen.sums
+        # Both averages start from 0, so that their quotient has no bias; a code without use stays where it is.
+        known = result["counts"][:, None] > 1e-9
+        result["codebook"] = jnp.where(
+            known, result["sums"] / jnp.maximum(result["counts"], 1e-9)[:, None], old["codebook"]
+        )
+    return _revived(config, result, seen) if config.revive else result
+
+
+def _revived(config: QuantizerConfig, params: Params, seen: Statistics) -> Params:
+    """The n-th code that is hardly used becomes the n-th best candidate, with the mean use until it has its own."""
+    counts = params["counts"]
+    mean = jnp.mean(counts)
+    scores, order = jax.lax.top_k(seen.scores.reshape(-1), seen.scores.size)
+    candidates = seen.candidates.reshape(-1, seen.candidates.shape[-1])[order]
+    dead = counts < config.revive * mean
+    place = jnp.clip(jnp.cumsum(dead) - 1, 0, scores.size - 1)
+    taken = dead & (jnp.cumsum(dead) <= scores.size) & (scores[place] > 0)
+    fresh = candidates[place]
+    result = params | {
+        "codebook": jnp.where(taken[:, None], fresh, params["codebook"]),
+        "counts": jnp.where(taken, mean, counts),
+    }
+    if "sums" in params:
+        result["sums"] = jnp.where(taken[:, None], mean * fresh, params["sums"])
+    return result

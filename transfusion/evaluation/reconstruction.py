@@ -1,0 +1,99 @@
+"""How well a trained codec gives held-out images back, and how many bits its latents take."""
+
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion import pictures
+from transfusion.codecs.losses import FIDELITY
+from transfusion.codecs.pixels import to_uint8
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.evaluation.intervals import bootstrap, score
+from transfusion.metrics import codebook_scores
+from transfusion.model.parameters import Params
+from transfusion.tasks import AutoencoderTask
+
+HOW = {
+    "psnr": "peak signal-to-noise ratio in dB of held-out images, encoded and decoded (Gaussian latents: their means); "
+    "95 % bootstrap over images",
+    "ssim": "structural similarity of the same images, windows of 11 pixels; 95 % bootstrap over images",
+    "bits_per_image": "what the latents of an image take: of codes their number times log2 of the vocabulary; of "
+    "Gaussian latents the divergence of their distribution from N(0, 1) in bits, what a drawn latent tells",
+    "psnr_drawn": "as psnr, of Gaussian latents drawn from their distribution: the fidelity that belongs to the bits",
+    "ssim_drawn": "as ssim, of drawn latents",
+    "codebook_use": "share of the codes that occur in the held-out images; the interval is the number itself",
+    "codebook_perplexity": "exp of the entropy of the codes' shares in the held-out images; likewise",
+}
+SHOWN = 30  # images of the saved grid, each above what is made of it
+
+
+def measure(
+    task: AutoencoderTask, params: Params, experiment: Experiment, seed: int, path: pathlib.Path
+) -> dict[str, Any]:
+    """The scores of `HOW` over every held-out image; a grid of images and reconstructions is written to `path`.
+
+    Raises:
+      UsageError: if the config names no held-out images.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    counts, shown = 0.0, []
+    for images, values, ids in _reconstructed(task, params, experiment, seed):
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+        shown += list(images)[: SHOWN - len(shown)]
+        if task.config.form != "kl":
+            counts += np.bincount(ids.reshape(-1), minlength=task.static.quantizer.vocabulary)
+    if not found:
+        raise UsageError("eval.sources: a codec is evaluated on held-out images, and the config names none")
+    result: dict[str, Any] = {name: bootstrap(np.concatenate(parts), seed=seed) for name, parts in found.items()}
+    images = result["psnr"]["count"]
+    if task.config.form != "kl":
+        bits = math.prod(task.static.code_shape(*task.sides)) * math.log2(len(counts))
+        result["bits_per_image"] = score(bits, bits, bits, images)
+        result |= {f"codebook_{n}": score(value, value, value, images) for n, value in codebook_scores(counts).items()}
+    _save(shown, path)
+    return dict.fromkeys(HOW) | result
+
+
+def _reconstructed(
+    task: AutoencoderTask, params: Params, experiment: Experiment, seed: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+    """Per batch: images beside what was made of them [b, 2, ..., C], values per image [b] by name, and codes."""
+    gaussian = task.config.form == "kl"
+
+    @jax.jit
+    def run(params, batch, key):
+        model, real = task.template.bind(params), batch["images"]
+        code = model.encode(real)
+        made = jnp.clip(model.decode(code), -1, 1)
+
+        def compare(images: jax.Array, suffix: str) -> dict[str, jax.Array]:
+            flat = [jnp.clip(x, -1, 1).reshape(-1, *x.shape[-3:]) for x in (images, real)]
+            return {n + suffix: f(*flat).reshape(real.shape[0], -1).mean(1) for n, f in FIDELITY.items()}
+
+        values = compare(made, "")
+        if gaussian:
+            coded = model.code(real, task.draw(batch, key))
+            values |= compare(model.reconstruct(coded.z), "_drawn")
+            values["bits_per_image"] = coded.metrics["kl_nats"] / math.log(2)
+        return jnp.stack([real, made], axis=1), values, code
+
+    for i, batch in enumerate(task.held_out(experiment)):
+        images, values, code = jax.device_get(run(params, batch, jax.random.fold_in(jax.random.key(seed), i)))
+        used = batch["weight"] > 0
+        yield images[used], {name: value[used] for name, value in values.items()}, code[used]
+
+
+def _save(pairs: list[np.ndarray], path: pathlib.Path) -> None:
+    """A grid whose rows alternate: images, and what was made of them; of clips the first frame."""
+    firsts = [pair if pair.ndim == 4 else pair[:, 0] for pair in pairs]
+    columns = min(10, len(firsts))
+    rows = [firsts[at : at + columns] for at in range(0, len(firsts), columns)]
+    shown = [to_uint8(pair[which]) for row in rows if len(row) == columns for which in (0, 1) for pair in row]
+    pictures.grid(shown, columns, path=path)
