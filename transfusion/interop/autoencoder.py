@@ -1,5 +1,6 @@
 """KL autoencoders of latent diffusion (diffusers' AutoencoderKL, as of Stable Diffusion and FLUX)."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,12 +13,35 @@ from transfusion.interop.family import Imported, class_names, fields, given
 from transfusion.interop.leaves import Convert, Leaf, conv, matrix, same
 from transfusion.model.parameters import Template
 
-# Our name of a part -> theirs.
-_ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"}
+Rules = tuple[tuple[str, str], ...]
+# Our names, joined with dots -> theirs: regular expressions and what replaces them, one after the other.
+DIFFUSERS: Rules = (
+    (r"^(post_)?quant\.", r"\1quant_conv."),
+    (r"^encoder\.stages\.", "encoder.down_blocks."), (r"^decoder\.stages\.", "decoder.up_blocks."),
+    (r"(\.down_blocks\.\d+)\.resample", r"\1.downsamplers.0.conv"),
+    (r"(\.up_blocks\.\d+)\.resample", r"\1.upsamplers.0.conv"),
+    (r"\.blocks\.", ".resnets."), (r"\.shortcut\.", ".conv_shortcut."), (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.middle\.first\.", ".mid_block.resnets.0."), (r"\.middle\.second\.", ".mid_block.resnets.1."),
+    (r"\.middle\.attention\.", ".mid_block.attentions.0."),
+    (r"(\.attentions\.\d+\.)norm\.(scale|bias)$", r"\1group_norm.\2"),
+    (r"(\.attentions\.\d+\.)norm\.", r"\1spatial_norm."),
+    (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."), (r"\.output\.", ".to_out.0."),
+    (r"\.group\.", ".norm_layer."), (r"\.gain\.", ".conv_y."), (r"\.offset\.", ".conv_b."),
+    (r"\.(kernel|scale)$", ".weight"),
+)  # fmt: skip
 # Files from before diffusers 0.12 (2023), among them Stable Diffusion's own.
-_OLD_ATTENTION = {"norm": "group_norm", "query": "query", "key": "key", "value": "value", "output": "proj_attn"}
-_RENAMED = {"norm_out": "conv_norm_out", "shortcut": "conv_shortcut"}
-_BLOCKS = {"encoder": ("down_blocks", "downsamplers"), "decoder": ("up_blocks", "upsamplers")}
+_OLD: Rules = (
+    (r"\.to_q\.", ".query."), (r"\.to_k\.", ".key."), (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj_attn."),
+)  # fmt: skip
+
+
+def renamed(path: tuple[str | int, ...], rules: Rules) -> str:
+    """Their name of the parameter at our path."""
+    name = ".".join(map(str, path))
+    for pattern, other in rules:
+        name = re.sub(pattern, other, name)
+    return name
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
@@ -29,8 +53,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     ours = autoencoder_config(config)
     template = Template(lambda rngs: Autoencoder(ours, rngs=rngs))
     paths = [tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(template.shapes)]
-    attention = _OLD_ATTENTION if any(key.endswith(".proj_attn.weight") for key in keys) else _ATTENTION
-    leaves = [Leaf(path, their_key(path, attention), _convert(path)) for path in paths]
+    rules = (*DIFFUSERS, *_OLD) if any(key.endswith(".proj_attn.weight") for key in keys) else DIFFUSERS
+    leaves = [Leaf(path, renamed(path, rules), _convert(path)) for path in paths]
     return Imported(template, leaves, Experiment(task="autoencoder", autoencoder=ours))
 
 
@@ -78,31 +102,19 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
     )
 
 
-def their_key(path: tuple[str | int, ...], attention: Mapping[str, str] = _ATTENTION) -> str:
-    """The released name of the parameter at our path; `attention` names the parts of an attention."""
-    *parts, leaf = path
-    name = "bias" if leaf == "bias" else "weight"
-    if parts[0] in ("quant", "post_quant"):
-        return f"{parts[0]}_conv.{name}"
-    side, where, *rest = parts
-    if where == "middle":
-        what, *inner = rest
-        if what == "attention":
-            words = [side, "mid_block", "attentions.0", attention[inner[0]]]
-        else:
-            number = ("first", "second").index(what)
-            words = [side, "mid_block", f"resnets.{number}", _RENAMED.get(inner[0], inner[0])]
-    elif where == "stages":
-        blocks, resample = _BLOCKS[side]
-        stage, what, *inner = rest
-        found = f"{resample}.0.conv" if what == "resample" else f"resnets.{inner[0]}.{_RENAMED.get(inner[1], inner[1])}"
-        words = [side, blocks, str(stage), found]
-    else:
-        words = [side, _RENAMED.get(where, where)]
-    return ".".join([*words, name])
+def whole_numbers(config: Mapping[str, Any], name: str, where: str = "config.json") -> tuple[int, ...]:
+    """A list of whole numbers; () where it is missing or null.
+
+    Raises:
+      UsageError: if it is anything else.
+    """
+    values = given(config, name, list, [], where)
+    if any(type(value) is not int for value in values):
+        raise UsageError(f"{where}: {name} {values} must be whole numbers")
+    return tuple(values)
 
 
 def _convert(path: tuple[str | int, ...]) -> Convert:
     if path[-1] != "kernel":
         return same()
-    return matrix() if "attention" in path else conv()
+    return matrix() if {"attention", "attentions"} & {*path} else conv()

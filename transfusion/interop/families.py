@@ -1,7 +1,7 @@
 """The families of released checkpoints that are understood, and which of them a folder belongs to."""
 
 from transfusion.errors import UsageError
-from transfusion.interop import autoencoder, bagel, diffusion, janus, language, showo2, siglip, vocabulary
+from transfusion.interop import autoencoder, bagel, diffusion, janus, language, showo2, siglip, vocabulary, vq
 from transfusion.interop.family import Family, Imported, class_names
 from transfusion.interop.files import Checkpoint
 
@@ -9,6 +9,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
+        Family("vq", vq.claims, vq.build),
         Family("bagel", bagel.claims, bagel.build),
         Family("showo2", showo2.claims, showo2.build),
         Family("chameleon", vocabulary.claims_chameleon, vocabulary.build_chameleon),

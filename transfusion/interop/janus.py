@@ -14,6 +14,7 @@ from transfusion.interop.family import Imported, class_names, fields, given
 from transfusion.interop.language import IGNORED, block_leaves, kind_of, layer_keys, token_leaves, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, same
 from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
+from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
 from transfusion.sequence import TEXT, ConnectorConfig, Stream
 
@@ -75,7 +76,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         ),
     }  # fmt: skip
     experiment = Experiment(model=model, streams=streams, layout=layouts.janus(IMAGE))
-    return imported(experiment, _leaves(experiment), IGNORED)
+    codec = part("JanusVQVAE", given(config, "vq_config", dict, {}), where, "model.vqmodel.")
+    return dataclasses.replace(imported(experiment, _leaves(experiment), IGNORED), codec=codec)
 
 
 def _tower(vision: dict[str, Any], width: int) -> tuple[ViTConfig, ConnectorConfig]:

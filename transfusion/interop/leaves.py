@@ -64,6 +64,11 @@ def conv() -> Convert:
     return Convert(lambda x: x.transpose(2, 3, 1, 0), lambda y: y.transpose(3, 2, 0, 1), 3)
 
 
+def pointwise() -> Convert:
+    """The kernel of a convolution of one pixel [out, in, 1, 1] -> [in, out]."""
+    return Convert(lambda x: x[:, :, 0, 0].T, lambda y: y.T[:, :, None, None], 1)
+
+
 def conv3d() -> Convert:
     """OITHW -> THWIO."""
     return Convert(lambda x: x.transpose(2, 3, 4, 1, 0), lambda y: y.transpose(4, 3, 0, 1, 2), 4)

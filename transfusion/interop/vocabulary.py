@@ -14,6 +14,7 @@ from transfusion.errors import UsageError
 from transfusion.interop.family import Imported, class_names, fields, given
 from transfusion.interop.language import IGNORED, block_leaves, layer_keys, token_leaves, trunk_config
 from transfusion.interop.leaves import Leaf, same
+from transfusion.interop.vq import part
 from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
@@ -62,7 +63,8 @@ def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Importe
     model = dataclasses.replace(model, norm_place="post" if swin else "pre")
     tied = given(config, "tie_word_embeddings", bool, False)
     vocabulary = given(config, "vocab_size", default=_CHAMELEON["vocab_size"])
-    return _imported(model, vocabulary, tied, keys, "model", "lm_head.weight")
+    codec = part("ChameleonVQVAE", given(config, "vq_config", dict, {}), "config.json, vq_config", "model.vqmodel.")
+    return _imported(model, vocabulary, tied, keys, "model", "lm_head.weight", codec)
 
 
 def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
@@ -74,7 +76,9 @@ def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text))
     model = trunk_config(_EMU3 | text, "LlamaForCausalLM", "config.json, text_config")
     names = ("text_model.model", "text_model.lm_head.weight") if old else ("model.text_model", "lm_head.weight")
-    return _imported(model, given(_EMU3 | text, "vocab_size"), tied, keys, *names)
+    prefix = "vqmodel." if old else "model.vqmodel."
+    codec = part("Emu3VQVAE", given(config, "vq_config", dict, {}), "config.json, vq_config", prefix)
+    return _imported(model, given(_EMU3 | text, "vocab_size"), tied, keys, *names, codec)
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,15 +86,17 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _imported(
-    model: TransformerConfig, vocabulary: int, tied: bool, keys: Collection[str], prefix: str, head: str
-) -> Imported:
+    model: TransformerConfig, vocabulary: int, tied: bool, keys: Collection[str], prefix: str, head: str,
+    codec: Imported,
+) -> Imported:  # fmt: skip
     tied = tied and head not in keys
     text = Stream(vocabulary=vocabulary, budget=2048, tied=tied)
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
     leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if tied else head)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), f"{prefix}.norm.weight", same()))
-    return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
+    template = model_template(model, experiment.spec)
+    return Imported(template, leaves, experiment, (*IGNORED, *codec.ignore), codec=codec)
 
 
 def image_tokens(vocabulary: Mapping[str, int], codes: int) -> tuple[int, ...]:

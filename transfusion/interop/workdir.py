@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from transfusion import programs
 from transfusion.checkpoint import restore_params
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES, find_family
@@ -47,9 +48,11 @@ def import_checkpoint(folder: str | os.PathLike, workdir: str | os.PathLike) -> 
     rest = check(checkpoint, *imported.whole, imported.ignore)
     _check_computed(checkpoint, imported, rest)
     with _new_folder(workdir) as target:
-        _write_part(target, checkpoint, imported)
         if imported.codec is not None:
             _write_part(target / CODEC, checkpoint, imported.codec)
+            codec = CodecConfig("autoencoder", os.path.join(workdir, CODEC))
+            imported = dataclasses.replace(imported, experiment=dataclasses.replace(imported.experiment, codec=codec))
+        _write_part(target, checkpoint, imported)
         if rest:
             forms = {key: (checkpoint.shape(key), checkpoint.entry(key).dtype) for key in rest}
             write_file(target / REST, forms, ((key, checkpoint.raw(key)) for key in rest))
