@@ -157,7 +157,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "chameleon_biases": {"attention_bias": True, "mlp_bias": True, "num_attention_heads": 8,
                              "num_key_value_heads": 8, "swin_norm": True, "model_parallel_size": 4},
         "chameleon_vq": {"vq_config": VQ | {
-            "base_channels": 16, "channel_multiplier": [2, 1, 3], "num_res_blocks": 2, "attn_resolutions": [16, 4],
+            "base_channels": 32, "channel_multiplier": [2, 1, 3], "num_res_blocks": 2, "attn_resolutions": [16, 4],
             "embed_dim": 6, "latent_channels": 10, "num_embeddings": 30,
         }},
         "chameleon_no_attention": {"vq_config": VQ | {"attn_type": "none", "channel_multiplier": [1]}},
@@ -171,7 +171,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "emu3_one_frame": {"vq_config": MOVQ | {"temporal_downsample_factor": 1, "attn_resolutions": []},
                            "in.frames": 3},
         "emu3_three_levels": {"vq_config": MOVQ | {
-            "channel_multiplier": [2, 1, 3], "base_channels": 16, "hidden_size": 48, "attn_resolutions": [2],
+            "channel_multiplier": [2, 1, 3], "base_channels": 32, "hidden_size": 96, "attn_resolutions": [2],
             "embed_dim": 6, "latent_channels": 6,
         }, "in.sizes": ((8, 12),)},
     },
@@ -187,7 +187,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "janus_sizes": {
             "vision_config": SEEN | {"image_size": 24, "num_image_tokens": 9, "patch_size": 8, "hidden_size": 24},
-            "vq_config": DRAWN | {"channel_multiplier": [2, 1, 3], "base_channels": 16, "num_res_blocks": 2,
+            "vq_config": DRAWN | {"channel_multiplier": [2, 1, 3], "base_channels": 32, "num_res_blocks": 2,
                                   "embed_dim": 5},
         },
     },

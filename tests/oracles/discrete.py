@@ -52,19 +52,25 @@ def janus_text(oracle: Oracle, imported: Imported, params: Any) -> dict[str, np.
     image = np.stack([np.flatnonzero(row == placeholder) for row in ids])
     words = np.stack([np.flatnonzero(row != placeholder) for row in ids])
     content, place = tokens(x["px"], stream.patch)
+    patches = content.shape[1]
+
+    def rows(array: np.ndarray) -> np.ndarray:  # a row of text may hold several images
+        return array.reshape(len(ids), -1, array.shape[-1])
+
     seen = dataclasses.replace(
-        image_inputs(content, place, np.ones(len(ids)), position=image[..., None]),
+        image_inputs(rows(content), rows(place), np.ones(len(ids)), position=image[..., None]),
         metadata=meta(image.shape, order=image),
+        item=jnp.broadcast_to(jnp.arange(image.shape[1]) // patches, image.shape),
     )
     inputs = {"text": text_inputs(np.take_along_axis(ids, words, 1), words, order=words), "semantic": seen}
 
     def call(model: UnifiedModel, inputs):
         embed = model.part("semantic").embed
-        alone = embed.tower.packed(content, place, jnp.ones((*content.shape[:2], content.shape[1]), bool)).last
+        alone = embed.tower.packed(content, place, jnp.ones((len(content), patches, patches), bool)).last
         encoded, _ = model.encode(inputs)
         head = model.head_of("text")
         of = {name: head(out.hidden, None) for name, out in encoded.items()}
-        return alone, embed(inputs["semantic"], None)[0], of
+        return alone, embed(inputs["semantic"], None)[0].reshape(*alone.shape[:2], -1), of
 
     vit, aligned, of = run(imported, params, call, inputs)
     out = np.zeros((len(ids), n, of["text"].shape[-1]), np.float32)
@@ -127,17 +133,17 @@ def emu3(oracle: Oracle) -> dict[str, np.ndarray]:
     still = clip(np.repeat(x["px"][:, None], ours.time_down, 1))
     latents, ids = run(codec, codes, coded, still)
     shown = run(codec, codes, lambda model, ids: model.decode(ids)[:, 0], x["toks"][:, None].astype(np.int32))
-    moving, moving_ids = run(codec, codes, coded, clip(x["vid"]))
+    moving = run(codec, codes, coded, clip(x["vid"])) if "vid" in x else None
     vocabulary = config["vocabulary_map"]
     tokens_of = np.array(image_tokens(vocabulary, ours.quantizer.codes))
     sizes = x["sz"] // ours.down
     ids = [np.asarray(one)[0, :h, :w] for one, (h, w) in zip(ids, sizes, strict=True)]
     ends = [np.pad(tokens_of[one], ((0, 0), (0, 1)), constant_values=vocabulary["<|extra_200|>"]) for one in ids]
     images = np.concatenate([one.ravel() for one in ends])
-    return {
+    found = {} if moving is None else {"vid_latent": np.moveaxis(moving[0], -1, 2), "vid_ids": np.asarray(moving[1])[0]}
+    return found | {
         "bpe_ids": images, "vq_latent": np.moveaxis(latents, -1, 2), "vq_ids": ids[0], "vq_decode": nchw(shown),
         "logits": text_logits(imported, params, with_images(x["ids"], vocabulary["<image>"], images)),
-        "vid_ids": np.asarray(moving_ids)[0], "vid_latent": np.moveaxis(moving, -1, 2),
     }  # fmt: skip
 
 

@@ -184,13 +184,16 @@ class SpatialAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         *_, h, w, c = x.shape
+        n, each = self.heads, c // self.heads
         y = normed(self.norm, x, codes).reshape(-1, h * w, c)
         q, k, v = (
-            part(y).reshape(-1, h * w, self.heads, c // self.heads) for part in (self.query, self.key, self.value)
+            jnp.swapaxes(part(y).reshape(-1, h * w, n, each), 1, 2).reshape(-1, h * w, each)
+            for part in (self.query, self.key, self.value)
         )
-        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k).astype(jnp.float32)
-        weights = jax.nn.softmax(scores * (c // self.heads) ** -0.5, axis=-1).astype(x.dtype)
-        y = self.output(jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(-1, h * w, c))
+        scores = jnp.einsum("bqc,bkc->bqk", q, k).astype(jnp.float32)
+        weights = jax.nn.softmax(scores * each**-0.5, axis=-1).astype(x.dtype)
+        y = jnp.swapaxes(jnp.einsum("bqk,bkc->bqc", weights, v).reshape(-1, n, h * w, each), 1, 2)
+        y = self.output(y.reshape(-1, h * w, c))
         return x + y.reshape(x.shape)
 
 

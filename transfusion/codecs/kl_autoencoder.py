@@ -91,7 +91,10 @@ class AutoencoderConfig:
             )
         if min(self.image_channels, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
             raise UsageError("codec: image_channels, latent_channels, layers_per_block must be >= 1 and scale not 0")
-        with_attention = [self.channels[i] for i in (*self.encoder_attention, *self.decoder_attention)]
+        places = {*self.encoder_attention, *self.decoder_attention}
+        if not places <= {*range(len(self.channels))}:
+            raise UsageError(f"codec: encoder_attention and decoder_attention are places in channels, not {places}")
+        with_attention = [self.channels[i] for i in places]
         if self.attention_heads < 1 or any(c % self.attention_heads for c in (*with_attention, self.channels[-1])):
             raise UsageError(f"codec.attention_heads {self.attention_heads} does not divide channels with an attention")
         check("codec.reconstruction", self.reconstruction, RECONSTRUCTIONS)
@@ -101,10 +104,13 @@ class AutoencoderConfig:
         most = 32 if self.form == "movq" else len(self.channels)
         if self.time_down not in [2**i for i in range(most)] or (self.time_down > 1 and not self.frames):
             raise UsageError(
-                f"codec.time_down is {self.time_down}: it must be a power of two up to {self.down}, and needs frames"
+                f"codec.time_down is {self.time_down}: it must be a power of two up to {2 ** (most - 1)}, and needs "
+                "frames"
             )
         if self.form == "movq" and (self.frames != "causal" or not self.quant_convs):
             raise UsageError("codec.form 'movq' reads clips: frames must be 'causal', and quant_convs true")
+        if self.code_norms and self.frames and self.form != "movq":
+            raise UsageError("codec.code_norms are of images, and of clips of form 'movq'")
         if self.form == "multiscale" and self.frames:
             raise UsageError("codec.frames: a multi-scale quantizer reads images only")
         if not self.quant_convs and self.code_channels != self.latent_channels:

@@ -11,7 +11,15 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.diffusion import dense_leaves, imported
 from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.language import IGNORED, block_leaves, kind_of, layer_keys, token_leaves, trunk_config
+from transfusion.interop.language import (
+    IGNORED,
+    block_leaves,
+    kind_of,
+    layer_keys,
+    token_leaves,
+    trunk_config,
+    with_defaults,
+)
 from transfusion.interop.leaves import Leaf, matrix, same
 from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
 from transfusion.interop.vq import part
@@ -42,10 +50,10 @@ def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
-    """See `transfusion.interop.family.Family`; in the form of transformers (DeepSeek's own is a pickle)."""
+    """See `transfusion.interop.family.Family`; in the form of transformers."""
     fields(config, ("text_config", "vision_config", "vq_config", "tie_word_embeddings"), ("image_token_id",))
     text, vision, codes = (
-        defaults | {name: value for name, value in given(config, field, dict, {}).items() if value is not None}
+        with_defaults(given(config, field, dict, {}), defaults)
         for field, defaults in (("text_config", _LLAMA), ("vision_config", _VISION), ("vq_config", _CODES))
     )
     where = "config.json, text_config"
@@ -70,12 +78,13 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
             grid=grid, budget=math.prod(tower.grid), connector=reads,
         ),
         IMAGE: Stream(
-            embed="codes", head="mlp", vocabulary=given(codes, "num_embeddings", where=where), visible_to=(IMAGE,),
-            channels=given(codes, "embed_dim", where=where), grid=tower.grid, budget=math.prod(tower.grid) + 1,
-            connector=draws,
+            embed="codes", head="mlp", objective="none", vocabulary=given(codes, "num_embeddings", where=where),
+            visible_to=(IMAGE,), channels=given(codes, "embed_dim", where=where), grid=tower.grid,
+            budget=math.prod(tower.grid), connector=draws,
         ),
     }  # fmt: skip
-    experiment = Experiment(model=model, streams=streams, layout=layouts.janus(IMAGE))
+    # Codes are weights and a forward pass only: which token begins an image is said by their tokenizer, not here.
+    experiment = Experiment(model=model, streams=streams, layout=layouts.janus(drawn=""))
     codec = part("JanusVQVAE", given(config, "vq_config", dict, {}), where, "model.vqmodel.")
     return dataclasses.replace(imported(experiment, _leaves(experiment), IGNORED), codec=codec)
 

@@ -12,7 +12,15 @@ from typing import Any
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.language import IGNORED, block_leaves, layer_keys, token_leaves, trunk_config
+from transfusion.interop.language import (
+    IGNORED,
+    KINDS,
+    block_leaves,
+    layer_keys,
+    token_leaves,
+    trunk_config,
+    with_defaults,
+)
 from transfusion.interop.leaves import Leaf, same
 from transfusion.interop.vq import part
 from transfusion.model.config import TransformerConfig
@@ -24,15 +32,10 @@ _NAMES: tuple[tuple[str, Callable[[str], int]], ...] = (
     (r"IMGIMG([A-J]+)Z", lambda letters: int("".join(str(ord(letter) - ord("A")) for letter in letters))),
     (r"<\|visual token (\d+)\|>", int),
 )
-# What their configs leave out where it is their class's default.
+# What a config leaves out where it is its class's default.
 _CHAMELEON = {
     "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-_EMU3 = {
-    "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 9216, "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
 }  # fmt: skip
 
 
@@ -56,7 +59,7 @@ def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Importe
     own = ("vq_config", "vocabulary_map", "image_token_id", "swin_norm", "model_parallel_size", "tie_word_embeddings")
     for name in own:
         text.pop(name, None)
-    model = trunk_config(_CHAMELEON | _known(text), "LlamaForCausalLM", qk_norm="layer")
+    model = trunk_config(with_defaults(text, _CHAMELEON), "LlamaForCausalLM", qk_norm="layer")
     if model.size * model.heads != model.width:
         raise UsageError("config.json: num_attention_heads must divide hidden_size")
     swin = given(config, "swin_norm", bool, False)
@@ -70,19 +73,16 @@ def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Importe
 def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`; with the names of old and new releases."""
     fields(config, ("text_config", "vq_config", "vocabulary_map", "image_token_id", "tie_word_embeddings"))
-    text = _known(given(config, "text_config", dict, {}))
+    text = given(config, "text_config", dict, {})
     old = any(key.startswith("text_model.") for key in keys)
     # Old releases say it of the text model, new ones of the whole.
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text))
-    model = trunk_config(_EMU3 | text, "LlamaForCausalLM", "config.json, text_config")
+    model = trunk_config(text, "Emu3ForCausalLM", "config.json, text_config")
+    vocabulary = given(text, "vocab_size", default=KINDS["Emu3ForCausalLM"]["defaults"]["vocab_size"])
     names = ("text_model.model", "text_model.lm_head.weight") if old else ("model.text_model", "lm_head.weight")
     prefix = "vqmodel." if old else "model.vqmodel."
     codec = part("Emu3VQVAE", given(config, "vq_config", dict, {}), "config.json, vq_config", prefix)
-    return _imported(model, given(_EMU3 | text, "vocab_size"), tied, keys, *names, codec)
-
-
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if value is not None}
+    return _imported(model, vocabulary, tied, keys, *names, codec)
 
 
 def _imported(

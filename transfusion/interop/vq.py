@@ -14,6 +14,7 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.autoencoder import DIFFUSERS, Rules, renamed, whole_numbers
 from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.language import with_defaults
 from transfusion.interop.leaves import Convert, Leaf, conv, conv3d, matrix, pointwise, same
 
 # What their configs leave out where it is their class's default.
@@ -105,6 +106,15 @@ def emu3_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     )  # fmt: skip
 
 
+def emu3_own_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
+    """Of the Emu3VisionVQConfig of Emu3's own code, which has other words and no heads."""
+    words = {"ch": "base_channels", "ch_mult": "channel_multiplier", "z_channels": "latent_channels"}
+    words |= {"double_z": "double_latent"}
+    config = with_defaults({words.get(name, name): value for name, value in config.items()}, _EMU3)
+    base, multiples = given(config, "base_channels", where=where), whole_numbers(config, "channel_multiplier", where)
+    return emu3_config(config | {"hidden_size": base * multiples[-1], "num_attention_heads": 1}, where)
+
+
 def vqmodel_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     """Of diffusers' VQModel (latent diffusion's, and with 'spatial' norms Kandinsky's)."""
     harmless = ("sample_size", "force_upcast", "scaling_factor", "lookup_from_codebook")
@@ -140,12 +150,16 @@ _TAMING: Rules = (
     (r"\.middle\.attention\.", ".mid.attn_1."), (r"\.query\.", ".q."), (r"\.key\.", ".k."), (r"\.value\.", ".v."),
     (r"\.output\.", ".proj_out."), (r"\.(kernel|scale)$", ".weight"),
 )  # fmt: skip
-_MOVQ: Rules = (
-    _CODEBOOK, (r"^(post_)?quant\.", r"\1quant_conv.conv."),
+_TIME: Rules = (
+    (r"^(post_)?quant\.", r"\1quant_conv.conv."),
     (r"^time_(encoder|decoder)\.(halve|double)\.(\d+)\.", r"\1.time_conv.\3.conv.conv."),
     (r"^time_(encoder|decoder)\.blocks\.(.*\.conv\d)\.", r"\1.time_res_stack.\2.conv."),
     (r"^time_(encoder|decoder)\.blocks\.", r"\1.time_res_stack."),
     (r"\.mean$", ".running_mean"), (r"\.variance$", ".running_var"),
+    (r"\.group\.", ".norm_layer."), (r"\.gain\.", ".conv_y."), (r"\.offset\.", ".conv_b."),
+)  # fmt: skip
+_MOVQ: Rules = (
+    _CODEBOOK, *_TIME,
     (r"^encoder\.stages\.", "encoder.down_block.down."), (r"^decoder\.stages\.", "decoder.up_block.up."),
     (r"(\.down\.\d+)\.resample", r"\1.downsample.conv"), (r"(\.up\.\d+)\.resample", r"\1.upsample.conv"),
     (r"\.blocks\.", ".block."), (r"\.shortcut\.", ".nin_shortcut."),
@@ -153,7 +167,6 @@ _MOVQ: Rules = (
     (r"\.middle\.first\.", ".middle_block.block_1."), (r"\.middle\.second\.", ".middle_block.block_2."),
     (r"\.middle\.attention\.norm\.", ".middle_block.attn_norm."), (r"\.middle\.attention\.", ".middle_block.attn_1."),
     (r"\.query\.", ".q_proj."), (r"\.key\.", ".k_proj."), (r"\.value\.", ".v_proj."), (r"\.output\.", ".out_proj."),
-    (r"\.group\.", ".norm_layer."), (r"\.gain\.", ".conv_y."), (r"\.offset\.", ".conv_b."),
     (r"\.(kernel|scale)$", ".weight"),
 )  # fmt: skip
 
@@ -193,6 +206,10 @@ _KINDS = (
         "Emu3VQVAE", "emu3_vqgan", emu3_config, _EMU3, _MOVQ, matrix, finest_first=True,
         ignore=(r".*\.num_batches_tracked",),
     ),
+    Kind(
+        "Emu3VisionVQModel", "Emu3VisionVQ", emu3_own_config, {}, (*_TIME, *_TAMING), pointwise, finest_first=True,
+        ignore=(r".*\.num_batches_tracked",),
+    ),
 )  # fmt: skip
 KINDS = {kind.name: kind for kind in _KINDS}
 
@@ -223,8 +240,7 @@ def part(name: str, config: Mapping[str, Any], where: str, prefix: str = "") -> 
       UsageError: naming the field that is not understood.
     """
     kind = KINDS[name]
-    known = {name: value for name, value in config.items() if value is not None}
-    ours = kind.config({**kind.defaults, **known}, where)
+    ours = kind.config(with_defaults(config, kind.defaults), where)
     template = autoencoder_template(ours)
     leaves = []
     for path, shape in jax.tree_util.tree_leaves_with_path(template.shapes):
