@@ -7,11 +7,6 @@ import numpy as np
 import pytest
 from oracles import FOLDER, Oracle, checks, find_oracles
 
-# Systems that are read in a later step; the reason says which.
-NOT_YET = {
-    r"transformers \S+ (Chameleon|Emu3|Janus)": "discrete image codes come with the discrete family",
-    r"diffusers \S+ VQModel": "discrete image codes come with the discrete family",
-}
 FOUND = find_oracles()
 
 
@@ -19,10 +14,6 @@ FOUND = find_oracles()
 def test_oracle(path, about, tmp_path):
     oracle = Oracle(path, about, tmp_path)
     found = [check for pattern, check in checks().items() if re.match(pattern, oracle.source)]
-    if not found:
-        for pattern, reason in NOT_YET.items():
-            if re.match(pattern, oracle.source):
-                pytest.xfail(reason)
     assert len(found) == 1, f"{len(found)} checks know the source {oracle.source!r}"
     with jax.default_matmul_precision("highest"):
         ours = found[0](oracle)

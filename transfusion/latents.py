@@ -66,7 +66,8 @@ def _open_autoencoder(config: CodecConfig) -> Codec:
 
 
 def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
-    """An autoencoder of any form with the given weights; one of images takes clips frame by frame."""
+    """An autoencoder of any form with the given weights; one of images takes clips frame by frame, one of clips takes
+    an image as a clip in which nothing moves, and shows its first frame."""
     template = autoencoder_template(config)
     model = template.bind(template.shapes)
     medium = 4 if config.frames else 3  # axes of one image or clip
@@ -84,9 +85,21 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
         return call
 
     encode, decode = over(medium, lambda m, x: m.encode(x)), over(model.code_axes, lambda m, x: m.decode(x))
+
+    def encode_all(images: np.ndarray) -> np.ndarray:
+        x = pixels.to_float(images)
+        if x.ndim < medium:
+            return encode(np.repeat(x[None], config.time_down, 0))[0]
+        return encode(x)
+
+    def decode_all(codes: np.ndarray) -> np.ndarray:
+        if np.ndim(codes) < model.code_axes:
+            return pixels.to_uint8(decode(np.asarray(codes)[None])[0])
+        return pixels.to_uint8(decode(codes))
+
     return Codec(
-        lambda images: encode(pixels.to_float(images)),
-        lambda codes: pixels.to_uint8(decode(codes)),
+        encode_all,
+        decode_all,
         config.down,
         vocabulary=0 if config.form == "kl" else model.quantizer.vocabulary,
         scales=scales,

@@ -111,7 +111,7 @@ def _matrices(params: Any) -> Any:
     """True for the leaves that are decayed: all but norm scales and biases."""
 
     def matrix(path, _):
-        return not any(str(key.key).endswith(("norm", "bias", "scale")) for key in path)
+        return not any(str(key.key).endswith(("norm", "bias", "scale", "mean", "variance")) for key in path)
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 

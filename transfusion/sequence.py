@@ -44,6 +44,15 @@ class TimeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConnectorConfig:
+    """The dense layers between what a stream's embed looks up or sees and the trunk: how many, and what is between them
+    (a key of `transfusion.model.vit.ACTIVATIONS`)."""
+
+    depth: int = 2
+    activation: str = "gelu_tanh"
+
+
+@dataclasses.dataclass(frozen=True)
 class Stream:
     """All that differs between modalities and between papers (design: 'a model is a set of streams over one trunk').
 
@@ -57,6 +66,7 @@ class Stream:
       attention: 'causal', 'block': bidirectional inside one item, or 'frame': bidirectional inside a frame of a clip (a
         step of a series), causal over the frames.
       expert: the set of trunk weights its tokens use; one name for all is a dense model.
+      connector: the dense layers of embeds 'vit' and 'codes'; the hidden layer of head 'mlp' has their activation.
       head_after: the stage (a key of `model.stages`, or 'trunk') that its head reads; '' means its last.
       time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net or ConvNeXt coder),
         'adaln' (modulates every layer), 'token' (one token before the item's patches, inside its span), 'token_before'
@@ -71,7 +81,7 @@ class Stream:
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids (discrete streams).
       channels, patch: latent channels C and patch side P of continuous streams; a token of an image holds E = P P C
-        values, one of a series P C.
+        values, one of a series P C. With embed 'codes' C is the size of a code's vector.
       patch_frames: frames of a clip that a patch spans; its tokens hold that many times P P C values.
       out_channels: channels that the head predicts; 0 means C (released models that predict a variance too have 2 C).
       grid: sides of an item's latents: (T,) of a series (sound), (h, w) of an image, (T, h, w) of a clip. Linear
@@ -88,6 +98,7 @@ class Stream:
     source: str = "value"
     embed: str = "token"
     head: str = "token"
+    connector: ConnectorConfig = ConnectorConfig()
     head_after: str = ""
     objective: str = "next_token"
     attention: str = "causal"

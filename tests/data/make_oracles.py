@@ -25,6 +25,7 @@ import torch
 import transformers
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
+from oracle_codes import CODE_CALLS, vocabulary
 from oracle_variants import BASE, VARIANTS
 from safetensors.torch import save_file
 from torch import nn
@@ -50,6 +51,11 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
             else:
                 value = noise(p.shape) / np.sqrt(p[0].numel())
             p.copy_(value)
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(0.1 * noise(b.shape))
+            elif name.endswith("running_var"):
+                b.copy_(1 + 0.2 * noise(b.shape).abs())
 
 
 class Inputs:
@@ -230,6 +236,7 @@ CALLS: dict[str, tuple[Callable[..., Arrays], Callable[..., Arrays]]] = {
     r"SD3Transformer2DModel": (sd3_inputs, sd3),
     r"OmniGenTransformer2DModel": (omnigen_inputs, omnigen),
     r"Cosmos3OmniTransformer": (cosmos3_inputs, cosmos3),
+    **CODE_CALLS,
 }
 
 
@@ -237,9 +244,14 @@ def build(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, str, dict[st
     """(model, source, its config as its library saves it)."""
     if hasattr(transformers, kind):
         cls = getattr(transformers, kind)
+        arguments = copy.deepcopy(arguments)  # transformers writes into it
+        groups = arguments.pop("groupnorm_groups", 0)
         model = cls(cls.config_class(**arguments))
+        for module in model.modules():
+            if isinstance(module, nn.GroupNorm) and groups:
+                module.num_groups = groups
         return model, f"transformers {transformers.__version__} {kind}", model.config.to_dict()
-    if kind == "AutoencoderKL":
+    if kind in ("AutoencoderKL", "VQModel"):
         blocks = len(arguments["block_out_channels"])
         names = {"down_block_types": ["DownEncoderBlock2D"] * blocks, "up_block_types": ["UpDecoderBlock2D"] * blocks}
         arguments = names | arguments
@@ -252,6 +264,8 @@ def write(folder: pathlib.Path, name: str, kind: str, arguments: dict[str, Any],
     generator = torch.Generator().manual_seed(seed)
     sizes = {key[3:]: value for key, value in arguments.items() if key.startswith("in.")}
     arguments = {key: value for key, value in arguments.items() if not key.startswith("in.")}
+    if kind.startswith(("Chameleon", "Emu3")):
+        arguments |= {"vocabulary_map": vocabulary(kind, arguments, generator)}
     model, source, saved = build(kind, arguments)
     model.eval()
     randomise(model, generator)
@@ -261,13 +275,18 @@ def write(folder: pathlib.Path, name: str, kind: str, arguments: dict[str, Any],
         outputs = call(model, dict(inputs))
         doubled = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
         exact = call(copy.deepcopy(model).double(), doubled)
-    noise = {key: float((x - exact[key]).abs().max()) for key, x in outputs.items()}
+    whole = [key for key, x in outputs.items() if not x.is_floating_point()]
+    assert all(torch.equal(outputs[key], exact[key]) for key in whole), "ids differ in float64"
+    lowest = torch.finfo(torch.float32).min  # transformers hides logits so
+    noise = {
+        key: float((x - exact[key])[x > lowest].abs().max()) for key, x in outputs.items() if key not in whole
+    }  # fmt: skip
     weights = {key: x.detach().contiguous().clone() for key, x in model.state_dict().items()}
     if arguments.get("tie_word_embeddings"):
         del weights["lm_head.weight"]
     about = {
         "name": name, "source": source, "seed": seed, "config": arguments, "hf_config": saved, "f32_vs_f64": noise,
-        "tol": {key: {"rtol": 1e-4, "atol": max(2e-5, 20 * x)} for key, x in noise.items()}, "exact": [],
+        "tol": {key: {"rtol": 1e-4, "atol": max(2e-5, 20 * x)} for key, x in noise.items()}, "exact": whole,
         "weights": {key: list(x.shape) for key, x in weights.items()},
     }  # fmt: skip
     save_file(weights, folder / f"{name}.safetensors")

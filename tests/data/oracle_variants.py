@@ -44,6 +44,41 @@ BASE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 BASE["Qwen2ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6}
 BASE["Qwen3ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6, "head_dim": 12}
+VQ = {
+    "embed_dim": 8, "num_embeddings": 24, "latent_channels": 8, "resolution": 16, "base_channels": 32,
+    "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [8],
+}  # fmt: skip
+TEXT = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MOVQ = {
+    "codebook_size": 24, "embed_dim": 4, "latent_channels": 4, "temporal_downsample_factor": 4, "base_channels": 32,
+    "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [1], "hidden_size": 32,
+    "num_attention_heads": 1,
+}  # fmt: skip
+SEEN = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4,
+    "mlp_ratio": 2.0, "projection_dim": 32, "depth": 2, "num_image_tokens": 16,
+}  # fmt: skip
+DRAWN = {
+    "embed_dim": 8, "num_embeddings": 32, "latent_channels": 16, "base_channels": 32, "channel_multiplier": [1, 1],
+    "num_res_blocks": 1, "projection_dim": 32, "num_hidden_layers": 2, "image_token_embed_dim": 32,
+}  # fmt: skip
+# 32 channels in 32 groups would hide biases: GroupNorms are given "groupnorm_groups" behind the config's back.
+BASE["ChameleonForConditionalGeneration"] = TEXT | {
+    "num_key_value_heads": 4, "vq_config": VQ, "groupnorm_groups": 8, "attn_implementation": "eager",
+}  # fmt: skip
+BASE["Emu3ForConditionalGeneration"] = {
+    "text_config": TEXT | SPECIAL, "vq_config": MOVQ, "groupnorm_groups": 8, "tie_word_embeddings": False,
+    "in.sizes": ((8, 8),), "in.frames": 8,
+}  # fmt: skip
+BASE["JanusForConditionalGeneration"] = {
+    "text_config": TEXT | {"model_type": "llama"}, "vision_config": SEEN, "vq_config": DRAWN, "image_token_id": 63,
+    "groupnorm_groups": 8, "tie_word_embeddings": False,
+}  # fmt: skip
+BASE["VQModel"] = BASE["AutoencoderKL"] | {"num_vq_embeddings": 24, "vq_embed_dim": 4}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -114,5 +149,58 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "cosmos3_sections": {"head_dim": 16, "rope_axes_dim": [4, 2, 2], "num_key_value_heads": 4},
         "cosmos3_frames": {"in.grid": (2, 2, 2), "num_hidden_layers": 3, "rope_axes_dim": [4, 1, 1]},
         "cosmos3_mrope_section": {"rope_axes_dim": None, "rope_scaling": {"mrope_section": [2, 2, 2]}},
+    },
+    "ChameleonForConditionalGeneration": {
+        "chameleon": {},
+        "chameleon_swin": {"swin_norm": True, "rms_norm_eps": 1e-3, "num_key_value_heads": 2},
+        "chameleon_parallel": {"model_parallel_size": 2, "tie_word_embeddings": True, "num_hidden_layers": 3},
+        "chameleon_biases": {"attention_bias": True, "mlp_bias": True, "num_attention_heads": 8,
+                             "num_key_value_heads": 8, "swin_norm": True, "model_parallel_size": 4},
+        "chameleon_vq": {"vq_config": VQ | {
+            "base_channels": 32, "channel_multiplier": [2, 1, 3], "num_res_blocks": 2, "attn_resolutions": [16, 4],
+            "embed_dim": 6, "latent_channels": 10, "num_embeddings": 30,
+        }},
+        "chameleon_no_attention": {"vq_config": VQ | {"attn_type": "none", "channel_multiplier": [1]}},
+    },
+    "Emu3ForConditionalGeneration": {
+        "emu3": {},
+        "emu3_tied": {"tie_word_embeddings": True, "text_config": TEXT | SPECIAL | {"num_key_value_heads": 4}},
+        "emu3_two_frames": {"vq_config": MOVQ | {
+            "temporal_downsample_factor": 2, "num_attention_heads": 2, "attn_resolutions": [0, 1], "num_res_blocks": 2,
+        }, "in.sizes": ((8, 4), (4, 8)), "in.frames": 4},
+        "emu3_one_frame": {"vq_config": MOVQ | {"temporal_downsample_factor": 1, "attn_resolutions": []},
+                           "in.frames": 3},
+        "emu3_three_levels": {"vq_config": MOVQ | {
+            "channel_multiplier": [2, 1, 3], "base_channels": 32, "hidden_size": 96, "attn_resolutions": [2],
+            "embed_dim": 6, "latent_channels": 6,
+        }, "in.sizes": ((8, 12),)},
+    },
+    "JanusForConditionalGeneration": {
+        "janus": {},
+        "janus_depths": {
+            "vision_config": SEEN | {"depth": 4, "attention_bias": False, "hidden_act": "gelu_pytorch_tanh"},
+            "vq_config": DRAWN | {"num_hidden_layers": 1, "hidden_act": "silu"},
+        },
+        "janus_tied": {
+            "tie_word_embeddings": True, "text_config": TEXT | {"model_type": "llama", "attention_bias": True},
+            "vision_config": SEEN | {"depth": 1, "mlp_ratio": 1.5}, "vq_config": DRAWN | {"num_hidden_layers": 3},
+        },
+        "janus_sizes": {
+            "vision_config": SEEN | {"image_size": 24, "num_image_tokens": 9, "patch_size": 8, "hidden_size": 24},
+            "vq_config": DRAWN | {"channel_multiplier": [2, 1, 3], "base_channels": 32, "num_res_blocks": 2,
+                                  "embed_dim": 5},
+        },
+    },
+    "VQModel": {
+        "vqmodel": {},
+        "vqmodel_attention": {
+            "vq_embed_dim": 6, "layers_per_block": 2, "down_block_types": ["AttnDownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"], "mid_block_add_attention": False,
+        },
+        "vqmodel_spatial": {
+            "norm_type": "spatial", "norm_num_groups": 32, "block_out_channels": [32, 64], "in.size": (8, 16),
+            "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+            "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+        },
     },
 }  # fmt: skip

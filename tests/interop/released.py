@@ -36,7 +36,7 @@ def weights(family: str, config: dict, prefix: str = "", dtype: object = np.floa
     """Random arrays under the released names."""
     imported = FAMILIES[family].build(config, [f"{prefix}x"])
     rng = np.random.default_rng(seed)
-    shapes = their_shapes(imported.leaves, imported.template.shapes)
+    shapes = their_shapes(*imported.whole)
     return {key: rng.standard_normal(shape).astype(dtype) for key, shape in shapes.items()}
 
 

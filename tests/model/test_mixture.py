@@ -10,7 +10,7 @@ from transfusion.model.block import GROUPS
 SETTINGS = {
     "before": {},
     "after, queries normed": {"norm_place": "post", "qk_norm": "rms"},
-    "some groups": {"untied": ("ffn", "norms"), "qk_norm": "rms"},
+    "some groups": {"untied": ("ffn", "norms"), "qk_norm": "layer"},
 }
 
 
@@ -53,7 +53,7 @@ def test_untied_groups_are_what_an_expert_owns():
     assert tiny.model().untied == GROUPS
     shapes = tiny.task(tiny.SPECS["experts"], **SETTINGS["some groups"]).template.shapes["trunk"]["blocks"]
     assert sorted(shapes["b"]) == ["attention_norm", "down", "ffn_norm", "gate", "up"]
-    assert {"q", "k", "v", "o", "q_norm", "k_norm"} < set(shapes["a"])
+    assert {"q", "k", "v", "o", "q_norm", "k_norm", "q_norm_bias"} < set(shapes["a"])
 
 
 def test_experts_cost_what_a_dense_model_does():

@@ -28,7 +28,8 @@ TIMES: dict[str, Callable[[int, int], tuple[int, int]]] = {
 
 class Conv(nnx.Module):
     """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs], or of clips with `time`, a key of `TIMES`:
-    [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T divides by `time_stride` and T' is the quotient."""
+    [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T divides by `time_stride` and T' is the quotient;
+    `time_size` frames are the kernel's, by default as many as it has rows."""
 
     def __init__(
         self,
@@ -43,12 +44,13 @@ class Conv(nnx.Module):
         init: Initializer | None = None,
         time: str = "",
         time_stride: int = 1,
+        time_size: int = 0,
     ):
         self.strides, self.padding = (stride, stride), padding
         sides = (size, size)
         if time:
             # A kernel of one pixel mixes no frames either, but where it drops some.
-            frames = size if size >= time_stride else time_stride
+            frames = time_size or (size if size >= time_stride else time_stride)
             around = ((size - 1) // 2, size // 2)
             space = (around, around) if isinstance(padding, str) else padding
             sides, self.strides = (frames, size, size), (time_stride, stride, stride)
@@ -123,39 +125,75 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-class ResidualBlock(nnx.Module):
-    """GroupNorm, SiLU, conv, twice, and a shortcut: [B, ..., inputs] -> [B, ..., outputs]."""
+class SpatialNorm(nnx.Module):
+    """A GroupNorm whose scale and shift are linear in the codes of the place (MoVQ, arXiv 2209.09002, section 3.2)."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs, time: str = ""):
-        self.norm1 = GroupNorm(inputs, groups, rngs=rngs, time=time)
+    def __init__(self, channels: int, groups: int, codes: int, *, rngs: nnx.Rngs):
+        self.group = GroupNorm(channels, groups, rngs=rngs)
+        self.gain = Conv(codes, channels, size=1, rngs=rngs)
+        self.offset = Conv(codes, channels, size=1, rngs=rngs)
+
+    def __call__(self, x: jax.Array, codes: jax.Array) -> jax.Array:
+        """x [B, h, w, c], codes [B, h / n, w / n, codes] with n a power of two -> [B, h, w, c]."""
+        gain, offset = self.gain(codes), self.offset(codes)
+        while gain.shape[1] < x.shape[1]:
+            gain, offset = upsample(gain), upsample(offset)
+        return self.group(x) * gain + offset
+
+
+def make_norm(channels: int, groups: int, rngs: nnx.Rngs, time: str, codes: int) -> GroupNorm | SpatialNorm:
+    """The norm of a block; one that reads `codes` channels of codes where there are any."""
+    if codes:
+        return SpatialNorm(channels, groups, codes, rngs=rngs)
+    return GroupNorm(channels, groups, rngs=rngs, time=time)
+
+
+def normed(norm: GroupNorm | SpatialNorm, x: jax.Array, codes: jax.Array | None) -> jax.Array:
+    return norm(x) if codes is None else norm(x, codes)
+
+
+class ResidualBlock(nnx.Module):
+    """Norm, SiLU, conv, twice, and a shortcut: [B, ..., inputs] -> [B, ..., outputs]; `codes`: see `make_norm`."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs, time: str = "", codes: int = 0):
+        self.norm1 = make_norm(inputs, groups, rngs, time, codes)
         self.conv1 = Conv(inputs, outputs, rngs=rngs, time=time)
-        self.norm2 = GroupNorm(outputs, groups, rngs=rngs, time=time)
+        self.norm2 = make_norm(outputs, groups, rngs, time, codes)
         self.conv2 = Conv(outputs, outputs, rngs=rngs, time=time)
         self.shortcut = None if inputs == outputs else Conv(inputs, outputs, size=1, rngs=rngs, time=time)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv1(jax.nn.silu(self.norm1(x)))
-        y = self.conv2(jax.nn.silu(self.norm2(y)))
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        y = self.conv1(jax.nn.silu(normed(self.norm1, x, codes)))
+        y = self.conv2(jax.nn.silu(normed(self.norm2, y, codes)))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
 class SpatialAttention(nnx.Module):
-    """Single-head self-attention over all pixels of an image, or of each frame, with a residual: [B, ..., h, w, c] ->
-    same."""
+    """Self-attention over all pixels of an image, or of each frame, with a residual: [B, ..., h, w, c] -> same;
+    `codes`: see `make_norm`."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, time: str = ""):
-        self.norm = GroupNorm(channels, groups, rngs=rngs, time=time)
+    def __init__(
+        self, channels: int, groups: int, *, rngs: nnx.Rngs, time: str = "", heads: int = 1, codes: int = 0
+    ):  # fmt: skip
+        self.heads = heads
+        self.norm = make_norm(channels, groups, rngs, time, codes)
         self.query = Linear(channels, channels, rngs=rngs)
         self.key = Linear(channels, channels, rngs=rngs)
         self.value = Linear(channels, channels, rngs=rngs)
         self.output = Linear(channels, channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         *_, h, w, c = x.shape
-        y = self.norm(x).reshape(-1, h * w, c)
-        scores = jnp.einsum("bqc,bkc->bqk", self.query(y), self.key(y)).astype(jnp.float32)
-        weights = jax.nn.softmax(scores * c**-0.5, axis=-1).astype(x.dtype)
-        y = self.output(jnp.einsum("bqk,bkc->bqc", weights, self.value(y)))
+        n, each = self.heads, c // self.heads
+        y = normed(self.norm, x, codes).reshape(-1, h * w, c)
+        q, k, v = (
+            jnp.swapaxes(part(y).reshape(-1, h * w, n, each), 1, 2).reshape(-1, h * w, each)
+            for part in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("bqc,bkc->bqk", q, k).astype(jnp.float32)
+        weights = jax.nn.softmax(scores * each**-0.5, axis=-1).astype(x.dtype)
+        y = jnp.swapaxes(jnp.einsum("bqk,bkc->bqc", weights, v).reshape(-1, n, h * w, each), 1, 2)
+        y = self.output(y.reshape(-1, h * w, c))
         return x + y.reshape(x.shape)
 
 

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import TIMES, Conv, GroupNorm, ResidualBlock, SpatialAttention, upsample
+from transfusion.codecs.blocks import (
+    TIMES,
+    Conv,
+    GroupNorm,
+    ResidualBlock,
+    SpatialAttention,
+    make_norm,
+    normed,
+    upsample,
+)
 from transfusion.codecs.discriminator import AdversarialConfig, PatchDiscriminator
 from transfusion.codecs.multiscale import QUANTIZERS
 from transfusion.codecs.pixels import check_size
@@ -33,11 +42,17 @@ FORMS = ("kl", *QUANTIZERS)
 class AutoencoderConfig:
     """Sizes and loss. Each entry of `channels` is one resolution; all but the last halve the image.
 
-    `form` is 'kl' (Gaussian latents) or what makes codes of them, a key of `QUANTIZERS`: 'vq', 'fsq', 'multiscale'.
+    `form` is 'kl' (Gaussian latents) or what makes codes of them, a key of `QUANTIZERS`: 'vq', 'fsq', 'multiscale',
+    or 'movq' (clips whose frames are coded as images; time is mixed between these and the codes, as in Emu3).
     With `frames`, a key of `blocks.TIMES`, it reads clips [B, T, H, W, C]; the first halvings shrink T, too, by
     `time_down` in all. The weights are those of the terms of the loss, each a mean per value; `perceptual_layers` are
     those of `evaluation.features`. With a `tower` the latents are its features, frozen, and only the decoder learns
     (`transfusion.codecs.semantic`); `noise` is the standard deviation of what training adds to them.
+
+    Released weights differ in: `stem`, channels of the first convolution (0: those of the first resolution);
+    `encoder_attention` and `decoder_attention`, the resolutions (places in `channels`) where an attention over all
+    pixels follows each residual block; `attention_heads`, of these and of the middle's; `code_norms`, whether the
+    decoder's norms read the codes (MoVQ, see `blocks.SpatialNorm`); `decodes`, whether there is a decoder.
     """
 
     form: str = "kl"
@@ -47,6 +62,12 @@ class AutoencoderConfig:
     layers_per_block: int = 1
     norm_groups: int = 8
     middle_attention: bool = True
+    stem: int = 0
+    encoder_attention: tuple[int, ...] = ()
+    decoder_attention: tuple[int, ...] = ()
+    attention_heads: int = 1
+    code_norms: bool = False
+    decodes: bool = True
     # FLUX has no 1x1 convolutions between encoder, latents and decoder; Stable Diffusion has.
     quant_convs: bool = True
     # Latents given out are (z - shift) * scale: the model wants them with unit variance.
@@ -65,23 +86,35 @@ class AutoencoderConfig:
     time_down: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "logvar_range", tuple(self.logvar_range))
-        object.__setattr__(self, "perceptual_layers", tuple(self.perceptual_layers))
-        bad = [c for c in self.channels if c < 1 or c % self.norm_groups]
-        if not self.channels or bad:
+        for field in ("channels", "logvar_range", "perceptual_layers", "encoder_attention", "decoder_attention"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        bad = [c for c in (self.stem, *self.channels) if c < 0 or c % self.norm_groups]
+        if not self.channels or 0 in self.channels or bad:
             raise UsageError(
                 f"codec.channels {self.channels}: each must be a multiple of norm_groups={self.norm_groups}"
             )
         if min(self.image_channels, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
             raise UsageError("codec: image_channels, latent_channels, layers_per_block must be >= 1 and scale not 0")
+        places = {*self.encoder_attention, *self.decoder_attention}
+        if not places <= {*range(len(self.channels))}:
+            raise UsageError(f"codec: encoder_attention and decoder_attention are places in channels, not {places}")
+        with_attention = [self.channels[i] for i in places]
+        if self.attention_heads < 1 or any(c % self.attention_heads for c in (*with_attention, self.channels[-1])):
+            raise UsageError(f"codec.attention_heads {self.attention_heads} does not divide channels with an attention")
         check("codec.reconstruction", self.reconstruction, RECONSTRUCTIONS)
         check("codec.form", self.form, FORMS)
         check("codec.frames", self.frames, ("", *TIMES))
-        if self.time_down not in [2**i for i in range(len(self.channels))] or (self.time_down > 1 and not self.frames):
+        # The latents of 'movq' are halved in time behind the last resolution.
+        most = 32 if self.form == "movq" else len(self.channels)
+        if self.time_down not in [2**i for i in range(most)] or (self.time_down > 1 and not self.frames):
             raise UsageError(
-                f"codec.time_down is {self.time_down}: it must be a power of two up to {self.down}, and needs frames"
+                f"codec.time_down is {self.time_down}: it must be a power of two up to {2 ** (most - 1)}, and needs "
+                "frames"
             )
+        if self.form == "movq" and (self.frames != "causal" or not self.quant_convs):
+            raise UsageError("codec.form 'movq' reads clips: frames must be 'causal', and quant_convs true")
+        if self.code_norms and self.frames and self.form != "movq":
+            raise UsageError("codec.code_norms are of images, and of clips of form 'movq'")
         if self.form == "multiscale" and self.frames:
             raise UsageError("codec.frames: a multi-scale quantizer reads images only")
         if not self.quant_convs and self.code_channels != self.latent_channels:
@@ -118,32 +151,40 @@ class AutoencoderConfig:
 class Middle(nnx.Module):
     """Residual block, attention over all pixels (or none), residual block: [B, ..., h, w, c] -> same."""
 
-    def __init__(self, channels: int, groups: int, attention: bool, *, rngs: nnx.Rngs, time: str = ""):
-        self.first = ResidualBlock(channels, channels, groups, rngs=rngs, time=time)
-        if attention:
-            self.attention = SpatialAttention(channels, groups, rngs=rngs, time=time)
-        self.second = ResidualBlock(channels, channels, groups, rngs=rngs, time=time)
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, codes: int = 0):
+        channels, groups, kind = config.channels[-1], config.norm_groups, {"time": config.frames, "codes": codes}
+        self.first = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
+        if config.middle_attention:
+            self.attention = SpatialAttention(channels, groups, rngs=rngs, heads=config.attention_heads, **kind)
+        self.second = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.first(x)
-        return self.second(self.attention(x) if hasattr(self, "attention") else x)
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        x = self.first(x, codes)
+        return self.second(self.attention(x, codes) if hasattr(self, "attention") else x, codes)
 
 
 class Stage(nnx.Module):
-    """Residual blocks at one resolution, then an optional change of resolution."""
+    """Residual blocks at one resolution, each followed by an attention if it has `heads`; then an optional change of
+    resolution, which the caller makes."""
 
     def __init__(
         self, inputs: int, outputs: int, layers: int, groups: int, resample: Conv | None,
-        *, rngs: nnx.Rngs, time: str = "",
+        *, rngs: nnx.Rngs, time: str = "", heads: int = 0, codes: int = 0,
     ):  # fmt: skip
+        kind = {"time": time, "codes": codes}
         self.blocks = nnx.List(
-            [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs, time=time) for i in range(layers)]
+            [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs, **kind) for i in range(layers)]
         )
         self.resample = resample
+        if heads:
+            self.attentions = nnx.List(
+                [SpatialAttention(outputs, groups, rngs=rngs, heads=heads, **kind) for _ in range(layers)]
+            )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for block in self.blocks:
-            x = block(x)
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        for i, block in enumerate(self.blocks):
+            x = block(x, codes)
+            x = self.attentions[i](x, codes) if hasattr(self, "attentions") else x
         return x
 
 
@@ -152,7 +193,8 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
         channels, groups, time = config.channels, config.norm_groups, config.frames
-        self.conv_in = Conv(config.image_channels, channels[0], rngs=rngs, time=time)
+        before = config.stem or channels[0]
+        self.conv_in = Conv(config.image_channels, before, rngs=rngs, time=time)
         stages = []
         for i, wide in enumerate(channels):
             # Right and bottom only, as in the released weights: with symmetric padding they read other pixels.
@@ -160,11 +202,13 @@ class Encoder(nnx.Module):
             if i < len(channels) - 1:
                 pads, frames = ((0, 1), (0, 1)), 2 if 2**i < config.time_down else 1
                 halve = Conv(wide, wide, stride=2, padding=pads, rngs=rngs, time=time, time_stride=frames)
+            heads = config.attention_heads if i in config.encoder_attention else 0
             stages.append(
-                Stage(channels[max(i - 1, 0)], wide, config.layers_per_block, groups, halve, rngs=rngs, time=time)
+                Stage(before, wide, config.layers_per_block, groups, halve, rngs=rngs, time=time, heads=heads)
             )
+            before = wide
         self.stages = nnx.List(stages)
-        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs=rngs, time=time)
+        self.middle = Middle(config, rngs=rngs)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
         self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
 
@@ -177,31 +221,33 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Unscaled latents [B, h, w, c] -> images [B, H, W, C]."""
+    """Unscaled latents [B, h, w, c], and codes for norms that read them -> images [B, H, W, C]."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        levels, codes = len(config.channels), config.code_channels if config.code_norms else 0
         channels, groups, time = config.channels[::-1], config.norm_groups, config.frames
         self.time_down = config.time_down
         self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs, time=time)
-        self.middle = Middle(channels[0], groups, config.middle_attention, rngs=rngs, time=time)
+        self.middle = Middle(config, rngs=rngs, codes=codes)
         stages = []
         for i, wide in enumerate(channels):
             double = None if i == len(channels) - 1 else Conv(wide, wide, rngs=rngs, time=time)
-            stages.append(
-                Stage(channels[max(i - 1, 0)], wide, config.layers_per_block + 1, groups, double, rngs=rngs, time=time)
-            )
+            before, layers = channels[max(i - 1, 0)], config.layers_per_block + 1
+            kind = {"time": time, "codes": codes}
+            kind["heads"] = config.attention_heads if levels - 1 - i in config.decoder_attention else 0
+            stages.append(Stage(before, wide, layers, groups, double, rngs=rngs, **kind))
         self.stages = nnx.List(stages)
-        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
+        self.norm_out = make_norm(channels[-1], groups, rngs, time, codes)
         self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs, time=time)
 
-    def __call__(self, latents: jax.Array) -> jax.Array:
-        x, left = self.middle(self.conv_in(latents)), len(self.stages) - 1
+    def __call__(self, latents: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        x, left = self.middle(self.conv_in(latents), codes), len(self.stages) - 1
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, codes)
             if stage.resample is not None:
                 left -= 1  # the halvings that are still to be undone; the first of them shrank the time
                 x = stage.resample(upsample(x, time=2**left < self.time_down))
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes)))
 
 
 class Coder(nnx.Module):
@@ -212,9 +258,10 @@ class Coder(nnx.Module):
         wide = code * (outputs // latent)
         self.config = config
         self.encoder = Encoder(config, outputs, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
-        self.quant = Conv(outputs, wide, size=1, axes=ENDS, rngs=rngs, time=time) if config.quant_convs else None
-        self.post_quant = Conv(code, latent, size=1, axes=ENDS, rngs=rngs, time=time) if config.quant_convs else None
+        self.decoder = Decoder(config, rngs=rngs) if config.decodes else None
+        both, ends = config.quant_convs, {"size": 1, "axes": ENDS, "time": time}
+        self.quant = Conv(outputs, wide, rngs=rngs, **ends) if both else None
+        self.post_quant = Conv(code, latent, rngs=rngs, **ends) if both and config.decodes else None
         if config.adversarial.weight:
             self.discriminator = PatchDiscriminator(config.adversarial, config.image_channels, rngs=rngs)
 
@@ -248,8 +295,15 @@ class Coder(nnx.Module):
         return x if self.quant is None else self.quant(x)
 
     def reconstruct(self, z: jax.Array) -> jax.Array:
-        """Returns images [B, H, W, C] of unscaled latents [B, h, w, c]."""
-        return self.decoder(z if self.post_quant is None else self.post_quant(z))
+        """Returns images [B, H, W, C] of unscaled latents [B, h, w, c].
+
+        Raises:
+          UsageError: if the codec has no decoder (Chameleon's released weights have none).
+        """
+        if self.decoder is None:
+            raise UsageError("this codec has no decoder: it reads images, and cannot show any")
+        codes = z if self.config.code_norms else None
+        return self.decoder(z if self.post_quant is None else self.post_quant(z), codes)
 
 
 @dataclasses.dataclass(frozen=True)

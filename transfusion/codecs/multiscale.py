@@ -152,5 +152,7 @@ class MultiScaleQuantizer(VectorQuantizer):
         return Quantized(values.astype(z.dtype), *flat, terms)
 
 
-# The forms of an autoencoder that have codes.
-QUANTIZERS = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "multiscale": MultiScaleQuantizer}
+# The forms of an autoencoder that have codes; that of 'movq' is in `vq_autoencoder`.
+QUANTIZERS = {
+    "vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "multiscale": MultiScaleQuantizer, "movq": VectorQuantizer,
+}  # fmt: skip

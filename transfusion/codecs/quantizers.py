@@ -45,6 +45,8 @@ class QuantizerConfig:
       codes: of a codebook.
       channels: of a code; 0: those of the encoder's latents (FSQ has as many as it has levels).
       lookup: a key of `LOOKUPS`: 'plain', or 'normalised' to length 1 (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+      output: what the codes are where they are given out; '' as they are compared (Janus, as transformers runs it,
+        compares them 'plain' and gives them 'normalised').
       codebook: 'ema', codes are moving averages of the latents that chose them (VQ-VAE, arXiv 1711.00937, appendix
         A.1), or 'gradient', the optimizer trains them (eq. 3).
       decay: of the moving averages.
@@ -61,6 +63,7 @@ class QuantizerConfig:
     codes: int = 512
     channels: int = 0
     lookup: str = "plain"
+    output: str = ""
     codebook: str = "ema"
     decay: float = 0.99
     commitment: float = 0.25
@@ -75,6 +78,7 @@ class QuantizerConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "scales", tuple(self.scales))
         check("codec.quantizer.lookup", self.lookup, LOOKUPS)
+        check("codec.quantizer.output", self.output or self.lookup, LOOKUPS)
         check("codec.quantizer.codebook", self.codebook, CODEBOOKS)
         if min(self.codes, self.candidates, self.phis) < 1 or self.channels < 0:
             raise UsageError("codec.quantizer: codes, candidates and phis must be >= 1, channels >= 0")
@@ -157,7 +161,8 @@ class VectorQuantizer(nnx.Module):
 
     def lookup(self, ids: jax.Array) -> jax.Array:
         """The values of ids: int32 [...] -> float32 [..., c]."""
-        return self.codes()[ids]
+        codes = self.codes()[ids]
+        return LOOKUPS[self.config.output](codes) if self.config.output else codes
 
     def __call__(self, z: jax.Array) -> Quantized:
         """Quantizes latents [B, ..., c]: ids [B, ...]."""
@@ -168,7 +173,7 @@ class VectorQuantizer(nnx.Module):
         terms = {"commitment": self.config.commitment * per_image(latents - jax.lax.stop_gradient(codes))}
         if self.config.codebook == "gradient":
             terms["codebook_loss"] = per_image(fixed - codes)
-        values = latents + jax.lax.stop_gradient(codes - latents)
+        values = latents + jax.lax.stop_gradient(self.lookup(ids) - latents)
         B, c = z.shape[0], self.channels
         return Quantized(values.astype(z.dtype), ids, fixed.reshape(B, -1, c), error.reshape(B, -1), terms)
 

@@ -4,15 +4,20 @@ Ids are [B, h, w] (VQ, FSQ; of clips [B, t, h, w]) or, at growing scales, flat [
 those of the KL autoencoder (VQ-VAE, arXiv 1711.00937; with its losses, VQGAN, arXiv 2012.09841).
 """
 
+import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, Coded, Coder
+from transfusion.codecs.blocks import Conv
+from transfusion.codecs.kl_autoencoder import ENDS, Autoencoder, AutoencoderConfig, Coded, Coder
+from transfusion.codecs.movq import TimeDecoder, TimeEncoder
 from transfusion.codecs.multiscale import QUANTIZERS
 from transfusion.codecs.quantizers import draw_statistics
 from transfusion.codecs.semantic import SemanticAutoencoder
+from transfusion.errors import UsageError
 from transfusion.model.parameters import Template
 
 
@@ -53,8 +58,48 @@ class VqAutoencoder(Coder):
         return Coded(quantized.values, {name: term / values for name, term in quantized.terms.items()}, {}, quantized)
 
 
+class MovqAutoencoder(VqAutoencoder):
+    """The codec of clips [B, T, H, W, C] whose encoder and decoder work frame by frame; between them and the codes
+    frames are mixed, and halved in number (Emu3, arXiv 2409.18869, section 2.2). The codes pass the same convolutions
+    over time as the latents on their way to the decoder's norms, where these read them."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(dataclasses.replace(config, form="vq", frames="", time_down=1), rngs=rngs)
+        latent, code = config.latent_channels, config.code_channels
+        if config.code_norms and latent != code:
+            raise UsageError(f"codec.form 'movq': codes of {code} channels cannot pass with latents of {latent}")
+        self.config = config
+        times, layers = config.time_down.bit_length() - 1, config.layers_per_block
+        kind = {"size": 1, "axes": ENDS, "time": "causal", "time_size": 3}
+        self.quant, self.post_quant = Conv(latent, code, rngs=rngs, **kind), Conv(code, latent, rngs=rngs, **kind)
+        self.time_encoder = TimeEncoder(latent, times, layers, rngs=rngs)
+        self.time_decoder = TimeDecoder(latent, times, layers, rngs=rngs)
+
+    def latents(self, clips: jax.Array) -> jax.Array:
+        """Latents [B, t, h, w, c] of clips [B, T, H, W, C], before `quant`."""
+        self.latent_shape(*clips.shape[1:-1])
+        x = self.encoder(clips.reshape(-1, *clips.shape[2:]))
+        return self.time_encoder(x.reshape(*clips.shape[:2], *x.shape[1:]))
+
+    def encoded(self, clips: jax.Array) -> jax.Array:
+        """What the encoder makes of clips [B, T, H, W, C]."""
+        return self.quant(self.latents(clips))
+
+    def reconstruct(self, z: jax.Array) -> jax.Array:
+        """Returns clips [B, T, H, W, C] of codes [B, t, h, w, c]."""
+        x, reads = self.post_quant(z), self.config.code_norms
+        x = self.time_decoder(jnp.concatenate([x, z]) if reads else x)
+        x, codes = jnp.split(x, 2) if reads else (x, None)
+        lead = x.shape[:2]
+        x, codes = (None if y is None else y.reshape(-1, *y.shape[2:]) for y in (x, codes))
+        images = self.decoder(x, codes)
+        return images.reshape(*lead, *images.shape[1:])
+
+
+KINDS = {"kl": Autoencoder, "movq": MovqAutoencoder}
+
+
 def autoencoder_template(config: AutoencoderConfig) -> Template:
     """The autoencoder of the config's form."""
-    kind = Autoencoder if config.form == "kl" else VqAutoencoder
-    kind = SemanticAutoencoder if config.tower else kind
+    kind = SemanticAutoencoder if config.tower else KINDS.get(config.form, VqAutoencoder)
     return Template(lambda rngs: kind(config, rngs=rngs))

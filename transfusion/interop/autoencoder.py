@@ -4,7 +4,7 @@ These are latent diffusion's own (CompVis, arXiv 2112.10752), alone or as the fi
 checkpoint ('first_stage_model.'), and FLUX's 'ae.safetensors', which BAGEL publishes again.
 """
 
-import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,57 +14,56 @@ from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.leaves import Convert, Leaf, conv, conv_matrix, matrix, same
+from transfusion.interop.leaves import Convert, Leaf, conv, matrix, pointwise, same
 from transfusion.model.parameters import Template
 
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """Their names for ours.
-
-    Attributes:
-      attention: the parts of an attention.
-      middle: the attention and the two blocks round it.
-      parts: other parts; those that are missing here have our names.
-      stages: of encoder and decoder, each with what changes the resolution.
-      block: the residual blocks of a stage.
-      from_the_image: whether the decoder's stages, too, are counted from the one next to the image.
-      convert: of the attention's matrices.
-    """
-
-    attention: Mapping[str, str]
-    middle: Mapping[str, str]
-    parts: Mapping[str, str]
-    stages: Mapping[str, tuple[str, str]]
-    block: str
-    from_the_image: bool
-    convert: Convert
-
-
-DIFFUSERS = Names(
-    attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"},
-    middle={"first": "mid_block.resnets.0", "attention": "mid_block.attentions.0", "second": "mid_block.resnets.1"},
-    parts={"norm_out": "conv_norm_out", "shortcut": "conv_shortcut"},
-    stages={"encoder": ("down_blocks", "downsamplers.0.conv"), "decoder": ("up_blocks", "upsamplers.0.conv")},
-    block="resnets",
-    from_the_image=False,
-    convert=matrix(),
-)
+Rules = tuple[tuple[str, str], ...]
+# Our names, joined with dots -> theirs: regular expressions and what replaces them, one after the other.
+DIFFUSERS: Rules = (
+    (r"^(post_)?quant\.", r"\1quant_conv."),
+    (r"^encoder\.stages\.", "encoder.down_blocks."), (r"^decoder\.stages\.", "decoder.up_blocks."),
+    (r"(\.down_blocks\.\d+)\.resample", r"\1.downsamplers.0.conv"),
+    (r"(\.up_blocks\.\d+)\.resample", r"\1.upsamplers.0.conv"),
+    (r"\.blocks\.", ".resnets."), (r"\.shortcut\.", ".conv_shortcut."), (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.middle\.first\.", ".mid_block.resnets.0."), (r"\.middle\.second\.", ".mid_block.resnets.1."),
+    (r"\.middle\.attention\.", ".mid_block.attentions.0."),
+    (r"(\.attentions\.\d+\.)norm\.(scale|bias)$", r"\1group_norm.\2"),
+    (r"(\.attentions\.\d+\.)norm\.", r"\1spatial_norm."),
+    (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."), (r"\.output\.", ".to_out.0."),
+    (r"\.group\.", ".norm_layer."), (r"\.gain\.", ".conv_y."), (r"\.offset\.", ".conv_b."),
+    (r"\.(kernel|scale)$", ".weight"),
+)  # fmt: skip
 # Files from before diffusers 0.12 (2023), among them Stable Diffusion's own.
-OLD_DIFFUSERS = dataclasses.replace(
-    DIFFUSERS,
-    attention={"norm": "group_norm", "query": "query", "key": "key", "value": "value", "output": "proj_attn"},
-)
-ORIGINAL = Names(
-    attention={"norm": "norm", "query": "q", "key": "k", "value": "v", "output": "proj_out"},
-    middle={"first": "mid.block_1", "attention": "mid.attn_1", "second": "mid.block_2"},
-    parts={"shortcut": "nin_shortcut"},
-    stages={"encoder": ("down", "downsample.conv"), "decoder": ("up", "upsample.conv")},
-    block="block",
-    from_the_image=True,
-    convert=conv_matrix(),
-)
+_OLD: Rules = (
+    (r"\.to_q\.", ".query."), (r"\.to_k\.", ".key."), (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj_attn."),
+)  # fmt: skip
+# Latent diffusion's own names (taming transformers'), which others keep.
+ORIGINAL: Rules = (
+    (r"^(post_)?quant\.", r"\1quant_conv."),
+    (r"^encoder\.stages\.", "encoder.down."), (r"^decoder\.stages\.", "decoder.up."),
+    (r"(\.down\.\d+)\.resample", r"\1.downsample.conv"), (r"(\.up\.\d+)\.resample", r"\1.upsample.conv"),
+    (r"\.blocks\.", ".block."), (r"\.attentions\.", ".attn."), (r"\.shortcut\.", ".nin_shortcut."),
+    (r"\.middle\.first\.", ".mid.block_1."), (r"\.middle\.second\.", ".mid.block_2."),
+    (r"\.middle\.attention\.", ".mid.attn_1."), (r"\.query\.", ".q."), (r"\.key\.", ".k."), (r"\.value\.", ".v."),
+    (r"\.output\.", ".proj_out."), (r"\.(kernel|scale)$", ".weight"),
+)  # fmt: skip
 FIRST_STAGE = "first_stage_model."
+
+
+def renamed(path: tuple[str | int, ...], rules: Rules) -> str:
+    """Their name of the parameter at our path."""
+    name = ".".join(map(str, path))
+    for pattern, other in rules:
+        name = re.sub(pattern, other, name)
+    return name
+
+
+def finest_first(path: tuple[str | int, ...], stages: int) -> tuple[str | int, ...]:
+    """Our path with the decoder's stages, if it is in one, counted from the one next to the image."""
+    if path[:2] != ("decoder", "stages"):
+        return path
+    return (*path[:2], stages - 1 - int(path[2]), *path[3:])
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
@@ -84,18 +83,19 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     prefix, ignore = _prefix(keys), ()
     if prefix is not None:
         # Beside a first stage lies the rest of its checkpoint; with either, what only its training needs.
-        names, ignore = ORIGINAL, (rf"{prefix}(loss|model_ema)\..*", *([rf"(?!{prefix}).*"] if prefix else ()))
+        rules, ignore = ORIGINAL, (rf"{prefix}(loss|model_ema)\..*", *([rf"(?!{prefix}).*"] if prefix else ()))
     else:
-        names = OLD_DIFFUSERS if any(key.endswith(".proj_attn.weight") for key in keys) else DIFFUSERS
+        rules = (*DIFFUSERS, *_OLD) if any(key.endswith(".proj_attn.weight") for key in keys) else DIFFUSERS
     if "AutoencoderKL" in class_names(config):
         ours = autoencoder_config(config)
     else:
         ours = original_config(config or published(keys, prefix), f"{prefix}quant_conv.weight" in keys)
     template = Template(lambda rngs: Autoencoder(ours, rngs=rngs))
     paths = [tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(template.shapes)]
-    leaves = [
-        Leaf(path, (prefix or "") + their_key(path, names, len(ours.channels)), _convert(path, names)) for path in paths
-    ]
+    leaves = []
+    for path in paths:
+        theirs = path if prefix is None else finest_first(path, len(ours.channels))
+        leaves.append(Leaf(path, (prefix or "") + renamed(theirs, rules), _convert(path, prefix is not None)))
     return Imported(template, leaves, Experiment(task="autoencoder", autoencoder=ours), ignore=ignore)
 
 
@@ -180,29 +180,21 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
     )
 
 
-def their_key(path: tuple[str | int, ...], names: Names, stages: int) -> str:
-    """The released name of the parameter at our path, in an autoencoder of so many stages."""
-    *parts, leaf = path
-    name = "bias" if leaf == "bias" else "weight"
-    if parts[0] in ("quant", "post_quant"):
-        return f"{parts[0]}_conv.{name}"
-    side, where, *rest = parts
-    words = [side]
-    if where == "middle":
-        what, inner = rest
-        words += [names.middle[what], (names.attention if what == "attention" else names.parts).get(inner, inner)]
-    elif where == "stages":
-        stage, what, *inner = rest
-        folder, resample = names.stages[side]
-        number = stages - 1 - stage if names.from_the_image and side == "decoder" else stage
-        words += [folder, str(number)]
-        words += [resample] if what == "resample" else [names.block, str(inner[0]), names.parts.get(inner[1], inner[1])]
-    else:
-        words.append(names.parts.get(where, where))
-    return ".".join([*words, name])
+def whole_numbers(config: Mapping[str, Any], name: str, where: str = "config.json") -> tuple[int, ...]:
+    """A list of whole numbers; () where it is missing or null.
+
+    Raises:
+      UsageError: if it is anything else.
+    """
+    values = given(config, name, list, [], where)
+    if any(type(value) is not int for value in values):
+        raise UsageError(f"{where}: {name} {values} must be whole numbers")
+    return tuple(values)
 
 
-def _convert(path: tuple[str | int, ...], names: Names) -> Convert:
+def _convert(path: tuple[str | int, ...], convolved: bool) -> Convert:
+    """`convolved`: an attention's matrices are convolutions of one pixel."""
     if path[-1] != "kernel":
         return same()
-    return names.convert if "attention" in path else conv()
+    linear = pointwise() if convolved else matrix()
+    return linear if {"attention", "attentions"} & {*path} else conv()

@@ -11,7 +11,7 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
 from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, trunk_config
+from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, token_leaves, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.layouts import bagel as bagel_layout
@@ -20,6 +20,7 @@ from transfusion.sequence import TEXT, Stream, TimeConfig
 
 UNDERSTANDING, GENERATION = "understanding", "generation"
 NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
+HEAD = "language_model.lm_head"
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
@@ -40,7 +41,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     if llm.pop("layer_module", "Qwen2MoTDecoderLayer") != "Qwen2MoTDecoderLayer":
         raise UsageError("config.json, llm_config: only the layer_module 'Qwen2MoTDecoderLayer' is understood")
     normed, _ = llm.pop("qk_norm", True), llm.pop("freeze_und", None)
-    tied = given(llm, "tie_word_embeddings", bool, False)
+    tied = given(llm, "tie_word_embeddings", bool, False) and f"{HEAD}.weight" not in keys
     vit.pop("rope", None)
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
@@ -75,10 +76,10 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
             renorm="global",
         ),
     )  # fmt: skip
-    return imported(experiment, _leaves(experiment, keys), IGNORED)
+    return imported(experiment, _leaves(experiment), IGNORED)
 
 
-def _leaves(experiment: Experiment, keys: Collection[str]) -> list[Leaf]:
+def _leaves(experiment: Experiment) -> list[Leaf]:
     model, text, latent = experiment.model, experiment.streams[TEXT], experiment.streams[NOISED]
     tower, width = model.towers[SEMANTIC], model.width
     prefix, layer = "language_model.model", layer_keys("language_model.model.layers", model.layers)
@@ -94,12 +95,8 @@ def _leaves(experiment: Experiment, keys: Collection[str]) -> list[Leaf]:
     leaves += [
         Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
         Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
-        Leaf(("parts", TEXT, "embed", "table"), f"{prefix}.embed_tokens.weight", same()),
+        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.tied else f"{HEAD}.weight"),
     ]
-    if not text.tied:
-        leaves.append(Leaf(("parts", TEXT, "head", "kernel"), "language_model.lm_head.weight", matrix()))
-    elif "language_model.lm_head.weight" in keys:
-        leaves.append(Leaf(("parts", TEXT, "embed", "table"), "language_model.lm_head.weight", same()))
     noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
     leaves += dense_leaves((*noised, "embed"), "", "vae2llm")
     leaves += perceptron_leaves((*noised, "time"), "time_embedder.mlp.0", "time_embedder.mlp.2")

@@ -1,7 +1,7 @@
 """The families of released checkpoints that are understood, and which of them a folder belongs to."""
 
 from transfusion.errors import UsageError
-from transfusion.interop import autoencoder, bagel, diffusion, language, showo2, siglip
+from transfusion.interop import autoencoder, bagel, diffusion, janus, language, showo2, siglip, vocabulary, vq
 from transfusion.interop.family import Family, Imported, class_names
 from transfusion.interop.files import Checkpoint
 
@@ -9,8 +9,12 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
+        Family("vq", vq.claims, vq.build),
         Family("bagel", bagel.claims, bagel.build),
         Family("showo2", showo2.claims, showo2.build),
+        Family("chameleon", vocabulary.claims_chameleon, vocabulary.build_chameleon),
+        Family("emu3", vocabulary.claims_emu3, vocabulary.build_emu3),
+        Family("janus", janus.claims, janus.build),
         Family("language", language.claims, language.build),
         Family("dit", diffusion.claims_of("DiTTransformer2DModel"), diffusion.build_dit),
         Family("sd3", diffusion.claims_of("SD3Transformer2DModel"), diffusion.build_sd3),

@@ -11,6 +11,8 @@ from transfusion.errors import UsageError, nearest
 from transfusion.interop.leaves import Leaf
 from transfusion.model.parameters import Template
 
+CODEC = "codec"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Imported:
@@ -23,6 +25,8 @@ class Imported:
       ignore: regular expressions (of whole keys) of arrays that the model does not read; they are kept aside, and
         export writes them again.
       computed: values of ignored keys that the model computes itself; a checkpoint with others is refused.
+      codec: the part of the checkpoint that turns images into codes and back; it becomes a workdir of its own inside
+        the other.
     """
 
     template: Template
@@ -30,6 +34,15 @@ class Imported:
     experiment: Experiment | None = None
     ignore: tuple[str, ...] = ()
     computed: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+    codec: "Imported | None" = None
+
+    @property
+    def whole(self) -> tuple[Sequence[Leaf], Mapping[str, Any]]:
+        """The leaves and shapes of both parts, the codec's under `CODEC`."""
+        if self.codec is None:
+            return self.leaves, self.template.shapes
+        inner = [dataclasses.replace(leaf, ours=(CODEC, *leaf.ours)) for leaf in self.codec.leaves]
+        return [*self.leaves, *inner], {**self.template.shapes, CODEC: self.codec.template.shapes}
 
 
 @dataclasses.dataclass(frozen=True)

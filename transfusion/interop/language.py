@@ -12,18 +12,26 @@ from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
 
-# Class -> what its config.json does not say: biases, whether queries and keys are normed, and defaults.
+# Class -> what its config.json does not say: biases, whether queries and keys are normed, and defaults of its own.
 KINDS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "qk_norm": "none", "biased": False},
     "Qwen2ForCausalLM": {"model_type": "qwen2", "qk_norm": "none", "biased": True},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "qk_norm": "rms", "biased": False},
-}
+    "Emu3ForCausalLM": {
+        "model_type": "emu3_text_model", "qk_norm": "none", "biased": False, "defaults": {
+            "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 9216,
+            "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        },
+    },
+}  # fmt: skip
 _USED = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias layer_types
     max_position_embeddings original_max_position_embeddings
 """.split()  # noqa: SIM905 - a list would be one name a line
-_HARMLESS = ("max_window_layers", "sliding_window", "pretraining_tp")
+_HARMLESS = ("max_window_layers", "sliding_window", "pretraining_tp", "image_area")
+_HARMLESS += tuple(f"{name}_token_id" for name in ("img", "boi", "eoi", "eol", "eof"))  # Emu3's own
 _FIXED = {"hidden_act": "silu", "use_sliding_window": False}
 # Buffers that old checkpoints carry, and a head that is the table of tokens again.
 IGNORED = (r".*rotary_emb\.inv_freq",)
@@ -44,18 +52,21 @@ def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
     model = trunk_config(config, kind_of(config))
-    tied = given(config, "tie_word_embeddings", bool, False)
+    config = with_defaults(config, KINDS[kind_of(config)].get("defaults", {}))
+    # A head that is there is read, whatever the config says: it is then a copy, or not tied.
+    tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, tied=tied)
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    at = ("parts", TEXT)
-    leaves = [Leaf((*at, "embed", "table"), "model.embed_tokens.weight", same())]
-    if not tied:
-        leaves.append(Leaf((*at, "head", "kernel"), "lm_head.weight", matrix()))
-    elif "lm_head.weight" in keys:
-        leaves.append(Leaf((*at, "embed", "table"), "lm_head.weight", same()))
+    leaves = token_leaves("model.embed_tokens.weight", None if tied else "lm_head.weight")
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), "model.norm.weight", same()))
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
+
+
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, with a default where a field is missing or null (what equals its class's default is often left out
+    of a part of a config)."""
+    return {**defaults, **{name: value for name, value in config.items() if value is not None}}
 
 
 def trunk_config(
@@ -67,6 +78,7 @@ def trunk_config(
       UsageError: naming the field that is not understood.
     """
     fields(config, _USED, _HARMLESS, _FIXED, where)
+    config = with_defaults(config, KINDS[kind].get("defaults", {}))
     if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
         raise UsageError(f"{where}: layer_types may name full_attention only")
     facts = KINDS[kind]
@@ -124,6 +136,12 @@ def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float
     return theta, scaling
 
 
+def token_leaves(table: str, head: str | None) -> list[Leaf]:
+    """The table and head (None: tied) of the text stream."""
+    leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
+    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
+
+
 def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
     """The keys of one array of all layers: 'self_attn.q_proj.weight' -> ('PREFIX.0.self_attn...', ...)."""
     return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
@@ -162,7 +180,7 @@ def block_leaves(
             if model.norm == "plain" and ours not in ("q_norm", "k_norm"):
                 continue
             add(ours, f"{theirs}.weight", same())
-            if model.norm == "layer" and ours not in ("q_norm", "k_norm"):
+            if (model.qk_norm if ours in ("q_norm", "k_norm") else model.norm) == "layer":
                 add(f"{ours}_bias", f"{theirs}.bias", same())
             continue
         add(ours, f"{theirs}.weight", matrix_from(h, k) if ours == "o" else matrix(*heads.get(ours, ())))

@@ -59,14 +59,14 @@ def matrix_from(*in_shape: int) -> Convert:
     return Convert(lambda x: x.T.reshape(*in_shape, -1), lambda y: y.reshape(-1, y.shape[-1]).T, len(in_shape))
 
 
-def conv_matrix() -> Convert:
-    """[out, in, 1, 1] -> [in, out]: a convolution that sees one pixel at a time."""
-    return Convert(lambda x: x[:, :, 0, 0].T, lambda y: y.T[:, :, None, None], 1)
-
-
 def conv() -> Convert:
     """OIHW -> HWIO."""
     return Convert(lambda x: x.transpose(2, 3, 1, 0), lambda y: y.transpose(3, 2, 0, 1), 3)
+
+
+def pointwise() -> Convert:
+    """The kernel of a convolution of one pixel [out, in, 1, 1] -> [in, out]."""
+    return Convert(lambda x: x[:, :, 0, 0].T, lambda y: y.T[:, :, None, None], 1)
 
 
 def conv3d() -> Convert:

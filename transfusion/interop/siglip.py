@@ -96,7 +96,8 @@ def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = (), fl
         ]
     for name in "qkv":
         leaves.append(layers(name, f"self_attn.{name}_proj.weight", matrix(*heads)))
-        leaves.append(layers(f"{name}_bias", f"self_attn.{name}_proj.bias", same(*heads)))
+        if config.qkv_biases:
+            leaves.append(layers(f"{name}_bias", f"self_attn.{name}_proj.bias", same(*heads)))
     leaves += [
         layers("o", "self_attn.out_proj.weight", matrix_from(*heads)),
         layers("o_bias", "self_attn.out_proj.bias", same()),

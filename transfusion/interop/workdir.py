@@ -2,7 +2,8 @@
 
 An imported workdir holds config.json (if our programs can open the model), a checkpoint of step 0 with the item
 'params', source.json (family, released config, and which file held which key in which dtype, so that export gives the
-same files back) and source.safetensors (arrays that the model does not read, if there are any).
+same files back) and source.safetensors (arrays that the model does not read, if there are any). The codec of a model
+of image codes is a workdir inside it, 'codec'.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ import orbax.checkpoint as ocp
 
 from transfusion import programs
 from transfusion.checkpoint import restore_leaves, saved_shapes
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES, find_family
-from transfusion.interop.family import Family, Imported
+from transfusion.interop.family import CODEC, Family, Imported
 from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
 from transfusion.interop.leaves import check, chunks, fill, lookup, pieces, their_shapes, theirs_from
 from transfusion.interop.zarr import Array
@@ -44,20 +46,28 @@ def import_checkpoint(folder: str | os.PathLike, workdir: str | os.PathLike) -> 
     """
     checkpoint = Checkpoint(folder)
     family, imported = find_family(checkpoint)
-    rest = check(checkpoint, imported.leaves, imported.template.shapes, imported.ignore)
+    rest = check(checkpoint, *imported.whole, imported.ignore)
     _check_computed(checkpoint, imported, rest)
-    experiment = imported.experiment
-    if experiment is not None:  # there are parameters and no average of them
-        experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema=0.0))
     with _new_folder(workdir) as target:
-        write_params(target, checkpoint, imported, experiment)
+        if imported.codec is not None:
+            _write_part(target / CODEC, checkpoint, imported.codec)
+            codec = CodecConfig("autoencoder", os.path.join(workdir, CODEC))
+            imported = dataclasses.replace(imported, experiment=dataclasses.replace(imported.experiment, codec=codec))
+        _write_part(target, checkpoint, imported)
         if rest:
             forms = {key: (checkpoint.shape(key), checkpoint.entry(key).dtype) for key in rest}
             write_file(target / REST, forms, ((key, checkpoint.raw(key)) for key in rest))
-        if experiment is not None:
-            (target / "config.json").write_text(to_json(experiment))
         (target / SOURCE).write_text(json.dumps(_source(family, checkpoint), indent=1))
     return family
+
+
+def _write_part(target: pathlib.Path, checkpoint: Checkpoint, imported: Imported) -> None:
+    experiment = imported.experiment
+    if experiment is not None:  # there are parameters and no average of them
+        experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema=0.0))
+    write_params(target, checkpoint, imported, experiment)
+    if experiment is not None:
+        (target / "config.json").write_text(to_json(experiment))
 
 
 def _check_computed(checkpoint: Checkpoint, imported: Imported, rest: list[str]) -> None:
@@ -159,7 +169,7 @@ def export_checkpoint(
         raise UsageError(f"{path} is damaged: {error}") from error
     imported = family.build(config, found.keys())
     rest = Checkpoint(path.parent) if (path.parent / REST).is_file() else None
-    shapes = their_shapes(imported.leaves, imported.template.shapes)
+    shapes = their_shapes(*imported.whole)
     forms: dict[str, Form] = {}
     for key, (_, kind) in found.items():
         if key not in shapes and (rest is None or key not in rest.entries):
@@ -170,7 +180,7 @@ def export_checkpoint(
     write_checkpoint(
         folder,
         config | dict.fromkeys(names, dtype),
-        _arrays(workdir, imported, rest),
+        _arrays(workdir, path.parent, imported, rest),
         forms,
         max_shard_bytes or 5_000_000_000,
         name=_stem(next(iter(files))),
@@ -186,9 +196,12 @@ def _stem(file: str) -> str:
 
 
 def _arrays(
-    workdir: str | os.PathLike, imported: Imported, rest: Checkpoint | None
+    workdir: str | os.PathLike, source: pathlib.Path, imported: Imported, rest: Checkpoint | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    yield from theirs_from(open_params(workdir, imported), imported.leaves)
+    params = open_params(workdir, imported)
+    if imported.codec is not None:  # as it was imported: a run of the model does not train it
+        params = {**params, CODEC: open_params(source / CODEC, imported.codec)}
+    yield from theirs_from(params, imported.whole[0])
     for key in rest.keys() if rest is not None else ():
         yield key, rest.raw(key)
 

@@ -65,11 +65,15 @@ class Norm:
     kind: str
     epsilon: float
 
-    def declare(self, rngs: nnx.Rngs, lead: tuple[int, ...], width: int) -> dict[str, nnx.Param]:
-        """The weights of a norm stacked over `lead`: {'': scale, '_bias': bias} or less."""
-        axes = ("layers",) * len(lead) + (None,)
-        weights = {} if self.kind == "plain" else {"": param(rngs, (*lead, width), axes, ones)}
-        return weights | ({"_bias": param(rngs, (*lead, width), axes, zeros)} if self.kind == "layer" else {})
+    def declare(
+        self, rngs: nnx.Rngs, lead: tuple[int, ...], width: int, each: tuple[tuple[int, str], ...] = ()
+    ) -> dict[str, nnx.Param]:
+        """The weights of a norm stacked over `lead`, and over the axes (size, logical name) of `each`: {'': scale,
+        '_bias': bias} or less."""
+        axes = ("layers",) * len(lead) + tuple(axis for _, axis in each) + (None,)
+        shape = (*lead, *(size for size, _ in each), width)
+        weights = {} if self.kind == "plain" else {"": param(rngs, shape, axes, ones)}
+        return weights | ({"_bias": param(rngs, shape, axes, zeros)} if self.kind == "layer" else {})
 
     def __call__(self, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
         if self.kind == "rms":
@@ -77,8 +81,20 @@ class Norm:
         return layer_norm(x, scale, bias, self.epsilon)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadNorm:
+    """How queries and keys are normed over the head size: the kind of norm, whether each head has weights of its own,
+    and the epsilon (0: that of the trunk's norms)."""
+
+    kind: str
+    per_head: bool = False
+    epsilon: float = 0.0
+
+
 # 'plain' has no weights: where the modulation carries shift and scale (DiT).
 NORMS = ("rms", "layer", "plain")
+# 'layer' is Chameleon's (arXiv 2405.09818, section 2.3.1), as released: the epsilon is PyTorch's whatever the trunk's.
+QK_NORMS = {"none": None, "rms": HeadNorm("rms"), "layer": HeadNorm("layer", per_head=True, epsilon=1e-5)}
 BIASES = ("qkv", "out", "ffn")
 
 
@@ -92,7 +108,9 @@ class Block(nnx.Module):
         )  # fmt: skip
         self.norm = Norm(config.norm, config.norm_epsilon)
         self.ffn_norm_rule = Norm(config.norm, config.ffn_norm_epsilon or config.norm_epsilon)
-        self.qk_norm, self.post, self.activation = config.qk_norm, config.norm_place == "post", config.ffn_kind
+        self.post, self.activation = config.norm_place == "post", config.ffn_kind
+        rule = QK_NORMS[config.qk_norm]
+        self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
         # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
         out = 2 * n
 
@@ -114,9 +132,11 @@ class Block(nnx.Module):
             matrix("v", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
         if "o" in groups:
             matrix("o", (h, k, d), ("heads", None, "embed"), h * k * out, "out" in config.biases)
-        if "qk_norm" in groups and config.qk_norm != "none":
-            self.q_norm = param(rngs, (n, k), ("layers", None), ones)
-            self.k_norm = param(rngs, (n, k), ("layers", None), ones)
+        if "qk_norm" in groups and rule:
+            for name, count, axis in (("q_norm", h, "heads"), ("k_norm", g, "kv_heads")):
+                of_heads = ((count, axis),) if rule.per_head else ()
+                for suffix, weight in self.qk_norm.declare(rngs, (n,), k, of_heads).items():
+                    setattr(self, name + suffix, weight)
         if "norms" in groups:
             norm("ffn_norm", d)
         if "ffn" in groups:
@@ -160,9 +180,9 @@ class Block(nnx.Module):
     def heads(self, y: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, ...]:
         """What attention reads [B, N, D] -> q, k, v."""
         q, k, v = self._dense(y, "q"), self._dense(y, "k"), self._dense(y, "v")
-        if self.qk_norm == "rms":
-            epsilon = self.norm.epsilon
-            q, k = rms_norm(q, self.q_norm[...], epsilon), rms_norm(k, self.k_norm[...], epsilon)
+        if self.qk_norm is not None:
+            q = self.qk_norm(q, self._weight("q_norm"), self._weight("q_norm_bias"))
+            k = self.qk_norm(k, self._weight("k_norm"), self._weight("k_norm_bias"))
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.attention import BACKENDS
-from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, NORMS
+from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, NORMS, QK_NORMS
 from transfusion.model.rope import RopeScaling
 from transfusion.model.vit import ViTConfig
 
@@ -25,7 +25,7 @@ TABLES = {
     "ffn_kind": ACTIVATIONS,
     "norm": NORMS,
     "norm_place": ("pre", "post"),
-    "qk_norm": ("none", "rms"),
+    "qk_norm": QK_NORMS,
     "biases": BIASES,
     "untied": GROUPS,
 }
@@ -46,7 +46,8 @@ class TransformerConfig:
       norm_epsilon, ffn_norm_epsilon: of the norms; 0 means that the feed-forward layer's is the others'.
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
-      qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
+      qk_norm: a key of `transfusion.model.block.QK_NORMS`: 'none', 'rms' (RMSNorm of queries and keys over the head
+        size), or 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon).
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
       streams: those that enter this trunk; () means all.

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, check
 from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetDown
-from transfusion.model.vit import ViT
+from transfusion.model.vit import ACTIVATIONS, ViT
 from transfusion.rows import join_items, split_items, unpatchify
-from transfusion.sequence import Stream, TimeConfig
+from transfusion.sequence import ConnectorConfig, Stream, TimeConfig
 
 
 class Perceptron(nnx.Module):
@@ -172,19 +172,49 @@ class ConvNeXtPatch(UNetPatch):
 
 
 class Connector(nnx.Module):
-    """Two dense layers with biases and a GELU between them, from a tower's width to the trunk's (LLaVA-1.5, arXiv
-    2310.03744); `approximate`: its tanh form."""
+    """Dense layers with biases and an activation between them, to the trunk's width: two with a GELU in LLaVA-1.5
+    (arXiv 2310.03744)."""
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, approximate: bool = True):
-        self.approximate = approximate
-        self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
-        self.hidden_bias = param(rngs, (width,), (None,), zeros)
-        self.out = param(rngs, (width, width), ("embed", None), fan_in(width))
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, config: ConnectorConfig):
+        check("streams: connector.activation", config.activation, ACTIVATIONS)
+        if config.depth < 1:
+            raise UsageError(f"streams: connector.depth must be positive, not {config.depth}")
+        self.activation, between = config.activation, config.depth - 2
+        if config.depth > 1:
+            self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
+            self.hidden_bias = param(rngs, (width,), (None,), zeros)
+        if between > 0:
+            self.between = param(rngs, (between, width, width), (None, "embed", None), fan_in(width))
+            self.between_bias = param(rngs, (between, width), (None, None), zeros)
+        inputs = width if config.depth > 1 else inputs
+        self.out = param(rngs, (inputs, width), ("embed", None), fan_in(inputs))
         self.out_bias = param(rngs, (width,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = jax.nn.gelu(dense(x, self.hidden[...], self.hidden_bias[...]), approximate=self.approximate)
-        return dense(hidden, self.out[...], self.out_bias[...])
+        act = ACTIVATIONS[self.activation]
+        if hasattr(self, "hidden"):
+            x = act(dense(x, self.hidden[...], self.hidden_bias[...]))
+        if hasattr(self, "between"):
+            for kernel, bias in zip(self.between[...], self.between_bias[...], strict=True):
+                x = act(dense(x, kernel, bias))
+        return dense(x, self.out[...], self.out_bias[...])
+
+
+GELU = ConnectorConfig(activation="gelu")
+
+
+class CodeEmbed(nnx.Module):
+    """A table of short vectors [V, C], and dense layers to the trunk's width: ids [B, N] (Janus, arXiv 2410.13848,
+    section 3.1, the generation adaptor)."""
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        if stream.channels < 1:
+            raise UsageError(f"streams.{name}: embed 'codes' needs `channels`, the size of a code's vector")
+        self.table = param(rngs, (stream.vocabulary, stream.channels), ("vocab", None), fan_in(stream.channels))
+        self.connector = Connector(stream.channels, config.width, rngs, stream.connector)
+
+    def __call__(self, inputs, condition):
+        return self.connector(self.table[...][inputs.content]), None
 
 
 class TowerEmbed(nnx.Module):
@@ -197,7 +227,7 @@ class TowerEmbed(nnx.Module):
         if (tower.patch, tower.channels) != (stream.patch, stream.channels) or tower.pool:
             raise UsageError(f"model.towers.{name}: patch and channels must be the stream's, and pool false")
         self.tower = ViT(tower, rngs=rngs)
-        self.connector = Connector(tower.width, config.width, rngs)
+        self.connector = Connector(tower.width, config.width, rngs, stream.connector)
 
     def __call__(self, inputs, condition):
         return self.connector(_tower_features(self.tower, inputs)), None
@@ -208,7 +238,7 @@ class Bridge(nnx.Module):
 
     def __init__(self, kind: str, inputs: int, width: int, rngs: nnx.Rngs):
         if kind == "mlp":
-            self.layers = Connector(inputs, width, rngs, approximate=False)
+            self.layers = Connector(inputs, width, rngs, GELU)
         else:
             self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
             self.bias = param(rngs, (width,), (None,), zeros)
@@ -230,7 +260,7 @@ class DualEmbed(nnx.Module):
         self.kernel = param(rngs, (stream.features, width), ("patch", "embed"), fan_in(stream.features))
         self.bias = param(rngs, (width,), (None,), zeros)
         self.norm = param(rngs, (tower.width + width,), (None,), ones)
-        self.connector = Connector(tower.width + width, width, rngs, approximate=False)
+        self.connector = Connector(tower.width + width, width, rngs, GELU)
 
     def __call__(self, inputs, condition):
         semantic = _tower_features(self.tower, inputs)
@@ -248,5 +278,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed, "queries": Queries,
+    "dual": DualEmbed, "queries": Queries, "codes": CodeEmbed,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from transfusion.model.block import dense, layer_norm, per_token, rms_norm
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
-from transfusion.model.vit import patchify
+from transfusion.model.vit import ACTIVATIONS, patchify
 from transfusion.rows import join_items, split_items
 from transfusion.sequence import Stream
 
@@ -46,6 +46,21 @@ class TiedHead:
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
         return dense(hidden, self.kernel).astype(jnp.float32)
+
+
+class PerceptronHead(nnx.Module):
+    """Logits [B, N, V], float32, behind a hidden layer (Janus, arXiv 2410.13848, section 3.1, the image head)."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        self.activation = stream.connector.activation
+        self.hidden = param(rngs, (width, width), (None, "embed"), fan_in(width))
+        self.hidden_bias = param(rngs, (width,), (None,), zeros)
+        self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
+        self.bias = param(rngs, (stream.vocabulary,), (None,), zeros)
+
+    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+        y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
+        return dense(y, self.kernel[...], self.bias[...]).astype(jnp.float32)
 
 
 class ModulatedHead(nnx.Module):
@@ -127,5 +142,5 @@ class ConvNeXtHead(UNetHead):
 
 HEADS = {
     "token": TokenHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead, "adaln": ModulatedHead,
-    "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
+    "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead, "mlp": PerceptronHead,
 }  # fmt: skip

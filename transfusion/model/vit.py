@@ -42,6 +42,7 @@ class ViTConfig:
       epsilon: of the norms.
       final_norm: whether `last` is normalised.
       pool: whether there is a pooled output.
+      qkv_biases: whether queries, keys and values have biases.
       remat: recompute each layer in the backward pass.
     """
 
@@ -56,6 +57,7 @@ class ViTConfig:
     epsilon: float = 1e-6
     final_norm: bool = True
     pool: bool = True
+    qkv_biases: bool = True
     remat: bool = False
 
     def __post_init__(self):
@@ -112,9 +114,10 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param) -> jax.Array:
+def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
     """einsum with a kernel, plus a bias, in the dtype of x."""
-    return jnp.einsum(pattern, x, kernel[...].astype(x.dtype)) + bias[...].astype(x.dtype)
+    y = jnp.einsum(pattern, x, kernel[...].astype(x.dtype))
+    return y if bias is None else y + bias[...].astype(x.dtype)
 
 
 class _Layers(nnx.Module):
@@ -132,7 +135,8 @@ class _Layers(nnx.Module):
             add(f"{norm}_bias", (d,), (None,), zeros)
         for name in "qkv":
             add(name, (d, h, k), ("embed", "heads", None), fan_in(d))
-            add(f"{name}_bias", (h, k), ("heads", None), zeros)
+            if config.qkv_biases:
+                add(f"{name}_bias", (h, k), ("heads", None), zeros)
         add("o", (h, k, d), ("heads", None, "embed"), fan_in(d))
         add("o_bias", (d,), (None,), zeros)
         add("up", (d, f), ("embed", "mlp"), fan_in(d))
@@ -142,9 +146,10 @@ class _Layers(nnx.Module):
 
     def attend(self, queries: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
         """queries [B, Q, D] look at x [B, N, D] under mask bool [B, Q, N]."""
-        q = affine("bnd,dhk->bnhk", queries, self.q, self.q_bias)
-        k = affine("bnd,dhk->bnhk", x, self.k, self.k_bias)
-        v = affine("bnd,dhk->bnhk", x, self.v, self.v_bias)
+        bias = {name: getattr(self, f"{name}_bias", None) for name in "qkv"}
+        q = affine("bnd,dhk->bnhk", queries, self.q, bias["q"])
+        k = affine("bnd,dhk->bnhk", x, self.k, bias["k"])
+        v = affine("bnd,dhk->bnhk", x, self.v, bias["v"])
         return affine("bnhk,hkd->bnd", masked_attention(q, k, v, mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
