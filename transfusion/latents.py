@@ -1,7 +1,11 @@
 """Codecs that are ready to use: between media (uint8 images and clips, sounds) and the latents of a stream."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,20 +14,45 @@ from transfusion.checkpoint import restore_params
 from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
-from transfusion.errors import check
+from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Template
+from transfusion.model.paths import by_path
 from transfusion.programs import read_experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image); `decode`: the way
-    back, with leading axes. `down` is H / h, or the samples of a sound per frame; `rate` is samples per second."""
+    back, with leading axes. `down` is H / h, or the samples of a sound per frame; `rate` is samples per second.
+
+    `parts` is all that `encode` depends on, dataclasses and parameters: latents that are kept are those of its digest.
+    """
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
     down: int = 1
     rate: int = 0
+    parts: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of `parts`.
+
+        Raises:
+          UsageError: if there are none.
+        """
+        if not self.parts:
+            raise UsageError("latents of this codec cannot be kept: its Codec has no `parts` to know it by")
+        found = hashlib.sha256()
+        for part in self.parts:
+            if dataclasses.is_dataclass(part):
+                found.update(json.dumps(dataclasses.asdict(part), sort_keys=True).encode())
+                continue
+            for path, leaf in sorted(by_path(part).items()):
+                array = np.asarray(leaf)
+                found.update(f"{path} {array.dtype} {array.shape}".encode())
+                found.update(np.ascontiguousarray(array))
+        return found.hexdigest()
 
 
 def autoencoder_template(config: AutoencoderConfig) -> Template:
@@ -42,7 +71,7 @@ def open_codec(config: CodecConfig) -> Codec:
 
 def _open_mel(config: CodecConfig) -> Codec:
     codec = MelCodec(config.mel)
-    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate)
+    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate, (config.mel,))
 
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
@@ -68,12 +97,13 @@ def _open_autoencoder(config: CodecConfig) -> Codec:
         images = pixels.to_uint8(decode(latents.reshape(-1, *latents.shape[-3:])))
         return images.reshape(*lead, *images.shape[-3:])
 
-    return Codec(encode_all, decode_all, experiment.autoencoder.down)
+    parts = (experiment.autoencoder, params)
+    return Codec(encode_all, decode_all, experiment.autoencoder.down, parts=parts)
 
 
 # A codec of one's own is a row more: its name, and a function from the config to a `Codec`.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
-    "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8),
+    "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8, parts=({},)),
     "autoencoder": _open_autoencoder,
     "mel": _open_mel,
 }

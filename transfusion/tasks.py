@@ -21,12 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.codecs import kl_autoencoder
+from transfusion.codecs.text import BYTES, Tokenizer, open_tokenizer
 from transfusion.config import Experiment
+from transfusion.data.config import DataConfig
 from transfusion.data.image_batches import ImageBatches, image_epoch
+from transfusion.data.latent_cache import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, check
-from transfusion.latents import autoencoder_template, open_codec
+from transfusion.latents import Codec, autoencoder_template, open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
@@ -45,6 +48,7 @@ class SequenceTask:
     model: TransformerConfig
     spec: SequenceSpec
     objectives: ObjectivesConfig
+    tokenizer: Tokenizer = BYTES
 
     def __post_init__(self):
         for name, stream in self.spec.streams.items():
@@ -108,9 +112,10 @@ class SequenceTask:
         """The endless training batches of this host, with `state`, `restore` and `stats`."""
         codec = open_codec(experiment.codec)
         self._check_resolutions(experiment, codec.down)
+        self._check_latents(experiment.data, codec)
         return Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed,
-            jax.process_index(), jax.process_count(), codec.encode,
+            jax.process_index(), jax.process_count(), codec.encode, tokenizer=self.tokenizer,
         )  # fmt: skip
 
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
@@ -127,14 +132,20 @@ class SequenceTask:
                     f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
                 )
 
+    def _check_latents(self, data: DataConfig, codec: Codec) -> None:
+        check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
+
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""
-        encode = open_codec(experiment.codec).encode
+        codec = open_codec(experiment.codec)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
+        self._check_latents(data, codec)
         for source in experiment.eval.sources.values():
             records = open_source(source, data.data_dir, data.pixel_limit)
-            yield from epoch_batches(records, data, self.spec, experiment.batch_size, experiment.seed, encode)
+            yield from epoch_batches(
+                records, data, self.spec, experiment.batch_size, experiment.seed, codec.encode, self.tokenizer
+            )
 
     def flops(self, rows: int) -> float:
         """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
@@ -241,7 +252,11 @@ def make_task(experiment: Experiment) -> Task:
     if experiment.task == "sequence":
         if not experiment.streams or "text" not in experiment.streams:
             raise UsageError("streams: a sequence needs at least the stream 'text'")
-        return SequenceTask(experiment.model, experiment.spec, experiment.objectives)
+        tokenizer = open_tokenizer(experiment.tokenizer)
+        return SequenceTask(experiment.model, experiment.spec_with(tokenizer), experiment.objectives, tokenizer)
+    cached = [name for name, s in (experiment.data.sources | experiment.eval.sources).items() if s.latents]
+    if cached:
+        raise UsageError(f"sources.{cached[0]}.latents: an autoencoder is trained on pixels")
     sides = {source.resolution for source in experiment.data.sources.values()}
     if len(sides) != 1 or sides == {0}:
         raise UsageError("data.sources: an autoencoder needs one resolution, the same for all sources")

@@ -20,6 +20,7 @@ from transfusion.sequence import TEXT, Stream, TimeConfig
 
 UNDERSTANDING, GENERATION = "understanding", "generation"
 NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
+TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "boi": "<|vision_start|>", "eoi": "<|vision_end|>"}
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:

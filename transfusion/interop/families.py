@@ -9,7 +9,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
-        Family("bagel", bagel.claims, bagel.build),
+        Family("bagel", bagel.claims, bagel.build, bagel.TOKENS),
         Family("showo2", showo2.claims, showo2.build),
         Family("language", language.claims, language.build),
         Family("dit", diffusion.claims_of("DiTTransformer2DModel"), diffusion.build_dit),

@@ -1,8 +1,9 @@
 """From a released checkpoint folder to a workdir of ours, and back.
 
-An imported workdir holds config.json (if our programs can open the model), a checkpoint of step 0 with the item
-'params', source.json (family, released config, and which file held which key in which dtype, so that export gives the
-same files back) and source.safetensors (arrays that the model does not read, if there are any).
+An imported workdir holds config.json (if our programs can open the model), the file of its tokenizer (if there is one),
+a checkpoint of step 0 with the item 'params', source.json (family, released config, and which file held which key in
+which dtype, so that export gives the same files back) and source.safetensors (arrays that the model does not read, if
+there are any).
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.family import Family, Imported
 from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
 from transfusion.interop.leaves import check, chunks, fill, lookup, their_shapes, theirs_from
+from transfusion.interop.tokenizer import adopt
 from transfusion.interop.zarr import Array
 from transfusion.orbax_noise import one_line, silence
 from transfusion.seals import write_seal
@@ -49,6 +51,11 @@ def import_checkpoint(folder: str | os.PathLike, workdir: str | os.PathLike) -> 
     if experiment is not None:  # there are parameters and no average of them
         experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema=0.0))
     with _new_folder(workdir) as target:
+        if experiment is not None:
+            found = adopt(experiment, checkpoint, family, target)
+            if found.path:
+                found = dataclasses.replace(found, path=str(_absolute(workdir) / pathlib.Path(found.path).name))
+            experiment = dataclasses.replace(experiment, tokenizer=found)
         write_params(target, checkpoint, imported, experiment)
         if rest:
             forms = {key: (checkpoint.shape(key), checkpoint.entry(key).dtype) for key in rest}
@@ -80,10 +87,14 @@ def _source(family: Family, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _absolute(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().absolute()
+
+
 @contextlib.contextmanager
 def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder that takes the name `path` when all went well, and is removed otherwise."""
-    target = pathlib.Path(path).expanduser().absolute()
+    target = _absolute(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{path} exists already: give a new folder")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
