@@ -186,6 +186,6 @@ def test_the_program_says_which_flags_read_its_latents(experiment, cache, tmp_pa
     flags = " ".join(f"--config.{field}.sources.mine.latents={tmp_path}/latents/{name}"
                      for field, name in (("data", "mine"), ("eval", "eval/mine")))  # fmt: skip
     assert done.out.splitlines()[-1] == f"train with {flags}"
-    assert same_files(tmp_path / "latents" / "mine", cache) and same_files(tmp_path / "latents" / "eval" / "mine", cache)
+    assert all(same_files(tmp_path / "latents" / name, cache) for name in ("mine", "eval/mine"))
     done = run_program(tmp_path, "transfusion.data.cache_latents", *arguments, "--sources=yours")
     assert done.code == 2 and done.err.strip().endswith("--sources: 'yours' is none of mine, eval/mine")
