@@ -88,35 +88,38 @@ def test_ids_behind_the_bytes_move_behind_the_vocabulary(configs):
         _ = dataclasses.replace(experiment, tokenizer=fixed).spec
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_a_folder_of_captions_is_trained_sampled_and_captioned(kind, configs, tmp_path):
-    folder = tiny.write_folder(tmp_path / "images")
-    path = tmp_path / pathlib.Path(configs[kind].path).name
-    path.write_bytes(pathlib.Path(configs[kind].path).read_bytes())
-    config = dataclasses.replace(configs[kind], path=str(path))
-    experiment = dataclasses.replace(tiny.experiment(folder), tokenizer=config, steps=2)
-    task, source = make_task(experiment), experiment.data.sources["mine"]
-    bare = dataclasses.replace(experiment.data, drop_caption=0.0)
-    batch = next(epoch_batches(open_source(source), bare, task.spec, 4, 0, tokenizer=task.tokenizer))
-    found = document_bits(batch, np.zeros(batch["text"].tokens.shape), ["image"], task.tokenizer)
-    assert set(found.bytes) == {len(caption) for caption in tiny.CAPTIONS}
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_of_a_folder_are_packed_and_counted(kind, configs, tmp_path):
+    experiment = dataclasses.replace(tiny.experiment(tiny.write_folder(tmp_path)), tokenizer=configs[kind])
+    task = make_task(experiment)
+    data = dataclasses.replace(experiment.data, drop_caption=0.0)
+    records = open_source(data.sources["mine"])
+    batch = next(epoch_batches(records, data, task.spec, 4, 0, tokenizer=task.tokenizer))
+    bits = document_bits(batch, np.zeros(batch["text"].tokens.shape), ["image"], task.tokenizer)
+    assert set(bits.bytes) == {len(caption) for caption in tiny.CAPTIONS}
     assert task.tokenizer.decode(batch["text"].tokens[0][batch["text"].document[0] == 1]) == tiny.CAPTIONS[0]
 
+
+def test_a_run_keeps_to_its_tokenizer(configs, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(pathlib.Path(configs["huggingface"].path).read_bytes())
+    config = dataclasses.replace(configs["huggingface"], path=str(path))
+    experiment = tiny.experiment(tiny.write_folder(tmp_path / "images"), tokenizer=config, steps=2)
     train(experiment, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())["tokenizer"]
     assert len(saved["sha256"]) == 64 and saved["path"] == str(path)
     run = transfusion.load_run(tmp_path / "run")
-    images = run.draw(["a dark square"], steps=1)
-    assert images.shape == (1, 8, 8, 1)
-    written = run.caption(images, max_tokens=8)[0]
-    assert isinstance(written, str) and "<" not in written.replace("<unk>", "")
+    image, *texts = run.generate([["a dark square"]], draw=True, steps=1, max_images=1, max_tokens=4)[0]
+    assert image.shape == (8, 8, 1) and all(isinstance(written, str) and "<|" not in written for written in texts)
 
-    other = dataclasses.replace(config, **{"eos": ""})
+    other = dataclasses.replace(config, eos="")
     with pytest.raises(UsageError, match="trained with tokenizer.eos="):
         train(dataclasses.replace(experiment, tokenizer=other, steps=3), tmp_path / "run")
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UsageError, match=r"the tokenizer .* has changed: its SHA-256 is .* put the file back"):
         transfusion.load_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="trained with tokenizer.sha256="):
+        train(dataclasses.replace(experiment, steps=3), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_an_imported_language_model_writes_its_own_tokens(tmp_path):
     run = transfusion.load_run(tmp_path / "run")
     assert (run.spec.bos, run.spec.eos, run.spec.streams["text"].vocabulary) == (0, 1, 320)
     ids = run.segments("the quick brown fox")[0].value
-    assert len(ids) < 10 and run.task.tokenizer.decode(ids) == "the quick brown fox"
+    assert len(ids) < 15 and run.task.tokenizer.decode(ids) == "the quick brown fox"
     [[written]] = run.generate([["the quick"]], max_tokens=4, temperature=0.0)
     assert isinstance(written, str) and "<|" not in written
 

@@ -107,7 +107,7 @@ def encode(text: str) -> np.ndarray:
 def decode(ids: np.ndarray) -> str:
     """Returns the text of int ids [n]; special tokens are dropped, broken UTF-8 is replaced."""
     ids = np.asarray(ids).reshape(-1)
-    return bytes(ids[ids < 256].astype(np.uint8)).decode("utf-8", errors="replace")
+    return bytes(ids[(ids >= 0) & (ids < 256)].astype(np.uint8)).decode("utf-8", errors="replace")
 
 
 BYTES = Tokenizer(encode, decode, len, 256)
