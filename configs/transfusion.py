@@ -5,7 +5,8 @@ schedule, AdamW and 250k steps of 2M tokens as in the paper's controlled compari
 Command: python -m transfusion.train --config configs/transfusion.py:7B --workdir FOLDER \
            --config.codec.path=<autoencoder's run> --config.data.sources.images.path=<shards>
 Hardware: a TPU pod or GPU cluster. Not run by us; counts and shardings are tested without it.
-Differs from the paper: byte-level text, because no tokenizer is shipped; the sequence length is the paper's 4,096.
+Differs from the paper: byte-level text, because no tokenizer is shipped (`--config.tokenizer.path` takes one). The
+sequence length is the paper's 4,096.
 """
 
 from transfusion import layouts

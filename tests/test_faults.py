@@ -332,7 +332,7 @@ def test_no_noise_about_hardware_that_is_not_there(config, tmp_path):
 def test_a_second_training_in_the_same_workdir_is_refused(config, tmp_path):
     with programs.sole_use(tmp_path / "run"):
         result = run_program(tmp_path, "transfusion.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
-    assert "another training is at work in" in one_line_error(result)
+    assert "another program is at work in" in one_line_error(result)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

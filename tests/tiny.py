@@ -1,9 +1,12 @@
 """Small sequences, models and data that many tests share."""
 
+import io
 import json
 import os
+import pathlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from transfusion.checkpoint import CheckpointConfig
@@ -115,6 +118,32 @@ def write_folder(path, count: int = 24, seed: int = 0) -> str:
         rows.append({"file_name": f"{i}.png", "caption": CAPTIONS[i % 3]})
     (path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+PROSE = [*CAPTIONS, "na\u00efve caf\u00e9, \u4f60\u597d \U0001f600", "the quick brown fox jumps over the lazy dog"]
+
+
+def write_tokenizer(kind: str, path: pathlib.Path) -> None:
+    """A tokenizer of 300 ids that keeps every character: with '<|start|>' and '<|end|>', or '<s>' and '</s>'."""
+    if kind == "sentencepiece":
+        library, out = pytest.importorskip("sentencepiece"), io.BytesIO()
+        library.SentencePieceTrainer.train(
+            sentence_iterator=iter(PROSE), model_writer=out, vocab_size=302, byte_fallback=True, minloglevel=2,
+            hard_vocab_limit=False, normalization_rule_name="identity", remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+        )  # fmt: skip
+        path.write_bytes(out.getvalue())
+        return
+    library = pytest.importorskip("tokenizers")
+    model = library.Tokenizer(library.models.BPE())
+    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=301, special_tokens=["<|start|>", "<|end|>"], show_progress=False,
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    model.train_from_iterator(PROSE, trainer)
+    model.save(str(path))
 
 
 def experiment(folder: str, **changes) -> Experiment:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from transfusion.checkpoint import restore_params
-from transfusion.codecs import text
 from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
@@ -75,7 +74,7 @@ class Run:
         """A text, or what the codec reads (a uint8 image [H, W, C], a clip [T, H, W, C], a sound [samples]), as a part
         of a prompt: one segment, or one for each frame of a clip where the model has images only."""
         if isinstance(part, str):
-            return (Segment("text", text.encode(part)),)
+            return (Segment("text", self.task.tokenizer.encode(part)),)
         medium = np.asarray(part)
         latents = np.asarray(self.codec.encode(medium), np.float32)
         if latents.ndim == 4 and not self.kind(4):
@@ -105,8 +104,9 @@ class Run:
         """
         parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw) for prompt in prompts]
         documents = generate(self.task, self.params, parts, seed, self.sampler(**overrides))
+        decode = self.task.tokenizer.decode
         return [
-            [text.decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
+            [decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
             for document in documents
         ]
 

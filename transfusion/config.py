@@ -18,6 +18,7 @@ import ml_collections
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig, text
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.text import Tokenizer, TokenizerConfig
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest
 from transfusion.guard import GuardConfig
@@ -26,7 +27,7 @@ from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.sequence import TEXT, Run, SequenceSpec, Stream
 from transfusion.sharding import MeshConfig
 
 
@@ -71,6 +72,7 @@ class Experiment:
     streams: dict[str, Stream] = dataclasses.field(default_factory=dict)
     layout: dict[str, tuple[Run, ...]] = dataclasses.field(default_factory=dict)
     objectives: ObjectivesConfig = ObjectivesConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
     codec: CodecConfig = CodecConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
@@ -93,7 +95,31 @@ class Experiment:
 
     @property
     def spec(self) -> SequenceSpec:
-        return SequenceSpec(self.streams, self.layout, text.BOS, text.EOS, self.model.rope_axes)
+        """The tables in the ids of the tokenizer, whose file is read."""
+        return self.spec_with(text.open_tokenizer(self.tokenizer))
+
+    def spec_with(self, tokenizer: Tokenizer) -> SequenceSpec:
+        """The tables in the ids of a `tokenizer`.
+
+        Raises:
+          UsageError: if a special token has no row in the text stream's vocabulary.
+        """
+        streams, move = dict(self.streams), tokenizer.id
+        for name, stream in streams.items():
+            if stream.discrete and TEXT in (name, stream.parts):
+                streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
+        layout = {
+            where: tuple(dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer)) for r in runs)
+            for where, runs in self.layout.items()
+        }
+        bos, eos = move(text.BOS), move(text.EOS)
+        rows = streams[TEXT].vocabulary if TEXT in streams else 0
+        edges = [edge for runs in layout.values() for run in runs for edge in (run.opener, run.closer)]
+        if tokenizer.sha256 and (highest := max(tokenizer.size - 1, bos, eos, *edges)) >= rows:
+            raise UsageError(
+                f"streams.text.vocabulary: {rows} ids are too few for the tokenizer, whose highest is {highest}"
+            )
+        return SequenceSpec(streams, layout, bos, eos, self.model.rope_axes, tokenizer.words)
 
 
 def check_form(file: str, form: str, forms: Sequence[str]) -> None:

@@ -1,6 +1,9 @@
 """Codecs that are ready to use: between media (uint8 images and clips, sounds) and the latents of a stream."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +15,9 @@ from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
-from transfusion.errors import check
+from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Params
+from transfusion.model.paths import by_path
 from transfusion.programs import read_experiment
 
 
@@ -32,6 +36,7 @@ class Codec:
       features: of codes at scales, ids [..., L] -> float32 [..., L - scales[0] ** 2, c], what predicts each scale but
         the first (see `MultiScaleQuantizer.features_of_scales`).
       time_down: T / t of clips.
+      parts: all that `encode` depends on, dataclasses and parameters: latents that are kept are those of its digest.
     """
 
     encode: Callable[[np.ndarray], np.ndarray]
@@ -42,6 +47,27 @@ class Codec:
     scales: tuple[int, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     time_down: int = 1
+    parts: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of `parts`.
+
+        Raises:
+          UsageError: if there are none.
+        """
+        if not self.parts:
+            raise UsageError("latents of this codec cannot be kept: its Codec has no `parts` to know it by")
+        found = hashlib.sha256()
+        for part in self.parts:
+            if dataclasses.is_dataclass(part):
+                found.update(json.dumps(dataclasses.asdict(part), sort_keys=True).encode())
+                continue
+            for path, leaf in sorted(by_path(part).items()):
+                array = np.asarray(leaf)
+                found.update(f"{path} {array.dtype} {array.shape}".encode())
+                found.update(np.ascontiguousarray(array))
+        return found.hexdigest()
 
 
 def open_codec(config: CodecConfig) -> Codec:
@@ -56,7 +82,7 @@ def open_codec(config: CodecConfig) -> Codec:
 
 def _open_mel(config: CodecConfig) -> Codec:
     codec = MelCodec(config.mel)
-    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate)
+    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate, (config.mel,))
 
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
@@ -105,12 +131,13 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
         scales=scales,
         features=over(1, lambda m, ids: m.quantizer.features_of_scales(ids)) if scales else None,
         time_down=config.time_down,
+        parts=(config, params),
     )
 
 
 # A codec of one's own is a row more: its name, and a function from the config to a `Codec`.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
-    "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8),
+    "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8, parts=({},)),
     "autoencoder": _open_autoencoder,
     "mel": _open_mel,
 }

@@ -45,20 +45,24 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def sole_use(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second training, of this machine, out of a workdir: one would remove the other's unfinished checkpoints.
+def sole_use(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+    """Keeps a second program, of this machine, out of a workdir: one would remove the other's unfinished files.
 
     The system gives the lock up when the process ends, however that happens.
 
     Raises:
-      UsageError: if another training has it.
+      UsageError: if another program has it (`flag` is what names the folder), or it cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"cannot write to {workdir}: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another training is at work in {workdir}: wait, or give another --workdir") from None
+            raise UsageError(f"another program is at work in {workdir}: wait, or give another {flag}") from None
         yield
 
 

@@ -19,7 +19,6 @@ from absl import flags
 
 from transfusion import pictures, programs, provenance
 from transfusion.api import Run, load_run
-from transfusion.codecs import text
 from transfusion.config import to_json
 from transfusion.errors import UsageError
 from transfusion.evaluate import HOW, rows, shown
@@ -237,7 +236,8 @@ class Report:
         caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
         config = self.experiment.sampling
         at = sorted({round(i * (config.steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
-        prompt = Prompt((Segment("text", text.encode(caption)),) if caption else (), draw=True)
+        words = (Segment("text", self.run.task.tokenizer.encode(caption)),) if caption else ()
+        prompt = Prompt(words, draw=True)
         path = trajectory(self.run.task, self.run.params, prompt, self.seed, config, at=at)
 
         def strip(latents: np.ndarray, what: str) -> str:

@@ -250,13 +250,17 @@ Document = tuple[Segment, ...]
 
 @dataclasses.dataclass(frozen=True)
 class SequenceSpec:
-    """The two tables of a config: the streams, and the layout `kind` or `kind/role` -> runs; with bos and eos ids."""
+    """The two tables of a config: the streams, and the layout `kind` or `kind/role` -> runs; with bos and eos ids.
+
+    Ids of the text stream below `words` are text, which the decoder may emit; 0: all are.
+    """
 
     streams: Mapping[str, Stream]
     layout: Mapping[str, tuple[Run, ...]]
     bos: int
     eos: int
     axes: int = 1
+    words: int = 0
 
     def __post_init__(self):
         for where, runs in self.layout.items():

@@ -178,6 +178,8 @@ def _another_run(member: Member) -> str | None:
         there = from_json((member.workdir / "config.json").read_text())
     except (UsageError, ValueError) as error:
         return f"{member.workdir} holds a run that this version cannot read ({error}): remove it"
+    # A run knows its tokenizer's hash; training checks it.
+    there = dataclasses.replace(there, tokenizer=dataclasses.replace(there.tokenizer, sha256=""))
     for field in dataclasses.fields(Experiment):
         ours, theirs = getattr(member.experiment, field.name), getattr(there, field.name)
         if field.name not in ("steps", "eval", "log_every", "checkpoint", "sampling") and ours != theirs:

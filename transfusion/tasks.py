@@ -29,14 +29,17 @@ import numpy as np
 from transfusion import initial
 from transfusion.codecs import losses, quantizers, semantic
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.text import BYTES, Tokenizer, open_tokenizer
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
+from transfusion.data.config import DataConfig
 from transfusion.data.image_batches import ImageBatches, image_epoch
+from transfusion.data.latent_cache import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, check
 from transfusion.evaluation.features import lpips
-from transfusion.latents import open_codec
+from transfusion.latents import Codec, open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
@@ -55,6 +58,7 @@ class SequenceTask:
     model: TransformerConfig
     spec: SequenceSpec
     objectives: ObjectivesConfig
+    tokenizer: Tokenizer = BYTES
 
     def __post_init__(self):
         for name, stream in self.spec.streams.items():
@@ -121,9 +125,10 @@ class SequenceTask:
         """The endless training batches of this host, with `state`, `restore` and `stats`."""
         codec = open_codec(experiment.codec)
         self._check_resolutions(experiment, codec.down)
+        self._check_latents(experiment.data, codec)
         return Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed,
-            jax.process_index(), jax.process_count(), codec.encode,
+            jax.process_index(), jax.process_count(), codec.encode, tokenizer=self.tokenizer,
         )  # fmt: skip
 
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
@@ -144,14 +149,20 @@ class SequenceTask:
         """As given: nothing is measured."""
         return given
 
+    def _check_latents(self, data: DataConfig, codec: Codec) -> None:
+        check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
+
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Every held-out record once."""
-        encode = open_codec(experiment.codec).encode
+        codec = open_codec(experiment.codec)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
+        self._check_latents(data, codec)
         for source in experiment.eval.sources.values():
             records = open_source(source, data.data_dir, data.pixel_limit)
-            yield from epoch_batches(records, data, self.spec, experiment.batch_size, experiment.seed, encode)
+            yield from epoch_batches(
+                records, data, self.spec, experiment.batch_size, experiment.seed, codec.encode, self.tokenizer
+            )
 
     def flops(self, rows: int) -> float:
         """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
@@ -291,7 +302,11 @@ def make_task(experiment: Experiment) -> Task:
     if experiment.task == "sequence":
         if not experiment.streams or "text" not in experiment.streams:
             raise UsageError("streams: a sequence needs at least the stream 'text'")
-        return SequenceTask(experiment.model, experiment.spec, experiment.objectives)
+        tokenizer = open_tokenizer(experiment.tokenizer)
+        return SequenceTask(experiment.model, experiment.spec_with(tokenizer), experiment.objectives, tokenizer)
+    cached = [name for name, s in (experiment.data.sources | experiment.eval.sources).items() if s.latents]
+    if cached:
+        raise UsageError(f"sources.{cached[0]}.latents: an autoencoder is trained on pixels")
     config = experiment.autoencoder
     sides = {(source.length, source.resolution) for source in experiment.data.sources.values()}
     if len(sides) != 1 or 0 in {side for _, side in sides}:

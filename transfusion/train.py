@@ -8,6 +8,7 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from ml_collections import config_flags
 
 from transfusion import guard, initial, programs, provenance, sharding
 from transfusion.checkpoint import Checkpoints
+from transfusion.codecs import text
 from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
@@ -179,6 +181,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     """
     workdir = pathlib.Path(workdir)
     task = make_task(experiment)
+    experiment = dataclasses.replace(experiment, tokenizer=text.recorded(experiment.tokenizer))
     mesh = sharding.make_mesh(experiment.mesh)
     shardings = state_shardings(task, experiment, mesh)
     rows = sharding.batch_shardings(task.batch_spec(experiment.batch_size), mesh)
@@ -200,7 +203,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
             given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
             state, at = compile_init(task, experiment, shardings)(given), 0
         else:
-            at, state, position, _ = restored
+            at, state, position, saved = restored
+            text.check_same(json.loads(saved["experiment"]).get("tokenizer", {}), experiment.tokenizer)
             data.restore(position)
             watch.restore(position.get("guard", {}))
             logging.info("continuing %s at step %d", workdir, at)

@@ -1,10 +1,102 @@
-"""Byte-level text: ids 0..255 are UTF-8 bytes, the special tokens follow. Nothing to download, no word is unknown."""
+"""Text <-> ids: UTF-8 bytes (nothing to download, no word is unknown) or a tokenizer's file; the only place that knows
+special tokens.
+
+Configs count in the ids of bytes: 0..255 are text, then come the special tokens and, from `VOCABULARY` on, what else
+the text stream holds (codes of images). `Tokenizer.id` takes such an id to another tokenizer: all that follows the
+bytes follows its vocabulary, and a special token that its file has is that of the file. So a config's tokenizer can be
+replaced by flags, and nothing has to be read before a run starts.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+
+from transfusion.errors import UsageError, check, nearest, require
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
 # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
 VOCABULARY = 264
+NAMES = {"bos": BOS, "eos": EOS, "boi": BOI, "eoi": EOI}  # those that a tokenizer's file may have
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes ids.
+
+    Attributes:
+      kind: a key of `TOKENIZERS`: 'bytes', 'huggingface' (a tokenizer.json) or 'sentencepiece' (a .model).
+      path: the file.
+      bos, eos, boi, eoi: the file's own token for the begin and end of a document and of an image, such as '<s>'; '':
+        it has none, and the model gets one behind the file's vocabulary.
+      fixed: the vocabulary of the config's text stream, and its ids from `VOCABULARY` on, are the model's own, as with
+        released weights; only the special tokens are looked up, or take rows that the tokenizer leaves free.
+      sha256: of the file that a run was trained with; written by the run, '' in config files.
+    """
+
+    kind: str = "bytes"
+    path: str = ""
+    bos: str = ""
+    eos: str = ""
+    boi: str = ""
+    eoi: str = ""
+    fixed: bool = False
+    sha256: str = ""
+
+    def __post_init__(self):
+        check("tokenizer.kind", self.kind, TOKENIZERS)
+        if self.kind != "bytes" and not self.path:
+            raise UsageError(f"tokenizer.path must name the file of the {self.kind} tokenizer")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer that is ready to use.
+
+    Attributes:
+      encode: text -> int32 [n], without special tokens; text that reads like one is text.
+      decode: ids [n] -> text; special tokens are dropped, bytes that are no UTF-8 become U+FFFD.
+      measure: ids [n] -> how many bytes of text they stand for.
+      size: ids of text are below it.
+      specials: special tokens that are the file's own, byte id -> id.
+      fixed: see `TokenizerConfig`.
+      sha256: of the file; '' without one.
+    """
+
+    encode: Callable[[str], np.ndarray]
+    decode: Callable[[np.ndarray], str]
+    measure: Callable[[np.ndarray], int]
+    size: int
+    specials: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    fixed: bool = False
+    sha256: str = ""
+
+    @property
+    def shift(self) -> int:
+        """What is added to ids behind the bytes; the vocabulary is rounded up as `VOCABULARY` is."""
+        return -(-self.size // 8) * 8 - 256
+
+    def id(self, number: int) -> int:
+        """The id of a config's `number`, see the top of this file; -1, none, stays. A byte, as in the spelling of an
+        image's size, is the id of that character."""
+        if number in self.specials:
+            return self.specials[number]
+        if 0 <= number < PAD and self.sha256 and not self.fixed:
+            return int(self.encode(chr(number))[-1])
+        moves = number >= VOCABULARY and not self.fixed or PAD <= number < VOCABULARY
+        return number + self.shift if moves else number
+
+    def vocabulary(self, configured: int) -> int:
+        """Ids of a text stream that the config gives `configured`."""
+        return configured if self.fixed else configured + self.shift
+
+    @property
+    def words(self) -> int:
+        """Ids of text are below it; 0 where that is not known (released weights without their tokenizer)."""
+        return 0 if self.fixed and not self.sha256 else self.size
 
 
 def encode(text: str) -> np.ndarray:
@@ -15,4 +107,124 @@ def encode(text: str) -> np.ndarray:
 def decode(ids: np.ndarray) -> str:
     """Returns the text of int ids [n]; special tokens are dropped, broken UTF-8 is replaced."""
     ids = np.asarray(ids).reshape(-1)
-    return bytes(ids[ids < 256].astype(np.uint8)).decode("utf-8", errors="replace")
+    return bytes(ids[(ids >= 0) & (ids < 256)].astype(np.uint8)).decode("utf-8", errors="replace")
+
+
+BYTES = Tokenizer(encode, decode, len, 256)
+
+
+def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that a config names.
+
+    Raises:
+      UsageError: if its file does not exist, cannot be read or is not that of `config.sha256`, if it lacks a special
+        token, or its library is not installed.
+    """
+    if config.kind == "bytes":
+        return dataclasses.replace(BYTES, fixed=config.fixed)
+    data, found = _read(config)
+    if config.sha256 and config.sha256 != found:
+        raise UsageError(
+            f"the tokenizer {config.path} has changed: its SHA-256 is {found[:16]}..., that of the run "
+            f"{config.sha256[:16]}...; put the file back"
+        )
+    parts, lookup = TOKENIZERS[config.kind](config, data)
+    specials = {}
+    for name, number in NAMES.items():
+        if token := getattr(config, name):
+            if token not in lookup:
+                raise UsageError(f"tokenizer.{name}: {config.path} has no token {token!r}{nearest(token, lookup)}")
+            specials[number] = lookup[token]
+    return dataclasses.replace(parts, specials=specials, fixed=config.fixed, sha256=found)
+
+
+def tokens(config: TokenizerConfig) -> dict[int, str]:
+    """All tokens of a tokenizer's file by their ids; raises UsageError as `open_tokenizer` does."""
+    return {number: token for token, number in TOKENIZERS[config.kind](config, _read(config)[0])[1].items()}
+
+
+def recorded(config: TokenizerConfig) -> TokenizerConfig:
+    """The config with the hash of its file; raises UsageError if it cannot be read."""
+    return config if config.kind == "bytes" else dataclasses.replace(config, sha256=_read(config)[1])
+
+
+def _read(config: TokenizerConfig) -> tuple[bytes, str]:
+    """The file and its SHA-256."""
+    try:
+        data = pathlib.Path(config.path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"tokenizer.path: cannot read {config.path}: {error.strerror}") from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def check_same(saved: Mapping[str, Any], now: TokenizerConfig) -> None:
+    """Refuses to go on with another tokenizer than a checkpoint's fields `saved`; the file may have moved.
+
+    Raises:
+      UsageError: naming the field that differs.
+    """
+    for field in dataclasses.fields(TokenizerConfig):
+        before, after = saved.get(field.name, field.default), getattr(now, field.name)
+        if before != after and field.name != "path":
+            raise UsageError(
+                f"the checkpoint was trained with tokenizer.{field.name}={before!r}, not {after!r}: "
+                "give that tokenizer, or another --workdir"
+            )
+
+
+Opened = tuple[Tokenizer, Mapping[str, int]]
+"""A tokenizer without its special tokens, and the ids of all its tokens."""
+
+
+def _open_huggingface(config: TokenizerConfig, data: bytes) -> Opened:
+    library = require("tokenizers", "tokenizers")
+    try:
+        model = library.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises no narrower class
+        raise _unreadable(config, "tokenizer.json", error) from error
+    # A caption that holds '<|im_end|>' must not end its document.
+    model.encode_special_tokens = True
+    model.no_padding()
+    model.no_truncation()
+    lookup = model.get_vocab(with_added_tokens=True)
+    size = 1 + max(lookup.values())
+
+    def encode_one(text: str) -> list[int]:
+        return model.encode(text, add_special_tokens=False).ids
+
+    return _from(encode_one, lambda ids: model.decode(ids, skip_special_tokens=True), size), lookup
+
+
+def _open_sentencepiece(config: TokenizerConfig, data: bytes) -> Opened:
+    library = require("sentencepiece", "tokenizers")
+    try:
+        model = library.SentencePieceProcessor(model_proto=data)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _unreadable(config, "SentencePiece model", error) from error
+    size = model.get_piece_size()
+    lookup = {model.id_to_piece(i): i for i in range(size)}
+    return _from(model.encode, lambda ids: model.decode(ids) if ids else "", size), lookup
+
+
+def _from(encode_one: Callable[[str], list[int]], decode_ids: Callable[[list[int]], str], size: int) -> Tokenizer:
+    def decode_text(ids: np.ndarray) -> str:
+        ids = np.asarray(ids).reshape(-1)
+        return decode_ids(ids[(ids >= 0) & (ids < size)].tolist())
+
+    return Tokenizer(
+        encode=lambda text: np.array(encode_one(text), np.int32),
+        decode=decode_text,
+        measure=lambda ids: len(decode_text(ids).encode("utf-8")),
+        size=size,
+    )
+
+
+def _unreadable(config: TokenizerConfig, what: str, error: Exception) -> UsageError:
+    return UsageError(f"tokenizer.path: {config.path} is no {what} ({' '.join(str(error).split())[:160]})")
+
+
+TOKENIZERS: dict[str, Callable[[TokenizerConfig, bytes], Opened]] = {
+    "bytes": lambda config, data: (BYTES, {}),
+    "huggingface": _open_huggingface,
+    "sentencepiece": _open_sentencepiece,
+}

@@ -34,6 +34,7 @@ class SourceConfig:
     resolution: int = 0  # centre-cropped to a square and resized to it; 0 keeps the size
     channels: int = 0  # 1 or 3; 0 keeps what is stored
     record_bytes: int = 1024  # text only: at most so long is a record, cut at paragraphs where possible
+    latents: str = ""  # folder in which `data.cache_latents` put this source's records, encoded; '' encodes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,4 +90,4 @@ class DataConfig:
 Record = Mapping[str, object]
 """'id' with a medium and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'. The medium's key is its
 kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8 [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], and 'rate'),
-or any other, whose array the model's codec reads."""
+or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it."""

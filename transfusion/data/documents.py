@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transfusion.codecs import text
+from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.media import medium_of
 from transfusion.data.randomness import scramble
@@ -88,7 +88,12 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
 
 
 def to_document(
-    record: Record, choice: Choice, encode: Encode = pixels, keep_pixels: bool = False, frames: bool = False
+    record: Record,
+    choice: Choice,
+    encode: Encode = pixels,
+    keep_pixels: bool = False,
+    frames: bool = False,
+    tokenizer: Tokenizer = BYTES,
 ) -> Document:
     """Turns a record into a document: one text segment; or a medium that is the 'target' after its caption or alone, or
     the 'context' before its caption, or has 'both' roles; or an image, what to do with it, and the result.
@@ -98,15 +103,15 @@ def to_document(
     """
     kind = medium_of(record)
     if not kind:
-        return (Segment("text", text.encode(record["text"])),)
+        return (Segment("text", tokenizer.encode(record["text"])),)
 
     def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
-        latents = np.asarray(encode(medium), np.float32)
+        latents = np.asarray(medium if "encoded" in record else encode(medium), np.float32)
         return Segment(kind, latents, role, pixels=pixels(medium) if keep_pixels else None, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     drawn, read = ("both", "both") if choice.both else ("target", "context")
-    words = (Segment("text", text.encode(choice.edit or record["caption"])),) if choice.caption else ()
+    words = (Segment("text", tokenizer.encode(choice.edit or record["caption"])),) if choice.caption else ()
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
         return segment(medium, earlier, choice.dropped), *words, segment(EDITS[choice.edit](medium), drawn)

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.packing import Bad, Lane, Row, Snapshot
@@ -40,6 +41,7 @@ class Pipeline:
         hosts: int = 1,
         encode: documents.Encode = documents.pixels,
         opened: Mapping[str, Source] | None = None,
+        tokenizer: Tokenizer = BYTES,
     ):
         """`batch_size` is that of all hosts. `encode` is called in this pipeline's threads.
 
@@ -52,7 +54,7 @@ class Pipeline:
             if name not in spec.streams:
                 raise UsageError(f"data.drop_conditions: no stream {name!r}{nearest(name, spec.streams)}")
         self._config, self._spec, self._batch_size, self._seed = config, spec, batch_size, seed
-        self._encode = encode
+        self._encode, self._tokenizer = encode, tokenizer
         self._records = Records(config, seed, opened)
         # Expanding takes most of the time; a record has few forms, so that they all fit unless the data is large.
         self._expansions = Cache(config.cache_megabytes * 2**19) if config.cache else None
@@ -156,9 +158,11 @@ class Pipeline:
             return Bad(str(record["id"]), str(record["error"]))
         choice = documents.choose(record, self._config, (self._seed, index))
         if self._expansions is None:
-            return make_example(record, choice, self._spec, self._encode)
+            return make_example(record, choice, self._spec, self._encode, self._tokenizer)
         key = (record["id"], choice)
-        return self._expansions.get(key, lambda: make_example(record, choice, self._spec, self._encode), _bytes_of)
+        return self._expansions.get(
+            key, lambda: make_example(record, choice, self._spec, self._encode, self._tokenizer), _bytes_of
+        )
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)
@@ -190,13 +194,18 @@ class Pipeline:
 
 
 def make_example(
-    record: Record, choice: documents.Choice, spec: SequenceSpec, encode: documents.Encode = documents.pixels
+    record: Record,
+    choice: documents.Choice,
+    spec: SequenceSpec,
+    encode: documents.Encode = documents.pixels,
+    tokenizer: Tokenizer = BYTES,
 ) -> Expanded | Bad:
     """A record as packable tokens, or why it cannot be used."""
     if "error" in record:
         return Bad(str(record["id"]), str(record["error"]))
     try:
-        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames="video" not in spec.layout)
+        frames = "video" not in spec.layout
+        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames, tokenizer)
         return expand(document, spec)
     except UsageError as error:  # an image of another size than the stream's: this record's fault
         return Bad(str(record["id"]), str(error))
@@ -221,6 +230,7 @@ def epoch_batches(
     batch_size: int,
     seed: int = 0,
     encode: documents.Encode = documents.pixels,
+    tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
     """Yields batches with every usable record once, in order, for held-out losses; the last rows may be empty."""
     bad = BadRecords(config.max_bad_share, config.max_bad_after)
@@ -228,7 +238,8 @@ def epoch_batches(
     def example(index: int) -> Expanded | Bad:
         if index >= len(records):
             raise _Exhausted
-        return make_example(records[index], documents.choose(records[index], config, (seed, index)), spec, encode)
+        choice = documents.choose(records[index], config, (seed, index))
+        return make_example(records[index], choice, spec, encode, tokenizer)
 
     rows: list[Row] = []
     lane = Lane(example, spec.budgets, 0, 1, config.open_rows, config.split_text, config.min_piece, bad.add)

@@ -14,6 +14,7 @@ import numpy as np
 from transfusion.data import text_records
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.folder import FolderSource
+from transfusion.data.latent_cache import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.tfds_source import TfdsSource
 from transfusion.data.webdataset import WebDatasetSource
@@ -30,7 +31,7 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     """
     if config.kind not in SOURCES:
         raise UsageError(f"unknown source kind {config.kind!r}{nearest(config.kind, SOURCES)}: {', '.join(SOURCES)}")
-    source = SOURCES[config.kind](config, data_dir, pixel_limit)
+    source = LatentSource(config) if config.latents else SOURCES[config.kind](config, data_dir, pixel_limit)
     if not len(source):
         raise UsageError(f"the {config.kind} source at {config.path or config.name} holds no records")
     return _Checked(source, config)
@@ -50,7 +51,7 @@ class _Checked:
         try:
             record = self._source[index]
             name = record["id"]
-            if "error" in record:
+            if "error" in record or "encoded" in record:
                 return record
             error = _fault(record)
             kind = medium_of(record)

@@ -7,7 +7,7 @@ import numpy as np
 
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.media import medium_of
-from transfusion.data.sources import open_source
+from transfusion.data.sources import Source, open_source
 
 # A source whose first records hold no image is text: it is not read to its end to find out.
 LOOK = 64
@@ -48,7 +48,7 @@ def read_examples(
     """
     images, captions, labels = [], [], []
     for config in sources.values():
-        source, found = open_source(config, data.data_dir, data.pixel_limit), 0
+        source, found = _pixels_of(config, data), 0
         for i in range(len(source)):
             if found == most or (i == LOOK and not found):
                 break
@@ -63,6 +63,11 @@ def read_examples(
     return Examples(np.stack(images) if images else empty, tuple(captions), np.array(labels, np.int64))
 
 
+def _pixels_of(config: SourceConfig, data: DataConfig) -> Source:
+    """The source itself, where training reads its latents."""
+    return open_source(dataclasses.replace(config, latents=""), data.data_dir, data.pixel_limit)
+
+
 def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> str:
     """The kind of the first medium in the sources; '' if they hold text.
 
@@ -70,7 +75,7 @@ def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> 
       UsageError: if a source cannot be opened.
     """
     for config in sources.values():
-        source = open_source(config, data.data_dir, data.pixel_limit)
+        source = _pixels_of(config, data)
         for i in range(min(LOOK, len(source))):
             if kind := medium_of(source[i]):
                 return kind

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.codecs.text import Tokenizer
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.evaluation.intervals import Score, bootstrap
@@ -23,7 +24,6 @@ from transfusion.tasks import Draws, SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 ENOUGH = 512  # images of the velocity loss
-BYTES = 256  # ids below are bytes
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
@@ -80,28 +80,31 @@ class DocumentBits:
         return score | {"bytes": int(table[:, 1].sum())}
 
 
-def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str]) -> DocumentBits:
+def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str], tokenizer: Tokenizer) -> DocumentBits:
     """Sums the bits [B, N] of text targets per document."""
     part = batch[TEXT]
     document, order, weight = (np.asarray(a) for a in (part.document, part.order, part.loss_weight))
     targets = np.asarray(part.targets)
     rows, most = document.shape[0], int(document.max()) + 1
     number = (np.arange(rows)[:, None] * most + document).ravel()
-    is_byte = (weight > 0) & (targets < BYTES)
+    is_word = (weight > 0) & (targets < tokenizer.size) & ~np.isin(targets, list(tokenizer.specials.values()))
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(number, values.ravel(), rows * most)
 
-    first_byte = np.full(rows * most, np.inf)
-    np.minimum.at(first_byte, number[is_byte.ravel()], order.ravel()[is_byte.ravel()])
+    words = np.flatnonzero(is_word)
+    words = words[np.lexsort((order.ravel()[words], number[words]))]
+    first_word, size = np.full(rows * most, np.inf), np.zeros(rows * most, np.int64)
+    np.minimum.at(first_word, number[words], order.ravel()[words])
+    for part in np.split(words, np.flatnonzero(np.diff(number[words])) + 1) if len(words) else ():
+        size[number[part[0]]] = tokenizer.measure(targets.ravel()[part])
     first_image = np.full(rows * most, np.inf)
     for name in continuous:
         other = np.asarray(batch[name].document)
         place = np.minimum(other, most - 1) + np.arange(rows)[:, None] * most
         np.minimum.at(first_image, place[other > 0], np.asarray(batch[name].order)[other > 0])
     real = (np.arange(rows * most) % most > 0) & (total(weight) > 0)
-    sums = total(np.where(weight > 0, bits, 0)), total(is_byte)
-    return DocumentBits(sums[0][real], sums[1][real].astype(np.int64), (first_image < first_byte)[real])
+    return DocumentBits(total(np.where(weight > 0, bits, 0))[real], size[real], (first_image < first_word)[real])
 
 
 def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> DocumentBits:
@@ -110,7 +113,7 @@ def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> D
     names = [name for name, stream in task.spec.streams.items() if not stream.discrete]
     result = DocumentBits(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))
     for batch in batches:
-        result = result.join(document_bits(batch, np.asarray(run(params, batch)), names))
+        result = result.join(document_bits(batch, np.asarray(run(params, batch)), names, task.tokenizer))
     return result
 
 

@@ -21,6 +21,7 @@ from transfusion.sequence import TEXT, Stream, TimeConfig
 UNDERSTANDING, GENERATION = "understanding", "generation"
 NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
 HEAD = "language_model.lm_head"
+TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "boi": "<|vision_start|>", "eoi": "<|vision_end|>"}
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:

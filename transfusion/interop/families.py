@@ -10,7 +10,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("autoencoder", autoencoder.claims, autoencoder.build),
         Family("vq", vq.claims, vq.build),
-        Family("bagel", bagel.claims, bagel.build),
+        Family("bagel", bagel.claims, bagel.build, bagel.TOKENS),
         Family("showo2", showo2.claims, showo2.build),
         Family("chameleon", vocabulary.claims_chameleon, vocabulary.build_chameleon),
         Family("emu3", vocabulary.claims_emu3, vocabulary.build_emu3),

@@ -48,11 +48,13 @@ class Imported:
 @dataclasses.dataclass(frozen=True)
 class Family:
     """`claims(config, keys)`: whether config.json and the weights' keys are of this family; `build(config, keys)` reads
-    the config and raises UsageError naming the field that it does not understand."""
+    the config and raises UsageError naming the field that it does not understand. `tokens` names special tokens of its
+    tokenizer by the field of `TokenizerConfig`, where config.json does not say them."""
 
     name: str
     claims: Callable[[Mapping[str, Any], Collection[str]], bool]
     build: Callable[[Mapping[str, Any], Collection[str]], Imported]
+    tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 # Fields that say nothing about the function that a model computes: where it comes from, how training initialised it,

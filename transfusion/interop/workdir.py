@@ -1,9 +1,9 @@
 """From a released checkpoint folder to a workdir of ours, and back.
 
-An imported workdir holds config.json (if our programs can open the model), a checkpoint of step 0 with the item
-'params', source.json (family, released config, and which file held which key in which dtype, so that export gives the
-same files back) and source.safetensors (arrays that the model does not read, if there are any). The codec of a model
-of image codes is a workdir inside it, 'codec'.
+An imported workdir holds config.json (if our programs can open the model), the file of its tokenizer (if there is one),
+a checkpoint of step 0 with the item 'params', source.json (family, released config, and which file held which key in
+which dtype, so that export gives the same files back) and source.safetensors (arrays that the model does not read, if
+there are any). The codec of a model of image codes is a workdir inside it, 'codec'.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.family import CODEC, Family, Imported
 from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
 from transfusion.interop.leaves import check, chunks, fill, lookup, pieces, their_shapes, theirs_from
+from transfusion.interop.tokenizer import adopt
 from transfusion.interop.zarr import Array
 from transfusion.orbax_noise import one_line, silence
 from transfusion.seals import write_seal
@@ -53,6 +54,12 @@ def import_checkpoint(folder: str | os.PathLike, workdir: str | os.PathLike) -> 
             _write_part(target / CODEC, checkpoint, imported.codec)
             codec = CodecConfig("autoencoder", os.path.join(workdir, CODEC))
             imported = dataclasses.replace(imported, experiment=dataclasses.replace(imported.experiment, codec=codec))
+        if imported.experiment is not None:
+            found = adopt(imported.experiment, checkpoint, family, target)
+            if found.path:
+                found = dataclasses.replace(found, path=str(_absolute(workdir) / pathlib.Path(found.path).name))
+            experiment = dataclasses.replace(imported.experiment, tokenizer=found)
+            imported = dataclasses.replace(imported, experiment=experiment)
         _write_part(target, checkpoint, imported)
         if rest:
             forms = {key: (checkpoint.shape(key), checkpoint.entry(key).dtype) for key in rest}
@@ -91,10 +98,14 @@ def _source(family: Family, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _absolute(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().absolute()
+
+
 @contextlib.contextmanager
 def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder that takes the name `path` when all went well, and is removed otherwise."""
-    target = pathlib.Path(path).expanduser().absolute()
+    target = _absolute(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{path} exists already: give a new folder")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.codecs import text
 from transfusion.sequence import TEXT, SequenceSpec
 
 NEVER = -1e30
@@ -55,19 +54,16 @@ class Choice:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit, bool [V]: no begin of document, no closer, no opener but `opener` (-1: none).
-
-    In the byte vocabulary neither padding nor the unused ids, which only round it up.
-    """
+    """Which ids the decoder may emit, bool [V]: text and the end of a document; no begin of one, no closer, no opener
+    but `opener` (-1: none)."""
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
     for runs in spec.layout.values():
         for run in runs:
             edges = [edge for edge in (run.opener, run.closer) if edge >= 0]
             allowed[edges] = False
-    if spec.bos == text.BOS and len(allowed) == text.VOCABULARY:
-        allowed[[text.PAD, text.BOI, text.EOI]] = False
-        allowed[text.EOI + 1 :] = False
+    if spec.words:
+        allowed[spec.words :] = False
     allowed[spec.eos] = True
     if opener >= 0:
         allowed[opener] = True
