@@ -22,12 +22,13 @@ class StreamSlice:
       span: [B, N] number of the bidirectional block; 0 is a causal token.
       private: [B, N] nonzero: visible only inside its own span.
       position: [B, N, A] rotary coordinates.
-      item: [B, N] which item of the row (indexes time_low), 0 for discrete streams.
+      item: [B, N] which item of the row (indexes time_low), 0 for text.
       loss_weight: [B, N].
       tokens, targets: [B, N] ids, and the ids to predict (discrete streams).
       values: [B, N, E] patches of latents (continuous streams).
-      place: [B, N, S] (y, x) of the patch in its image, t in a series, (t, y, x) in a clip (continuous streams).
-      time_low: [B, M] least noise level of each item (continuous streams).
+      place: [B, N, S] (y, x) of the patch or code in its image, t in a series, (t, y, x) in a clip, (scale, y, x) of
+        codes at several scales; -1 of an item's other tokens (all streams but text).
+      time_low: [B, M] least noise level of each item (all streams but text).
       label: [B, M] class of each item (class-conditional streams).
       pooled: [B, M, C] vector of each item (streams with `pooled`).
     """
@@ -65,12 +66,11 @@ def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
         kind = (
             {"tokens": np.zeros((rows, n), np.int32), "targets": np.zeros((rows, n), np.int32)}
             if stream.discrete
-            else {
-                "values": np.zeros((rows, n, stream.features), np.float32),
-                "place": np.zeros((rows, n, len(stream.grid)), np.int32),
-                "time_low": np.ones((rows, m), np.float32),
-            }
+            else {"values": np.zeros((rows, n, stream.features), np.float32)}
         )
+        if stream.media:
+            kind["place"] = np.zeros((rows, n, stream.place_axes), np.int32)
+            kind["time_low"] = np.ones((rows, m), np.float32)
         if stream.labels:
             kind["label"] = np.full((rows, m), stream.labels, np.int32)
         if stream.pooled:

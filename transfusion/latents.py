@@ -17,8 +17,9 @@ from transfusion.programs import read_experiment
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image); `decode`: the way
-    back, with leading axes. `down` is H / h, or the samples of a sound per frame; `rate` is samples per second."""
+    """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 codes
+    ([h, w], or flat [n] at several scales); `decode`: the way back, with leading axes. `down` is H / h, or the samples
+    of a sound per frame; `rate` is samples per second."""
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
@@ -43,6 +44,15 @@ def open_codec(config: CodecConfig) -> Codec:
 def _open_mel(config: CodecConfig) -> Codec:
     codec = MelCodec(config.mel)
     return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate)
+
+
+def _open_levels(config: CodecConfig) -> Codec:
+    levels = config.levels
+    return Codec(
+        lambda image: levels.encode(pixels.to_float(image)),
+        lambda codes: pixels.to_uint8(levels.decode(codes, 2, levels.channels)),
+        levels.patch,
+    )
 
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
@@ -75,5 +85,6 @@ def _open_autoencoder(config: CodecConfig) -> Codec:
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
     "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8),
     "autoencoder": _open_autoencoder,
+    "levels": _open_levels,
     "mel": _open_mel,
 }

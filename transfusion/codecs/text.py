@@ -1,10 +1,18 @@
 """Byte-level text: ids 0..255 are UTF-8 bytes, the special tokens follow. Nothing to download, no word is unknown."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
 # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
 VOCABULARY = 264
+
+# What stands in place of a text that an image is to be drawn without (guidance's null condition); None: nothing.
+UNSEEN: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
+    "drop": lambda ids: None,
+    "pad": lambda ids: np.full_like(ids, PAD),
+}
 
 
 def encode(text: str) -> np.ndarray:

@@ -4,6 +4,7 @@ Shape letters: see `transfusion.model.transformer`. A parameter with the leading
 """
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.model import rope
-from transfusion.model.parameters import fan_in, ones, param, zeros
+from transfusion.model.parameters import constant, fan_in, ones, param, zeros
 from transfusion.sharding import constrain
 
 # What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
@@ -30,6 +31,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
     return (y * scale).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length 1 along the last axis, in float32."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), -1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float) -> jax.Array:
@@ -114,7 +121,9 @@ class Block(nnx.Module):
             matrix("v", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
         if "o" in groups:
             matrix("o", (h, k, d), ("heads", None, "embed"), h * k * out, "out" in config.biases)
-        if "qk_norm" in groups and config.qk_norm != "none":
+        if "qk_norm" in groups and config.qk_norm == "l2":
+            self.qk_scale = param(rngs, (n, h), ("layers", "heads"), constant(math.log(4)))
+        elif "qk_norm" in groups and config.qk_norm != "none":
             self.q_norm = param(rngs, (n, k), ("layers", None), ones)
             self.k_norm = param(rngs, (n, k), ("layers", None), ones)
         if "norms" in groups:
@@ -163,6 +172,10 @@ class Block(nnx.Module):
         if self.qk_norm == "rms":
             epsilon = self.norm.epsilon
             q, k = rms_norm(q, self.q_norm[...], epsilon), rms_norm(k, self.k_norm[...], epsilon)
+        elif self.qk_norm == "l2":
+            # Attention divides by sqrt(K), which has no place here.
+            scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
+            q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ TABLES = {
     "ffn_kind": ACTIVATIONS,
     "norm": NORMS,
     "norm_place": ("pre", "post"),
-    "qk_norm": ("none", "rms"),
+    "qk_norm": ("none", "rms", "l2"),
     "biases": BIASES,
     "untied": GROUPS,
 }
@@ -46,7 +46,8 @@ class TransformerConfig:
       norm_epsilon, ffn_norm_epsilon: of the norms; 0 means that the feed-forward layer's is the others'.
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
-      qk_norm: 'none', or 'rms': RMSNorm of queries and keys per head.
+      qk_norm: 'none', 'rms': RMSNorm of queries and keys per head, or 'l2': both have length 1 per head, and a learned
+        factor per head, 4 at first and 100 at most, takes the place of 1 / sqrt(K) (VAR).
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
       streams: those that enter this trunk; () means all.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from transfusion.errors import UsageError
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import latents_of, prepare
@@ -37,13 +38,18 @@ def trajectory(
     """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
 
     `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
+
+    Raises:
+      UsageError: if the model draws codes.
     """
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
     made, settings = prepare(task, config, size)
+    if made.layout.stream.discrete:
+        raise UsageError("codes are drawn without noise: there is no trajectory from noise to an image")
     prompt = dataclasses.replace(prompt, draw=True)
     conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
     last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
     steps = list(range(config.steps) if at is None else at)
     x, data, last = (latents_of(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
     end = last[None]
-    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
+    return Trajectory(settings.plan[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
