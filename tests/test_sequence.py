@@ -15,8 +15,9 @@ from transfusion import layouts
 from transfusion.batch import batch_spec
 from transfusion.codecs import text
 from transfusion.errors import UsageError
+from transfusion.fakes import fake_batch
 from transfusion.masks import metadata, see
-from transfusion.rows import assemble, expand, fake_batch, patchify, unpatchify
+from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
 
 
