@@ -24,6 +24,7 @@ import numpy as np
 from transfusion.checkpoint import restore_params
 from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
+from transfusion.data.documents import content
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
@@ -76,17 +77,17 @@ class Run:
         if isinstance(part, str):
             return (Segment("text", self.task.tokenizer.encode(part)),)
         medium = np.asarray(part)
-        latents = np.asarray(self.codec.encode(medium), np.float32)
+        latents = content(self.codec.encode(medium))
         if latents.ndim == 4 and not self.kind(4):
             return tuple(segment for frame in medium for segment in self.segments(frame))
         pixels = to_float(medium) if self.spec.reads_pixels else None
         return (Segment(self.kind(latents.ndim) or "image", latents, "context", pixels=pixels),)
 
     def kind(self, axes: int) -> str:
-        """The kind of segment of the layout whose latents have so many axes, their channels included; '' if none."""
+        """The kind of segment of the layout whose latents (with channels) or codes have so many axes; '' if none."""
         for key, runs in self.spec.layout.items():
             streams = [self.spec.streams[run.stream] for run in runs]
-            if any(not stream.discrete and len(stream.grid) + 1 == axes for stream in streams):
+            if any(stream.media and len(stream.item_shape()) == axes for stream in streams):
                 return key.partition("/")[0]
         return ""
 

@@ -21,6 +21,7 @@ from absl import flags
 
 from transfusion import pictures, programs, provenance
 from transfusion.api import load_run
+from transfusion.batch import Batch
 from transfusion.checkpoint import restore_params
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
@@ -28,7 +29,7 @@ from transfusion.evaluation import reconstruction, scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
-from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_bits, velocity_loss
+from transfusion.evaluation.losses import DocumentBits, code_bits, held_out_batches, text_bits, velocity_loss
 from transfusion.programs import read_experiment
 from transfusion.tasks import make_task
 
@@ -43,11 +44,14 @@ HOW = {
     "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
     "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
+    "code_bits": "bits per code of held-out images after their caption; of masked codes at fixed shares of them, the "
+    "same codes for every model; count: images; 95 % bootstrap over images",
     "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
     "floor: between as many other real training images and the same ones; 95 % jackknife interval",
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
     "all real images; Wilson 95 % interval",
 }
+FIXED = ("velocity loss", "code bits")  # at fixed times and shares, which the table shows the mean of
 SHOWN = 100  # images of a saved grid
 
 
@@ -106,7 +110,7 @@ class Evaluation:
             self.text()
         with self.part("velocity"):
             self.velocity()
-        if not any(not stream.discrete for stream in self.run.spec.streams.values()):
+        if not any(stream.media for stream in self.run.spec.streams.values()):
             self.skip("the model has no image stream", *self.image_scores)
         elif kind != "image":
             self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
@@ -138,21 +142,25 @@ class Evaluation:
         self.fields["text_bits_per_byte_without_image"] = whole.score(~whole.after_image, self.seed)
         self.fields["text_bits_per_byte_by_source"] = {name: part.score(seed=self.seed) for name, part in parts.items()}
 
+    def held_out(self) -> Iterator[Batch]:
+        """Packed batches of all held-out sources."""
+        for source in self.experiment.eval.sources.values():
+            yield from held_out_batches(self.run.task, self.experiment, source)
+
     def velocity(self) -> None:
-        task, result = self.run.task, {}
+        """Losses of images: of latents, and of codes."""
+        task, result, codes = self.run.task, {}, {}
         for name, stream in task.spec.streams.items():
-            if stream.objective != "continuous":
-                continue
-            batches = (
-                batch
-                for source in self.experiment.eval.sources.values()
-                for batch in held_out_batches(task, self.experiment, source)
-            )
-            if found := velocity_loss(task, self.run.params, batches, name, self.seed):
-                result[name] = found
-        self.fields["velocity_loss"] = result or None
-        if not result:
+            if stream.objective == "continuous":
+                result[name] = velocity_loss(task, self.run.params, self.held_out(), name, self.seed)
+            elif stream.codes and stream.objective != "none":
+                codes[name] = code_bits(task, self.run.params, self.held_out(), name, self.seed)
+        self.fields["velocity_loss"] = {n: found for n, found in result.items() if found} or None
+        self.fields["code_bits"] = {n: found for n, found in codes.items() if found} or None
+        if not self.fields["velocity_loss"]:
             self.skip("no held-out image is a target of a continuous stream", "velocity_loss")
+        if codes and not self.fields["code_bits"]:
+            self.skip("no held-out image is a target of a stream of codes", "code_bits")
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -324,7 +332,7 @@ def shown(name: str, score: Score) -> tuple[str, str]:
 
 def table(result: dict[str, Any]) -> str:
     """The scores as aligned lines; those by class, source and time are left to the file."""
-    short = [(n, s) for n, s in rows(result) if " by " not in n and not ("velocity" in n and not n.endswith("mean"))]
+    short = [(n, s) for n, s in rows(result) if " by " not in n and (n.endswith("mean") or not n.startswith(FIXED))]
     width = max([len(name) for name, _ in short], default=0)
     lines = []
     for name, score in short:

@@ -85,6 +85,16 @@ def _open_mel(config: CodecConfig) -> Codec:
     return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate, (config.mel,))
 
 
+def _open_levels(config: CodecConfig) -> Codec:
+    levels = config.levels
+    return Codec(
+        lambda image: levels.encode(pixels.to_float(image)),
+        lambda codes: pixels.to_uint8(levels.decode(codes, 2, levels.channels)),
+        levels.patch,
+        parts=(levels,),
+    )
+
+
 def _open_autoencoder(config: CodecConfig) -> Codec:
     experiment = read_experiment(config.path)
     _, params, _ = restore_params(config.path, "ema" if experiment.optim.ema else "params")
@@ -139,5 +149,6 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
     "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8, parts=({},)),
     "autoencoder": _open_autoencoder,
+    "levels": _open_levels,
     "mel": _open_mel,
 }

@@ -39,8 +39,9 @@ def bagel() -> Layout:
     }
 
 
-def janus(drawn: str = "image") -> Layout:
-    """Janus, JanusFlow (arXiv 2411.07975): what is read is a vision tower's tokens, what is drawn is tokens of its own.
+def janus(drawn: str = "image", codes: bool = False) -> Layout:
+    """Janus (arXiv 2410.13848), JanusFlow (arXiv 2411.07975): what is read is a vision tower's tokens, what is drawn is
+    tokens of its own.
 
     An image that is drawn and read ('both') is drawn first and then read by the tower, as the decoder reads what it has
     drawn: one BOI is followed by the drawn tokens, which do not move the rotary index, and by the tower's. That nothing
@@ -48,13 +49,33 @@ def janus(drawn: str = "image") -> Layout:
 
     Args:
       drawn: the stream that draws; '' for understanding alone.
+      codes: what is drawn is codes: BOI is one of their tokens, and comes again before those of the tower. What is left
+        out of a prompt (`text.UNSEEN`) is nothing to be learned.
     """
     read = Run("semantic", opener=text.BOI, closer=text.EOI, loss=False)
     stays = Run("semantic", closer=text.EOI, loss=False)
     if not drawn:
         return {"text": (Run("text"),), "image": (read,)}
     made = Run(drawn, opener=text.BOI, position="advance_hold")
-    return {"text": (Run("text"),), "image": (made, stays), "image/context": (read,), "image/target": (made,)}
+    both = (made, read if codes else stays)
+    words = {"text": (Run("text"),)} | ({"text/context": (Run("text", loss=False),)} if codes else {})
+    return words | {"image": both, "image/context": (read,), "image/target": (made,)}
+
+
+def showo() -> Layout:
+    """Show-o (arXiv 2408.12528): codes between BOI and EOI, which lie inside their span; those of an image that is only
+    read are all known, and no target."""
+    image = Run("image", opener=text.BOI, closer=text.EOI, boundary="inside")
+    read = dataclasses.replace(image, time_low=1.0, loss=False)
+    return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
+
+
+def var() -> Layout:
+    """VAR (arXiv 2404.02905) behind text: the codes of all scales between BOI and EOI. An image has one rotary index;
+    its embed says where in it a token is. One that is only read is no target."""
+    image = Run("image", opener=text.BOI, closer=text.EOI, position="item")
+    read = dataclasses.replace(image, loss=False)
+    return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
 
 
 def showo2() -> Layout:

@@ -21,7 +21,7 @@ from transfusion import pictures, programs, provenance
 from transfusion.api import Run, load_run
 from transfusion.config import to_json
 from transfusion.errors import UsageError
-from transfusion.evaluate import HOW, rows, shown
+from transfusion.evaluate import FIXED, HOW, rows, shown
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
@@ -29,7 +29,8 @@ from transfusion.evaluation.scores import captioning
 from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
 from transfusion.objectives.continuous import BUCKETS
-from transfusion.sampling.decoder import Prompt, trajectory
+from transfusion.sampling.drawing import DRAWINGS
+from transfusion.sampling.trajectory import Prompt, trajectory
 from transfusion.sequence import Segment
 
 PROMPTS = 12  # rows of the sample table
@@ -50,8 +51,7 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        drawn = self.run.drawn
-        self.draws = drawn is not None and len(drawn.grid) == 2  # images
+        self.draws = (drawn := self.run.drawn) is not None and len(drawn.grid) == 2  # images
 
     def html(self) -> str:
         """The page."""
@@ -108,7 +108,7 @@ class Report:
         if self.evaluation is None:
             return page.absent(self.evaluation_absent)
         found = rows(self.evaluation)
-        main = [(name, score) for name, score in found if " by " not in name and "velocity" not in name]
+        main = [(name, score) for name, score in found if " by " not in name and not name.startswith(FIXED)]
         rest = [pair for pair in found if pair not in main]
 
         def lines(pairs):
@@ -222,17 +222,17 @@ class Report:
                 cells.append("".join(page.thumbnail(image, f"{caption}, guidance {scale:g}") for image in mine))
             lines.append([name, *cells])
         config = self.experiment.sampling
+        how = DRAWINGS[self.run.drawn.objective].words.format(config=config)
         note = (
-            f"{config.solver}, {config.steps} steps, seed {self.seed}, not chosen by hand. A row has the same noise at "
-            "each guidance scale; 1 is no guidance."
+            f"{how}, seed {self.seed}, not chosen by hand. A row has the same noise at each guidance scale; 1 is none."
         )
         head = ["Caption", "Real", *(f"Guidance {scale:g}" for scale in scales)]
         return f'<p class="note">{page.escape(note)}</p>{page.table(head, lines, "samples")}'
 
     def trajectory(self) -> str:
         prompts = self.prompts()
-        if not self.draws:
-            return page.absent("The model draws no images.")
+        if not self.draws or self.run.drawn.discrete:
+            return page.absent("The model draws no images by a solver.")
         caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
         config = self.experiment.sampling
         at = sorted({round(i * (config.steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})

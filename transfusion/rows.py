@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import Batch, empty_batch
 from transfusion.errors import UsageError
-from transfusion.sequence import TEXT, Batch, Document, Run, Segment, SequenceSpec, Stream, empty_batch
+from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _Builder:
         self.items: dict[str, list[dict[str, np.ndarray]]] = {}  # what belongs to an item, not to its tokens
         self.order = self.spans = 0
         self.counter = 0  # the running rotary index
+        self.opened: list[tuple[int, int, bool]] = []  # start tokens: their order, the opener, whether it is a target
 
     def append(self, stream: str, n: int, position: np.ndarray, **fields) -> None:
         """Appends n tokens; a scalar field holds for all of them."""
@@ -90,15 +92,17 @@ class _Builder:
         )  # fmt: skip
 
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
-        """Appends the patches of one item [..., C] in raster order, after its time token if it has one."""
+        """Appends the patches [..., C] or codes of one item in raster order, after its time or start token if it has
+        one."""
         stream = self.spec.streams[run.stream]
-        patches, places = patchify(_content(segment, stream), stream.patch_sides)
-        weight = np.full(len(patches), float(run.loss))
-        if stream.time_tokens:  # its place says that it is no patch
-            extra = ((stream.time_tokens, 0), (0, 0))
-            patches, places = np.pad(patches, extra), np.pad(places, extra, constant_values=-1)
-            weight = np.pad(weight, extra[0])
-        spans = np.full(len(patches), span)
+        field, tokens_of = ("tokens", _coded) if stream.codes else ("values", _patched)
+        content, places = tokens_of(segment, stream)
+        weight = np.full(len(content), float(run.loss))
+        if stream.lead_tokens:  # their place says that they are no patches
+            extra = (stream.lead_tokens, 0)
+            content = np.pad(content, (extra, *[(0, 0)] * (content.ndim - 1)))
+            places, weight = np.pad(places, (extra, (0, 0)), constant_values=-1), np.pad(weight, extra)
+        spans = np.full(len(content), span)
         if stream.attention == "frame":
             spans += np.maximum(places[:, 0], 0)
         if stream.time == "token_before":
@@ -106,7 +110,7 @@ class _Builder:
         of_item = {}
         if stream.labels:
             of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
-        n, start = len(patches), self.counter
+        n, start = len(content), self.counter
         if run.position in ("grid", "grid_hold"):
             position = self.placed(places, start)
             self.counter = start if run.position == "grid_hold" else start + int(places.max()) + 1
@@ -116,8 +120,8 @@ class _Builder:
             position = self.positions(n, index)
         items = self.items.setdefault(run.stream, [])
         self.append(
-            run.stream, n, position, values=patches, place=places, span=spans, private=int(run.private),
-            item=len(items), loss_weight=weight,
+            run.stream, n, position, place=places, span=spans, private=int(run.private), item=len(items),
+            loss_weight=weight, **{field: content},
         )  # fmt: skip
         items.append({"time_low": np.float32(run.time_low)} | of_item)
 
@@ -130,14 +134,16 @@ class _Builder:
         inside, start = run.boundary == "inside", self.counter
         index = self.counter if run.position in _ONE_INDEX else None
         edge = (run.private, run.loss, TEXT, index) if inside else (False, run.loss, TEXT, None)
-        if run.opener >= 0:
+        if run.opener >= 0 and stream.start_tokens:
+            self.opened.append((self.order, run.opener, run.loss))
+        elif run.opener >= 0:
             self.ids([run.opener], first if inside else 0, *edge)
             index = index if inside or index is None else self.counter
             start = start if inside else self.counter
-        if stream.discrete:
-            self.ids(segment.value, first, run.private, run.loss, run.stream, index)
-        else:
+        if stream.media:
             self.item(segment, run, first, index)
+        else:
+            self.ids(segment.value, first, run.private, run.loss, run.stream, index)
         if not inside:
             self._move_on(run, start)
         if run.closer >= 0:
@@ -167,26 +173,33 @@ class _Builder:
                 name: np.concatenate([run[name] for run in runs]).astype(_DTYPES.get(name, np.int32))
                 for name in runs[0]
             }
-            if self.spec.streams[stream].discrete:
-                # A token's target is its successor in reading order, if that is of the same stream and a target.
-                # A private token has none: nothing that follows sees it, and the decoder does not ask it.
-                follows = (np.diff(piece["order"], append=-1) == 1) & (piece["private"] == 0)
-                may_be_predicted = np.append(piece["loss_weight"][1:], 0)
-                piece["loss_weight"] = (follows * may_be_predicted).astype(np.float32)
-                piece["targets"] = np.where(piece["loss_weight"] > 0, np.append(piece["tokens"][1:], 0), 0).astype(
-                    np.int32
-                )
-            else:
+            if self.spec.streams[stream].predicts_itself:
+                piece["targets"] = np.where(piece["loss_weight"] > 0, piece["tokens"], 0).astype(np.int32)
+            elif self.spec.streams[stream].discrete:
+                self._predict_followers(stream, piece)
+            if self.spec.streams[stream].media:
                 items = self.items[stream]
                 piece |= {name: np.stack([item[name] for item in items]) for name in items[0]}
             result[stream] = piece
         return result
 
+    def _predict_followers(self, stream: str, piece: dict[str, np.ndarray]) -> None:
+        """A token's target is its successor in reading order, if that is of the same stream and a target; of text, the
+        opener too whose place a start token takes."""
+        follower = np.zeros((2, self.order + 1))  # ids and weights
+        follower[:, piece["order"]] = piece["tokens"], piece["loss_weight"]
+        for order, opener, loss in self.opened if stream == TEXT else ():
+            follower[:, order] = opener, loss
+        ids, weight = follower[:, piece["order"] + 1]
+        # A private token has none: nothing that follows sees it, and the decoder does not ask it.
+        piece["loss_weight"] = (weight * (piece["private"] == 0)).astype(np.float32)
+        piece["targets"] = np.where(piece["loss_weight"] > 0, ids, 0).astype(np.int32)
+
 
 def _spans(segment: Segment, stream: Stream) -> int:
     """How many bidirectional blocks an item of this stream is."""
     if stream.attention == "frame":
-        return len(segment.of(stream.source)) // stream.patch_sides[0]
+        return len(stream.scales) or len(segment.of(stream.source)) // stream.patch_sides[0]
     return int(stream.attention == "block")
 
 
@@ -204,6 +217,9 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
     has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends. BOI is a
     target of the text before an image that is drawn (a run with `loss`), so that the model learns when to draw.
+
+    A masked code and one at several scales is its own target. Codes that follow one another do as text does, and their
+    stream holds a start token in BOI's place, which predicts the first.
 
     Raises:
       UsageError: if an item's size does not fit its stream.
@@ -231,7 +247,31 @@ def _content(segment: Segment, stream: Stream) -> np.ndarray:
     return segment.of(stream.source)
 
 
+def _patched(segment: Segment, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+    return patchify(_content(segment, stream), stream.patch_sides)
+
+
+def _coded(segment: Segment, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of an item in raster order, scale after scale, and their places int32 [n, S]."""
+    codes = np.asarray(segment.value, np.int32).reshape(-1)
+    if not stream.scales:
+        return codes, np.indices(stream.grid).reshape(len(stream.grid), -1).T.astype(np.int32)
+    places = [np.insert(np.indices((s, s)).reshape(2, -1).T, 0, k, axis=1) for k, s in enumerate(stream.scales)]
+    return codes, np.concatenate(places).astype(np.int32)
+
+
+def _check_codes(segment: Segment, stream: Stream) -> None:
+    codes, wanted = np.asarray(segment.value), stream.item_shape()
+    if codes.shape != wanted or codes.dtype.kind not in "iu":
+        found = f"{codes.dtype} {list(codes.shape)}"
+        raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")
+    if codes.size and not 0 <= codes.min() <= codes.max() < stream.vocabulary:
+        raise UsageError(f"{segment.kind}: a code is outside of 0 to {stream.vocabulary - 1}")
+
+
 def _check_value(segment: Segment, stream: Stream) -> None:
+    if stream.codes:
+        return _check_codes(segment, stream)
     shape = np.shape(_content(segment, stream))
     if stream.labels and segment.label >= stream.labels:
         raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {stream.labels} classes")
@@ -324,41 +364,3 @@ def join_items(items: jax.Array, stream: Stream, rows: int) -> jax.Array:
     """Patches of items [B * M, n, E] -> tokens [B, N, E], zeros for time tokens; inverse of `split_items`."""
     tokens = jnp.pad(items, ((0, 0), (stream.time_tokens, 0), (0, 0)))
     return tokens.reshape(rows, -1, items.shape[-1])
-
-
-def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
-    """A batch of random documents with the shapes of `batch_spec`, every stream in use; for tests."""
-    rng = np.random.default_rng(seed)
-    rows_of_documents = []
-    for _ in range(rows):
-        row, left = [], dict(spec.budgets)
-        for _ in range(64):
-            expanded = expand(_fake_document(spec, rng), spec)
-            if any(count > left[name] for name, count in expanded.cost.items()):
-                break
-            left = {name: count - expanded.cost.get(name, 0) for name, count in left.items()}
-            row.append(expanded)
-        rows_of_documents.append(row)
-    return assemble(rows_of_documents, spec)
-
-
-def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
-    segments = [Segment("text", rng.integers(0, min(spec.bos, 256), rng.integers(1, 9)).astype(np.int32))]
-    for key, runs in spec.layout.items():
-        kind, _, role = key.partition("/")
-        if not runs:  # segments of this kind yield no tokens
-            continue
-        stream = next(s for s in (spec.streams[run.stream] for run in runs) if s.source != "none")
-        if kind == TEXT or stream.discrete or rng.random() < 0.3:
-            continue
-        value = _fake_item(stream, rng)
-        seen = [spec.streams[run.stream] for run in runs if spec.streams[run.stream].source == "pixels"]
-        pixels = _fake_item(seen[0], rng) if seen else None
-        segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both", pixels=pixels))
-    return tuple(segments)
-
-
-def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:
-    first, *rest = stream.patch_sides
-    sides = stream.grid if stream.aligned else (2 * first, *rest)
-    return rng.standard_normal((*sides, stream.channels), np.float32)

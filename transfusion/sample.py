@@ -109,7 +109,7 @@ def read_medium(run: Run, path: str) -> np.ndarray:
     Raises:
       UsageError: if it cannot be read, is of another kind than the model's media, or a picture has another size.
     """
-    stream = next((s for s in run.spec.streams.values() if not s.discrete and s.source != "none"), None)
+    stream = next((s for s in run.spec.streams.values() if s.media and s.source != "none"), None)
     if stream is None:
         raise UsageError("this model has no images")
     kind = {1: "sound", 2: "image", 3: "video"}[len(stream.grid)]
@@ -129,7 +129,10 @@ def read_medium(run: Run, path: str) -> np.ndarray:
     height, width = (side * run.codec.down for side in stream.grid[-2:])
     if stream.aligned and found != (height, width):
         raise UsageError(f"{path} has {found[0]}x{found[1]} pixels: resize it to {height}x{width}, as in training")
-    channels = stream.channels if run.experiment.codec.kind == "pixels" else 3
+    sources = run.experiment.data.sources.values()
+    channels = next((source.channels for source in sources if source.channels), 3)
+    if run.experiment.codec.kind == "pixels":
+        channels = stream.channels
     length = stream.grid[0] if len(stream.grid) == 3 else 0
     return media.MEDIA[kind].fit(record, SourceConfig(channels=channels, length=length))
 

@@ -1,4 +1,4 @@
-"""Streams, segments, documents, and the packed batch that every model, loss and decoder reads.
+"""Streams, segments, documents, and the layout of one in the other.
 
 A document is a list of segments in reading order. The layout table says into which runs of tokens a segment turns;
 a run belongs to a stream. A packed row is stored stream by stream (`[text tokens | image tokens | ...]`, each slice of
@@ -11,9 +11,8 @@ sides of an item (1 of a series, 2 of an image, 3 of a clip), E numbers of a pat
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from transfusion.errors import UsageError, check, nearest
@@ -21,6 +20,7 @@ from transfusion.errors import UsageError, check, nearest
 POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold", "frame", "frame_hold")
 ATTENTIONS = ("causal", "block", "frame")
 SOURCES = ("value", "pixels", "none")
+MASKED = -1  # the id that stands for a hidden code
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
 
 
@@ -79,13 +79,15 @@ class Stream:
       visible_to: the streams that may see it; () means all.
       budget: tokens of this stream in a packed row.
       weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
-      vocabulary: number of ids (discrete streams).
+      vocabulary: number of ids of a discrete stream: of text, or, with a `grid`, of the codes of images.
       channels, patch: latent channels C and patch side P of continuous streams; a token of an image holds E = P P C
         values, one of a series P C. With embed 'codes' C is the size of a code's vector.
       patch_frames: frames of a clip that a patch spans; its tokens hold that many times P P C values.
       out_channels: channels that the head predicts; 0 means C (released models that predict a variance too have 2 C).
       grid: sides of an item's latents: (T,) of a series (sound), (h, w) of an image, (T, h, w) of a clip. Linear
-        patches may mix sizes: then all are 0, and `items` bounds them.
+        patches may mix sizes: then all are 0, and `items` bounds them. Of codes: (h, w), a token each.
+      scales: sides of square grids of codes at growing scales, the last one that of `grid` (VAR, arXiv 2404.02905). An
+        item is flat then, scale after scale, and each scale is a frame of its 'frame' attention.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an image: 'none', 'sincos' (fixed 2-D sine and cosine; y first), 'sincos_xy' (x
         first, as in DiT), 'learned' (a parameter of `table_grid` places) or 'centred' (the same, its middle cut out).
@@ -117,6 +119,7 @@ class Stream:
     patch: int = 1
     patch_frames: int = 1
     grid: tuple[int, ...] = (0, 0)
+    scales: tuple[int, ...] = ()
     items: int = 0
     table: str = "none"
     table_grid: tuple[int, int] = (0, 0)
@@ -128,13 +131,15 @@ class Stream:
         check("streams: source", self.source, SOURCES)
         if self.budget <= 0:
             raise UsageError(f"streams: budget must be positive, not {self.budget}")
-        if self.discrete:
+        if not self.media:
             return
+        if self.codes:
+            self._check_codes()
         if not 1 <= len(self.grid) <= 3 or (0 in self.grid and any(self.grid)):
             raise UsageError(f"streams: grid is 1 to 3 sides, all positive or all 0, not {self.grid}")
         if any(side % p for side, p in zip(self.grid, self.patch_sides, strict=True)):
             raise UsageError(f"streams: patch {self.patch} does not divide the latent grid {self.grid}")
-        if self.attention == "frame" and len(self.grid) == 2:
+        if self.attention == "frame" and len(self.grid) == 2 and not self.codes:
             raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
         if self.mixed_sizes and not self.items:
             raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
@@ -143,9 +148,44 @@ class Stream:
                 f"streams: budget {self.budget} is no multiple of the {self.tokens_per_item} tokens of an item"
             )
 
+    def _check_codes(self) -> None:
+        if self.patch != 1 or self.tied or self.time != "none":
+            raise UsageError("streams: a code is a token: patch 1, time 'none', and a head that is not tied")
+        if (self.attention == "frame") != bool(self.scales):
+            raise UsageError("streams: `scales` of codes and attention 'frame' go together")
+        if self.scales and tuple(self.grid) != (self.scales[-1],) * 2:
+            raise UsageError(
+                f"streams: grid {tuple(self.grid)} is not the square of the last of the scales {self.scales}"
+            )
+
     @property
     def discrete(self) -> bool:
         return self.vocabulary > 0
+
+    @property
+    def media(self) -> bool:
+        """Whether its tokens are those of items, latents or codes, and not text."""
+        return not self.discrete or any(self.grid)
+
+    @property
+    def codes(self) -> bool:
+        return self.discrete and any(self.grid)
+
+    @property
+    def predicts_itself(self) -> bool:
+        """Whether a token's target is its own id, and not that of the token after it."""
+        return self.objective in ("masked", "next_scale")
+
+    @property
+    def may_hide(self) -> bool:
+        """Whether the id of a code may be `MASKED`."""
+        return self.objective == "masked"
+
+    @property
+    def start_tokens(self) -> int:
+        """Tokens before the codes of an item: where codes follow one another, the opener stands in their stream, for
+        its head predicts the first of them."""
+        return int(self.codes and self.objective == "next_token")
 
     @property
     def patch_sides(self) -> tuple[int, ...]:
@@ -164,7 +204,24 @@ class Stream:
 
     @property
     def tokens_per_item(self) -> int:
-        return self.time_tokens + math.prod(s // p for s, p in zip(self.grid, self.patch_sides, strict=True))
+        sides = [s // p for s, p in zip(self.grid, self.patch_sides, strict=True)]
+        return self.lead_tokens + (sum(s * s for s in self.scales) or math.prod(sides))
+
+    @property
+    def lead_tokens(self) -> int:
+        """Tokens of an item that are neither a patch nor a code; they stand before these, and their place is -1."""
+        return self.time_tokens + self.start_tokens
+
+    @property
+    def place_axes(self) -> int:
+        """Numbers of a token's place in its item."""
+        return 3 if self.scales else len(self.grid)
+
+    def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
+        """The shape of an item of these sides (default: `grid`): [*sides, C] of latents, [h, w] or [n] of ids."""
+        if self.scales:
+            return (sum(s * s for s in self.scales),)
+        return tuple(sides or self.grid) + (() if self.discrete else (self.channels,))
 
     @property
     def time_tokens(self) -> int:
@@ -197,7 +254,8 @@ class Run:
 
     Attributes:
       stream: its stream.
-      opener, closer: ids of the text stream put before and after it; -1 means none.
+      opener, closer: ids of the text stream put before and after it; -1 means none. The text before a stream with
+        `start_tokens` predicts the opener, but the start token stands in its place.
       boundary: 'outside' (Transfusion) or 'inside' (BAGEL, Show-o) the run's bidirectional span.
       private: visible only inside its own span (BAGEL's noised copy).
       time_low: the least noise level t of its items: 0 samples all of [0, 1], 1 is clean, 0.5 is the Transfusion
@@ -225,7 +283,8 @@ class Segment:
 
     Attributes:
       kind: of the layout table.
-      value: text ids int32 [n], or latents float32 [T, C], [h, w, C] or [T, h, w, C].
+      value: text ids int32 [n], latents float32 [T, C], [h, w, C] or [T, h, w, C], or codes int32 [h, w] or, of
+        several scales, [n].
       role: in the document: 'context', 'target' or 'both'.
       label: class, for class-conditional streams; -1: none.
       pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
@@ -270,7 +329,7 @@ class SequenceSpec:
                 if run.position not in POSITIONS:
                     hint = f"{', '.join(POSITIONS)}{nearest(run.position, POSITIONS)}"
                     raise UsageError(f"layout {where!r}: position {run.position!r} is none of {hint}")
-                sides = len(self.streams[run.stream].grid)
+                sides = self.streams[run.stream].place_axes
                 if run.position.startswith(("grid", "frame")) and self.axes < sides:
                     needed = " or ".join(map(str, range(sides, 4)))
                     raise UsageError(
@@ -320,79 +379,3 @@ class SequenceSpec:
             return None
         may = [[not s.visible_to or q in s.visible_to for s in self.streams.values()] for q in names]
         return np.array(may)
-
-
-# --- packed batches ---------------------------------------------------------------------------------------------------
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StreamSlice:
-    """One stream of B packed rows. Integers are int32, the rest float32.
-
-    Attributes:
-      document: [B, N] number of the document in the row; 0 is padding.
-      order: [B, N] place in the reading order of the row.
-      span: [B, N] number of the bidirectional block; 0 is a causal token.
-      private: [B, N] nonzero: visible only inside its own span.
-      position: [B, N, A] rotary coordinates.
-      item: [B, N] which item of the row (indexes time_low), 0 for discrete streams.
-      loss_weight: [B, N].
-      tokens, targets: [B, N] ids, and the ids to predict (discrete streams).
-      values: [B, N, E] patches of latents (continuous streams).
-      place: [B, N, S] (y, x) of the patch in its image, t in a series, (t, y, x) in a clip (continuous streams).
-      time_low: [B, M] least noise level of each item (continuous streams).
-      label: [B, M] class of each item (class-conditional streams).
-      pooled: [B, M, C] vector of each item (streams with `pooled`).
-    """
-
-    document: jax.Array
-    order: jax.Array
-    span: jax.Array
-    private: jax.Array
-    position: jax.Array
-    item: jax.Array
-    loss_weight: jax.Array
-    tokens: jax.Array | None = None
-    targets: jax.Array | None = None
-    values: jax.Array | None = None
-    place: jax.Array | None = None
-    time_low: jax.Array | None = None
-    label: jax.Array | None = None
-    pooled: jax.Array | None = None
-
-
-Batch = dict[str, StreamSlice]
-
-
-def batch_spec(spec: SequenceSpec, rows: int) -> Batch:
-    """Shapes and dtypes of a packed batch of `rows` rows, as a Batch of jax.ShapeDtypeStruct."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), empty_batch(spec, 1))
-
-
-def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
-    """All padding. Padding tokens have document 0; their items are clean."""
-    result = {}
-    for name, stream in spec.streams.items():
-        n, m = stream.budget, stream.max_items
-        zeros = {f: np.zeros((rows, n), np.int32) for f in ("document", "order", "span", "private", "item")}
-        kind = (
-            {"tokens": np.zeros((rows, n), np.int32), "targets": np.zeros((rows, n), np.int32)}
-            if stream.discrete
-            else {
-                "values": np.zeros((rows, n, stream.features), np.float32),
-                "place": np.zeros((rows, n, len(stream.grid)), np.int32),
-                "time_low": np.ones((rows, m), np.float32),
-            }
-        )
-        if stream.labels:
-            kind["label"] = np.full((rows, m), stream.labels, np.int32)
-        if stream.pooled:
-            kind["pooled"] = np.zeros((rows, m, stream.pooled), np.float32)
-        result[name] = StreamSlice(
-            **zeros,
-            position=np.zeros((rows, n, spec.axes), np.int32),
-            loss_weight=np.zeros((rows, n), np.float32),
-            **kind,
-        )
-    return result

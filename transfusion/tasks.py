@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion import initial
+from transfusion.batch import Batch, batch_spec
 from transfusion.codecs import losses, quantizers, semantic
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.text import BYTES, Tokenizer, open_tokenizer
@@ -39,16 +40,17 @@ from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError, check
 from transfusion.evaluation.features import lpips
+from transfusion.fakes import fake_batch
 from transfusion.latents import Codec, open_codec
 from transfusion.masks import Metadata, metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
 from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
-from transfusion.rows import fake_batch
-from transfusion.sequence import Batch, SequenceSpec, batch_spec
+from transfusion.sequence import SequenceSpec
 
 Draws = dict[str, dict[str, jax.Array]]
+LOOKED_UP = ("table", "quantizer", "level", "token")  # parameters of embeds of ids that multiply nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +173,7 @@ class SequenceTask:
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
             head = parts["embed"] if stream.tied else parts.get("head", {})
-            embed = {} if stream.embed == "token" else parts["embed"]
+            embed = {n: w for n, w in parts["embed"].items() if not (stream.discrete and n in LOOKED_UP)}
             total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
         trunks = [(self.model, shapes["trunk"])]
         trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]

@@ -1,10 +1,19 @@
-"""How many tokens stay masked."""
+"""Which codes are hidden in training, and how many stay masked while an image is drawn."""
 
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from transfusion.errors import UsageError
-from transfusion.objectives.masked import MASK_SCHEDULES, still_masked
+from transfusion.objectives import OBJECTIVES
+from transfusion.objectives.masked import MASK_SCHEDULES, MaskedConfig, still_masked
+from transfusion.rows import assemble, expand
+from transfusion.sequence import MASKED, Segment, Stream
 
 
 def test_the_cosine_reveals_few_tokens_first():
@@ -25,3 +34,68 @@ def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(UsageError) as error:
         still_masked(*settings)
     assert message in str(error.value)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+RUN = tiny.image_run(boundary="inside")
+SPEC = tiny.spec(
+    {"text": tiny.text_stream(), "image": Stream(vocabulary=7, grid=(3, 3), budget=36, objective="masked")},
+    {"image": (RUN,), "image/context": (dataclasses.replace(RUN, time_low=1.0, loss=False),)},
+)
+
+
+@pytest.fixture(scope="module")
+def part():
+    """Two rows: three images, of which the second is only read; one image, and padding."""
+    rng = np.random.default_rng(0)
+
+    def image(role):
+        return Segment("image", rng.integers(0, 7, (3, 3)), role)
+
+    first, second = (image("both"), image("context"), image("both")), (image("target"),)
+    return assemble([[expand(first, SPEC)], [expand(second, SPEC)]], SPEC)["image"]
+
+
+def loss(part, draws, logits):
+    """Of given logits [B, N, 7]: the scalar that is trained."""
+    head = SimpleNamespace(factors=lambda hidden: (hidden, jnp.eye(7)))
+    per_token, extra = OBJECTIVES["masked"].loss(head, SimpleNamespace(hidden=logits), part, draws, MaskedConfig())
+    return per_token * part.loss_weight, extra["nll"]
+
+
+def test_masked_loss_is_the_mean_over_hidden_codes(part):
+    draws = OBJECTIVES["masked"].draw(jax.random.key(3), part, MaskedConfig())
+    hidden = np.asarray(draws["mask"])
+    content = np.asarray(OBJECTIVES["masked"].content(part, draws, MaskedConfig()))
+    np.testing.assert_array_equal(content, np.where(hidden, MASKED, part.tokens))
+    logits = np.random.default_rng(1).standard_normal((2, 36, 7)).astype(np.float32)
+    total = sum(
+        np.log(np.exp(logits[b, i]).sum()) - logits[b, i, part.tokens[b, i]]
+        for b, i in np.argwhere(hidden & (part.loss_weight > 0))
+    )
+    count = (hidden & (part.loss_weight > 0)).sum()
+    assert 0 < count < part.loss_weight.sum()
+    per_token, (nll, weight) = loss(part, draws, logits)
+    assert per_token.sum() / part.loss_weight.sum() == pytest.approx(total / count, rel=1e-4)
+    assert (float(nll), float(weight)) == pytest.approx((total, count), rel=1e-4)
+    # Known codes do not count, and the rows of a batch add up.
+    other = np.where(hidden[..., None], logits, 9 * logits)
+    np.testing.assert_allclose(loss(part, draws, other)[0], per_token, rtol=1e-4)
+    rows = [jax.tree.map(lambda x, r=r: x[r : r + 1], (part, draws)) for r in (0, 1)]
+    parts = sum(loss(*row, logits[r : r + 1])[0].sum() for r, row in enumerate(rows))
+    assert float(parts) == pytest.approx(float(per_token.sum()), rel=1e-4)
+
+
+def test_every_drawn_image_has_a_hidden_code_and_one_that_is_read_has_none(part):
+    counts = []
+    for seed in range(40):
+        draws = OBJECTIVES["masked"].draw(jax.random.key(seed), part, MaskedConfig())
+        counts.append(np.asarray(draws["mask"]).reshape(2, 4, 9).sum(-1))
+        time, share = draws["time"], np.cos(np.pi / 2 * np.asarray(draws["time"]))
+        np.testing.assert_array_equal(counts[-1][time < 1], np.maximum(np.round(9 * share), 1)[time < 1])
+    counts = np.stack(counts)
+    assert (counts[:, 0, 1] == 0).all() and (counts[:, 1, 1:] == 0).all()  # read; padding
+    drawn = counts[:, [0, 0, 1], [0, 2, 0]]
+    assert drawn.min() >= 1 and set(drawn.ravel()) >= {1, 5, 9}
+    assert not OBJECTIVES["masked"].clean(part)["mask"].any()

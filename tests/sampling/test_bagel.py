@@ -16,8 +16,8 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.rows import assemble, expand
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.drawing import Prefix, predict
 from transfusion.sampling.layout import Layout
+from transfusion.sampling.prefix import Prefix, predict
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask

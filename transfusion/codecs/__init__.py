@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from transfusion.codecs.levels import LevelsConfig
 from transfusion.codecs.mel import MelConfig
 from transfusion.errors import UsageError
 
@@ -12,13 +13,16 @@ class CodecConfig:
 
     Attributes:
       kind: a key of `transfusion.latents.CODECS`: 'pixels' (the pixels of images or clips are the latents),
-        'autoencoder' (of images, or of each frame of a clip) or 'mel' (sounds as log-mel frames).
+        'autoencoder' (of images, or of each frame of a clip), 'levels' (codes of images, without training) or 'mel'
+        (sounds as log-mel frames).
       path: the run whose weights an autoencoder has.
+      levels: see `LevelsConfig`.
       mel: see `MelConfig`.
     """
 
     kind: str = "pixels"
     path: str = ""
+    levels: LevelsConfig = LevelsConfig()
     mel: MelConfig = MelConfig()
 
     def __post_init__(self):

@@ -99,6 +99,13 @@ class Tokenizer:
         return 0 if self.fixed and not self.sha256 else self.size
 
 
+# What stands in place of a text that an image is to be drawn without (guidance's null condition); None: nothing.
+UNSEEN: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
+    "drop": lambda ids: None,
+    "pad": lambda ids: np.full_like(ids, PAD),
+}
+
+
 def encode(text: str) -> np.ndarray:
     """Returns the int32 [n] UTF-8 bytes of `text`, without special tokens."""
     return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from transfusion.errors import UsageError
+from transfusion.codecs import text
+from transfusion.errors import UsageError, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class DataConfig:
     )
     caption_first: float = 0.8  # probability that the caption stands before its image
     drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
+    null_caption: str = "drop"  # what stands in its place then, a key of `transfusion.codecs.text.UNSEEN`
     drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
@@ -75,6 +77,7 @@ class DataConfig:
         for name, share in (shares | {f"drop_conditions.{n}": p for n, p in self.drop_conditions.items()}).items():
             if not 0 <= share <= 1:
                 raise UsageError(f"data.{name}={share} is not a share between 0 and 1")
+        check("data.null_caption", self.null_caption, text.UNSEEN)
         for name in ("open_rows", "min_piece", "pixel_limit", "max_bad_after", "read_ahead"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.{name}={getattr(self, name)} must be at least 1")

@@ -12,12 +12,18 @@ from transfusion.data.randomness import scramble
 from transfusion.sequence import Document, Segment
 
 Encode = Callable[[np.ndarray], np.ndarray]
-"""A codec: what a record holds -> float32 latents; uint8 [H, W, 1 or 3] -> [h, w, C] of an image."""
+"""A codec: what a record holds -> float32 latents or int32 codes; uint8 [H, W, 1 or 3] -> [h, w, C] or [h, w]."""
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
     """The identity codec: uint8 [..., H, W, C] -> float32 [..., H, W, C] in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
+
+
+def content(encoded: np.ndarray) -> np.ndarray:
+    """What a codec gave as a segment holds it: codes int32, latents float32."""
+    encoded = np.asarray(encoded)
+    return encoded.astype(np.int32 if encoded.dtype.kind in "iu" else np.float32, copy=False)
 
 
 # What can be asked of an image, and what is done to uint8 [H, W, C] then.
@@ -40,6 +46,7 @@ class Choice:
       edit: a key of `EDITS`; '' is no editing.
       dropped: streams of the image to be edited that are left out.
       draw_earlier: whether the image to be edited is drawn and then read, not only read.
+      null: what stands in place of a caption that there is not, a key of `text.UNSEEN`.
     """
 
     caption: bool = True
@@ -49,6 +56,7 @@ class Choice:
     edit: str = ""
     dropped: tuple[str, ...] = ()
     draw_earlier: bool = False
+    null: str = "drop"
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
@@ -81,10 +89,20 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
         # A number that the conditions' draws, however many, do not reach.
-        return Choice(caption, True, mirror, both, edit, dropped, chance(-1) < config.draw_earlier)
+        earlier = chance(-1) < config.draw_earlier
+        return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption)
     if chance(0) >= config.caption_first:
         return Choice(True, False, mirror, both)
-    return Choice(caption, True, mirror, both)
+    return Choice(caption, True, mirror, both, null=config.null_caption)
+
+
+def _words(choice: Choice, caption: str, tokenizer: text.Tokenizer) -> Document:
+    """The text beside a medium; what stands in place of one that is left out is 'context', nothing to be learned."""
+    ids = tokenizer.encode(caption)
+    if choice.caption:
+        return (Segment("text", ids),)
+    ids = text.UNSEEN[choice.null](ids)
+    return () if ids is None or not len(ids) else (Segment("text", ids, "context"),)
 
 
 def to_document(
@@ -106,12 +124,13 @@ def to_document(
         return (Segment("text", tokenizer.encode(record["text"])),)
 
     def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
-        latents = np.asarray(medium if "encoded" in record else encode(medium), np.float32)
-        return Segment(kind, latents, role, pixels=pixels(medium) if keep_pixels else None, dropped=dropped)
+        shown = pixels(medium) if keep_pixels else None
+        latents = content(medium if "encoded" in record else encode(medium))
+        return Segment(kind, latents, role, pixels=shown, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     drawn, read = ("both", "both") if choice.both else ("target", "context")
-    words = (Segment("text", tokenizer.encode(choice.edit or record["caption"])),) if choice.caption else ()
+    words = _words(choice, choice.edit or str(record.get("caption", "")), tokenizer)
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
         return segment(medium, earlier, choice.dropped), *words, segment(EDITS[choice.edit](medium), drawn)

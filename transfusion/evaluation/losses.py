@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import Batch
 from transfusion.codecs.text import Tokenizer
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.evaluation.intervals import Score, bootstrap
 from transfusion.model.parameters import Params
-from transfusion.objectives import next_token
+from transfusion.objectives import OBJECTIVES, next_token
 from transfusion.objectives.continuous import noised, spread
+from transfusion.objectives.masked import mask
 from transfusion.objectives.paths import PATHS, estimates, target
-from transfusion.sequence import TEXT, Batch
+from transfusion.sequence import TEXT
 from transfusion.tasks import Draws, SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
-ENOUGH = 512  # images of the velocity loss
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of masked codes
+ENOUGH = 512  # images of the velocity loss and of the bits of codes
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
@@ -38,24 +41,15 @@ def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceC
 
 def clean_draws(task: SequenceTask, batch: Batch) -> Draws:
     """Draws of a forward pass in which every image is clean (t = 1), as the decoder shows them to text."""
-    draws = task.draw(batch, jax.random.key(0))
-    for name, stream in task.spec.streams.items():
-        if not stream.discrete:
-            part = batch[name]
-            draws[name] |= {"time": jnp.ones_like(part.time_low), "noise": jnp.zeros_like(part.values)}
-    return draws
+    return {name: OBJECTIVES[s.objective].clean(batch[name]) for name, s in task.spec.streams.items()}
 
 
 def token_bits(task: SequenceTask, params: Params, batch: Batch) -> jax.Array:
     """-log2 probability of each text token's target, float32 [B, N]; meaningless where the loss weight is 0."""
     model, draws = task.template.bind(params), clean_draws(task, batch)
     encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
-    hidden = encoded[TEXT].hidden
-    nll, _ = next_token.cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), model.head_of(TEXT).kernel[...], batch[TEXT].targets.reshape(-1),
-        task.objectives.next_token.chunk,
-    )  # fmt: skip
-    return nll.reshape(hidden.shape[:2]) / math.log(2)
+    chunk = task.objectives.next_token.chunk
+    return next_token.per_token(model.head_of(TEXT), encoded[TEXT].hidden, batch[TEXT].targets, chunk)[0] / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +74,7 @@ class DocumentBits:
         return score | {"bytes": int(table[:, 1].sum())}
 
 
-def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str], tokenizer: Tokenizer) -> DocumentBits:
+def document_bits(batch: Batch, bits: np.ndarray, media: Iterable[str], tokenizer: Tokenizer) -> DocumentBits:
     """Sums the bits [B, N] of text targets per document."""
     part = batch[TEXT]
     document, order, weight = (np.asarray(a) for a in (part.document, part.order, part.loss_weight))
@@ -99,7 +93,7 @@ def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str], tok
     for part in np.split(words, np.flatnonzero(np.diff(number[words])) + 1) if len(words) else ():
         size[number[part[0]]] = tokenizer.measure(targets.ravel()[part])
     first_image = np.full(rows * most, np.inf)
-    for name in continuous:
+    for name in media:
         other = np.asarray(batch[name].document)
         place = np.minimum(other, most - 1) + np.arange(rows)[:, None] * most
         np.minimum.at(first_image, place[other > 0], np.asarray(batch[name].order)[other > 0])
@@ -110,7 +104,7 @@ def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str], tok
 def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> DocumentBits:
     """Bits and bytes of every document of the batches."""
     run = jax.jit(lambda params, batch: token_bits(task, params, batch))
-    names = [name for name, stream in task.spec.streams.items() if not stream.discrete]
+    names = [name for name, stream in task.spec.streams.items() if stream.media]
     result = DocumentBits(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))
     for batch in batches:
         result = result.join(document_bits(batch, np.asarray(run(params, batch)), names, task.tokenizer))
@@ -159,12 +153,49 @@ def velocity_loss(
     return scores | {"mean": bootstrap(table.mean(1), seed=seed)}
 
 
-def _per_item(part, errors: np.ndarray) -> np.ndarray:
-    """Mean error of each item that training may show at any noise level, from errors [B, N]."""
+def code_bits(
+    task: SequenceTask, params: Params, batches: Iterable[Batch], stream: str, seed: int = 0
+) -> dict[str, Score]:
+    """Bits per code of target images, 'mean', of masked codes at each of `SHARES` too; {} without images.
+
+    Which codes are masked does not depend on the model. Intervals: bootstrap over images.
+    """
+    shares = SHARES if task.spec.streams[stream].may_hide else (1.0,)
+    run = jax.jit(lambda params, batch, share, key: _code_bits(task, params, batch, stream, share, key))
+    tables: list[np.ndarray] = []
+    for i, batch in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        columns = [_per_item(batch[stream], *map(np.asarray, run(params, batch, share, key))) for share in shares]
+        tables.append(np.stack(columns, 1))
+        if sum(map(len, tables)) >= ENOUGH:
+            break
+    table = np.concatenate(tables) if tables else np.zeros((0, len(shares)))
+    if not len(table):
+        return {}
+    by_share = {f"{share:g}": bootstrap(table[:, i], seed=seed) for i, share in enumerate(shares)}
+    return (by_share if len(shares) > 1 else {}) | {"mean": bootstrap(table.mean(1), seed=seed)}
+
+
+def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, share: jax.Array, key) -> tuple:
+    """-log2 probability of each code and which codes count, float32 [B, N] each; `share` of the codes is masked."""
+    model, draws, part = task.template.bind(params), clean_draws(task, batch), batch[stream]
+    counts = jnp.ones(part.tokens.shape)
+    if task.spec.streams[stream].may_hide:
+        hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
+        draws[stream] |= {"mask": hidden}
+        counts = hidden.astype(jnp.float32)
+    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
+    return nll / math.log(2), counts
+
+
+def _per_item(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+    """Mean error of each item that training may show at any noise level, from errors [B, N], over the tokens that
+    count."""
     low = np.asarray(part.time_low)
     rows, items = low.shape
     number = (np.arange(rows)[:, None] * items + np.asarray(part.item)).ravel()
-    weight = np.asarray(part.loss_weight).ravel()
+    weight = (np.asarray(part.loss_weight) * counts).ravel()
     total = np.bincount(number, errors.ravel() * weight, rows * items)
     count = np.bincount(number, weight, rows * items)
     chosen = (count > 0) & (low.ravel() == 0)

@@ -4,6 +4,7 @@ Shape letters: see `transfusion.model.transformer`. A parameter with the leading
 """
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.model import rope
-from transfusion.model.parameters import fan_in, ones, param, zeros
+from transfusion.model.parameters import constant, fan_in, ones, param, zeros
 from transfusion.sharding import constrain
 
 # What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
@@ -30,6 +31,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
     return (y * scale).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length 1 along the last axis, in float32."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), -1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float) -> jax.Array:
@@ -94,7 +101,8 @@ class HeadNorm:
 # 'plain' has no weights: where the modulation carries shift and scale (DiT).
 NORMS = ("rms", "layer", "plain")
 # 'layer' is Chameleon's (arXiv 2405.09818, section 2.3.1), as released: the epsilon is PyTorch's whatever the trunk's.
-QK_NORMS = {"none": None, "rms": HeadNorm("rms"), "layer": HeadNorm("layer", per_head=True, epsilon=1e-5)}
+# 'l2' has no weights of a norm, but a factor per head (VAR).
+QK_NORMS = {"none": None, "rms": HeadNorm("rms"), "layer": HeadNorm("layer", per_head=True, epsilon=1e-5), "l2": None}
 BIASES = ("qkv", "out", "ffn")
 
 
@@ -109,7 +117,7 @@ class Block(nnx.Module):
         self.norm = Norm(config.norm, config.norm_epsilon)
         self.ffn_norm_rule = Norm(config.norm, config.ffn_norm_epsilon or config.norm_epsilon)
         self.post, self.activation = config.norm_place == "post", config.ffn_kind
-        rule = QK_NORMS[config.qk_norm]
+        rule, self.unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
         self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
         # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
         out = 2 * n
@@ -132,7 +140,9 @@ class Block(nnx.Module):
             matrix("v", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
         if "o" in groups:
             matrix("o", (h, k, d), ("heads", None, "embed"), h * k * out, "out" in config.biases)
-        if "qk_norm" in groups and rule:
+        if "qk_norm" in groups and config.qk_norm == "l2":
+            self.qk_scale = param(rngs, (n, h), ("layers", "heads"), constant(math.log(4)))
+        elif "qk_norm" in groups and rule:
             for name, count, axis in (("q_norm", h, "heads"), ("k_norm", g, "kv_heads")):
                 of_heads = ((count, axis),) if rule.per_head else ()
                 for suffix, weight in self.qk_norm.declare(rngs, (n,), k, of_heads).items():
@@ -183,6 +193,10 @@ class Block(nnx.Module):
         if self.qk_norm is not None:
             q = self.qk_norm(q, self._weight("q_norm"), self._weight("q_norm_bias"))
             k = self.qk_norm(k, self._weight("k_norm"), self._weight("k_norm_bias"))
+        elif self.unit_heads:
+            # Attention divides by sqrt(K), which has no place here.
+            scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
+            q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:

@@ -47,7 +47,8 @@ class TransformerConfig:
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
       qk_norm: a key of `transfusion.model.block.QK_NORMS`: 'none', 'rms' (RMSNorm of queries and keys over the head
-        size), or 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon).
+        size), 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon), or 'l2' (both have length 1 per
+        head, and a learned factor per head, 4 at first and 100 at most, takes the place of 1 / sqrt(K); VAR).
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
       streams: those that enter this trunk; () means all.

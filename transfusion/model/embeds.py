@@ -15,6 +15,7 @@ from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
+from transfusion.model.scales import ScaleQuantizer
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
 from transfusion.rows import join_items, split_items, unpatchify
@@ -116,6 +117,39 @@ class TokenEmbed(nnx.Module):
 
     def __call__(self, inputs, condition):
         return self.table[...][inputs.content], None
+
+
+class ScaleEmbed(nnx.Module):
+    """What a scale is predicted from (VAR, arXiv 2404.02905, section 3.2): what the codes of all scales before it stand
+    for, averaged to its size; of the first scale a learned start. With a learned vector per scale and one per token.
+
+    The quantizer is the codec's: take it from its run (`init.copy`), and freeze it (`optim.groups`).
+    """
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        if not stream.scales or stream.channels < 1:
+            raise UsageError(f"streams.{name}: embed 'scales' needs `scales` of codes, with `channels` numbers each")
+        width, channels = config.width, stream.channels
+        self.scales = tuple(stream.scales)
+        self.quantizer = ScaleQuantizer(stream.vocabulary, channels, self.scales, rngs)
+        self.kernel = param(rngs, (channels, width), (None, "embed"), fan_in(channels))
+        self.bias = param(rngs, (width,), (None,), zeros)
+        self.start = param(rngs, (width,), ("embed",), fan_in(width))
+        self.level = param(rngs, (len(self.scales), width), (None, "embed"), normal(0.02))
+        self.token = param(rngs, (stream.tokens_per_item, width), (None, "embed"), normal(0.02))
+
+    def __call__(self, inputs, condition):
+        sides = np.array(self.scales)
+        sizes, n = sides**2, int(np.sum(sides**2))
+        features = self.quantizer.features_of_scales(inputs.content.reshape(-1, n))
+        tokens = dense(features, self.kernel[...], self.bias[...])
+        start = jnp.broadcast_to(self.start[...], (len(tokens), sizes[0], tokens.shape[-1]))
+        level = jnp.repeat(self.level[...], sizes, axis=0, total_repeat_length=n)
+        tokens = jnp.concatenate([start, tokens], 1) + level + self.token[...]
+        scale, y, x = jnp.moveaxis(inputs.place, -1, 0)
+        at = jnp.asarray(np.cumsum(sizes) - sizes)[scale] + y * jnp.asarray(sides)[scale] + x
+        tokens = tokens.reshape(len(inputs.content), -1, tokens.shape[-1])
+        return jnp.take_along_axis(tokens, (inputs.item * n + at)[..., None], axis=1), None
 
 
 class Queries(nnx.Module):
@@ -278,5 +312,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed, "queries": Queries, "codes": CodeEmbed,
+    "dual": DualEmbed, "queries": Queries, "codes": CodeEmbed, "scales": ScaleEmbed,
 }  # fmt: skip

@@ -14,13 +14,34 @@ from transfusion.sequence import Stream
 
 
 class TokenHead(nnx.Module):
-    """Logits [B, N, V], float32. Its objective reads `kernel`, so that it may work chunk by chunk."""
+    """Logits [B, N, V], float32. Its objective reads `factors`, so that it may work chunk by chunk."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
 
+    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the logits are the product of: [B, N, D] and [D, V]."""
+        return hidden, self.kernel[...]
+
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
-        return dense(hidden, self.kernel[...]).astype(jnp.float32)
+        return dense(*self.factors(hidden)).astype(jnp.float32)
+
+
+class PerceptronHead(TokenHead):
+    """Logits behind one hidden layer (Janus, arXiv 2410.13848, section 3.1: the head of its codes)."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        self.activation = stream.connector.activation
+        self.hidden = param(rngs, (width, width), (None, "embed"), fan_in(width))
+        self.hidden_bias = param(rngs, (width,), (None,), zeros)
+        super().__init__(stream, width, rngs)
+        self.bias = param(rngs, (stream.vocabulary,), ("vocab",), zeros)
+
+    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """With the bias as one more row, which a 1 meets: [B, N, D + 1] and [D + 1, V]."""
+        y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
+        y = jnp.concatenate([y, jnp.ones_like(y[..., :1])], -1)
+        return y, jnp.concatenate([self.kernel[...], self.bias[...][None]], 0)
 
 
 class LinearHead(nnx.Module):
@@ -40,27 +61,11 @@ class TiedHead:
     def __init__(self, embed: nnx.Module):
         self.embed = embed
 
-    @property
-    def kernel(self) -> jax.Array:
-        return self.embed.table[...].T
+    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return hidden, self.embed.table[...].T
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
-        return dense(hidden, self.kernel).astype(jnp.float32)
-
-
-class PerceptronHead(nnx.Module):
-    """Logits [B, N, V], float32, behind a hidden layer (Janus, arXiv 2410.13848, section 3.1, the image head)."""
-
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.activation = stream.connector.activation
-        self.hidden = param(rngs, (width, width), (None, "embed"), fan_in(width))
-        self.hidden_bias = param(rngs, (width,), (None,), zeros)
-        self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
-        self.bias = param(rngs, (stream.vocabulary,), (None,), zeros)
-
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
-        y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
-        return dense(y, self.kernel[...], self.bias[...]).astype(jnp.float32)
+        return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
 class ModulatedHead(nnx.Module):
@@ -141,6 +146,6 @@ class ConvNeXtHead(UNetHead):
 
 
 HEADS = {
-    "token": TokenHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead, "adaln": ModulatedHead,
-    "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead, "mlp": PerceptronHead,
+    "token": TokenHead, "mlp": PerceptronHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead,
+    "adaln": ModulatedHead, "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
 }  # fmt: skip

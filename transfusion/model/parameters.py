@@ -36,6 +36,11 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
+def constant(value: float) -> Initializer:
+    """The same number everywhere."""
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
 def param(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: Any = jnp.float32
 ) -> nnx.Param:

@@ -16,9 +16,9 @@ from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
-from transfusion.model.parameters import Template
+from transfusion.model.parameters import Template, fan_in, param
 from transfusion.model.transformer import Condition, Trunk
-from transfusion.sequence import SequenceSpec, Stream
+from transfusion.sequence import MASKED, SequenceSpec, Stream
 
 FIRST = "trunk"  # the name of the first trunk
 # Which fields of a stream are rows of which table.
@@ -41,8 +41,9 @@ class Inputs:
     """What one stream's tokens bring into a forward pass.
 
     Attributes:
-      content: ids int32 [B, N], or (noised) patches float32 [B, N, E].
-      time: noise level of each item float32 [B, M]; None for discrete streams.
+      content: ids int32 [B, N], or (noised) patches float32 [B, N, E]; of codes at several scales always those of whole
+        items, of which the tokens may be a part.
+      time: noise level of each item float32 [B, M]; None for text.
       position: int32 [B, N, A].
       item: int32 [B, N].
       place: int32 [B, N, S] or None.
@@ -102,6 +103,10 @@ class StreamParts(nnx.Module):
                 self.head_time = TimeEmbedding(head, rngs, stream.time_embedding)
         if stream.table in ("learned", "centred"):
             self.table = LearnedTable(stream, first.width, rngs)
+        if stream.start_tokens:
+            self.start = param(rngs, (first.width,), ("embed",), fan_in(first.width))
+        if stream.may_hide:
+            self.masked = param(rngs, (first.width,), ("embed",), fan_in(first.width))
 
 
 MODULATED_HEADS = ("adaln", "adaln_rms", "row_major")
@@ -161,6 +166,8 @@ class UnifiedModel(nnx.Module):
         time = part.time(inputs.time) if hasattr(part, "time") else None
         added = time if stream.time in ("added", *CODER_TIMES) else None
         tokens, skips = part.embed(inputs, added)
+        if stream.may_hide:
+            tokens = jnp.where(inputs.content[..., None] == MASKED, part.masked[...], tokens)
         if stream.table in SINCOS_AXES:
             tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], SINCOS_AXES[stream.table])
         elif stream.table != "none":
@@ -169,6 +176,8 @@ class UnifiedModel(nnx.Module):
             if stream.time == "token_adaln":
                 time = part.token(vector) if hasattr(part, "token") else vector
             tokens = jnp.where(inputs.place[..., :1] < 0, per_token(time, inputs.item, stream.aligned), tokens)
+        if stream.start_tokens:
+            tokens = jnp.where(inputs.place[..., :1] < 0, part.start[...], tokens)
         if stream.head in MODULATED_HEADS:
             if hasattr(part, "head_time"):
                 vector = part.head_time(inputs.time)

@@ -1,7 +1,8 @@
 """What each stream learns. One row of `OBJECTIVES` per objective; all losses are per token, reduced as (sum, weight).
 
-An objective has three functions: `draw` makes a step's random numbers for a whole batch (so that they do not depend on
-microbatches or devices), `content` what the embed reads, and `loss` the loss per token with further reductions.
+An objective has four functions: `draw` makes a step's random numbers for a whole batch (so that they do not depend on
+microbatches or devices), `clean` those under which every item is as it is, `content` what the embed reads, and `loss`
+the loss per token with further reductions.
 """
 
 import dataclasses
@@ -11,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives import continuous, next_token
+from transfusion.batch import StreamSlice
+from transfusion.objectives import continuous, masked, next_token
+from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
-from transfusion.sequence import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 
@@ -24,6 +26,7 @@ class ObjectivesConfig:
     """Settings of the objectives; `continuous` is per stream, streams that it does not name take the defaults."""
 
     next_token: NextTokenConfig = NextTokenConfig()
+    masked: MaskedConfig = MaskedConfig()
     continuous: Mapping[str, ContinuousConfig] = dataclasses.field(default_factory=dict)
 
     def of_continuous(self, stream: str) -> ContinuousConfig:
@@ -35,19 +38,22 @@ class Objective:
     """See the module's docstring. `loss(head, encoded, part, draws, config)` gives float32 [B, N] and further Sums."""
 
     draw: Callable[..., dict[str, jax.Array]]
+    clean: Callable[[StreamSlice], dict[str, jax.Array]]
     content: Callable[..., jax.Array]
     loss: Callable[..., tuple[jax.Array, Sums]]
 
 
 def _next_token_loss(head, encoded, part: StreamSlice, draws, config: NextTokenConfig):
-    b, n, d = encoded.hidden.shape
-    nll, log_z = next_token.cross_entropy(
-        encoded.hidden.reshape(b * n, d), head.kernel[...], part.targets.reshape(-1), config.chunk
-    )
-    nll, log_z = nll.reshape(b, n), log_z.reshape(b, n)
+    nll, log_z = next_token.per_token(head, encoded.hidden, part.targets, config.chunk)
     weight = part.loss_weight
     extra = {"nll": (jnp.sum(nll * weight), weight.sum())}
     return nll + config.z_loss * jnp.square(log_z), extra
+
+
+def _masked_loss(head, encoded, part: StreamSlice, draws, config: MaskedConfig):
+    nll, _ = next_token.per_token(head, encoded.hidden, part.targets)
+    weight = part.loss_weight * draws["mask"]
+    return nll * draws["weight"], {"nll": (jnp.sum(nll * weight), weight.sum())}
 
 
 def _continuous_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
@@ -59,13 +65,30 @@ def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
 
+def _same(part: StreamSlice, *_: Any) -> jax.Array:
+    return part.tokens if part.values is None else part.values
+
+
+def _no_draws(*_: Any) -> dict[str, jax.Array]:
+    return {}
+
+
+def _at_the_end(part: StreamSlice) -> dict[str, jax.Array]:
+    return {} if part.time_low is None else {"time": jnp.ones_like(part.time_low)}
+
+
+# At several scales a token's input is made of other scales' codes, and so its own code is its target.
 OBJECTIVES: dict[str, Objective] = {
-    "none": Objective(lambda *_: {}, lambda part, *_: part.tokens if part.values is None else part.values, _nothing),
-    "next_token": Objective(lambda *_: {}, lambda part, *_: part.tokens, _next_token_loss),
-    "continuous": Objective(continuous.draw, continuous.noised, _continuous_loss),
+    "none": Objective(_no_draws, _at_the_end, _same, _nothing),
+    "next_token": Objective(_no_draws, _no_draws, _same, _next_token_loss),
+    "next_scale": Objective(_no_draws, _no_draws, _same, _next_token_loss),
+    "masked": Objective(masked.draw, masked.clean, masked.content, _masked_loss),
+    "continuous": Objective(continuous.draw, continuous.clean, continuous.noised, _continuous_loss),
 }
 
 
 def config_of(name: str, objective: str, config: ObjectivesConfig) -> Any:
     """The settings that an objective's functions take, for the stream `name`."""
-    return {"none": None, "next_token": config.next_token}.get(objective, config.of_continuous(name))
+    token = config.next_token
+    known = {"none": None, "next_token": token, "next_scale": token, "masked": config.masked}
+    return known.get(objective, config.of_continuous(name))

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from transfusion.batch import StreamSlice
 from transfusion.objectives.paths import PATHS, WEIGHTINGS, ContinuousConfig, interpolate, sample_times, target
-from transfusion.sequence import StreamSlice
 
 BUCKETS = 10
 
@@ -25,6 +25,11 @@ def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> dict[st
         "time": part.time_low + (1 - part.time_low) * t,
         "noise": jax.random.normal(noise_key, part.values.shape, jnp.float32),
     }
+
+
+def clean(part: StreamSlice) -> dict[str, jax.Array]:
+    """Time 1, and no noise."""
+    return {"time": jnp.ones_like(part.time_low), "noise": jnp.zeros_like(part.values)}
 
 
 def noised(part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:

@@ -1,16 +1,75 @@
-"""Masked tokens: how many of an item stay masked while it is drawn."""
+"""Masked codes: which of an item are hidden in training, and how many stay hidden while it is drawn."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import StreamSlice
 from transfusion.errors import UsageError, check
+from transfusion.sequence import MASKED
 
 # The masked share after the fraction r of the steps (MaskGIT, arXiv 2202.04200, section 3.3).
-MASK_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "cosine": lambda r: np.cos(r * np.float32(np.pi / 2)),
-    "linear": lambda r: 1 - r,
+MASK_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "cosine": lambda r, xp=np: xp.cos(r * np.float32(np.pi / 2)),
+    "linear": lambda r, xp=np: 1 - r,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedConfig:
+    """`schedule`, a key of `MASK_SCHEDULES`: of the masked share, in training over an evenly drawn fraction."""
+
+    schedule: str = "cosine"
+
+    def __post_init__(self):
+        check("objectives.masked.schedule", self.schedule, MASK_SCHEDULES)
+
+
+def mask(share: jax.Array, order: jax.Array) -> jax.Array:
+    """Which codes are hidden, bool [B, N]: the share of each item, rounded, and at least one code if it is not 0
+    (MaskGIT, arXiv 2202.04200, section 3.1; Show-o, arXiv 2408.12528, section 3.2).
+
+    Args:
+      share: of each item, float32 [B, M].
+      order: float [B, N], the codes of an item with the lowest are hidden.
+    """
+    order = order.reshape(*share.shape, -1)
+    rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
+    count = jnp.maximum(jnp.round(order.shape[-1] * share), share > 0)
+    return (rank < count[..., None]).reshape(len(share), -1)
+
+
+def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> dict[str, jax.Array]:
+    """The random numbers of a step: 'time' [B, M], how much of an item is known, even in [time_low, 1]; and those of
+    `hiding`, by the schedule's share at that time. Nothing is hidden at time 1."""
+    time_key, order_key = jax.random.split(key)
+    time = part.time_low + (1 - part.time_low) * jax.random.uniform(time_key, part.time_low.shape)
+    share = jnp.where(time < 1, MASK_SCHEDULES[config.schedule](time, jnp), 0.0)
+    return {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
+
+
+def hiding(hidden: jax.Array, part: StreamSlice) -> dict[str, jax.Array]:
+    """'mask' bool [B, N], which codes are hidden, and the 'weight' [B, N] of each code's loss: only these count.
+
+    The weights are such that the loss, which is divided by the weight of all codes, is the mean over the hidden ones of
+    the whole batch.
+    """
+    counted = jnp.sum(part.loss_weight * hidden)
+    return {"mask": hidden, "weight": hidden * (jnp.sum(part.loss_weight) / jnp.maximum(counted, 1e-6))}
+
+
+def clean(part: StreamSlice) -> dict[str, jax.Array]:
+    """Nothing is hidden."""
+    return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.tokens.shape, bool), part)
+
+
+def content(part: StreamSlice, draws: dict[str, jax.Array], config: MaskedConfig) -> jax.Array:
+    """Ids [B, N], `MASKED` for the hidden codes."""
+    return jnp.where(draws["mask"], MASKED, part.tokens)
 
 
 def still_masked(tokens: int, steps: int, schedule: str = "cosine") -> np.ndarray:

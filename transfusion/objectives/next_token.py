@@ -5,6 +5,7 @@ Shape letters: T tokens, D width, V vocabulary.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,13 @@ class NextTokenConfig:
     def __post_init__(self):
         if self.chunk < 0 or self.z_loss < 0:
             raise UsageError("next_token: chunk and z_loss must not be negative")
+
+
+def per_token(head: Any, hidden: jax.Array, targets: jax.Array, chunk: int = 0) -> tuple[jax.Array, jax.Array]:
+    """`cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
+    y, kernel = head.factors(hidden)
+    nll, log_z = cross_entropy(y.reshape(-1, y.shape[-1]), kernel, targets.reshape(-1), chunk)
+    return nll.reshape(targets.shape), log_z.reshape(targets.shape)
 
 
 def cross_entropy(

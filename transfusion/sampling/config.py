@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from transfusion.codecs import text
 from transfusion.errors import UsageError, check
 from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import RENORMS
@@ -22,9 +23,14 @@ class SamplerConfig:
       guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
       image_guidance: scale of the images of a prompt that has some: w + scale (v - w), w the prediction without them, v
         the one guided by the text (BAGEL); 1 is none.
+      without_text: what guidance has in place of the text of a prompt: 'drop', nothing, or 'pad', as much padding,
+        which attention sees (Janus, arXiv 2410.13848).
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
       temperature: of text tokens; 0 is greedy.
       top_k, top_p: 0 and 1 keep all tokens.
+      code_temperature, code_top_k, code_top_p: the same of the codes of images.
+      unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
+        again; see `transfusion.sampling.codes.unmask_plan`.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -42,11 +48,16 @@ class SamplerConfig:
     guidance_low: float = 0.0
     guidance_high: float = 1.0
     image_guidance: float = 1.0
+    without_text: str = "drop"
     renorm: str = "none"
     renorm_least: float = 0.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    code_temperature: float = 1.0
+    code_top_k: int = 0
+    code_top_p: float = 1.0
+    unmask_noise: float = 1.0
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1
@@ -62,7 +73,12 @@ class SamplerConfig:
             )
         if min(self.think, self.max_tokens, self.max_images, self.min_images) < 0:
             raise UsageError("sampling: think, max_tokens, max_images and min_images must not be negative")
-        for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
+        if min(self.code_temperature, self.code_top_k, self.unmask_noise) < 0 or not 0 < self.code_top_p <= 1:
+            raise UsageError(
+                "sampling: code_temperature, code_top_k and unmask_noise must not be negative, 0 < code_top_p <= 1"
+            )
+        tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "without_text": text.UNSEEN}
+        for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
             raise UsageError(

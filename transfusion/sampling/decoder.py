@@ -1,4 +1,5 @@
-"""The interleaved decoder: text token by token, images by a solver, in one compiled loop over a batch of prompts.
+"""The interleaved decoder: text token by token, images by a solver or otherwise, in one compiled loop over a batch of
+prompts.
 
 All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
 each against their cached prefix; the finished image is encoded once more, as an image of a prompt is (clean, t = 1, and
@@ -12,6 +13,7 @@ images; what was written and drawn since belongs to neither.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,10 @@ from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.rows import unpatchify
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawing import Prefix, begin, broadcast, make_field, solve
+from transfusion.sampling.drawing import DRAWINGS, solve
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
+from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
     DONE,
@@ -44,7 +47,7 @@ from transfusion.sampling.state import (
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
-__all__ = ["Prompt", "Trajectory", "generate", "trajectory"]
+__all__ = ["Prompt", "generate"]
 
 # On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
 UNROLLED_LAYERS = 16
@@ -53,9 +56,9 @@ UNROLLED_LAYERS = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What of a SamplerConfig may change without compiling anew: scalars, and `times` [steps + 1]."""
+    """What of a SamplerConfig may change without compiling anew: scalars, and the `plan` of a drawing."""
 
-    times: jax.Array
+    plan: Any
     guidance: Guidance
     temperature: jax.Array
     top_p: jax.Array
@@ -66,14 +69,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens, and
-    `goes_on` says whether anything may follow an image."""
+    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens,
+    `goes_on` says whether anything may follow an image, and `codes` filters codes."""
 
     solver: str
     choice: Choice
     ids: int
     images: int
     goes_on: bool
+    codes: Choice = Choice()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +185,16 @@ class Decoder:
         state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
         return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
-    def _field(self, models: Models, prefix: Prefix, conditions: Conditions | None, settings: Settings):
-        config, guidance = self.task.objectives.of_continuous(self.layout.run.stream), settings.guidance
+    def _job(
+        self,
+        models: Models,
+        prefix: Prefix,
+        conditions: Conditions | None,
+        keys: jax.Array,
+        drawn: jax.Array,
+        settings: Settings,
+    ) -> Job:
+        guidance, limits = settings.guidance, self.limits
         others: list[Prefix | None] = [None, None]
         if conditions is not None:
             parts = (conditions.without_text, conditions.without_images)
@@ -190,7 +202,8 @@ class Decoder:
             image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
             guidance = dataclasses.replace(guidance, image=image[:, None, None])
         prefix = begin(models.once, self.layout, prefix)
-        return make_field(models.often, self.layout, config, prefix, *others, guidance), config
+        how = (self.layout, self.task.objectives, limits.solver, limits.codes)
+        return Job(models.often, *how, prefix, *others, guidance, settings.plan, keys, drawn)
 
     def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
         """Prompts about to draw; one serves all rows."""
@@ -202,9 +215,9 @@ class Decoder:
     ) -> State:
         """One image for each row that waits for it, and the clean image and its closer into the cache."""
         rows = state.mode == DRAWING
-        field, config = self._field(models, Prefix(state.cache, state.place, rows), conditions, settings)
-        solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
-        x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
+        prefix = Prefix(state.cache, state.place, rows)
+        job = self._job(models, prefix, conditions, keys, state.drawn, settings)
+        x = DRAWINGS[self.layout.stream.objective].draw(job)
         state = put_images(state, x, rows)
         more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
         state = dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode))
@@ -214,7 +227,7 @@ class Decoder:
         def finish(state):
             model, part = models.once, self.layout.finished
             streams = self.task.spec.streams
-            content = {name: self.layout.drawn_as(name, x) for name in part.pieces if not streams[name].discrete}
+            content = {name: self.layout.drawn_as(name, x) for name in part.pieces if streams[name].media}
             inputs = lay(part, self.task.spec, state.place, more, content, jnp.ones(len(rows)))
             state, encoded = append(model, state, part, inputs, more)
             state = dataclasses.replace(state, mode=jnp.where(more, WRITING, state.mode))
@@ -226,7 +239,7 @@ class Decoder:
     def _run(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Ids [B, T], their number [B], and images [B, M, N, E]."""
+        """Ids [B, T], their number [B], and images [B, M, N, E] or [B, M, N]."""
         models = self._models(params)
         cache, logits = self._prefill(models.once, prefill)
         state = self._start(cache, prefill)
@@ -254,17 +267,16 @@ class Decoder:
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
         room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
-        shape = (limits.images, layout.tokens, layout.stream.features)
-        return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener)
+        content = layout.content
+        shape = (limits.images, *content.shape)
+        return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener, content.dtype)
 
     def _trace(self, params: Params, prefill: Prefill, conditions: Conditions | None, keys, settings: Settings):
         models = self._models(params)
         cache, _ = self._prefill(models.once, prefill)
-        field, config = self._field(models, Prefix(cache, prefill.place, prefill.draw), conditions, settings)
-        layout = self.layout
-        shape = (layout.tokens, layout.stream.features)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
-        return solve(field, SOLVERS[self.limits.solver], config, settings.times, keys, drawn, shape, record=True)
+        prefix = Prefix(cache, prefill.place, prefill.draw)
+        return solve(self._job(models, prefix, conditions, keys, drawn, settings), record=True)
 
 
 def _logits(model: UnifiedModel, encoded, last: jax.Array) -> jax.Array:
@@ -279,22 +291,21 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decode
     return Decoder(task, limits, size)
 
 
-def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+    """The decoder for a config, and what of it may change without compiling anew."""
     check("sampling.solver", config.solver, SOLVERS)
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
     images = config.max_images if layout.kind else 0
-    times = np.zeros(1, np.float32)
-    if images:
-        prediction = task.objectives.of_continuous(layout.run.stream).prediction
-        times = config.times(prediction, layout.tokens - layout.stream.time_tokens)
+    codes = Choice(config.code_temperature == 0, config.code_top_k, config.code_top_p < 1)
+    plan = DRAWINGS[layout.stream.objective].plan(task.objectives, layout, config) if images else None
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
     guidance = Guidance(*map(np.float32, guidance), config.renorm)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
     counts = (np.int32(n) for n in (config.think, config.max_tokens, config.min_images))
-    settings = Settings(times, guidance, temperature, top_p, *counts)
-    return decoder(task, Limits(config.solver, choice, ids, images, config.goes_on), size), settings
+    settings = Settings(plan, guidance, temperature, top_p, *counts)
+    return decoder(task, Limits(config.solver, choice, ids, images, config.goes_on, codes), size), settings
 
 
 def generate(
@@ -320,14 +331,15 @@ def generate(
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
-      float32 [h, w, C]. A prompt's segments and these, and what the user says next, are the next turn's prompt.
+      float32 [h, w, C] or codes int32 [h, w]. A prompt's segments and these, and what the user says next, are the next
+      turn's prompt.
 
     Raises:
       UsageError: on an unknown solver, or a prompt that does not fit the model.
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
-    made, settings = _prepare(task, config, size)
+    made, settings = prepare(task, config, size)
     images = any(map(has_images, prompts))
     results: list[Document] = []
     for first in range(0, len(prompts), batch):
@@ -352,48 +364,16 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
             continue
         if text:
             segments.append(Segment("text", np.array(text, np.int32)))
-        segments.append(Segment(layout.kind, _latents(layout, images[drawn]), "context"))
+        segments.append(Segment(layout.kind, latents_of(layout, images[drawn]), "context"))
         text, drawn = [], drawn + 1
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))
     return tuple(segments)
 
 
-def _latents(layout: Layout, patches: np.ndarray) -> np.ndarray:
-    """Patches [..., N, E] to latents [..., *sides, C]."""
+def latents_of(layout: Layout, patches: np.ndarray) -> np.ndarray:
+    """Patches [..., N, E] to latents [..., *sides, C], or ids [..., N] to codes."""
+    if layout.stream.discrete:
+        return patches[..., layout.stream.lead_tokens :].reshape(*patches.shape[:-1], *layout.shape)
     patches = patches[..., layout.stream.time_tokens :, :]
     return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))
-
-
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """One image from noise to data: float32 times [k], x_t and the estimates of the data [k, h, w, C]."""
-
-    times: np.ndarray
-    x: np.ndarray
-    data: np.ndarray
-
-
-def trajectory(
-    task: SequenceTask,
-    params: Params,
-    prompt: Prompt,
-    seed: int,
-    config: SamplerConfig,
-    *,
-    at: Sequence[int] | None = None,
-    size: tuple[int, ...] = (0, 0),
-) -> Trajectory:
-    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
-
-    `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
-    """
-    config = dataclasses.replace(config, max_images=max(config.max_images, 1))
-    made, settings = _prepare(task, config, size)
-    prompt = dataclasses.replace(prompt, draw=True)
-    conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
-    last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
-    steps = list(range(config.steps) if at is None else at)
-    x, data, last = (_latents(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
-    end = last[None]
-    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))

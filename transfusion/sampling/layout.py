@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.codecs import text
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata, metadata
 from transfusion.model.unified import Inputs
@@ -98,14 +99,14 @@ def lay(
             private=jnp.broadcast_to(jnp.asarray(piece["private"]), (b, n)),
             stream=jnp.full((b, n), numbers[name], jnp.int32),
         )
-        discrete = spec.streams[name].discrete
-        own = jnp.asarray(piece["tokens" if discrete else "values"])
+        media = spec.streams[name].media
+        own = jnp.asarray(piece["tokens" if spec.streams[name].discrete else "values"])
         result[name] = Inputs(
             content[name] if name in content else jnp.broadcast_to(own, (b, *own.shape)),
-            None if discrete else time[:, None],
+            time[:, None] if media else None,
             place.counter[:, None, None] + piece["position"],
             jnp.zeros((b, n), jnp.int32),
-            None if discrete else jnp.broadcast_to(jnp.asarray(piece["place"]), (b, *piece["place"].shape)),
+            jnp.broadcast_to(jnp.asarray(piece["place"]), (b, *piece["place"].shape)) if media else None,
             meta,
         )
     return result
@@ -127,14 +128,15 @@ class Layout:
         kinds = {}
         for key, runs in self.spec.layout.items():
             kind, _, role = key.partition("/")
-            if role != "context" and runs and runs[0].opener >= 0 and any(self._noised(run) for run in runs):
+            if role != "context" and runs and runs[0].opener >= 0 and any(self._drawn(run) for run in runs):
                 kinds[kind] = True
         if len(kinds) > 1:
             raise UsageError(f"the decoder draws one kind of segment, but the layout has {', '.join(kinds)}")
         return next(iter(kinds), "")
 
-    def _noised(self, run: Run) -> bool:
-        return self.spec.streams[run.stream].objective == "continuous"
+    def _drawn(self, run: Run) -> bool:
+        stream = self.spec.streams[run.stream]
+        return stream.media and stream.objective != "none"
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -144,7 +146,7 @@ class Layout:
           UsageError: if there is a token of text between them.
         """
         runs = self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
-        last = next(i for i, run in enumerate(runs) if self._noised(run))
+        last = next(i for i, run in enumerate(runs) if self._drawn(run))
         if last and runs[last].opener >= 0 and runs[last].boundary == "outside":
             raise UsageError(f"layout {self.kind!r}: the first run opens a drawing, the noised run has no opener")
         return runs[: last + 1]
@@ -166,11 +168,11 @@ class Layout:
     @property
     def opener_is_text(self) -> bool:
         """Whether the opener is an ordinary token before the image, and so in the cache when it is drawn."""
-        return self.runs[0].boundary == "outside"
+        return self.runs[0].boundary == "outside" and not self.spec.streams[self.runs[0].stream].start_tokens
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Latents [*sides, C] of a drawn item, [h, w, C] of an image.
+        """Of a drawn item: latents [*sides, C], [h, w, C] of an image, or codes; see `Stream.item_shape`.
 
         Raises:
           UsageError: if neither the stream nor `size` says.
@@ -178,7 +180,7 @@ class Layout:
         sides = self.size if any(self.size) else self.stream.grid
         if not all(sides):
             raise UsageError("this model draws images of any size: say which (height and width of the latents)")
-        return *sides, self.stream.channels
+        return self.stream.item_shape(sides)
 
     @cached_property
     def token(self) -> Expanded:
@@ -202,8 +204,15 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """N of a drawn image, its time token included."""
+        """N of a drawn image, its time or start token included."""
         return len(self.noisy.pieces[self.run.stream]["order"])
+
+    @property
+    def content(self) -> jax.ShapeDtypeStruct:
+        """What a drawn image's tokens hold: patches float32 [N, E] or ids int32 [N]."""
+        if self.stream.discrete:
+            return jax.ShapeDtypeStruct((self.tokens,), np.int32)
+        return jax.ShapeDtypeStruct((self.tokens, self.stream.features), np.float32)
 
     @cached_property
     def finished(self) -> Expanded:
@@ -230,8 +239,10 @@ class Layout:
         return TEXT in self.finished.pieces and self.finished.pieces[TEXT]["order"][-1] == self.finished.length - 1
 
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
-        """Drawn patches [B, N, E] as the patches of another stream of the same image."""
+        """Drawn patches [B, N, E] or codes [B, N] as those of another stream of the same image."""
         stream = self.spec.streams[name]
+        if self.stream.discrete:
+            return jnp.pad(x[:, self.stream.lead_tokens :], ((0, 0), (stream.lead_tokens, 0)))
         if (stream.patch_sides, stream.time_tokens) == (self.stream.patch_sides, self.stream.time_tokens):
             return x
         patches = patchify_images(
@@ -241,7 +252,8 @@ class Layout:
 
     def _part(self, runs: tuple[Run, ...]) -> Expanded:
         spec = dataclasses.replace(self.spec, layout={self.kind: runs})
-        return expand((Segment(self.kind, np.zeros(self.shape, np.float32)),), spec, begin=False, end=False)
+        value = np.zeros(self.shape, np.int32 if self.stream.discrete else np.float32)
+        return expand((Segment(self.kind, value),), spec, begin=False, end=False)
 
     def conditions(self, prompts: Sequence[Prompt], config: SamplerConfig, with_images: bool) -> Conditions | None:
         """What guidance compares the prompts with, all about to draw; None without guidance.
@@ -253,7 +265,8 @@ class Layout:
         if not self.kind or not config.max_images or not (images_guide or config.guidance != 1):
             return None
         images = [has_images(prompt) for prompt in prompts]
-        rows = [without_text(prompt) for prompt in prompts] if with_images else [Prompt((), draw=True)]
+        one = not with_images and config.without_text == "drop"
+        rows = [without_text(p, config.without_text) for p in (prompts[:1] if one else prompts)]
         texts = [without_images(prompt, self.spec) for prompt in prompts] if images_guide else None
         return Conditions(self.prefill(rows), None if texts is None else self.prefill(texts), np.array(images))
 
@@ -273,7 +286,7 @@ class Layout:
         for name, stream in self.spec.streams.items():
             tokens = max(part.cost.get(name, 0) for part in expanded)
             items = max(part.items.get(name, 0) for part in expanded)
-            if tokens and stream.discrete:
+            if tokens and not stream.media:
                 streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16))
             elif tokens and stream.aligned:
                 count = bucket(items, 1)
@@ -286,7 +299,7 @@ class Layout:
         for name in streams:
             part = batch[name]
             content = part.tokens if part.values is None else part.values
-            time = None if part.values is None else np.ones_like(part.time_low)
+            time = None if part.time_low is None else np.ones_like(part.time_low)
             meta = metadata(batch, spec, [name])
             inputs[name] = Inputs(content, time, part.position, part.item, part.place, meta)
         last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
@@ -300,7 +313,7 @@ class Layout:
         if draw:
             if not self.kind:
                 raise UsageError(
-                    "this model draws no images: its layout has no run with an opener and a continuous stream"
+                    "this model draws no images: its layout has no run with an opener and a stream that is drawn"
                 )
             if self.opener_is_text:
                 segments = (*segments, Segment("text", np.array([self.opener], np.int32)))
@@ -314,9 +327,16 @@ def has_images(prompt: Prompt) -> bool:
     return any(segment.kind != TEXT for segment in prompt.segments)
 
 
-def without_text(prompt: Prompt) -> Prompt:
-    """Its images, about to draw."""
-    return Prompt(tuple(segment for segment in prompt.segments if segment.kind != TEXT), draw=True)
+def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
+    """Its images, about to draw; `how` is a key of `text.UNSEEN`."""
+    parts = []
+    for segment in prompt.segments:
+        ids = None if segment.kind != TEXT else text.UNSEEN[how](segment.value)
+        if segment.kind != TEXT:
+            parts.append(segment)
+        elif ids is not None:
+            parts.append(dataclasses.replace(segment, value=ids))
+    return Prompt(tuple(parts), draw=True)
 
 
 def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:

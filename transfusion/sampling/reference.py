@@ -4,6 +4,7 @@ It is what `transfusion.sampling.decoder` must equal, token by token; the tests 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,13 +16,14 @@ from transfusion.model.parameters import Params
 from transfusion.model.unified import Inputs
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.rows import assemble, expand, patchify, unpatchify
+from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
-from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence import MASKED, TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
 
@@ -49,14 +51,21 @@ class _Row:
     prompt: Prompt
     document: Document
 
-    def outputs(self, document: Document, last_time: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`."""
+    def outputs(
+        self, document: Document, last_time: float = 1.0, hidden: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`, or its
+        codes that are `hidden`, bool [n], are masked."""
         spec = self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
         times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
         if last_time != 1.0:
             times[self.layout.run.stream][0, part.items[self.layout.run.stream] - 1] = last_time
+        if hidden is not None:
+            name = self.layout.run.stream
+            last = slice(part.cost[name] - len(hidden), part.cost[name])
+            batch[name].tokens[0, last] = np.where(hidden, MASKED, batch[name].tokens[0, last])
         out = _forward(self.task, self.params, batch, times)
         return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
 
@@ -77,20 +86,29 @@ class _Row:
         name, n = layout.run.stream, x.shape[1]
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
 
+    def guided(self, t: float, predict: Callable[[Document], jax.Array], ramp: float = 1.0) -> jax.Array:
+        """What `predict` says after the document, guided at the time t by `ramp` times the guidance."""
+        config, v = self.config, predict(self.document)
+        by_images = has_images(self.prompt) and config.image_guidance != 1
+        scales = (1 + ramp * (config.guidance - 1), config.guidance_low, config.guidance_high)
+        guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
+        if not (by_images or config.guidance != 1) or not guidance.applies(t):
+            return v
+        u = predict(without_text(self.prompt, config.without_text).segments)
+        texts = without_images(self.prompt, self.task.spec).segments
+        return guidance.combine(v, u, predict(texts) if by_images else None)
+
     def image(self, drawn: int) -> np.ndarray:
-        """One image [h, w, C]."""
+        """One image [h, w, C], or its codes."""
+        return IMAGES[self.layout.stream.objective](self, drawn)
+
+    def solved(self, drawn: int) -> np.ndarray:
+        """One image [h, w, C] by a solver."""
         config, continuous = self.config, self.task.objectives.of_continuous(self.layout.run.stream)
         path = PATHS[continuous.path]
 
         def field(x, t):
-            v = self.predicted(self.document, x, t)
-            by_images = has_images(self.prompt) and config.image_guidance != 1
-            scales = (config.guidance, config.guidance_low, config.guidance_high)
-            guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
-            if (by_images or config.guidance != 1) and guidance.applies(t):
-                u = self.predicted(without_text(self.prompt).segments, x, t)
-                texts = without_images(self.prompt, self.task.spec).segments
-                v = guidance.combine(v, u, self.predicted(texts, x, t) if by_images else None)
+            v = self.guided(t, lambda document: self.predicted(document, x, t))
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
@@ -103,6 +121,9 @@ class _Row:
             noise = lambda i=i: step_noise(self.key, number, i, shape)[:, extra:]  # noqa: E731
             x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)
         return np.asarray(unpatchify(x, self.layout.shape[:-1], stream.patch_sides))[0]
+
+
+IMAGES = {"continuous": _Row.solved} | reference_codes.IMAGES
 
 
 def generate_one(
@@ -125,7 +146,7 @@ def generate_one(
         if opened:
             new = Segment(row.layout.kind, row.image(drawn), "context")
             drawn += 1
-            if not row.layout.goes_on or (not config.max_tokens and drawn >= least):
+            if (not config.max_tokens and drawn >= least) or not row.layout.goes_on:
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:

@@ -5,6 +5,7 @@ Shape letters: B rows, S slots of the cache, T ids put out, M images, N tokens o
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class State:
       ids: int32 [B, T] ids put out; an opener stands for an image.
       count: int32 [B] of them.
       written: int32 [B] of them that are text; counted anew after the text before an image that must come.
-      images: float32 [B, M, N, E] images drawn, as patches.
+      images: float32 [B, M, N, E] images drawn, as patches, or int32 [B, M, N], as codes.
       drawn: int32 [B] of them.
     """
 
@@ -52,8 +53,16 @@ class State:
     drawn: jax.Array
 
 
-def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tuple[int, ...], opener: int) -> State:
-    """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E)."""
+def start(
+    prefix: KeyValues,
+    prompts: Prefill,
+    room: int,
+    ids: int,
+    images: tuple[int, ...],
+    opener: int,
+    dtype: Any = np.float32,
+) -> State:
+    """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E) or (M, N)."""
     place, draw = prompts.place, prompts.draw
     b, used = prefix.metadata.order.shape
     zero = jnp.zeros(b, jnp.int32)
@@ -65,7 +74,8 @@ def start(prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: tupl
         buffer = buffer.at[:, 0].set(drawing * opener)
     mode = jnp.where(draw, DRAWING, WRITING)
     thinks = jnp.asarray(prompts.thinks)
-    return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, jnp.zeros((b, *images)), zero)
+    drawn = jnp.zeros((b, *images), dtype)
+    return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, drawn, zero)
 
 
 def append(
@@ -90,7 +100,7 @@ def put_ids(state: State, ids: jax.Array, rows: jax.Array) -> State:
 
 
 def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
-    """Puts out images [B, N, E] of the rows bool [B]."""
+    """Puts out images [B, N, E] or [B, N] of the rows bool [B]."""
     at = jnp.where(rows, state.drawn, state.images.shape[1])
     buffer = state.images.at[jnp.arange(len(images)), at].set(images, mode="drop")
     return dataclasses.replace(state, images=buffer, drawn=state.drawn + rows)
@@ -116,8 +126,11 @@ def first_noise(keys: jax.Array, drawn: jax.Array, shape: tuple[int, ...]) -> ja
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(keys, _IMAGE, drawn))
 
 
+def step_keys(keys: jax.Array, drawn: jax.Array, step: jax.Array) -> jax.Array:
+    """Keys [B] of a step of the image number drawn [B]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(_keys(keys, _STEP, drawn), step)
+
+
 def step_noise(keys: jax.Array, drawn: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Fresh noise [B, *shape] of a stochastic solver's step."""
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    keys = fold(_keys(keys, _STEP, drawn), step)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(step_keys(keys, drawn, step))

@@ -1,0 +1,57 @@
+"""Janus (arXiv 2410.13848) on captioned digits: a vision tower to read by, codes of their own to draw by, all causal.
+
+What: `configs/showo.py` whose codes are written one after another, as text is: they enter by a small table and two
+dense layers, and are predicted by a head of their own, behind a hidden layer. BOI is one of their tokens, for it
+predicts the first. An image that is read enters by a small Vision Transformer and a connector, as in
+`configs/janusflow.py`. Guidance compares with a prompt whose text is padding, which attention sees; so are captions in
+training that are left out. What is drawn can be read once it is decoded: in the next prompt.
+Janus-Pro (arXiv 2501.17811) is the same model, larger (1B: 24 layers of width 2,048; 7B: 30 of 4,096) and trained on
+more and other data; it has no form here. The original's tower is SigLIP's; here it starts at random.
+Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+Command: python -m transfusion.train --config configs/janus.py --workdir runs/janus
+Hardware: 2 CPU cores. Time: not yet measured.
+`configs/janus.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion import layouts
+from transfusion.config import Experiment, check_form, to_config_dict
+from transfusion.model.vit import ViTConfig
+from transfusion.programs import load_experiment
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug")
+MASKED = pathlib.Path(__file__).with_name("showo.py")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    if form:
+        return to_config_dict(two_ways(load_experiment(f"{MASKED}:{form}"), 8, 2))
+    return to_config_dict(two_ways(load_experiment(MASKED), 28, 4))
+
+
+def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
+    """The experiment whose tower reads images of `pixels` x `pixels` in patches of that side."""
+    codes, width = masked.streams["image"], masked.model.width // 2
+    image = dataclasses.replace(
+        codes, channels=8, embed="codes", head="mlp", objective="next_token", attention="causal",
+        visible_to=("image",), budget=codes.budget // 2 + 1,
+    )  # fmt: skip
+    grid = (pixels // patch, pixels // patch)
+    tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
+    semantic = Stream(
+        embed="vit", head="none", objective="none", source="pixels", channels=1, patch=patch, grid=(pixels, pixels),
+        budget=grid[0] * grid[1],
+    )  # fmt: skip
+    return dataclasses.replace(
+        masked,
+        model=dataclasses.replace(masked.model, towers={"semantic": tower}),
+        streams={"text": masked.streams["text"], "image": image, "semantic": semantic},
+        layout=layouts.janus(codes=True),
+        data=dataclasses.replace(masked.data, null_caption="pad"),
+        sampling=dataclasses.replace(masked.sampling, guidance=5.0, without_text="pad"),
+    )

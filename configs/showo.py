@@ -1,0 +1,63 @@
+"""Show-o (arXiv 2408.12528) on captioned digits: codes of images, drawn by unmasking, and text in one trunk.
+
+What: `configs/digits.py` at 28x28 pixels, as 7x7 codes of `configs/vq_digits.py`. In training a share of an image's
+codes is masked (cosine of an even number), at least one, and those alone are predicted; the codes of an image see each
+other and the text before it. Drawing begins with all masked: each step keeps the codes that it is most certain of.
+Guidance is (1 + w) c - w u in the paper, and s = 1 + w here. An image that a caption follows has no masked code.
+The original begins with a language model (Phi-1.5) and has the codes in its vocabulary; here they have their own table
+and head, as in its code, where the logits of an image are those of its codes.
+Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+Command: python -m transfusion.train --config configs/showo.py --workdir runs/showo
+Hardware: 2 CPU cores. Time: not yet measured.
+`configs/showo.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion import layouts
+from transfusion.codecs import CodecConfig
+from transfusion.codecs.levels import LevelsConfig
+from transfusion.config import Experiment, check_form, to_config_dict
+from transfusion.programs import load_experiment
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug")
+DENSE = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    dense = load_experiment(f"{DENSE}:{form}" if form else DENSE)
+    if form:
+        levels = LevelsConfig(levels=16, patch=2)
+        return to_config_dict(masks(dense, 4, levels.codes, CodecConfig("levels", levels=levels)))
+    return to_config_dict(masks(at_28(dense), 7, 128, CodecConfig("autoencoder", "runs/vq_digits")))
+
+
+def at_28(dense: Experiment) -> Experiment:
+    """The experiment on the images that the codec was trained on."""
+
+    def fitted(sources):
+        return {name: dataclasses.replace(s, resolution=28, channels=1) for name, s in sources.items()}
+
+    return dataclasses.replace(
+        dense,
+        data=dataclasses.replace(dense.data, sources=fitted(dense.data.sources)),
+        eval=dataclasses.replace(dense.eval, sources=fitted(dense.eval.sources)),
+    )
+
+
+def masks(dense: Experiment, side: int, codes: int, codec: CodecConfig) -> Experiment:
+    """The experiment on `side` x `side` codes of a codec that has so many."""
+    image = Stream(
+        vocabulary=codes, grid=(side, side), objective="masked", attention="block", budget=2 * side * side,
+    )  # fmt: skip
+    return dataclasses.replace(
+        dense,
+        streams={"text": dataclasses.replace(dense.streams["text"], weight=1.0), "image": image},
+        layout=layouts.showo(),
+        codec=codec,
+        sampling=dataclasses.replace(dense.sampling, steps=12, guidance=3.0),
+    )

@@ -1,0 +1,60 @@
+"""VAR (arXiv 2404.02905) on captioned digits: codes of images at growing scales, each scale drawn at once.
+
+What: `configs/showo.py` with the codes of `configs/vq_digits.py:multiscale`, 1x1, 2x2, 3x3, 5x5 and 7x7. A scale is
+predicted from the sum of what the codes of all scales before it stand for, averaged to its size; it sees itself and the
+scales before it. Queries and keys have length 1, and a learned factor per head. Guidance grows with the scale.
+The codec's quantizer is copied into the model (`init.copy`) and frozen there (`optim.groups`).
+The original draws classes, which modulate every layer; here a caption stands before the image. Its images are not read;
+here their codes are, for captions.
+Data: the codec is trained first:
+  python -m transfusion.train --config configs/vq_digits.py:multiscale --workdir runs/vq_digits_multiscale
+Command: python -m transfusion.train --config configs/var.py --workdir runs/var
+Hardware: 2 CPU cores. Time: not yet measured.
+`configs/var.py:debug` trains 20 steps in seconds, on grey levels at scales of 1x1, 2x2 and 4x4 and a random quantizer.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion import layouts
+from transfusion.codecs import CodecConfig
+from transfusion.config import Experiment, check_form, to_config_dict
+from transfusion.initial import InitConfig
+from transfusion.optim import LearningRateGroup
+from transfusion.programs import load_experiment
+
+FORMS = ("", "debug")
+FLAT = pathlib.Path(__file__).with_name("showo.py")
+QUANTIZER = "parts/image/embed/quantizer"
+CODEC = "runs/vq_digits_multiscale"
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    if form:
+        flat = load_experiment(f"{FLAT}:{form}")
+        # What is left over is between white minus black and black minus white.
+        levels = dataclasses.replace(flat.codec.levels, scales=(1, 2, 4), low=-2.0, high=2.0)
+        return to_config_dict(grows(flat, levels.scales, dataclasses.replace(flat.codec, levels=levels)))
+    experiment = grows(load_experiment(FLAT), (1, 2, 3, 5, 7), CodecConfig("autoencoder", CODEC))
+    init = InitConfig(CODEC, ((QUANTIZER, "quantizer"),))
+    return to_config_dict(dataclasses.replace(experiment, init=init))
+
+
+def grows(flat: Experiment, scales: tuple[int, ...], codec: CodecConfig) -> Experiment:
+    """The experiment on codes at these scales."""
+    image = dataclasses.replace(
+        flat.streams["image"], scales=scales, channels=8, embed="scales", objective="next_scale", attention="frame",
+        budget=2 * sum(side * side for side in scales),
+    )  # fmt: skip
+    frozen = (LearningRateGroup(QUANTIZER, 0.0),)
+    return dataclasses.replace(
+        flat,
+        model=dataclasses.replace(flat.model, qk_norm="l2"),
+        streams=flat.streams | {"image": image},
+        layout=layouts.var(),
+        codec=codec,
+        optim=dataclasses.replace(flat.optim, groups=frozen),
+        sampling=dataclasses.replace(flat.sampling, guidance=2.5, code_top_p=0.96),
+    )

@@ -1,0 +1,83 @@
+"""Drawing codes written plainly: no cache, the whole document through the model for every step; see `reference`.
+
+Every function takes a row of `transfusion.sampling.reference` and which of its images is drawn, and returns the codes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.objectives.masked import still_masked
+from transfusion.sampling.choose import Choice
+from transfusion.sampling.state import step_keys
+from transfusion.sequence import Document, Segment
+
+
+def _logits(row: Any, document: Document, codes: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
+    """Of all tokens of an image of these codes [n], drawn after the document; start token included: [1, N, V]."""
+    layout = row.layout
+    image = Segment(layout.kind, codes.reshape(layout.shape).astype(np.int32), "target")
+    out, cost = row.outputs((*document, image), hidden=hidden)
+    name = layout.run.stream
+    return jnp.asarray(out[name][cost[name] - layout.tokens : cost[name]])[None]
+
+
+def _choose(row: Any, logits: jax.Array, key: jax.Array) -> np.ndarray:
+    """One id for each of the logits [1, n, V], one after the other."""
+    config = row.config
+    choice = Choice(config.code_temperature == 0, config.code_top_k, config.code_top_p < 1)
+    keys = jax.random.split(key, logits.shape[1])
+    temperature, top_p = config.code_temperature, config.code_top_p
+    return np.array([
+        int(choice.choose(logits[:, i], keys[i : i + 1], temperature, top_p)[0]) for i in range(logits.shape[1])
+    ])  # fmt: skip
+
+
+def _key(row: Any, drawn: int, step: int) -> jax.Array:
+    return step_keys(row.key, jnp.array([drawn]), jnp.int32(step))[0]
+
+
+def unmasked(row: Any, drawn: int) -> np.ndarray:
+    """As Show-o decodes."""
+    config, n = row.config, row.layout.tokens
+    codes, hidden = np.zeros(n, np.int64), np.ones(n, bool)
+    noise = config.unmask_noise
+    for step, left in enumerate(still_masked(n, config.steps, row.task.objectives.masked.schedule)):
+        logits = row.guided(step / config.steps, lambda d: _logits(row, d, codes, hidden))
+        drawing, ranking = jax.random.split(_key(row, drawn, step))
+        ids = _choose(row, logits, drawing)
+        noise *= 1 - (step + 1) / config.steps
+        bumps = np.asarray(jax.random.gumbel(ranking, (n,)))
+        sure = np.asarray(jax.nn.log_softmax(logits[0]))[np.arange(n), ids] + np.float32(noise) * bumps
+        codes[hidden] = ids[hidden]
+        unsure = sorted((place for place in range(n) if hidden[place]), key=lambda place: sure[place])
+        hidden[:] = False
+        hidden[unsure[:left]] = True
+    return codes.reshape(row.layout.shape).astype(np.int32)
+
+
+def one_after_another(row: Any, drawn: int) -> np.ndarray:
+    """As Janus decodes."""
+    n = row.layout.tokens - 1
+    codes = np.zeros(n, np.int64)
+    for i in range(n):
+        logits = row.guided(i / n, lambda d: _logits(row, d, codes))
+        codes[i] = _choose(row, logits[:, i : i + 1], _key(row, drawn, i))[0]
+    return codes.reshape(row.layout.shape).astype(np.int32)
+
+
+def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
+    """As VAR decodes."""
+    scales, first = row.layout.stream.scales, 0
+    codes = np.zeros(row.layout.tokens, np.int64)
+    for k, side in enumerate(scales):
+        logits = row.guided(k / len(scales), lambda d: _logits(row, d, codes), k / max(len(scales) - 1, 1))
+        here = slice(first, first + side * side)
+        codes[here] = _choose(row, logits[:, here], _key(row, drawn, k))
+        first += side * side
+    return codes.astype(np.int32)
+
+
+IMAGES = {"masked": unmasked, "next_token": one_after_another, "next_scale": scale_by_scale}
