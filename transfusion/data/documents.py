@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from transfusion.codecs import text
 from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.media import medium_of
@@ -96,7 +97,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     return Choice(caption, True, mirror, both, null=config.null_caption)
 
 
-def _words(choice: Choice, caption: str, tokenizer: text.Tokenizer) -> Document:
+def _words(choice: Choice, caption: str, tokenizer: Tokenizer) -> Document:
     """The text beside a medium; what stands in place of one that is left out is 'context', nothing to be learned."""
     ids = tokenizer.encode(caption)
     if choice.caption:
