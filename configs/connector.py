@@ -50,9 +50,10 @@ def get_config(form: str = ""):
     make = {"cross": cross, "qwen": qwen, "blip3o": blip3o}.get(
         form.removesuffix("debug").removesuffix("_"), metaqueries
     )
-    experiment = make(frozen(dense))
-    experiment = dataclasses.replace(experiment, init=InitConfig() if debug else InitConfig("runs/lmfusion_text"))
-    return to_config_dict(experiment)
+    # The text run has an image stream, too, which it never saw; that of features has other sizes.
+    fresh = "parts/image" if make is blip3o else ""
+    init = InitConfig() if debug else InitConfig("runs/lmfusion_text", fresh=fresh)
+    return to_config_dict(dataclasses.replace(make(frozen(dense)), init=init))
 
 
 def frozen(dense: Experiment) -> Experiment:

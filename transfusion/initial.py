@@ -6,7 +6,7 @@ with its run and `optim.groups` that freeze its paths.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 from absl import logging
@@ -28,14 +28,20 @@ class InitConfig:
         `transfusion.model.paths.covered`) is taken from the path with `theirs` in its place, in which '\\1' stands
         for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another;
         ('tower', '') takes a part from a workdir that holds nothing else, such as an imported vision tower.
+      fresh: a regular expression: the paths that it covers from their start are drawn at random all the same.
     """
 
     path: str = ""
     copy: tuple[tuple[str, str], ...] = ()
+    fresh: str = ""
 
     def __post_init__(self):
-        if self.copy and not self.path:
-            raise UsageError("init.copy takes parameters from a run: set init.path to its workdir")
+        if (self.copy or self.fresh) and not self.path:
+            raise UsageError("init.copy and init.fresh are about parameters of a run: set init.path to its workdir")
+        try:
+            re.compile(self.fresh)
+        except re.error as error:
+            raise UsageError(f"init.fresh: {self.fresh!r} is no regular expression: {error}") from error
         for ours, theirs in self.copy:
             try:
                 re.sub(ours, theirs, "")
@@ -84,8 +90,9 @@ def from_run(config: InitConfig, wanted: Params) -> dict[str, jax.Array]:
     return {path: read[source] for path, source in sources.items()}
 
 
-def _sources(config: InitConfig, ours: Mapping, theirs: Mapping) -> dict[str, str]:
+def _sources(config: InitConfig, ours: Iterable[str], theirs: Mapping) -> dict[str, str]:
     """Our path -> theirs, for all that can be taken."""
+    ours = [path for path in ours if not (config.fresh and covered(config.fresh, path))]
     result = {path: path for path in ours if path in theirs}
     used = set()
     for path in ours:
