@@ -132,6 +132,14 @@ def test_another_shape_is_told(text_run):
         start(config)
 
 
+def test_parts_of_another_shape_may_be_drawn_afresh(text_run):
+    config = experiment(init=InitConfig(str(text_run[0]), fresh="trunk/.*/(up|gate|down)"))
+    config = dataclasses.replace(config, model=tiny.model(ffn=64))
+    params, _, fresh = start(config)
+    np.testing.assert_array_equal(params["trunk/blocks/a/q"], text_run[1]["trunk/blocks/a/q"])
+    np.testing.assert_array_equal(params["trunk/blocks/a/down"], fresh["trunk/blocks/a/down"])
+
+
 @pytest.mark.parametrize(
     "path, copy, message",
     [
