@@ -2,7 +2,8 @@
 
 Command: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
   python -m transfusion.evaluate --workdir runs/vq_digits
-Hardware: 2 CPU cores. Time: see the end of the docstring's figures in `experiments/codecs_on_emoji/README.md`.
+Hardware: 2 CPU cores. Time: about 95 s of steps beside other programs; held-out PSNR then 30.6 dB, every code used
+(2026-11-22, 300 steps of a run planned for 400).
 `configs/vq_digits.py:multiscale` has VAR's growing grids, 1, 2, 3, 5 and 7; `:debug` and `:multiscale_debug` train 20
 steps in seconds.
 """

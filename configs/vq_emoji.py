@@ -43,9 +43,11 @@ def get_config(form: str = ""):
         eval=EvalConfig(every=400, sources={"emoji": dataclasses.replace(source, split="heldout")}),
     )
     if form.endswith("debug"):
+        few = dataclasses.replace(experiment.autoencoder.quantizer, scales=(1, 3, 12))  # each is compiled
+        coder = dataclasses.replace(experiment.autoencoder, channels=(8, 8), middle_attention=False, quantizer=few)
         experiment = dataclasses.replace(
             experiment, steps=20, batch_size=4, log_every=5,
-            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8), middle_attention=False),
+            autoencoder=coder,
             checkpoint=CheckpointConfig(every=10, keep=2),
             eval=dataclasses.replace(experiment.eval, every=10, batches=1),
         )  # fmt: skip
