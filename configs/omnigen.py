@@ -4,7 +4,7 @@ What: `configs/digits.py` in which a token with the noise level stands before th
 text, and modulates the last layer; images that are read are clean and enter by another linear layer. Text is causal,
 every image is a block, nothing else tells them apart. The original learns no text; here captions are written, too.
 Command: python -m transfusion.train --config configs/omnigen.py --workdir runs/omnigen
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/omnigen.py:edit` adds examples of editing, as `configs/bagel.py:edit`; `:debug` trains 20 steps in seconds.
 """
 
