@@ -20,7 +20,7 @@ from transfusion import layouts
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.model.vit import ViTConfig
 from transfusion.programs import load_experiment
-from transfusion.sequence import Stream
+from transfusion.sequence import ConnectorConfig, Stream
 
 FORMS = ("", "debug")
 MASKED = pathlib.Path(__file__).with_name("showo.py")
@@ -38,7 +38,8 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
     """The experiment whose tower reads images of `pixels` x `pixels` in patches of that side."""
     codes, width = masked.streams["image"], masked.model.width // 2
     image = dataclasses.replace(
-        codes, channels=8, embed="codes", head="mlp", objective="next_token", attention="causal",
+        codes, channels=8, embed="codes", head="mlp", connector=ConnectorConfig(activation="gelu"),
+        objective="next_token", attention="causal",
         visible_to=("image",), budget=codes.budget // 2 + 1,
     )  # fmt: skip
     grid = (pixels // patch, pixels // patch)

@@ -298,17 +298,23 @@ def test_kill_minus_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, mes
     points = ("begin", "arrays", "seal")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     folder = str(pathlib.Path(__file__).parent)
-    running = {}
-    for point in points:
+
+    def save(point: str) -> subprocess.Popen:
         command = [sys.executable, "-c", KILLED, str(tmp_path / point), point, folder]
-        running[point] = subprocess.Popen(command, env=environment)
+        return subprocess.Popen(command, env=environment)
+
+    running = {point: save(point) for point in points}
     deadline = time.monotonic() + 120
     while running:
+        assert time.monotonic() < deadline, f"never came to {list(running)}"
         for point, process in list(running.items()):
             if reached(point, tmp_path / point / "checkpoints"):
                 process.send_signal(signal.SIGKILL)
-                assert running.pop(point).wait() == -signal.SIGKILL
-            assert process.poll() in (None, -signal.SIGKILL) and time.monotonic() < deadline, f"never came to {point}"
+                if running.pop(point).wait() == -signal.SIGKILL:
+                    continue
+            if process.poll() is not None:  # on a busy machine this process may sleep through what it waits for
+                shutil.rmtree(tmp_path / point)
+                running[point] = save(point)
         time.sleep(0.001)
     want = make_state(1, 1500)
     for point in points:

@@ -96,7 +96,8 @@ def test_whole_numbers_are_fine_for_real_ones():
             dataclasses.replace(
                 tiny.experiment("x"), streams={"text": tiny.text_stream(objective="next_tokn")}, layout={}
             ),
-            "streams.text.objective: 'next_tokn' is none of none, next_token, continuous (did you mean 'next_token'?)",
+            "streams.text.objective: 'next_tokn' is none of none, next_token, next_scale, masked, continuous "
+            "(did you mean 'next_token'?)",
         ),
     ],
 )

@@ -265,7 +265,8 @@ MISTAKES = {
     "accumulate": (["--config.optim.accumulate=3"], "accumulate 3 does not divide batch_size 4"),
     "objective": (
         ["--config.streams.image.objective=continuos"],
-        "streams.image.objective: 'continuos' is none of none, next_token, continuous (did you mean 'continuous'?)",
+        "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous "
+        "(did you mean 'continuous'?)",
     ),
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),
     "missing data": (

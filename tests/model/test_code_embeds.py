@@ -13,9 +13,11 @@ from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import CodeEmbed
 from transfusion.model.heads import PerceptronHead
 from transfusion.model.scales import ScaleQuantizer
-from transfusion.sequence import Stream
+from transfusion.sequence import ConnectorConfig, Stream
 
-CODES = Stream(vocabulary=5, grid=(2, 2), channels=3, budget=5, embed="codes", head="mlp")
+CODES = Stream(
+    vocabulary=5, grid=(2, 2), channels=3, budget=5, embed="codes", head="mlp", connector=ConnectorConfig(2, "gelu")
+)
 MODEL = TransformerConfig(width=8, layers=2, heads=2, qk_norm="l2")
 
 

@@ -16,8 +16,8 @@ from transfusion.errors import UsageError
 @pytest.fixture
 def run():
     image = tiny.image_stream()
-    streams = {"text": SimpleNamespace(discrete=True), "image": image}
-    experiment = SimpleNamespace(codec=SimpleNamespace(kind="pixels"))
+    streams = {"text": SimpleNamespace(media=False), "image": image}
+    experiment = SimpleNamespace(codec=SimpleNamespace(kind="pixels"), data=SimpleNamespace(sources={}))
     return SimpleNamespace(spec=SimpleNamespace(streams=streams), experiment=experiment, codec=SimpleNamespace(down=1))
 
 
