@@ -82,7 +82,7 @@ def open_codec(config: CodecConfig) -> Codec:
 
 def _open_mel(config: CodecConfig) -> Codec:
     codec = MelCodec(config.mel)
-    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate, (config.mel,))
+    return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate, parts=(config.mel,))
 
 
 def _open_levels(config: CodecConfig) -> Codec:
