@@ -5,7 +5,7 @@ Training draws noise levels and drops captions by chance; here nothing is drawn 
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -139,17 +139,29 @@ def velocity_loss(
     image is the same at all times. Intervals: bootstrap over images.
     """
     run = jax.jit(lambda params, batch, time, key: velocity_errors(task, params, batch, stream, time, key))
+    return _by_level(
+        TIMES, batches, lambda batch, t, key: _per_item(batch[stream], np.asarray(run(params, batch, t, key))), seed
+    )
+
+
+def _by_level(
+    levels: Sequence[float],
+    batches: Iterable[Batch],
+    per_item: Callable[[Batch, float, jax.Array], np.ndarray],
+    seed: int,
+) -> dict[str, Score]:
+    """Scores of what `per_item` says of the images of a batch at each level (time or share), and 'mean' over the
+    levels; {} without images. Of so many batches that there are `ENOUGH` images; a batch has one key at all levels."""
     tables: list[np.ndarray] = []
     for i, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), i)
-        columns = [_per_item(batch[stream], np.asarray(run(params, batch, t, key))) for t in TIMES]
-        tables.append(np.stack(columns, 1))
+        tables.append(np.stack([per_item(batch, level, key) for level in levels], 1))
         if sum(map(len, tables)) >= ENOUGH:
             break
-    table = np.concatenate(tables) if tables else np.zeros((0, len(TIMES)))
+    table = np.concatenate(tables) if tables else np.zeros((0, len(levels)))
     if not len(table):
         return {}
-    scores = {f"{t:g}": bootstrap(table[:, i], seed=seed) for i, t in enumerate(TIMES)}
+    scores = {f"{level:g}": bootstrap(table[:, i], seed=seed) for i, level in enumerate(levels)}
     return scores | {"mean": bootstrap(table.mean(1), seed=seed)}
 
 
@@ -162,18 +174,12 @@ def code_bits(
     """
     shares = SHARES if task.spec.streams[stream].may_hide else (1.0,)
     run = jax.jit(lambda params, batch, share, key: _code_bits(task, params, batch, stream, share, key))
-    tables: list[np.ndarray] = []
-    for i, batch in enumerate(batches):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        columns = [_per_item(batch[stream], *map(np.asarray, run(params, batch, share, key))) for share in shares]
-        tables.append(np.stack(columns, 1))
-        if sum(map(len, tables)) >= ENOUGH:
-            break
-    table = np.concatenate(tables) if tables else np.zeros((0, len(shares)))
-    if not len(table):
-        return {}
-    by_share = {f"{share:g}": bootstrap(table[:, i], seed=seed) for i, share in enumerate(shares)}
-    return (by_share if len(shares) > 1 else {}) | {"mean": bootstrap(table.mean(1), seed=seed)}
+
+    def per_item(batch: Batch, share: float, key: jax.Array) -> np.ndarray:
+        return _per_item(batch[stream], *map(np.asarray, run(params, batch, share, key)))
+
+    scores = _by_level(shares, batches, per_item, seed)
+    return scores if len(shares) > 1 or not scores else {"mean": scores["mean"]}
 
 
 def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, share: jax.Array, key) -> tuple:
