@@ -30,7 +30,7 @@ from transfusion.evaluation.scores import captioning
 from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
 from transfusion.objectives.continuous import BUCKETS
-from transfusion.sampling.decoder import Prompt, trajectory
+from transfusion.sampling.trajectory import Prompt, trajectory
 from transfusion.sequence import Segment
 
 PROMPTS = 12  # rows of the sample table

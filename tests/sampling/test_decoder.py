@@ -14,11 +14,12 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.rows import assemble, expand, patchify
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import Prompt, generate, trajectory
+from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.drawing import Prefix, predict
 from transfusion.sampling.layout import Layout, lay
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.state import append, start
+from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask
 

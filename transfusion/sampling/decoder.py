@@ -44,7 +44,7 @@ from transfusion.sampling.state import (
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
-__all__ = ["Prompt", "Trajectory", "generate", "trajectory"]
+__all__ = ["Prompt", "generate"]
 
 # On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
 UNROLLED_LAYERS = 16
@@ -279,7 +279,8 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decode
     return Decoder(task, limits, size)
 
 
-def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+    """The decoder for a config, and what of it may change without compiling anew."""
     check("sampling.solver", config.solver, SOLVERS)
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
@@ -327,7 +328,7 @@ def generate(
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
-    made, settings = _prepare(task, config, size)
+    made, settings = prepare(task, config, size)
     images = any(map(has_images, prompts))
     results: list[Document] = []
     for first in range(0, len(prompts), batch):
@@ -352,48 +353,14 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
             continue
         if text:
             segments.append(Segment("text", np.array(text, np.int32)))
-        segments.append(Segment(layout.kind, _latents(layout, images[drawn]), "context"))
+        segments.append(Segment(layout.kind, latents_of(layout, images[drawn]), "context"))
         text, drawn = [], drawn + 1
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))
     return tuple(segments)
 
 
-def _latents(layout: Layout, patches: np.ndarray) -> np.ndarray:
+def latents_of(layout: Layout, patches: np.ndarray) -> np.ndarray:
     """Patches [..., N, E] to latents [..., *sides, C]."""
     patches = patches[..., layout.stream.time_tokens :, :]
     return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))
-
-
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """One image from noise to data: float32 times [k], x_t and the estimates of the data [k, h, w, C]."""
-
-    times: np.ndarray
-    x: np.ndarray
-    data: np.ndarray
-
-
-def trajectory(
-    task: SequenceTask,
-    params: Params,
-    prompt: Prompt,
-    seed: int,
-    config: SamplerConfig,
-    *,
-    at: Sequence[int] | None = None,
-    size: tuple[int, ...] = (0, 0),
-) -> Trajectory:
-    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
-
-    `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
-    """
-    config = dataclasses.replace(config, max_images=max(config.max_images, 1))
-    made, settings = _prepare(task, config, size)
-    prompt = dataclasses.replace(prompt, draw=True)
-    conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
-    last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
-    steps = list(range(config.steps) if at is None else at)
-    x, data, last = (_latents(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
-    end = last[None]
-    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))

@@ -1,0 +1,49 @@
+"""What an image passes through while a solver draws it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from transfusion.model.parameters import Params
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import latents_of, prepare
+from transfusion.sampling.layout import Prompt, has_images
+from transfusion.sampling.state import row_keys
+from transfusion.tasks import SequenceTask
+
+__all__ = ["Prompt", "Trajectory", "trajectory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One image from noise to data: float32 times [k], x_t and the estimates of the data [k, h, w, C]."""
+
+    times: np.ndarray
+    x: np.ndarray
+    data: np.ndarray
+
+
+def trajectory(
+    task: SequenceTask,
+    params: Params,
+    prompt: Prompt,
+    seed: int,
+    config: SamplerConfig,
+    *,
+    at: Sequence[int] | None = None,
+    size: tuple[int, ...] = (0, 0),
+) -> Trajectory:
+    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
+
+    `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
+    """
+    config = dataclasses.replace(config, max_images=max(config.max_images, 1))
+    made, settings = prepare(task, config, size)
+    prompt = dataclasses.replace(prompt, draw=True)
+    conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
+    last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
+    steps = list(range(config.steps) if at is None else at)
+    x, data, last = (latents_of(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
+    end = last[None]
+    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
