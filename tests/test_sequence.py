@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tiny import BOI, BOS, EOI, EOS
 
 from transfusion import layouts
+from transfusion.batch import batch_spec
 from transfusion.codecs import text
 from transfusion.errors import UsageError
 from transfusion.masks import metadata, see
 from transfusion.rows import assemble, expand, fake_batch, patchify, unpatchify
-from transfusion.sequence import Run, Segment, SequenceSpec, Stream, batch_spec
+from transfusion.sequence import Run, Segment, SequenceSpec, Stream
 
 
 def read(document, spec):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.sequence import Batch, SequenceSpec
+from transfusion.batch import Batch
+from transfusion.sequence import SequenceSpec
 
 
 @jax.tree_util.register_dataclass

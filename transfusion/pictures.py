@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from transfusion.batch import Batch
 from transfusion.errors import UsageError
 from transfusion.masks import metadata, see
-from transfusion.sequence import Batch, SequenceSpec
+from transfusion.sequence import SequenceSpec
 
 # One hue per stream, told apart by colour-blind readers too (Okabe and Ito 2008); more streams start again.
 HUES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import Batch, empty_batch
 from transfusion.errors import UsageError
-from transfusion.sequence import TEXT, Batch, Document, Run, Segment, SequenceSpec, Stream, empty_batch
+from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
 
 
 @dataclasses.dataclass(frozen=True)

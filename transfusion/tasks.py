@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import Batch, batch_spec
 from transfusion.codecs import kl_autoencoder
 from transfusion.config import Experiment
 from transfusion.data.image_batches import ImageBatches, image_epoch
@@ -33,7 +34,7 @@ from transfusion.model.parameters import Params
 from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
 from transfusion.rows import fake_batch
-from transfusion.sequence import Batch, SequenceSpec, batch_spec
+from transfusion.sequence import SequenceSpec
 
 Draws = dict[str, dict[str, jax.Array]]
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
+from transfusion.batch import Batch
 from transfusion.codecs import text
 from transfusion.config import Experiment
 from transfusion.masks import metadata
@@ -27,7 +28,7 @@ from transfusion.optim import OptimConfig
 from transfusion.rows import assemble, expand
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sequence import Batch, Run, Segment, Stream
+from transfusion.sequence import Run, Segment, Stream
 from transfusion.tasks import Draws, SequenceTask
 from transfusion.train import TrainState, make_init, make_step
 

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from transfusion.batch import Batch
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.packing import Bad, Lane, Row, Snapshot
@@ -19,7 +20,7 @@ from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
 from transfusion.errors import UsageError, nearest
 from transfusion.rows import Expanded, assemble, expand
-from transfusion.sequence import Batch, SequenceSpec
+from transfusion.sequence import SequenceSpec
 
 _TURN = 1 << 32  # keeps these numbers apart from the draws of documents
 

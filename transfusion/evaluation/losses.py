@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.batch import Batch
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.evaluation.intervals import Score, bootstrap
@@ -18,7 +19,7 @@ from transfusion.model.parameters import Params
 from transfusion.objectives import next_token
 from transfusion.objectives.continuous import noised, spread
 from transfusion.objectives.paths import PATHS, estimates, target
-from transfusion.sequence import TEXT, Batch
+from transfusion.sequence import TEXT
 from transfusion.tasks import Draws, SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
