@@ -17,8 +17,9 @@ from transfusion.programs import read_experiment
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image); `decode`: the way
-    back, with leading axes. `down` is H / h, or the samples of a sound per frame; `rate` is samples per second."""
+    """`encode`: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image), or int32 codes
+    ([h, w] of an image, [T] of a sound); `decode`: the way back, with leading axes. `down` is H / h, or the samples of
+    a sound per frame; `rate` is samples per second."""
 
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
@@ -43,6 +44,25 @@ def open_codec(config: CodecConfig) -> Codec:
 def _open_mel(config: CodecConfig) -> Codec:
     codec = MelCodec(config.mel)
     return Codec(codec.encode, codec.decode, config.mel.hop, config.mel.rate)
+
+
+def _open_levels(config: CodecConfig) -> Codec:
+    levels = config.levels
+    return Codec(
+        lambda image: levels.encode(pixels.to_float(image)),
+        lambda codes: pixels.to_uint8(levels.decode(codes, 2, levels.channels)),
+        levels.patch,
+    )
+
+
+def _open_mel_levels(config: CodecConfig) -> Codec:
+    levels, mel = config.levels, _open_mel(config)
+    return Codec(
+        lambda sound: levels.encode(mel.encode(sound)),
+        lambda codes: mel.decode(levels.decode(codes, 1, config.mel.bands)),
+        levels.patch * mel.down,
+        mel.rate,
+    )
 
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
@@ -76,4 +96,6 @@ CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
     "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8),
     "autoencoder": _open_autoencoder,
     "mel": _open_mel,
+    "levels": _open_levels,
+    "mel_levels": _open_mel_levels,
 }

@@ -15,6 +15,7 @@ import numpy as np
 from transfusion.batch import Batch, empty_batch
 from transfusion.errors import UsageError
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
+from transfusion.spelling import Spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Expanded:
         """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.
         The tail starts at position 0 again, as a document of its own."""
         room = budget.get(TEXT, 0)
-        if set(self.pieces) != {TEXT} or self.spans or not 1 < room < self.length:
+        if set(self.pieces) != {TEXT} or self.spans or self.items or not 1 < room < self.length:
             return None
         return self._part(0, room), self._part(room, self.length)
 
@@ -52,7 +53,7 @@ class _Builder:
         self.spec = spec
         self.runs: dict[str, list[dict[str, np.ndarray]]] = {}
         self.items: dict[str, list[dict[str, np.ndarray]]] = {}  # what belongs to an item, not to its tokens
-        self.order = self.spans = 0
+        self.order = self.spans = self.spelled = 0
         self.counter = 0  # the running rotary index
 
     def append(self, stream: str, n: int, position: np.ndarray, **fields) -> None:
@@ -79,15 +80,15 @@ class _Builder:
         return position
 
     def ids(
-        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool = True, stream: str = TEXT,
-        index: int | None = None,
+        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool | np.ndarray = True,
+        stream: str = TEXT, index: int | None = None, item: int = 0,
     ) -> None:  # fmt: skip
-        """Appends tokens of a discrete stream."""
+        """Appends tokens of a discrete stream; `loss` is one for all or the factor of each one's."""
         n = len(ids)
         # `loss_weight` here says whether the token may be predicted; `targets` turns it round.
         self.append(
             stream, n, self.positions(n, index), tokens=np.asarray(ids, np.int32),
-            span=span, private=int(private), item=0, loss_weight=float(loss),
+            span=span, private=int(private), item=item, loss_weight=np.asarray(loss, np.float32),
         )  # fmt: skip
 
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
@@ -131,11 +132,16 @@ class _Builder:
         inside, start = run.boundary == "inside", self.counter
         index = self.counter if run.position in _ONE_INDEX else None
         edge = (run.private, run.loss, TEXT, index) if inside else (False, run.loss, TEXT, None)
+        self.spelled += run.spelling.codes > 0
+        item = self.spelled if run.spelling.codes else 0
         if run.opener >= 0:
-            self.ids([run.opener], first if inside else 0, *edge)
+            self.ids([run.opener], first if inside else 0, *edge, item)
             index = index if inside or index is None else self.counter
             start = start if inside else self.counter
-        if stream.discrete:
+        if item:
+            ids, weight = run.spelling.spell(segment.value)
+            self.ids(ids, first, run.private, run.loss * weight, run.stream, index, item)
+        elif stream.discrete:
             self.ids(segment.value, first, run.private, run.loss, run.stream, index)
         else:
             self.item(segment, run, first, index)
@@ -162,25 +168,26 @@ class _Builder:
 
     def pieces(self) -> dict[str, dict[str, np.ndarray]]:
         """The columns of each stream."""
-        result = {}
-        for stream, runs in self.runs.items():
-            piece = {
+        result = {
+            stream: {
                 name: np.concatenate([run[name] for run in runs]).astype(_DTYPES.get(name, np.int32))
                 for name in runs[0]
             }
-            if self.spec.streams[stream].discrete:
-                # A token's target is its successor in reading order, if that is of the same stream and a target.
-                # A private token has none: nothing that follows sees it, and the decoder does not ask it.
-                follows = (np.diff(piece["order"], append=-1) == 1) & (piece["private"] == 0)
-                may_be_predicted = np.append(piece["loss_weight"][1:], 0)
-                piece["loss_weight"] = (follows * may_be_predicted).astype(np.float32)
-                piece["targets"] = np.where(piece["loss_weight"] > 0, np.append(piece["tokens"][1:], 0), 0).astype(
-                    np.int32
-                )
-            else:
-                items = self.items[stream]
-                piece |= {name: np.stack([item[name] for item in items]) for name in items[0]}
-            result[stream] = piece
+            for stream, runs in self.runs.items()
+        }
+        discrete = {name: piece for name, piece in result.items() if self.spec.streams[name].discrete}
+        # A token's target is its successor in reading order, if that has the same parts and is a target.
+        follows: dict[str, np.ndarray] = {}  # of each parts: what stands at each place, its id and its weight
+        for name, piece in discrete.items():
+            table = follows.setdefault(self.spec.streams[name].parts or name, np.zeros((2, self.order + 1)))
+            table[:, piece["order"]] = piece["tokens"], piece["loss_weight"]
+        for name, piece in discrete.items():
+            ids, weight = follows[self.spec.streams[name].parts or name][:, piece["order"] + 1]
+            # A private token has none: nothing that follows sees it, and the decoder does not ask it.
+            piece["loss_weight"] = (weight * (piece["private"] == 0)).astype(np.float32)
+            piece["targets"] = np.where(piece["loss_weight"] > 0, ids, 0).astype(np.int32)
+        for name, items in self.items.items():
+            result[name] |= {field: np.stack([item[field] for item in items]) for field in items[0]}
         return result
 
 
@@ -202,9 +209,10 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     The decoder leaves out the end of a prompt, and both of a part that it appends: numbered from 0, a part's order and
     positions are added to where the document stands.
 
-    Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
-    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends. BOI is a
-    target of the text before an image that is drawn (a run with `loss`), so that the model learns when to draw.
+    Next-token targets follow the reading order: a token whose successor lies in a stream with other parts (BOI before
+    an image) has no target (the Transfusion paper's footnote 8), and nothing predicts EOI there, which the decoder
+    appends. BOI is a target of the text before an image that is drawn (a run with `loss`), so that the model learns
+    when to draw. Codes that are spelled in the text's vocabulary are predicted like text, and so is the EOI after them.
 
     Raises:
       UsageError: if an item's size does not fit its stream.
@@ -214,12 +222,14 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
         builder.ids([spec.bos])
     for segment in document:
         for run in spec.runs(segment):
-            _check_value(segment, spec.streams[run.stream])
+            if not run.spelling.codes:  # which checks its own
+                _check_value(segment, spec.streams[run.stream])
             (builder.skip if run.stream in segment.dropped else builder.segment)(segment, run)
     if end:
         builder.ids([spec.eos])
     pieces = builder.pieces()
     items = {name: len(parts) for name, parts in builder.items.items()}
+    items |= {TEXT: builder.spelled} if builder.spelled else {}
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
     cost |= {f"{name}:items": count for name, count in items.items() if spec.streams[name].mixed_sizes}
     return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
@@ -265,11 +275,13 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
                 start, n = filled[name], len(piece["order"])
                 if start + n > spec.streams[name].budget:
                     raise UsageError(f"row {r}: more than {spec.streams[name].budget} tokens of stream {name!r}")
+                stream = spec.streams[name]
+                # Where another stream's item modulates it: the document's first.
+                item = items[stream.condition or (TEXT if stream.discrete else name)]
                 shifts = {
                     "order": order,
                     "span": np.where(piece["span"] > 0, spans, 0),
-                    # Where another stream's item modulates it: the document's first.
-                    "item": items[spec.streams[name].condition or name],
+                    "item": np.where(piece["item"] > 0, item, 0) if stream.discrete and not stream.condition else item,
                 }
                 arrays = batch[name]
                 arrays.document[r, start : start + n] = number
@@ -350,13 +362,18 @@ def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
         if not runs:  # segments of this kind yield no tokens
             continue
         stream = next(s for s in (spec.streams[run.stream] for run in runs) if s.source != "none")
-        if kind == TEXT or stream.discrete or rng.random() < 0.3:
+        spelling = next((run.spelling for run in runs if run.spelling.codes), None)
+        if not spelling and (kind == TEXT or stream.discrete or rng.random() < 0.3):
             continue
-        value = _fake_item(stream, rng)
+        value = _fake_codes(spelling, rng) if spelling else _fake_item(stream, rng)
         seen = [spec.streams[run.stream] for run in runs if spec.streams[run.stream].source == "pixels"]
         pixels = _fake_item(seen[0], rng) if seen else None
         segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both", pixels=pixels))
     return tuple(segments)
+
+
+def _fake_codes(spelling: Spelling, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, spelling.codes, spelling.grids[rng.integers(len(spelling.grids))], np.int32)
 
 
 def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:

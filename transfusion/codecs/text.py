@@ -3,6 +3,9 @@
 import numpy as np
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
+# Inside an image of codes: ends of a row and of a frame, and what separates its size (Emu3) or its codes (UniToken)
+# from what follows.
+EOL, EOF, SEP = range(261, 264)
 # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
 VOCABULARY = 264
 

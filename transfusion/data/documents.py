@@ -12,12 +12,19 @@ from transfusion.data.randomness import scramble
 from transfusion.sequence import Document, Segment
 
 Encode = Callable[[np.ndarray], np.ndarray]
-"""A codec: what a record holds -> float32 latents; uint8 [H, W, 1 or 3] -> [h, w, C] of an image."""
+"""A codec: what a record holds -> float32 latents or int32 codes; uint8 [H, W, 1 or 3] -> [h, w, C] or [h, w] of an
+image."""
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
     """The identity codec: uint8 [..., H, W, C] -> float32 [..., H, W, C] in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
+
+
+def content(encoded: np.ndarray) -> np.ndarray:
+    """What a codec gave as a segment holds it: codes int32, latents float32."""
+    encoded = np.asarray(encoded)
+    return encoded.astype(np.int32 if encoded.dtype.kind in "iu" else np.float32, copy=False)
 
 
 # What can be asked of an image, and what is done to uint8 [H, W, C] then.
@@ -101,8 +108,8 @@ def to_document(
         return (Segment("text", text.encode(record["text"])),)
 
     def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
-        latents = np.asarray(encode(medium), np.float32)
-        return Segment(kind, latents, role, pixels=pixels(medium) if keep_pixels else None, dropped=dropped)
+        shown = pixels(medium) if keep_pixels else None
+        return Segment(kind, content(encode(medium)), role, pixels=shown, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     drawn, read = ("both", "both") if choice.both else ("target", "context")
