@@ -25,6 +25,7 @@ from transfusion.checkpoint import restore_params
 from transfusion.codecs import text
 from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
+from transfusion.data.documents import content
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
@@ -64,6 +65,13 @@ class Run:
         layout = Layout(self.spec)
         return layout.stream if layout.kind else None
 
+    @property
+    def sides(self) -> int:
+        """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
+        model draws nothing."""
+        layout = Layout(self.spec)
+        return self.spec.sides(layout.run) if layout.kind else 0
+
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""
         known = {field.name for field in dataclasses.fields(SamplerConfig)}
@@ -77,17 +85,17 @@ class Run:
         if isinstance(part, str):
             return (Segment("text", text.encode(part)),)
         medium = np.asarray(part)
-        latents = np.asarray(self.codec.encode(medium), np.float32)
-        if latents.ndim == 4 and not self.kind(4):
+        latents = content(self.codec.encode(medium))
+        sides = latents.ndim - (latents.dtype.kind == "f")
+        if sides == 3 and not self.kind(3):
             return tuple(segment for frame in medium for segment in self.segments(frame))
         pixels = to_float(medium) if self.spec.reads_pixels else None
-        return (Segment(self.kind(latents.ndim) or "image", latents, "context", pixels=pixels),)
+        return (Segment(self.kind(sides) or "image", latents, "context", pixels=pixels),)
 
-    def kind(self, axes: int) -> str:
-        """The kind of segment of the layout whose latents have so many axes, their channels included; '' if none."""
+    def kind(self, sides: int) -> str:
+        """The kind of segment of the layout whose latents or codes have so many sides; '' if there is none."""
         for key, runs in self.spec.layout.items():
-            streams = [self.spec.streams[run.stream] for run in runs]
-            if any(not stream.discrete and len(stream.grid) + 1 == axes for stream in streams):
+            if any(self.spec.sides(run) == sides for run in runs):
                 return key.partition("/")[0]
         return ""
 
@@ -103,8 +111,10 @@ class Run:
           seed: same seed, same result.
           overrides: fields of `SamplerConfig`.
         """
-        parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw) for prompt in prompts]
-        documents = generate(self.task, self.params, parts, seed, self.sampler(**overrides))
+        sampler = self.sampler(**overrides)
+        negative = self.segments(sampler.negative) if sampler.negative else ()
+        parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw, negative) for prompt in prompts]
+        documents = generate(self.task, self.params, parts, seed, sampler)
         return [
             [text.decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
             for document in documents

@@ -20,12 +20,13 @@ from absl import flags
 
 from transfusion import pictures, programs, provenance
 from transfusion.api import load_run
+from transfusion.batch import Batch
 from transfusion.errors import UsageError
 from transfusion.evaluation import scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
-from transfusion.evaluation.losses import DocumentBits, held_out_batches, text_bits, velocity_loss
+from transfusion.evaluation.losses import DocumentBits, code_bits, held_out_batches, text_bits, velocity_loss
 
 HOW = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
@@ -38,6 +39,8 @@ HOW = {
     "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
     "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
+    "code_bits": "bits per code of held-out images after their caption, of models that spell codes in the text's "
+    "vocabulary; sizes and ends of rows are not counted; count: images; 95 % bootstrap over images",
     "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
     "floor: between as many other real training images and the same ones; 95 % jackknife interval",
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
@@ -101,7 +104,10 @@ class Evaluation:
             self.text()
         with self.part("velocity"):
             self.velocity()
-        if not any(not stream.discrete for stream in self.run.spec.streams.values()):
+        if self.run.spec.spelling:
+            with self.part("codes"):
+                self.codes()
+        if not any(self.run.spec.sides(run) for runs in self.run.spec.layout.values() for run in runs):
             self.skip("the model has no image stream", *self.image_scores)
         elif kind != "image":
             self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
@@ -133,21 +139,27 @@ class Evaluation:
         self.fields["text_bits_per_byte_without_image"] = whole.score(~whole.after_image, self.seed)
         self.fields["text_bits_per_byte_by_source"] = {name: part.score(seed=self.seed) for name, part in parts.items()}
 
+    def held_out(self) -> Iterator[Batch]:
+        """Packed batches of all held-out sources."""
+        for source in self.experiment.eval.sources.values():
+            yield from held_out_batches(self.run.task, self.experiment, source)
+
     def velocity(self) -> None:
         task, result = self.run.task, {}
         for name, stream in task.spec.streams.items():
             if stream.objective != "continuous":
                 continue
-            batches = (
-                batch
-                for source in self.experiment.eval.sources.values()
-                for batch in held_out_batches(task, self.experiment, source)
-            )
-            if found := velocity_loss(task, self.run.params, batches, name, self.seed):
+            if found := velocity_loss(task, self.run.params, self.held_out(), name, self.seed):
                 result[name] = found
         self.fields["velocity_loss"] = result or None
         if not result:
             self.skip("no held-out image is a target of a continuous stream", "velocity_loss")
+
+    def codes(self) -> None:
+        found = code_bits(self.run.task, self.run.params, self.held_out(), self.seed)
+        self.fields["code_bits"] = found
+        if found is None:
+            self.skip("no held-out image is codes in the text's vocabulary after a caption", "code_bits")
 
     # --- images -------------------------------------------------------------------------------------------------------
 

@@ -51,8 +51,7 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        drawn = self.run.drawn
-        self.draws = drawn is not None and len(drawn.grid) == 2  # images
+        self.draws = self.run.sides == 2  # images
 
     def html(self) -> str:
         """The page."""
@@ -223,17 +222,18 @@ class Report:
                 cells.append("".join(page.thumbnail(image, f"{caption}, guidance {scale:g}") for image in mine))
             lines.append([name, *cells])
         config = self.experiment.sampling
+        how = "Code by code" if self.run.spec.spelling else f"{config.solver}, {config.steps} steps"
         note = (
-            f"{config.solver}, {config.steps} steps, seed {self.seed}, not chosen by hand. A row has the same noise at "
-            "each guidance scale; 1 is no guidance."
+            f"{how}, seed {self.seed}, not chosen by hand. A row has the same noise at each guidance scale; 1 is no "
+            "guidance."
         )
         head = ["Caption", "Real", *(f"Guidance {scale:g}" for scale in scales)]
         return f'<p class="note">{page.escape(note)}</p>{page.table(head, lines, "samples")}'
 
     def trajectory(self) -> str:
         prompts = self.prompts()
-        if not self.draws:
-            return page.absent("The model draws no images.")
+        if not self.draws or self.run.spec.spelling:
+            return page.absent("The model draws no images by a solver.")
         caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
         config = self.experiment.sampling
         at = sorted({round(i * (config.steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})

@@ -5,7 +5,7 @@ Training draws noise levels and drops captions by chance; here nothing is drawn 
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from transfusion.objectives import next_token
 from transfusion.objectives.continuous import noised, spread
 from transfusion.objectives.paths import PATHS, estimates, target
 from transfusion.sequence import TEXT
+from transfusion.spelling import Spelling
 from transfusion.tasks import Draws, SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -47,13 +48,14 @@ def clean_draws(task: SequenceTask, batch: Batch) -> Draws:
     return draws
 
 
-def token_bits(task: SequenceTask, params: Params, batch: Batch) -> jax.Array:
-    """-log2 probability of each text token's target, float32 [B, N]; meaningless where the loss weight is 0."""
+def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = TEXT) -> jax.Array:
+    """-log2 probability of the target of each of the stream's tokens, float32 [B, N]; meaningless where the loss weight
+    is 0."""
     model, draws = task.template.bind(params), clean_draws(task, batch)
     encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
-    hidden = encoded[TEXT].hidden
+    hidden = encoded[stream].hidden
     nll, _ = next_token.cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), model.head_of(TEXT).kernel[...], batch[TEXT].targets.reshape(-1),
+        hidden.reshape(-1, hidden.shape[-1]), model.head_of(stream).kernel[...], batch[stream].targets.reshape(-1),
         task.objectives.next_token.chunk,
     )  # fmt: skip
     return nll.reshape(hidden.shape[:2]) / math.log(2)
@@ -61,8 +63,8 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBits:
-    """Per document: bits of its text targets (end of document and image openers included), its target bytes, and
-    whether an image stands before its first byte."""
+    """Per document: bits of its text targets (end of document and image openers included, what is inside an image
+    not), its target bytes, and whether an image stands before its first byte."""
 
     bits: np.ndarray
     bytes: np.ndarray
@@ -81,10 +83,11 @@ class DocumentBits:
         return score | {"bytes": int(table[:, 1].sum())}
 
 
-def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str]) -> DocumentBits:
+def document_bits(batch: Batch, bits: np.ndarray) -> DocumentBits:
     """Sums the bits [B, N] of text targets per document."""
     part = batch[TEXT]
-    document, order, weight = (np.asarray(a) for a in (part.document, part.order, part.loss_weight))
+    document, order = np.asarray(part.document), np.asarray(part.order)
+    weight = np.where(np.asarray(part.item) > 0, 0, part.loss_weight)  # what an image holds is no text
     targets = np.asarray(part.targets)
     rows, most = document.shape[0], int(document.max()) + 1
     number = (np.arange(rows)[:, None] * most + document).ravel()
@@ -96,10 +99,10 @@ def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str]) -> 
     first_byte = np.full(rows * most, np.inf)
     np.minimum.at(first_byte, number[is_byte.ravel()], order.ravel()[is_byte.ravel()])
     first_image = np.full(rows * most, np.inf)
-    for name in continuous:
-        other = np.asarray(batch[name].document)
-        place = np.minimum(other, most - 1) + np.arange(rows)[:, None] * most
-        np.minimum.at(first_image, place[other > 0], np.asarray(batch[name].order)[other > 0])
+    for other in batch.values():
+        inside = np.asarray(other.item if other.values is None else other.document) > 0
+        place = np.minimum(np.asarray(other.document), most - 1) + np.arange(rows)[:, None] * most
+        np.minimum.at(first_image, place[inside], np.asarray(other.order)[inside])
     real = (np.arange(rows * most) % most > 0) & (total(weight) > 0)
     sums = total(np.where(weight > 0, bits, 0)), total(is_byte)
     return DocumentBits(sums[0][real], sums[1][real].astype(np.int64), (first_image < first_byte)[real])
@@ -108,14 +111,56 @@ def document_bits(batch: Batch, bits: np.ndarray, continuous: Iterable[str]) -> 
 def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> DocumentBits:
     """Bits and bytes of every document of the batches."""
     run = jax.jit(lambda params, batch: token_bits(task, params, batch))
-    names = [name for name, stream in task.spec.streams.items() if not stream.discrete]
     result = DocumentBits(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))
     for batch in batches:
-        result = result.join(document_bits(batch, np.asarray(run(params, batch)), names))
+        result = result.join(document_bits(batch, np.asarray(run(params, batch))))
     return result
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
+
+
+def code_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], seed: int = 0) -> Score | None:
+    """Bits per code of images that are spelled in the text's vocabulary, of those after a text; None without any.
+
+    Sizes and ends are not counted. Interval: bootstrap over images.
+    """
+    spelling = task.spec.spelling
+    if spelling is None:
+        return None
+    names = [name for name, stream in task.spec.streams.items() if TEXT in (name, stream.parts)]
+    run = jax.jit(lambda params, batch: {name: token_bits(task, params, batch, name) for name in names})
+    tables, total = [np.zeros((0, 2))], 0
+    for batch in batches:
+        bits = run(params, batch)
+        tables.append(_bits_per_item({name: batch[name] for name in names}, bits, spelling))
+        total += len(tables[-1])
+        if total >= ENOUGH:
+            break
+    table = np.concatenate(tables)
+    return bootstrap(table, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), seed=seed) if len(table) else None
+
+
+def _bits_per_item(batch: Batch, bits: Mapping[str, jax.Array], spelling: Spelling) -> np.ndarray:
+    """[items, 2]: bits and number of the codes of each item that a byte of its document precedes."""
+    rows, most = len(batch[TEXT].item), 1 + max(int(np.max(part.item)) for part in batch.values())
+    documents = 1 + int(np.max(batch[TEXT].document))
+    first_byte = np.full((rows, documents), np.inf)
+    table, start = np.zeros((rows, most, 2)), np.full((rows, most), np.inf)
+    home = np.zeros((rows, most), np.int64)
+    for name, part in batch.items():
+        item, order, document, tokens, targets, weight = (
+            np.asarray(getattr(part, f)) for f in ("item", "order", "document", "tokens", "targets", "loss_weight")
+        )
+        row = np.broadcast_to(np.arange(rows)[:, None], item.shape)
+        code = (targets >= spelling.first) & (targets < spelling.first + spelling.codes) & (weight > 0) & (item > 0)
+        np.add.at(table, (row[code], item[code]), np.stack([np.asarray(bits[name])[code], np.ones(code.sum())], -1))
+        np.minimum.at(start, (row[item > 0], item[item > 0]), order[item > 0])
+        home[row[item > 0], item[item > 0]] = document[item > 0]
+        byte = (item == 0) & (tokens < BYTES) & (document > 0)
+        np.minimum.at(first_byte, (row[byte], document[byte]), order[byte])
+    after = np.take_along_axis(first_byte, home, 1) < start
+    return table[(table[..., 1] > 0) & after]
 
 
 def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: str, time: jax.Array, key) -> jax.Array:

@@ -55,17 +55,22 @@ class Choice:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit, bool [V]: no begin of document, no closer, no opener but `opener` (-1: none).
+    """Which ids the decoder may emit as text, bool [V]: no begin of document, no closer, no opener but `opener` (-1:
+    none), no code and nothing else that stands inside an item.
 
     In the byte vocabulary neither padding nor the unused ids, which only round it up.
     """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
+    spelled = 0
     for runs in spec.layout.values():
         for run in runs:
-            edges = [edge for edge in (run.opener, run.closer) if edge >= 0]
-            allowed[edges] = False
-    if spec.bos == text.BOS and len(allowed) == text.VOCABULARY:
+            spelling = run.spelling
+            ends = (run.opener, run.closer, spelling.size_end, spelling.row_end, spelling.frame_end)
+            allowed[[end for end in ends if end >= 0]] = False
+            allowed[spelling.first : spelling.first + spelling.codes] = False
+            spelled = max(spelled, spelling.codes)
+    if spec.bos == text.BOS and (spelled or len(allowed) == text.VOCABULARY):
         allowed[[text.PAD, text.BOI, text.EOI]] = False
         allowed[text.EOI + 1 :] = False
     allowed[spec.eos] = True

@@ -6,7 +6,7 @@ import numpy as np
 
 from transfusion.errors import UsageError, check
 from transfusion.objectives.paths import SHIFTS, STEPS
-from transfusion.sampling.guidance import RENORMS
+from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
 
 
@@ -22,8 +22,11 @@ class SamplerConfig:
       guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
       image_guidance: scale of the images of a prompt that has some: w + scale (v - w), w the prediction without them, v
         the one guided by the text (BAGEL); 1 is none.
+      image_against: what that is without the images: 'text', the prompt's text alone, or 'nothing'; see
+        `transfusion.sampling.guidance.Guidance`.
+      negative: a text that stands for the prompt's in the predictions without it (Emu3).
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
-      temperature: of text tokens; 0 is greedy.
+      temperature: of text tokens and of codes in the text's vocabulary; 0 is greedy. The same for `top_k`, `top_p`.
       top_k, top_p: 0 and 1 keep all tokens.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
@@ -54,6 +57,8 @@ class SamplerConfig:
     shift_by: str = "constant"
     spacing: str = "even"
     terminal: float = 0.0
+    image_against: str = "text"
+    negative: str = ""
 
     def __post_init__(self):
         if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -62,7 +67,8 @@ class SamplerConfig:
             )
         if min(self.think, self.max_tokens, self.max_images, self.min_images) < 0:
             raise UsageError("sampling: think, max_tokens, max_images and min_images must not be negative")
-        for field, known in {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS}.items():
+        tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "image_against": AGAINST}
+        for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
             raise UsageError(

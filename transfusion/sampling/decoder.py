@@ -3,15 +3,16 @@
 All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
 each against their cached prefix; the finished image is encoded once more, as an image of a prompt is (clean, t = 1, and
 where the layout says so through a vision tower), for the tokens that follow saw clean images, not the last step's noisy
-ones; its closer is appended, and text goes on. Guidance compares with the prompt without its text, and without its
-images; what was written and drawn since belongs to neither.
+ones; its closer is appended, and text goes on. Images of codes in the text's vocabulary are drawn id by id instead
+(`transfusion.sampling.spelled`), and stay in the cache. Guidance compares with the prompt without its text, and without
+its images; what was written and drawn since belongs to neither.
 
 `transfusion.sampling.reference` says the same without a cache.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,11 @@ from transfusion.model.parameters import Params
 from transfusion.model.transformer import by_layer
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.rows import unpatchify
+from transfusion.sampling import spelled
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import Prefix, begin, broadcast, make_field, solve
+from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
 from transfusion.sampling.solvers import SOLVERS
@@ -99,6 +102,11 @@ class Decoder:
     @cached_property
     def allowed(self) -> np.ndarray:
         return emittable(self.task.spec, self.layout.opener if self.limits.images else -1)
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """Of what is spelled."""
+        return grammar_of(self.layout.run, self.layout.grids, len(self.allowed))
 
     @cached_property
     def once(self):
@@ -182,15 +190,21 @@ class Decoder:
         return self._choose(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
     def _field(self, models: Models, prefix: Prefix, conditions: Conditions | None, settings: Settings):
-        config, guidance = self.task.objectives.of_continuous(self.layout.run.stream), settings.guidance
-        others: list[Prefix | None] = [None, None]
-        if conditions is not None:
-            parts = (conditions.without_text, conditions.without_images)
-            others = [None if part is None else self._prefix(models.once, part, len(prefix.rows)) for part in parts]
-            image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
-            guidance = dataclasses.replace(guidance, image=image[:, None, None])
+        config = self.task.objectives.of_continuous(self.layout.run.stream)
+        others, guidance = self._others(models, len(prefix.rows), conditions, settings)
         prefix = begin(models.once, self.layout, prefix)
         return make_field(models.often, self.layout, config, prefix, *others, guidance), config
+
+    def _others(
+        self, models: Models, rows: int, conditions: Conditions | None, settings: Settings
+    ) -> tuple[list[Prefix | None], Guidance]:
+        """The prompts without their text and without their images, and how they guide."""
+        if conditions is None:
+            return [None, None], settings.guidance
+        parts = (conditions.without_text, conditions.without_images)
+        others = [None if part is None else self._prefix(models.once, part, rows) for part in parts]
+        image = jnp.where(jnp.asarray(conditions.images), settings.guidance.image, 1.0)  # 1 where there is none
+        return others, dataclasses.replace(settings.guidance, image=image[:, None, None])
 
     def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
         """Prompts about to draw; one serves all rows."""
@@ -223,6 +237,18 @@ class Decoder:
 
         return jax.lax.cond(more.any(), finish, lambda state: state, state)
 
+    def _spell(
+        self, models: Models, state: State, conditions: Conditions | None, keys: jax.Array, settings: Settings
+    ) -> State:
+        """One image, id by id, for each row that waits for it."""
+        rows, layout = state.mode == DRAWING, self.layout
+        others, guidance = self._others(models, len(rows), conditions, settings)
+        choose = partial(self.limits.choice.choose, temperature=settings.temperature, top_p=settings.top_p)
+        state = spelled.draw(models.often, layout, self.grammar, state, others, keys, choose, guidance.of_logits)
+        more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
+        more &= self.limits.goes_on and layout.goes_on
+        return dataclasses.replace(state, mode=jnp.where(rows, jnp.where(more, WRITING, DONE), state.mode))
+
     def _run(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -231,6 +257,7 @@ class Decoder:
         cache, logits = self._prefill(models.once, prefill)
         state = self._start(cache, prefill)
         writes, draws = self.limits.ids > 0 or self.limits.goes_on, self.limits.images > 0
+        draw = self._spell if self.layout.spelled else self._draw
         state = self._choose(state, logits, state.mode == WRITING, keys, settings)
 
         def phase(state):
@@ -240,8 +267,7 @@ class Decoder:
                 )
             if draws:
                 waits = (state.mode == DRAWING).any()
-                draw = lambda s: self._draw(models, s, conditions, keys, settings)  # noqa: E731
-                state = jax.lax.cond(waits, draw, lambda s: s, state)
+                state = jax.lax.cond(waits, lambda s: draw(models, s, conditions, keys, settings), lambda s: s, state)
             return state
 
         state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
@@ -251,6 +277,9 @@ class Decoder:
         limits, layout = self.limits, self.layout
         if not limits.images:
             return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
+        if layout.spelled:
+            room = limits.ids + limits.images * (self.grammar.longest + 1)
+            return start(cache, prefill, room, room, (0, 0, 0), layout.opener)
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
         room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
@@ -287,11 +316,11 @@ def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) ->
     layout = Layout(task.spec, size)
     images = config.max_images if layout.kind else 0
     times = np.zeros(1, np.float32)
-    if images:
+    if images and not layout.spelled:
         prediction = task.objectives.of_continuous(layout.run.stream).prediction
         times = config.times(prediction, layout.tokens - layout.stream.time_tokens)
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
-    guidance = Guidance(*map(np.float32, guidance), config.renorm)
+    guidance = Guidance(*map(np.float32, guidance), config.renorm, config.image_against)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
     counts = (np.int32(n) for n in (config.think, config.max_tokens, config.min_images))
     settings = Settings(times, guidance, temperature, top_p, *counts)
@@ -321,7 +350,8 @@ def generate(
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
-      float32 [h, w, C]. A prompt's segments and these, and what the user says next, are the next turn's prompt.
+      float32 [h, w, C] or codes int32 [h, w]. A prompt's segments and these, and what the user says next, are the next
+      turn's prompt.
 
     Raises:
       UsageError: on an unknown solver, or a prompt that does not fit the model.
@@ -346,6 +376,8 @@ def generate(
 
 def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -> Document:
     """A row's output as segments."""
+    if layout.spelled:
+        return spelled.document(layout, ids[:count])
     segments, text, drawn = [], [], 0
     for token in ids[:count]:
         if token != layout.opener:

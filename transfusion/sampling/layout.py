@@ -18,6 +18,7 @@ from transfusion.model.vit import patchify as patchify_images
 from transfusion.rows import Expanded, assemble, expand, unpatchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
+from transfusion.spelling import Grid
 
 
 @jax.tree_util.register_dataclass
@@ -40,10 +41,11 @@ class Place:
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """What a row begins with: text and clean images in reading order; `draw`: an image must be drawn, at once or, with
-    `SamplerConfig.think`, after a text."""
+    `SamplerConfig.think`, after a text. Guidance by the text compares with `negative` in its place."""
 
     segments: Document = ()
     draw: bool = False
+    negative: Document = ()
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +67,8 @@ class Conditions:
     """What guidance compares a prompt with.
 
     Attributes:
-      without_text: the prompts' images alone; one row for all where no prompt has images.
-      without_images: the prompts' texts alone, None if images do not guide.
+      without_text: the prompts' images alone; one row for all where they are the same.
+      without_images: the prompts' texts alone, or nothing; None if images do not guide.
       images: bool [B], which prompts have images.
     """
 
@@ -127,14 +129,14 @@ class Layout:
         kinds = {}
         for key, runs in self.spec.layout.items():
             kind, _, role = key.partition("/")
-            if role != "context" and runs and runs[0].opener >= 0 and any(self._noised(run) for run in runs):
+            if role != "context" and runs and runs[0].opener >= 0 and any(self._drawn(run) for run in runs):
                 kinds[kind] = True
         if len(kinds) > 1:
             raise UsageError(f"the decoder draws one kind of segment, but the layout has {', '.join(kinds)}")
         return next(iter(kinds), "")
 
-    def _noised(self, run: Run) -> bool:
-        return self.spec.streams[run.stream].objective == "continuous"
+    def _drawn(self, run: Run) -> bool:
+        return self.spec.streams[run.stream].objective == "continuous" or run.spelling.codes > 0
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -144,7 +146,9 @@ class Layout:
           UsageError: if there is a token of text between them.
         """
         runs = self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
-        last = next(i for i, run in enumerate(runs) if self._noised(run))
+        last = next(i for i, run in enumerate(runs) if self._drawn(run))
+        if runs[last].spelling.codes and (last or len(runs) > 1 or runs[0].closer < 0):
+            raise UsageError(f"layout {self.kind!r}: what is drawn must be one run of codes, with a closer")
         if last and runs[last].opener >= 0 and runs[last].boundary == "outside":
             raise UsageError(f"layout {self.kind!r}: the first run opens a drawing, the noised run has no opener")
         return runs[: last + 1]
@@ -159,6 +163,26 @@ class Layout:
         return self.spec.streams[self.run.stream]
 
     @property
+    def spelled(self) -> bool:
+        """Whether it is drawn id by id, in the text's vocabulary."""
+        return bool(self.kind) and self.run.spelling.codes > 0
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The sizes of what is spelled; of several the model chooses.
+
+        Raises:
+          UsageError: if `size` is none of them.
+        """
+        spelling = self.run.spelling
+        if not any(self.size):
+            return spelling.grids if spelling.size else spelling.grids[:1]
+        if self.size not in spelling.grids:
+            known = ", ".join(map(str, spelling.grids))
+            raise UsageError(f"this model draws no images of {self.size} codes: the sizes are {known}")
+        return (self.size,)
+
+    @property
     def opener(self) -> int:
         """The id that begins a drawing; -1 if nothing is drawn."""
         return self.runs[0].opener if self.kind else -1
@@ -166,15 +190,17 @@ class Layout:
     @property
     def opener_is_text(self) -> bool:
         """Whether the opener is an ordinary token before the image, and so in the cache when it is drawn."""
-        return self.runs[0].boundary == "outside"
+        return self.runs[0].boundary == "outside" and not self.spelled
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Latents [*sides, C] of a drawn item, [h, w, C] of an image.
+        """Latents [*sides, C] of a drawn item, [h, w, C] of an image; codes without C, of the first size.
 
         Raises:
           UsageError: if neither the stream nor `size` says.
         """
+        if self.spelled:
+            return self.grids[0]
         sides = self.size if any(self.size) else self.stream.grid
         if not all(sides):
             raise UsageError("this model draws images of any size: say which (height and width of the latents)")
@@ -184,6 +210,12 @@ class Layout:
     def token(self) -> Expanded:
         """One token of text."""
         return expand((Segment("text", np.zeros(1, np.int32)),), self.spec, begin=False, end=False)
+
+    @cached_property
+    def code(self) -> Expanded:
+        """One id of what is spelled."""
+        spec = dataclasses.replace(self.spec, layout={self.kind: (Run(self.run.stream),)})
+        return expand((Segment(self.kind, np.zeros(1, np.int32)),), spec, begin=False, end=False)
 
     @cached_property
     def before(self) -> Expanded:
@@ -226,7 +258,19 @@ class Layout:
 
     @property
     def goes_on(self) -> bool:
-        """Whether text can follow an image: it is predicted from the closer."""
+        """Whether text can follow an image: it is predicted from the closer.
+
+        Raises:
+          UsageError: if an image that is read has more tokens than the codes of one that is drawn.
+        """
+        if self.spelled:
+            read = self.spec.runs(Segment(self.kind, np.zeros(0), "context"))
+            if [(run.stream, run.spelling) for run in read] != [(self.run.stream, self.run.spelling)]:
+                raise UsageError(
+                    "no text can follow a drawing: an image that is read has more tokens than its codes; "
+                    "set sampling.max_tokens=0, and put the drawn image into the next prompt"
+                )
+            return True
         return TEXT in self.finished.pieces and self.finished.pieces[TEXT]["order"][-1] == self.finished.length - 1
 
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
@@ -241,7 +285,8 @@ class Layout:
 
     def _part(self, runs: tuple[Run, ...]) -> Expanded:
         spec = dataclasses.replace(self.spec, layout={self.kind: runs})
-        return expand((Segment(self.kind, np.zeros(self.shape, np.float32)),), spec, begin=False, end=False)
+        value = np.zeros(self.shape, np.int32 if self.spelled else np.float32)
+        return expand((Segment(self.kind, value),), spec, begin=False, end=False)
 
     def conditions(self, prompts: Sequence[Prompt], config: SamplerConfig, with_images: bool) -> Conditions | None:
         """What guidance compares the prompts with, all about to draw; None without guidance.
@@ -253,8 +298,12 @@ class Layout:
         if not self.kind or not config.max_images or not (images_guide or config.guidance != 1):
             return None
         images = [has_images(prompt) for prompt in prompts]
-        rows = [without_text(prompt) for prompt in prompts] if with_images else [Prompt((), draw=True)]
-        texts = [without_images(prompt, self.spec) for prompt in prompts] if images_guide else None
+        rows = [without_text(prompt) for prompt in prompts]
+        if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
+            rows = rows[:1]
+        text = config.image_against == "text"
+        others = [without_images(prompt, self.spec) if text else Prompt((), draw=True) for prompt in prompts]
+        texts = others if images_guide else None
         return Conditions(self.prefill(rows), None if texts is None else self.prefill(texts), np.array(images))
 
     def prefill(self, prompts: Sequence[Prompt], think: bool = False) -> Prefill:
@@ -315,8 +364,9 @@ def has_images(prompt: Prompt) -> bool:
 
 
 def without_text(prompt: Prompt) -> Prompt:
-    """Its images, about to draw."""
-    return Prompt(tuple(segment for segment in prompt.segments if segment.kind != TEXT), draw=True)
+    """Its images, and what stands for its text, about to draw."""
+    images = tuple(segment for segment in prompt.segments if segment.kind != TEXT)
+    return Prompt((*images, *prompt.negative), draw=True)
 
 
 def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:

@@ -21,7 +21,8 @@ from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
-from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec
+from transfusion.spelling import CODE, Spelling
 from transfusion.tasks import SequenceTask
 
 
@@ -49,9 +50,11 @@ class _Row:
     prompt: Prompt
     document: Document
 
-    def outputs(self, document: Document, last_time: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    def outputs(
+        self, document: Document, last_time: float = 1.0, spec: SequenceSpec | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`."""
-        spec = self.task.spec
+        spec = spec or self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
         times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
@@ -65,10 +68,60 @@ class _Row:
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
         allowed = emittable(self.task.spec, self.layout.opener if may else -1)
-        logits = np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER)
+        return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count)
+
+    def choose(self, logits: np.ndarray, count: int) -> int:
+        """An id from logits [V], after `count` ids."""
         choice = Choice(self.config.temperature == 0, self.config.top_k, self.config.top_p < 1)
         key = text_keys(self.key, jnp.array([count]))
         return int(choice.choose(logits[None], key, self.config.temperature, self.config.top_p)[0])
+
+    def spelled(self, count: int) -> tuple[np.ndarray, int]:
+        """One image of codes [*grid], id by id from the first of those that fit, and the number of ids put out before
+        it and in it, its closer included."""
+        config, run = self.config, self.layout.run
+        documents = [self.document]
+        by_images = has_images(self.prompt) and config.image_guidance != 1
+        if by_images or config.guidance != 1:
+            documents.append(without_text(self.prompt).segments)
+        if by_images:
+            texts = without_images(self.prompt, self.task.spec).segments
+            documents.append(texts if config.image_against == "text" else ())
+        fitting = [(*run.spelling.template(grid), run.closer) for grid in self.layout.grids]
+        written: list[int] = []
+        while not written or written[-1] != run.closer:
+            spans = [_span(template[len(written)], run.spelling) for template in fitting]
+            logits = self.guided([self.after(document, written) for document in documents])
+            allowed = np.zeros(len(logits), bool)
+            for span in spans:
+                allowed[span.start : span.stop] = True
+            written.append(self.choose(np.where(allowed, logits, NEVER), count + len(written)))
+            fitting = [template for template, span in zip(fitting, spans, strict=True) if written[-1] in span]
+        return run.spelling.parse(written[:-1]), count + len(written)
+
+    def after(self, document: Document, written: list[int]) -> np.ndarray:
+        """Logits [V] after the opener and the ids of an image that has begun."""
+        run, spec = self.layout.run, self.task.spec
+        spec = dataclasses.replace(spec, layout={**spec.layout, "written": (Run(run.stream),)})
+        opened = Segment("text", np.array([run.opener], np.int32))
+        rest = (Segment("written", np.array(written, np.int32)),) if written else ()
+        out, cost = self.outputs((*document, opened, *rest), spec=spec)
+        name = run.stream if written else TEXT
+        return out[name][cost[name] - 1]
+
+    def guided(self, logits: list[np.ndarray]) -> np.ndarray:
+        """Logits [V] from those of the prompt, without its text, and without its images too."""
+        config, (c, *others) = self.config, logits
+        if not others:
+            return c
+        u, *third = others
+        v = u + config.guidance * (c - u)
+        if not third:
+            return v
+        w, image = third[0], config.image_guidance
+        if config.image_against == "text":
+            return w + image * (v - w)
+        return w + image * (u - w) + config.guidance * (c - u)
 
     def predicted(self, document: Document, x: jax.Array, t: jax.Array) -> jax.Array:
         layout, stream = self.layout, self.layout.stream
@@ -105,6 +158,11 @@ class _Row:
         return np.asarray(unpatchify(x, self.layout.shape[:-1], stream.patch_sides))[0]
 
 
+def _span(symbol: int, spelling: Spelling) -> range:
+    """The ids that may stand where a template has this symbol."""
+    return range(spelling.first, spelling.first + spelling.codes) if symbol == CODE else range(symbol, symbol + 1)
+
+
 def generate_one(
     task: SequenceTask, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
@@ -123,9 +181,13 @@ def generate_one(
             opened = token in (row.layout.opener, task.spec.eos)
         count += 1
         if opened:
-            new = Segment(row.layout.kind, row.image(drawn), "context")
+            if row.layout.spelled:
+                content, count = row.spelled(count)
+            else:
+                content = row.image(drawn)
+            new = Segment(row.layout.kind, content, "context")
             drawn += 1
-            if not row.layout.goes_on or (not config.max_tokens and drawn >= least):
+            if (not config.max_tokens and drawn >= least) or not row.layout.goes_on:
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from transfusion.errors import UsageError
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import latents_of, prepare
-from transfusion.sampling.layout import Prompt, has_images
+from transfusion.sampling.layout import Layout, Prompt, has_images
 from transfusion.sampling.state import row_keys
 from transfusion.tasks import SequenceTask
 
@@ -37,7 +38,12 @@ def trajectory(
     """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
 
     `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
+
+    Raises:
+      UsageError: if the model draws by other means than a solver.
     """
+    if Layout(task.spec).spelled:
+        raise UsageError("this model draws code by code: there is nothing between noise and an image")
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
     made, settings = prepare(task, config, size)
     prompt = dataclasses.replace(prompt, draw=True)
