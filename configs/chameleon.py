@@ -52,7 +52,12 @@ def spelled(continuous: Experiment, levels: LevelsConfig, experts: bool = False)
         own = Stream(parts="text", vocabulary=vocabulary, expert=kind, budget=codes)
         streams = {"text": dataclasses.replace(words, expert="text"), "codes": own}
     sampling = dataclasses.replace(
-        continuous.sampling, guidance=3.0, image_guidance=1.2, image_against="nothing", temperature=0.7, top_p=0.9
+        continuous.sampling,
+        guidance=3.0,
+        image_guidance=1.2,
+        image_against="nothing",
+        code_temperature=0.7,
+        code_top_p=0.9,
     )
     return dataclasses.replace(
         continuous,

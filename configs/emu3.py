@@ -34,7 +34,7 @@ def get_config(form: str = ""):
     vocabulary = text.VOCABULARY + -(-LEVELS.codes // 8) * 8
     words = dataclasses.replace(dense.streams["text"], vocabulary=vocabulary, budget=budget, weight=1.0)
     # As published, but for the top 2,048 of 32,768 codes. The negative prompt is ours: theirs is of photographs.
-    sampling = dataclasses.replace(dense.sampling, guidance=3.0, temperature=1.0, negative="a handwritten")
+    sampling = dataclasses.replace(dense.sampling, guidance=3.0, negative="a handwritten")
     return to_config_dict(
         dataclasses.replace(
             dense, streams={"text": words}, layout=layout, codec=CodecConfig("levels", levels=LEVELS), sampling=sampling

@@ -17,7 +17,7 @@ from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate, table
 from transfusion.programs import load_experiment
-from transfusion.report import write_report
+from transfusion.report import Report
 from transfusion.seals import seal_path
 from transfusion.train import train
 
@@ -47,33 +47,26 @@ def test_emu3_trains_resumes_samples_and_is_evaluated(data_dir, tmp_path, monkey
     sample.draw(run, ["a handwritten seven"], path, {})
     drawn = sample.read_medium(run, str(path))
     assert drawn.shape == (8, 8, 1) and len(np.unique(drawn)) > 1 and f"saved {path}" in capsys.readouterr().out
-    codes = run.codec.encode(drawn)
-    np.testing.assert_array_equal(run.codec.decode(codes), drawn)  # a drawing is codes, and nothing else
-    assert (run.draw(["a handwritten seven"], negative="") != drawn).any()
-    (caption,) = run.caption([drawn], max_tokens=4)
-    assert isinstance(caption, str)
+    np.testing.assert_array_equal(run.codec.decode(run.codec.encode(drawn)), drawn)  # codes, and nothing else
+    assert isinstance(run.caption([drawn])[0], str)
 
-    result = evaluate(tmp_path, Options(samples=10, captions=5, judge_steps=10))
-    assert result["caption_accuracy"]["count"] == 5 and result["generation_accuracy"]["count"] == 10
-    assert result["code_bits"]["count"] > 100 and 1 < result["code_bits"]["value"] < 8
+    result = evaluate(tmp_path, Options(samples=1, captions=1, judge_steps=1))
+    assert result["caption_accuracy"]["count"] == result["generation_accuracy"]["count"] == 1
+    codes = result["code_bits"]["text"]["mean"]
+    assert codes["count"] > 100 and 1 < codes["value"] < 8
     # Codes, sizes and ends are no text: the bytes are those of the captions.
     assert result["text_bits_per_byte"]["count"] == 297 and result["text_bits_per_byte"]["bytes"] < 297 * 20
     assert result["velocity_loss"] is None and "code bits" in table(result)
-    page = write_report(tmp_path).read_text()
-    assert "Code by code" in page and "draws no images by a solver" in page
+    assert "draws no images by a solver" in Report(tmp_path).trajectory()
 
 
 @pytest.mark.slow
 def test_unitoken_reads_codes_and_a_tower(data_dir, tmp_path):
     state = train(experiment("unitoken.py:debug", data_dir), tmp_path)
     assert int(state.step) == 20
-    run = transfusion.load_run(tmp_path)
-    drawn = run.draw(["a handwritten one"])
-    assert drawn.shape == (1, 8, 8, 1)
-    edited = run.draw([[drawn[0], "negative"]])
-    assert edited.shape == drawn.shape and all(isinstance(c, str) for c in run.caption(drawn, max_tokens=4))
-    with pytest.raises(UsageError, match="no text can follow a drawing"):
-        run.generate([["a handwritten one"]], draw=True)
+    run, image = transfusion.load_run(tmp_path), np.full((8, 8, 1), 100, np.uint8)
+    assert run.draw([[image, "negative"]]).shape == (1, 8, 8, 1)
+    assert isinstance(run.caption([image])[0], str)
 
 
 @pytest.mark.slow
@@ -93,7 +86,6 @@ def test_speech_as_codes_with_an_expert_of_their_own(tmp_path):
     run = transfusion.load_run(tmp_path / "run")
     (drawn,) = run.draw(["number 1"])
     assert drawn.shape == (10240,) and drawn.std() > 0 and run.sides == 1
-    assert all(isinstance(caption, str) for caption in run.caption([drawn], max_tokens=4))
 
 
 def test_forms_differ_in_the_experts_alone():

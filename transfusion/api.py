@@ -100,7 +100,13 @@ class Run:
         return ""
 
     def generate(
-        self, prompts: Sequence[Sequence[str | np.ndarray]], *, draw: bool = False, seed: int = 0, **overrides: Any
+        self,
+        prompts: Sequence[Sequence[str | np.ndarray]],
+        *,
+        draw: bool = False,
+        seed: int = 0,
+        size: tuple[int, ...] = (0, 0),
+        **overrides: Any,
     ) -> list[list[str | np.ndarray]]:
         """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images, or what
         else the codec decodes.
@@ -109,12 +115,13 @@ class Run:
           prompts: each a list of texts and images (clips, sounds) in reading order.
           draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
           seed: same seed, same result.
+          size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
           overrides: fields of `SamplerConfig`.
         """
         sampler = self.sampler(**overrides)
         negative = self.segments(sampler.negative) if sampler.negative else ()
         parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw, negative) for prompt in prompts]
-        documents = generate(self.task, self.params, parts, seed, sampler)
+        documents = generate(self.task, self.params, parts, seed, sampler, size=size)
         return [
             [text.decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
             for document in documents
@@ -131,6 +138,8 @@ class Run:
         parts = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         results = self.generate(parts, draw=True, seed=seed, **overrides)
         drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        if len({part.shape for parts in drawn for part in parts}) > 1:
+            raise UsageError("the drawings have several sizes: ask for one with `size`, or use generate")
         return np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
 
     def caption(self, images: Sequence[np.ndarray], *, seed: int = 0, **overrides: Any) -> list[str]:

@@ -26,7 +26,7 @@ from transfusion.evaluation import scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
-from transfusion.evaluation.losses import DocumentBits, code_bits, held_out_batches, text_bits, velocity_loss
+from transfusion.evaluation.losses import DocumentBits, held_out_batches, spelled_bits, text_bits, velocity_loss
 
 HOW = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
@@ -156,8 +156,8 @@ class Evaluation:
             self.skip("no held-out image is a target of a continuous stream", "velocity_loss")
 
     def codes(self) -> None:
-        found = code_bits(self.run.task, self.run.params, self.held_out(), self.seed)
-        self.fields["code_bits"] = found
+        found = spelled_bits(self.run.task, self.run.params, self.held_out(), self.seed)
+        self.fields["code_bits"] = found and {"text": {"mean": found}}
         if found is None:
             self.skip("no held-out image is codes in the text's vocabulary after a caption", "code_bits")
 

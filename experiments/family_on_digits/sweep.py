@@ -22,6 +22,10 @@ MEMBERS = {
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
     "omnigen": "omnigen.py",
+    "chameleon": "chameleon.py",
+    "chameleon_mot": "chameleon.py:mot",
+    "emu3": "emu3.py",
+    "unitoken": "unitoken.py",
 }
 # These begin with the frozen text model.
 FROZEN = ("lmfusion", "metaqueries", "metaqueries_cross", "qwen_image")

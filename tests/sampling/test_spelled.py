@@ -85,8 +85,8 @@ def test_what_is_inside_an_image_is_never_text():
 @pytest.mark.parametrize(
     ("name", "negative", "changes"),
     [
-        ("emu3", (ids(40, 41),), {"image_guidance": 1.3, "top_k": 40}),
-        ("mixture", (), {"image_guidance": 1.3, "image_against": "nothing", "top_p": 0.8, "min_images": 2}),
+        ("emu3", (ids(40, 41),), {"code_top_k": 3, "code_temperature": 0.8}),
+        ("mixture", (), {"image_guidance": 1.3, "image_against": "nothing", "code_top_p": 0.8, "min_images": 2}),
     ],
 )
 def test_equals_the_plain_decoder(name, negative, changes):

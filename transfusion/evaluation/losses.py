@@ -120,7 +120,7 @@ def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> D
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def code_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], seed: int = 0) -> Score | None:
+def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], seed: int = 0) -> Score | None:
     """Bits per code of images that are spelled in the text's vocabulary, of those after a text; None without any.
 
     Sizes and ends are not counted. Interval: bootstrap over images.

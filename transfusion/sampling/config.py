@@ -26,8 +26,9 @@ class SamplerConfig:
         `transfusion.sampling.guidance.Guidance`.
       negative: a text that stands for the prompt's in the predictions without it (Emu3).
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
-      temperature: of text tokens and of codes in the text's vocabulary; 0 is greedy. The same for `top_k`, `top_p`.
+      temperature: of text tokens; 0 is greedy.
       top_k, top_p: 0 and 1 keep all tokens.
+      code_temperature, code_top_k, code_top_p: the same of the codes of images.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -50,6 +51,9 @@ class SamplerConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    code_temperature: float = 1.0
+    code_top_k: int = 0
+    code_top_p: float = 1.0
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1
@@ -67,6 +71,8 @@ class SamplerConfig:
             )
         if min(self.think, self.max_tokens, self.max_images, self.min_images) < 0:
             raise UsageError("sampling: think, max_tokens, max_images and min_images must not be negative")
+        if min(self.code_temperature, self.code_top_k) < 0 or not 0 < self.code_top_p <= 1:
+            raise UsageError("sampling: code_temperature and code_top_k must not be negative, 0 < code_top_p <= 1")
         tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "image_against": AGAINST}
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)

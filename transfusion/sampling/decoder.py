@@ -13,6 +13,7 @@ its images; what was written and drawn since belongs to neither.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from transfusion.rows import unpatchify
 from transfusion.sampling import spelled
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawing import Prefix, begin, broadcast, make_field, solve
+from transfusion.sampling.drawing import Prefix, begin, broadcast, make_field, solve, times
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
@@ -56,9 +57,9 @@ UNROLLED_LAYERS = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What of a SamplerConfig may change without compiling anew: scalars, and `times` [steps + 1]."""
+    """What of a SamplerConfig may change without compiling anew: scalars, and the `plan` of a drawing."""
 
-    times: jax.Array
+    plan: Any
     guidance: Guidance
     temperature: jax.Array
     top_p: jax.Array
@@ -69,14 +70,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens, and
-    `goes_on` says whether anything may follow an image."""
+    """What of a SamplerConfig the compiled code depends on besides the shapes; `ids` is the room for text tokens,
+    `goes_on` says whether anything may follow an image, and `codes` filters codes."""
 
     solver: str
     choice: Choice
     ids: int
     images: int
     goes_on: bool
+    codes: Choice = Choice()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Decoder:
         rows = state.mode == DRAWING
         field, config = self._field(models, Prefix(state.cache, state.place, rows), conditions, settings)
         solver, shape = SOLVERS[self.limits.solver], state.images.shape[2:]
-        x, _ = solve(field, solver, config, settings.times, keys, state.drawn, shape)
+        x, _ = solve(field, solver, config, settings.plan, keys, state.drawn, shape)
         state = put_images(state, x, rows)
         more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
         state = dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode))
@@ -243,7 +245,7 @@ class Decoder:
         """One image, id by id, for each row that waits for it."""
         rows, layout = state.mode == DRAWING, self.layout
         others, guidance = self._others(models, len(rows), conditions, settings)
-        choose = partial(self.limits.choice.choose, temperature=settings.temperature, top_p=settings.top_p)
+        choose = partial(self.limits.codes.choose, temperature=settings.plan.temperature, top_p=settings.plan.top_p)
         state = spelled.draw(models.often, layout, self.grammar, state, others, keys, choose, guidance.of_logits)
         more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
         more &= self.limits.goes_on and layout.goes_on
@@ -293,7 +295,7 @@ class Decoder:
         layout = self.layout
         shape = (layout.tokens, layout.stream.features)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
-        return solve(field, SOLVERS[self.limits.solver], config, settings.times, keys, drawn, shape, record=True)
+        return solve(field, SOLVERS[self.limits.solver], config, settings.plan, keys, drawn, shape, record=True)
 
 
 def _logits(model: UnifiedModel, encoded, last: jax.Array) -> jax.Array:
@@ -315,16 +317,14 @@ def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) ->
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
     images = config.max_images if layout.kind else 0
-    times = np.zeros(1, np.float32)
-    if images and not layout.spelled:
-        prediction = task.objectives.of_continuous(layout.run.stream).prediction
-        times = config.times(prediction, layout.tokens - layout.stream.time_tokens)
+    codes = Choice(config.code_temperature == 0, config.code_top_k, config.code_top_p < 1)
+    plan = (spelled.plan if layout.spelled else times)(task.objectives, layout, config) if images else None
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
     guidance = Guidance(*map(np.float32, guidance), config.renorm, config.image_against)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
     counts = (np.int32(n) for n in (config.think, config.max_tokens, config.min_images))
-    settings = Settings(times, guidance, temperature, top_p, *counts)
-    return decoder(task, Limits(config.solver, choice, ids, images, config.goes_on), size), settings
+    settings = Settings(plan, guidance, temperature, top_p, *counts)
+    return decoder(task, Limits(config.solver, choice, ids, images, config.goes_on, codes), size), settings
 
 
 def generate(

@@ -7,10 +7,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
+from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import PATHS, ContinuousConfig, estimates
+from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Place, lay
 from transfusion.sampling.solvers import Field, Solver
@@ -25,6 +28,12 @@ class Prefix:
     cache: KeyValues
     place: Place
     rows: jax.Array
+
+
+def times(objectives: ObjectivesConfig, layout: Layout, config: SamplerConfig) -> np.ndarray:
+    """The solver's time grid [steps + 1]."""
+    prediction = objectives.of_continuous(layout.run.stream).prediction
+    return config.times(prediction, layout.tokens - layout.stream.time_tokens)
 
 
 def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:

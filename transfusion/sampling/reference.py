@@ -68,13 +68,14 @@ class _Row:
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
         allowed = emittable(self.task.spec, self.layout.opener if may else -1)
-        return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count)
+        how = (self.config.temperature, self.config.top_k, self.config.top_p)
+        return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count, *how)
 
-    def choose(self, logits: np.ndarray, count: int) -> int:
+    def choose(self, logits: np.ndarray, count: int, temperature: float, top_k: int, top_p: float) -> int:
         """An id from logits [V], after `count` ids."""
-        choice = Choice(self.config.temperature == 0, self.config.top_k, self.config.top_p < 1)
+        choice = Choice(temperature == 0, top_k, top_p < 1)
         key = text_keys(self.key, jnp.array([count]))
-        return int(choice.choose(logits[None], key, self.config.temperature, self.config.top_p)[0])
+        return int(choice.choose(logits[None], key, temperature, top_p)[0])
 
     def spelled(self, count: int) -> tuple[np.ndarray, int]:
         """One image of codes [*grid], id by id from the first of those that fit, and the number of ids put out before
@@ -95,7 +96,8 @@ class _Row:
             allowed = np.zeros(len(logits), bool)
             for span in spans:
                 allowed[span.start : span.stop] = True
-            written.append(self.choose(np.where(allowed, logits, NEVER), count + len(written)))
+            how = (config.code_temperature, config.code_top_k, config.code_top_p)
+            written.append(self.choose(np.where(allowed, logits, NEVER), count + len(written), *how))
             fitting = [template for template, span in zip(fitting, spans, strict=True) if written[-1] in span]
         return run.spelling.parse(written[:-1]), count + len(written)
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
+from transfusion.objectives import ObjectivesConfig
 from transfusion.rows import Expanded
+from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import Prefix
 from transfusion.sampling.grammar import OPENED, OUTSIDE, Grammar
 from transfusion.sampling.layout import Layout, Place, lay
@@ -21,6 +23,20 @@ from transfusion.sequence import TEXT, Document, Segment
 
 Choose = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, V], keys [B] -> ids [B]
 Combine = Callable[[Sequence[jax.Array]], jax.Array]  # the logits [B, V] after each prompt -> one of them all
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How codes are chosen: scalars."""
+
+    temperature: jax.Array
+    top_p: jax.Array
+
+
+def plan(objectives: ObjectivesConfig, layout: Layout, config: SamplerConfig) -> Plan:
+    del objectives, layout
+    return Plan(np.float32(config.code_temperature), np.float32(config.code_top_p))
 
 
 @jax.tree_util.register_dataclass

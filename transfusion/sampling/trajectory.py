@@ -52,4 +52,4 @@ def trajectory(
     steps = list(range(config.steps) if at is None else at)
     x, data, last = (latents_of(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
     end = last[None]
-    return Trajectory(settings.times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
+    return Trajectory(settings.plan[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
