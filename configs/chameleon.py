@@ -12,6 +12,7 @@ that on `configs/speech.py`, whose words are 80 codes of coarse log-mel frames (
 """
 
 import dataclasses
+import math
 import pathlib
 
 from transfusion import layouts
@@ -24,28 +25,27 @@ from transfusion.programs import load_experiment
 from transfusion.sequence import Stream
 
 FORMS = ("", "debug", "mot", "mot_debug", "speech", "speech_debug")
-LEVELS = {"digits": LevelsConfig(17), "speech": LevelsConfig(levels=3, channels=8, low=-0.7, high=2.3)}
-DOCUMENTS = 2  # of a row
+DIGITS = CodecConfig("levels", levels=LevelsConfig(17))
+SPEECH = CodecConfig("mel_levels", levels=LevelsConfig(levels=3, channels=8, low=-0.7, high=2.3))
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
-    name = "speech" if form.startswith("speech") else "digits"
+    name, codec = ("speech", SPEECH) if form.startswith("speech") else ("digits", DIGITS)
     path = pathlib.Path(__file__).with_name(f"{name}.py")
     continuous = load_experiment(f"{path}:debug" if form.endswith("debug") else path)
-    experts = form.startswith(("mot", "speech"))
-    return to_config_dict(spelled(continuous, LEVELS[name], experts))
+    return to_config_dict(spelled(continuous, codec, codec.levels.codes, form.startswith(("mot", "speech"))))
 
 
-def spelled(continuous: Experiment, levels: LevelsConfig, experts: bool = False) -> Experiment:
-    """The experiment with codes in the text's vocabulary, and with `experts` a stream and weights of their own."""
+def spelled(continuous: Experiment, codec: CodecConfig, count: int, experts: bool = False) -> Experiment:
+    """The experiment with the `count` codes of a codec in the text's vocabulary, one for each place of its latents'
+    grid; with `experts` a stream and weights of their own."""
     (kind,) = (name for name in continuous.streams if name != "text")
-    codec = CodecConfig("levels" if kind == "image" else "mel_levels", mel=continuous.codec.mel, levels=levels)
     grid = continuous.streams[kind].grid
-    codes = DOCUMENTS * len(layouts.chameleon(levels.codes, grid)["image"][0].spelling.template(grid))
+    codes = 2 * math.prod(grid)  # of two documents a row
     # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
-    vocabulary = text.VOCABULARY + -(-levels.codes // 8) * 8
+    vocabulary = text.VOCABULARY + -(-count // 8) * 8
     words = dataclasses.replace(continuous.streams["text"], vocabulary=vocabulary, weight=1.0)
     streams = {"text": dataclasses.replace(words, budget=words.budget + codes)}
     if experts:
@@ -63,8 +63,8 @@ def spelled(continuous: Experiment, levels: LevelsConfig, experts: bool = False)
         continuous,
         model=dataclasses.replace(continuous.model, qk_norm="rms"),
         streams=streams,
-        layout=layouts.chameleon(levels.codes, grid, "codes" if experts else "text", kind),
+        layout=layouts.chameleon(count, grid, "codes" if experts else "text", kind),
         objectives=ObjectivesConfig(NextTokenConfig(z_loss=1e-5)),
-        codec=codec,
+        codec=dataclasses.replace(codec, mel=continuous.codec.mel),
         sampling=sampling,
     )

@@ -21,6 +21,7 @@ from transfusion.report import Report
 from transfusion.seals import seal_path
 from transfusion.train import train
 
+UNGUIDED = {"guidance": 1.0, "image_guidance": 1.0}  # one prompt to compile instead of three
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -65,7 +66,7 @@ def test_unitoken_reads_codes_and_a_tower(data_dir, tmp_path):
     state = train(experiment("unitoken.py:debug", data_dir), tmp_path)
     assert int(state.step) == 20
     run, image = transfusion.load_run(tmp_path), np.full((8, 8, 1), 100, np.uint8)
-    assert run.draw([[image, "negative"]]).shape == (1, 8, 8, 1)
+    assert run.draw([[image, "negative"]], **UNGUIDED).shape == (1, 8, 8, 1)
     assert isinstance(run.caption([image])[0], str)
 
 
@@ -84,7 +85,7 @@ def test_speech_as_codes_with_an_expert_of_their_own(tmp_path):
     assert {stream.expert for stream in config.streams.values()} == {"text", "sound"}
     train(config, tmp_path / "run")
     run = transfusion.load_run(tmp_path / "run")
-    (drawn,) = run.draw(["number 1"])
+    (drawn,) = run.draw(["number 1"], **UNGUIDED)
     assert drawn.shape == (10240,) and drawn.std() > 0 and run.sides == 1
 
 
