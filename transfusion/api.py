@@ -85,7 +85,8 @@ class Run:
             return (Segment("text", self.task.tokenizer.encode(part)),)
         medium = np.asarray(part)
         latents = content(self.codec.encode(medium))
-        sides = max(medium.ndim - 1, 1)  # those of the latents or codes too, but for codes at several scales
+        # Channels are no side; codes at several scales are flat, and have two.
+        sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
         if sides == 3 and not self.kind(3):
             return tuple(segment for frame in medium for segment in self.segments(frame))
         pixels = to_float(medium) if self.spec.reads_pixels else None

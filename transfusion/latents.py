@@ -91,6 +91,7 @@ def _open_levels(config: CodecConfig) -> Codec:
         lambda image: levels.encode(pixels.to_float(image)),
         lambda codes: pixels.to_uint8(levels.decode(codes, 2, levels.channels)),
         levels.patch,
+        scales=levels.scales,
         parts=(levels,),
     )
 
