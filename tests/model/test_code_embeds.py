@@ -12,7 +12,6 @@ from transfusion.model.block import Block
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import CodeEmbed
 from transfusion.model.heads import PerceptronHead
-from transfusion.model.scales import ScaleQuantizer
 from transfusion.sequence import Stream
 
 CODES = Stream(vocabulary=5, grid=(2, 2), channels=3, budget=5, embed="codes", head="mlp")
@@ -44,26 +43,6 @@ def test_codes_enter_and_leave_by_perceptrons():
     np.testing.assert_allclose(head(x, None), logits, atol=1e-4)
     y, kernel = head.factors(x)
     np.testing.assert_allclose(y @ kernel, logits, atol=1e-4)
-
-
-def test_a_scale_is_predicted_from_the_scales_before_it_alone():
-    scales, channels = (1, 2, 4), 3
-    quantizer = ScaleQuantizer(6, channels, scales, nnx.Rngs(0))
-    ids = np.random.default_rng(0).integers(0, 6, (2, 21))
-    features = np.asarray(quantizer.features_of_scales(ids))
-    book, total, start, wanted = np.asarray(quantizer.codebook[...]), np.zeros((2, 4, 4, channels)), 0, []
-    for s, after in ((1, 2), (2, 4)):
-        codes = book[ids[:, start : start + s * s]].reshape(2, s, s, channels)
-        total += codes.repeat(4 // s, 1).repeat(4 // s, 2)
-        size = 4 // after
-        wanted.append(total.reshape(2, after, size, after, size, channels).mean((2, 4)).reshape(2, -1, channels))
-        start += s * s
-    np.testing.assert_allclose(features, np.concatenate(wanted, 1), atol=1e-5)
-    for changed, same in ((0, 0), (1, 4), (5, 20)):  # one code; how many features of later tokens stay
-        other = ids.copy()
-        other[:, changed] = (other[:, changed] + 1) % 6
-        differs = np.abs(np.asarray(quantizer.features_of_scales(other)) - features).max((0, 2)) > 1e-4
-        assert not differs[:same].any() and (same == 20 or differs[same:].any())
 
 
 def test_queries_and_keys_have_length_one_and_a_learned_factor():

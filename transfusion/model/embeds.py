@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transfusion.codecs.multiscale import MultiScaleQuantizer
+from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.errors import UsageError, check
 from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
-from transfusion.model.scales import ScaleQuantizer
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
 from transfusion.rows import join_items, split_items, unpatchify
@@ -131,7 +132,8 @@ class ScaleEmbed(nnx.Module):
             raise UsageError(f"streams.{name}: embed 'scales' needs `scales` of codes, with `channels` numbers each")
         width, channels = config.width, stream.channels
         self.scales = tuple(stream.scales)
-        self.quantizer = ScaleQuantizer(stream.vocabulary, channels, self.scales, rngs)
+        codebook = QuantizerConfig(codes=stream.vocabulary, codebook="gradient", scales=self.scales)
+        self.quantizer = MultiScaleQuantizer(codebook, channels, rngs=rngs)
         self.kernel = param(rngs, (channels, width), (None, "embed"), fan_in(channels))
         self.bias = param(rngs, (width,), (None,), zeros)
         self.start = param(rngs, (width,), ("embed",), fan_in(width))
