@@ -64,6 +64,13 @@ class Run:
         layout = Layout(self.spec)
         return layout.stream if layout.kind else None
 
+    @property
+    def sides(self) -> int:
+        """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
+        model draws nothing."""
+        layout = Layout(self.spec)
+        return self.spec.sides(layout.run) if layout.kind else 0
+
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""
         known = {field.name for field in dataclasses.fields(SamplerConfig)}
@@ -78,21 +85,28 @@ class Run:
             return (Segment("text", self.task.tokenizer.encode(part)),)
         medium = np.asarray(part)
         latents = content(self.codec.encode(medium))
-        if latents.ndim == 4 and not self.kind(4):
+        # Channels are no side; codes at several scales are flat, and have two.
+        sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
+        if sides == 3 and not self.kind(3):
             return tuple(segment for frame in medium for segment in self.segments(frame))
         pixels = to_float(medium) if self.spec.reads_pixels else None
-        return (Segment(self.kind(latents.ndim) or "image", latents, "context", pixels=pixels),)
+        return (Segment(self.kind(sides) or "image", latents, "context", pixels=pixels),)
 
-    def kind(self, axes: int) -> str:
-        """The kind of segment of the layout whose latents (with channels) or codes have so many axes; '' if none."""
+    def kind(self, sides: int) -> str:
+        """The kind of segment of the layout whose latents or codes have so many sides; '' if there is none."""
         for key, runs in self.spec.layout.items():
-            streams = [self.spec.streams[run.stream] for run in runs]
-            if any(stream.media and len(stream.item_shape()) == axes for stream in streams):
+            if any(self.spec.sides(run) == sides for run in runs):
                 return key.partition("/")[0]
         return ""
 
     def generate(
-        self, prompts: Sequence[Sequence[str | np.ndarray]], *, draw: bool = False, seed: int = 0, **overrides: Any
+        self,
+        prompts: Sequence[Sequence[str | np.ndarray]],
+        *,
+        draw: bool = False,
+        seed: int = 0,
+        size: tuple[int, ...] = (0, 0),
+        **overrides: Any,
     ) -> list[list[str | np.ndarray]]:
         """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images, or what
         else the codec decodes.
@@ -101,10 +115,13 @@ class Run:
           prompts: each a list of texts and images (clips, sounds) in reading order.
           draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
           seed: same seed, same result.
+          size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
           overrides: fields of `SamplerConfig`.
         """
-        parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw) for prompt in prompts]
-        documents = generate(self.task, self.params, parts, seed, self.sampler(**overrides))
+        sampler = self.sampler(**overrides)
+        negative = self.segments(sampler.negative) if sampler.negative else ()
+        parts = [Prompt(tuple(s for part in prompt for s in self.segments(part)), draw, negative) for prompt in prompts]
+        documents = generate(self.task, self.params, parts, seed, sampler, size=size)
         decode = self.task.tokenizer.decode
         return [
             [decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
@@ -122,6 +139,8 @@ class Run:
         parts = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         results = self.generate(parts, draw=True, seed=seed, **overrides)
         drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        if len({part.shape for parts in drawn for part in parts}) > 1:
+            raise UsageError("the drawings have several sizes: ask for one with `size`, or use generate")
         return np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
 
     def caption(self, images: Sequence[np.ndarray], *, seed: int = 0, **overrides: Any) -> list[str]:

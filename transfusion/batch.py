@@ -22,7 +22,8 @@ class StreamSlice:
       span: [B, N] number of the bidirectional block; 0 is a causal token.
       private: [B, N] nonzero: visible only inside its own span.
       position: [B, N, A] rotary coordinates.
-      item: [B, N] which item of the row (indexes time_low), 0 for text.
+      item: [B, N] which item of the row (indexes time_low); of text, from 1 on, which spelled item the token opens or
+        is part of, 0 for other tokens and for closers.
       loss_weight: [B, N].
       tokens, targets: [B, N] ids, and the ids to predict (discrete streams).
       values: [B, N, E] patches of latents (continuous streams).

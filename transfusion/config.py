@@ -109,12 +109,15 @@ class Experiment:
             if stream.discrete and TEXT in (name, stream.parts):
                 streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
         layout = {
-            where: tuple(dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer)) for r in runs)
+            where: tuple(
+                dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer), spelling=r.spelling.moved(move))
+                for r in runs
+            )
             for where, runs in self.layout.items()
         }
         bos, eos = move(text.BOS), move(text.EOS)
         rows = streams[TEXT].vocabulary if TEXT in streams else 0
-        edges = [edge for runs in layout.values() for run in runs for edge in (run.opener, run.closer)]
+        edges = [edge for rs in layout.values() for r in rs for edge in (r.opener, r.closer, r.spelling.last)]
         if tokenizer.sha256 and (highest := max(tokenizer.size - 1, bos, eos, *edges)) >= rows:
             raise UsageError(
                 f"streams.text.vocabulary: {rows} ids are too few for the tokenizer, whose highest is {highest}"

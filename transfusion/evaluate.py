@@ -29,8 +29,16 @@ from transfusion.evaluation import reconstruction, scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
-from transfusion.evaluation.losses import DocumentBits, code_bits, held_out_batches, text_bits, velocity_loss
+from transfusion.evaluation.losses import (
+    DocumentBits,
+    code_bits,
+    held_out_batches,
+    spelled_bits,
+    text_bits,
+    velocity_loss,
+)
 from transfusion.programs import read_experiment
+from transfusion.sequence import TEXT
 from transfusion.tasks import make_task
 
 HOW = {
@@ -45,7 +53,8 @@ HOW = {
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
     "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
     "code_bits": "bits per code of held-out images after their caption; of masked codes at fixed shares of them, the "
-    "same codes for every model; count: images; 95 % bootstrap over images",
+    "same codes for every model; in the text's vocabulary without sizes and ends of rows; count: images; 95 % "
+    "bootstrap over images",
     "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
     "floor: between as many other real training images and the same ones; 95 % jackknife interval",
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
@@ -110,7 +119,7 @@ class Evaluation:
             self.text()
         with self.part("velocity"):
             self.velocity()
-        if not any(stream.media for stream in self.run.spec.streams.values()):
+        if not any(self.run.spec.sides(run) for runs in self.run.spec.layout.values() for run in runs):
             self.skip("the model has no image stream", *self.image_scores)
         elif kind != "image":
             self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
@@ -155,6 +164,8 @@ class Evaluation:
                 result[name] = velocity_loss(task, self.run.params, self.held_out(), name, self.seed)
             elif stream.codes and stream.objective != "none":
                 codes[name] = code_bits(task, self.run.params, self.held_out(), name, self.seed)
+        if task.spec.spelling:
+            codes[TEXT] = spelled_bits(task, self.run.params, self.held_out(), self.seed)
         self.fields["velocity_loss"] = {n: found for n, found in result.items() if found} or None
         self.fields["code_bits"] = {n: found for n, found in codes.items() if found} or None
         if not self.fields["velocity_loss"]:

@@ -5,6 +5,7 @@ import numpy as np
 from transfusion.batch import Batch
 from transfusion.rows import assemble, expand
 from transfusion.sequence import Document, Segment, SequenceSpec, Stream
+from transfusion.spelling import Spelling
 
 
 def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
@@ -30,13 +31,18 @@ def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
         if not runs:  # segments of this kind yield no tokens
             continue
         stream = next(s for s in (spec.streams[run.stream] for run in runs) if s.source != "none")
-        if not stream.media or rng.random() < 0.3:
+        spelling = next((run.spelling for run in runs if run.spelling.codes), None)
+        if not spelling and (not stream.media or rng.random() < 0.3):
             continue
-        value = _fake_item(stream, rng)
+        value = _fake_codes(spelling, rng) if spelling else _fake_item(stream, rng)
         seen = [spec.streams[run.stream] for run in runs if spec.streams[run.stream].source == "pixels"]
         pixels = _fake_item(seen[0], rng) if seen else None
         segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both", pixels=pixels))
     return tuple(segments)
+
+
+def _fake_codes(spelling: Spelling, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, spelling.codes, spelling.grids[rng.integers(len(spelling.grids))], np.int32)
 
 
 def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:

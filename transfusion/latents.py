@@ -26,12 +26,12 @@ class Codec:
     """Between a medium and what a stream holds of it.
 
     Attributes:
-      encode: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or, with a
-        `vocabulary`, int32 ids ([h, w] of an image, [t, h, w] of a clip; flat at growing scales).
+      encode: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids ([T] of a
+        sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
       decode: the way back, with leading axes.
       down: H / h, or the samples of a sound per frame.
       rate: samples of a sound per second.
-      vocabulary: number of codes; 0: latents are continuous.
+      vocabulary: number of codes of an autoencoder; 0: its latents are continuous.
       scales: sides of the square grids whose ids stand one after the other; () if there is one grid.
       features: of codes at scales, ids [..., L] -> float32 [..., L - scales[0] ** 2, c], what predicts each scale but
         the first (see `MultiScaleQuantizer.features_of_scales`).
@@ -91,7 +91,19 @@ def _open_levels(config: CodecConfig) -> Codec:
         lambda image: levels.encode(pixels.to_float(image)),
         lambda codes: pixels.to_uint8(levels.decode(codes, 2, levels.channels)),
         levels.patch,
+        scales=levels.scales,
         parts=(levels,),
+    )
+
+
+def _open_mel_levels(config: CodecConfig) -> Codec:
+    levels, mel = config.levels, _open_mel(config)
+    return Codec(
+        lambda sound: levels.encode(mel.encode(sound)),
+        lambda codes: mel.decode(levels.decode(codes, 1, config.mel.bands)),
+        levels.patch * mel.down,
+        mel.rate,
+        parts=(levels, config.mel),
     )
 
 
@@ -151,4 +163,5 @@ CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
     "autoencoder": _open_autoencoder,
     "levels": _open_levels,
     "mel": _open_mel,
+    "mel_levels": _open_mel_levels,
 }

@@ -4,6 +4,7 @@ import dataclasses
 
 from transfusion.codecs import text
 from transfusion.sequence import Run
+from transfusion.spelling import SIZE_CHARACTERS, Grid, Spelling
 
 Layout = dict[str, tuple[Run, ...]]
 
@@ -139,3 +140,37 @@ def omnigen() -> Layout:
     edges = {"opener": text.BOI, "closer": text.EOI}
     read = Run("clean", time_low=1.0, loss=False, **edges)
     return {"text": (Run("text"),), "image": (Run("image", **edges),), "image/context": (read,)}
+
+
+def chameleon(codes: int, grid: Grid, stream: str = "text", kind: str = "image") -> Layout:
+    """Chameleon (arXiv 2405.09818): an image is its codes between BOI and EOI, ids of the text's own vocabulary, and
+    all of it is predicted from left to right.
+
+    Args:
+      codes: how many there are; their ids follow the text's.
+      grid: the size of an item: (h, w) of an image, (T,) of a sound.
+      stream: 'text', or another causal stream with its parts, where codes have an expert of their own (MoT).
+      kind: of the segments.
+    """
+    spelling = Spelling(codes, text.VOCABULARY, (grid,))
+    return {"text": (Run("text"),), kind: (Run(stream, opener=text.BOI, closer=text.EOI, spelling=spelling),)}
+
+
+def emu3(codes: int, grids: tuple[Grid, ...], weight: float = 0.5) -> Layout:
+    """Emu3 (arXiv 2409.18869, section 2.2): before the codes their size as text, after each row and each frame an end;
+    a code weighs less in the loss than a word.
+
+    A clip's size has its number of frames; the original says the seconds and the frames per second instead.
+    """
+    size = tuple(int(i) for i in text.encode(SIZE_CHARACTERS))
+    spelling = Spelling(codes, text.VOCABULARY, grids, weight, size, text.SEP, text.EOL, text.EOF)
+    kind = "video" if len(grids[0]) == 3 else "image"
+    return {"text": (Run("text"),), kind: (Run("text", opener=text.BOI, closer=text.EOI, spelling=spelling),)}
+
+
+def unitoken(codes: int, grid: Grid) -> Layout:
+    """UniToken (arXiv 2504.04423): what is read of an image is its codes and then, after a separator, a vision tower's
+    tokens of it, which are no targets; what is drawn is the codes alone."""
+    (drawn,) = chameleon(codes, grid)["image"]
+    first, seen = dataclasses.replace(drawn, closer=-1), Run("semantic", opener=text.SEP, closer=text.EOI, loss=False)
+    return {"text": (Run("text"),), "image": (first, seen), "image/target": (drawn,)}

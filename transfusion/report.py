@@ -51,7 +51,7 @@ class Report:
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
-        self.draws = (drawn := self.run.drawn) is not None and len(drawn.grid) == 2  # images
+        self.draws = self.run.sides == 2  # images
 
     def html(self) -> str:
         """The page."""

@@ -34,7 +34,7 @@ class Expanded:
         """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.
         The tail starts at position 0 again, as a document of its own."""
         room = budget.get(TEXT, 0)
-        if set(self.pieces) != {TEXT} or self.spans or not 1 < room < self.length:
+        if set(self.pieces) != {TEXT} or self.spans or self.items or not 1 < room < self.length:
             return None
         return self._part(0, room), self._part(room, self.length)
 
@@ -52,7 +52,7 @@ class _Builder:
         self.spec = spec
         self.runs: dict[str, list[dict[str, np.ndarray]]] = {}
         self.items: dict[str, list[dict[str, np.ndarray]]] = {}  # what belongs to an item, not to its tokens
-        self.order = self.spans = 0
+        self.order = self.spans = self.spelled = 0
         self.counter = 0  # the running rotary index
         self.opened: list[tuple[int, int, bool]] = []  # start tokens: their order, the opener, whether it is a target
 
@@ -80,15 +80,15 @@ class _Builder:
         return position
 
     def ids(
-        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool = True, stream: str = TEXT,
-        index: int | None = None,
+        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool | np.ndarray = True,
+        stream: str = TEXT, index: int | None = None, item: int = 0,
     ) -> None:  # fmt: skip
-        """Appends tokens of a discrete stream."""
+        """Appends tokens of a discrete stream; `loss` is one for all or the factor of each one's."""
         n = len(ids)
         # `loss_weight` here says whether the token may be predicted; `targets` turns it round.
         self.append(
             stream, n, self.positions(n, index), tokens=np.asarray(ids, np.int32),
-            span=span, private=int(private), item=0, loss_weight=float(loss),
+            span=span, private=int(private), item=item, loss_weight=np.asarray(loss, np.float32),
         )  # fmt: skip
 
     def item(self, segment: Segment, run: Run, span: int, index: int | None) -> None:
@@ -134,13 +134,18 @@ class _Builder:
         inside, start = run.boundary == "inside", self.counter
         index = self.counter if run.position in _ONE_INDEX else None
         edge = (run.private, run.loss, TEXT, index) if inside else (False, run.loss, TEXT, None)
+        self.spelled += run.spelling.codes > 0
+        item = self.spelled if run.spelling.codes else 0
         if run.opener >= 0 and stream.start_tokens:
             self.opened.append((self.order, run.opener, run.loss))
         elif run.opener >= 0:
-            self.ids([run.opener], first if inside else 0, *edge)
+            self.ids([run.opener], first if inside else 0, *edge, item)
             index = index if inside or index is None else self.counter
             start = start if inside else self.counter
-        if stream.media:
+        if item:
+            ids, weight = run.spelling.spell(segment.value)
+            self.ids(ids, first, run.private, run.loss * weight, run.stream, index, item)
+        elif stream.media:
             self.item(segment, run, first, index)
         else:
             self.ids(segment.value, first, run.private, run.loss, run.stream, index)
@@ -167,33 +172,38 @@ class _Builder:
 
     def pieces(self) -> dict[str, dict[str, np.ndarray]]:
         """The columns of each stream."""
-        result = {}
-        for stream, runs in self.runs.items():
-            piece = {
+        result = {
+            stream: {
                 name: np.concatenate([run[name] for run in runs]).astype(_DTYPES.get(name, np.int32))
                 for name in runs[0]
             }
-            if self.spec.streams[stream].predicts_itself:
+            for stream, runs in self.runs.items()
+        }
+        follows = self._follows(result)
+        for name, piece in result.items():
+            stream = self.spec.streams[name]
+            if stream.predicts_itself:
                 piece["targets"] = np.where(piece["loss_weight"] > 0, piece["tokens"], 0).astype(np.int32)
-            elif self.spec.streams[stream].discrete:
-                self._predict_followers(stream, piece)
-            if self.spec.streams[stream].media:
-                items = self.items[stream]
-                piece |= {name: np.stack([item[name] for item in items]) for name in items[0]}
-            result[stream] = piece
+            elif stream.discrete:
+                ids, weight = follows[stream.parts or name][:, piece["order"] + 1]
+                # A private token has none: nothing that follows sees it, and the decoder does not ask it.
+                piece["loss_weight"] = (weight * (piece["private"] == 0)).astype(np.float32)
+                piece["targets"] = np.where(piece["loss_weight"] > 0, ids, 0).astype(np.int32)
+        for name, items in self.items.items():
+            result[name] |= {field: np.stack([item[field] for item in items]) for field in items[0]}
         return result
 
-    def _predict_followers(self, stream: str, piece: dict[str, np.ndarray]) -> None:
-        """A token's target is its successor in reading order, if that is of the same stream and a target; of text, the
-        opener too whose place a start token takes."""
-        follower = np.zeros((2, self.order + 1))  # ids and weights
-        follower[:, piece["order"]] = piece["tokens"], piece["loss_weight"]
-        for order, opener, loss in self.opened if stream == TEXT else ():
-            follower[:, order] = opener, loss
-        ids, weight = follower[:, piece["order"] + 1]
-        # A private token has none: nothing that follows sees it, and the decoder does not ask it.
-        piece["loss_weight"] = (weight * (piece["private"] == 0)).astype(np.float32)
-        piece["targets"] = np.where(piece["loss_weight"] > 0, ids, 0).astype(np.int32)
+    def _follows(self, pieces: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Of each parts [2, order + 1]: what stands at each place in reading order, its id and its weight; of text, the
+        opener too whose place a start token takes. A token's target is its successor, if that has the same parts."""
+        follows: dict[str, np.ndarray] = {}
+        for name, piece in pieces.items():
+            if self.spec.streams[name].discrete:
+                table = follows.setdefault(self.spec.streams[name].parts or name, np.zeros((2, self.order + 1)))
+                table[:, piece["order"]] = piece["tokens"], piece["loss_weight"]
+        for order, opener, loss in self.opened if TEXT in follows else ():
+            follows[TEXT][:, order] = opener, loss
+        return follows
 
 
 def _spans(segment: Segment, stream: Stream) -> int:
@@ -214,9 +224,10 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     The decoder leaves out the end of a prompt, and both of a part that it appends: numbered from 0, a part's order and
     positions are added to where the document stands.
 
-    Next-token targets follow the reading order: a token whose successor lies in another stream (BOI before an image)
-    has no target (the Transfusion paper's footnote 8), and nothing predicts EOI, which the decoder appends. BOI is a
-    target of the text before an image that is drawn (a run with `loss`), so that the model learns when to draw.
+    Next-token targets follow the reading order: a token whose successor lies in a stream with other parts (BOI before
+    an image) has no target (the Transfusion paper's footnote 8), and nothing predicts EOI there, which the decoder
+    appends. BOI is a target of the text before an image that is drawn (a run with `loss`), so that the model learns
+    when to draw. Codes that are spelled in the text's vocabulary are predicted like text, and so is the EOI after them.
 
     A masked code and one at several scales is its own target. Codes that follow one another do as text does, and their
     stream holds a start token in BOI's place, which predicts the first.
@@ -229,12 +240,14 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
         builder.ids([spec.bos])
     for segment in document:
         for run in spec.runs(segment):
-            _check_value(segment, spec.streams[run.stream])
+            if not run.spelling.codes:  # which checks its own
+                _check_value(segment, spec.streams[run.stream])
             (builder.skip if run.stream in segment.dropped else builder.segment)(segment, run)
     if end:
         builder.ids([spec.eos])
     pieces = builder.pieces()
     items = {name: len(parts) for name, parts in builder.items.items()}
+    items |= {TEXT: builder.spelled} if builder.spelled else {}
     cost = {name: len(piece["order"]) for name, piece in pieces.items()}
     cost |= {f"{name}:items": count for name, count in items.items() if spec.streams[name].mixed_sizes}
     return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
@@ -304,11 +317,13 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
                 start, n = filled[name], len(piece["order"])
                 if start + n > spec.streams[name].budget:
                     raise UsageError(f"row {r}: more than {spec.streams[name].budget} tokens of stream {name!r}")
+                stream = spec.streams[name]
+                # Where another stream's item modulates it: the document's first.
+                item = items[stream.condition or (name if stream.media else TEXT)]
                 shifts = {
                     "order": order,
                     "span": np.where(piece["span"] > 0, spans, 0),
-                    # Where another stream's item modulates it: the document's first.
-                    "item": items[spec.streams[name].condition or name],
+                    "item": item if stream.media or stream.condition else np.where(piece["item"] > 0, item, 0),
                 }
                 arrays = batch[name]
                 arrays.document[r, start : start + n] = number

@@ -110,9 +110,11 @@ def read_medium(run: Run, path: str) -> np.ndarray:
       UsageError: if it cannot be read, is of another kind than the model's media, or a picture has another size.
     """
     stream = next((s for s in run.spec.streams.values() if s.media and s.source != "none"), None)
-    if stream is None:
+    spelling = run.spec.spelling
+    if spelling is None and stream is None:
         raise UsageError("this model has no images")
-    kind = {1: "sound", 2: "image", 3: "video"}[len(stream.grid)]
+    grids = spelling.grids if spelling else (stream.grid,)
+    kind = {1: "sound", 2: "image", 3: "video"}[len(grids[0])]
     try:
         data = pathlib.Path(path).read_bytes()
         if kind == "image" and clips.is_animated(data):
@@ -123,17 +125,20 @@ def read_medium(run: Run, path: str) -> np.ndarray:
     except ValueError as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     if kind == "sound":
-        config = SourceConfig(rate=run.codec.rate, length=stream.grid[0] * run.codec.down)
+        config = SourceConfig(rate=run.codec.rate, length=grids[0][0] * run.codec.down)
         return media.MEDIA[kind].fit(record, config)
     found = record[kind].shape[-3:-1]
-    height, width = (side * run.codec.down for side in stream.grid[-2:])
-    if stream.aligned and found != (height, width):
-        raise UsageError(f"{path} has {found[0]}x{found[1]} pixels: resize it to {height}x{width}, as in training")
-    sources = run.experiment.data.sources.values()
+    sizes = [tuple(side * run.codec.down for side in grid[-2:]) for grid in grids]
+    if all(map(all, sizes)) and found not in sizes:
+        wanted = " or ".join(f"{height}x{width}" for height, width in sizes)
+        raise UsageError(f"{path} has {found[0]}x{found[1]} pixels: resize it to {wanted}, as in training")
+    sources, codec = run.experiment.data.sources.values(), run.experiment.codec
     channels = next((source.channels for source in sources if source.channels), 3)
-    if run.experiment.codec.kind == "pixels":
+    if codec.kind == "levels":
+        channels = codec.levels.channels
+    if stream is not None and "pixels" in (codec.kind, stream.source):
         channels = stream.channels
-    length = stream.grid[0] if len(stream.grid) == 3 else 0
+    length = grids[0][0] if len(grids[0]) == 3 else 0
     return media.MEDIA[kind].fit(record, SourceConfig(channels=channels, length=length))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from transfusion.errors import UsageError, check, nearest
+from transfusion.spelling import Spelling
 
 POSITIONS = ("advance", "item", "hold", "grid", "grid_hold", "advance_hold", "frame", "frame_hold")
 ATTENTIONS = ("causal", "block", "frame")
@@ -265,6 +266,7 @@ class Run:
         of a series on the first; 'frame' is 'item' with the place added: the next image has the next index in time;
         'grid_hold', 'advance_hold' and 'frame_hold': the same without moving the counter.
       loss: whether it is a target.
+      spelling: how a discrete codec's codes become ids of its stream, which has the text's vocabulary.
     """
 
     stream: str
@@ -275,6 +277,7 @@ class Run:
     time_low: float = 0.0
     position: str = "advance"
     loss: bool = True
+    spelling: Spelling = Spelling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,8 +286,8 @@ class Segment:
 
     Attributes:
       kind: of the layout table.
-      value: text ids int32 [n], latents float32 [T, C], [h, w, C] or [T, h, w, C], or codes int32 [h, w] or, of
-        several scales, [n].
+      value: text ids int32 [n], latents float32 [T, C], [h, w, C] or [T, h, w, C], or codes, int32 without C ([n] of
+        several scales).
       role: in the document: 'context', 'target' or 'both'.
       label: class, for class-conditional streams; -1: none.
       pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
@@ -335,6 +338,8 @@ class SequenceSpec:
                     raise UsageError(
                         f"layout {where!r}: position {run.position!r} needs {needed} rotary axes, not {self.axes}"
                     )
+                if run.spelling.codes:
+                    run.spelling.check(f"layout {where!r}", run, self.streams)
         for name, stream in self.streams.items():
             for field, other in (("parts", stream.parts), ("condition", stream.condition)):
                 if other and other not in self.streams:
@@ -349,6 +354,18 @@ class SequenceSpec:
             if key in self.layout:
                 return self.layout[key]
         raise UsageError(f"layout: no entry for {segment.kind!r}{nearest(segment.kind, self.layout)}")
+
+    def sides(self, run: Run) -> int:
+        """How many sides an item of a run has; 0 of text."""
+        if run.spelling.codes:
+            return len(run.spelling.grids[0])
+        stream = self.streams[run.stream]
+        return len(stream.grid) if stream.media else 0
+
+    @property
+    def spelling(self) -> Spelling | None:
+        """How items are spelled in the text's vocabulary, if some are."""
+        return next((run.spelling for runs in self.layout.values() for run in runs if run.spelling.codes), None)
 
     def reads(self, kind: str) -> bool:
         """Whether a segment of this kind that a prompt holds yields tokens."""

@@ -138,6 +138,8 @@ class SequenceTask:
         # Series have no pixels; of clips the last two sides count.
         drawn = (s for s in self.spec.streams.values() if s.aligned and s.source == "value" and len(s.grid) > 1)
         grids = {s.grid[-2:] for s in drawn}
+        if self.spec.spelling:
+            grids |= {grid[-2:] for grid in self.spec.spelling.grids if len(grid) > 1}
         mixed = any(s.mixed_sizes for s in self.spec.streams.values())
         for name, source in experiment.data.sources.items():
             side = source.resolution // down

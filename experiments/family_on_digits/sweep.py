@@ -25,6 +25,10 @@ MEMBERS = {
     "semantic_autoencoder": "autoencoder_semantic.py",
     "blip3o": "connector.py:blip3o",
     "omnigen": "omnigen.py",
+    "chameleon": "chameleon.py",
+    "chameleon_mot": "chameleon.py:mot",
+    "emu3": "emu3.py",
+    "unitoken": "unitoken.py",
 }
 RUNS = "runs/family_on_digits"
 TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # of those that begin with the frozen text model

@@ -96,7 +96,7 @@ def test_captions_of_a_folder_are_packed_and_counted(kind, configs, tmp_path):
     data = dataclasses.replace(experiment.data, drop_caption=0.0)
     records = open_source(data.sources["mine"])
     batch = next(epoch_batches(records, data, task.spec, 4, 0, tokenizer=task.tokenizer))
-    bits = document_bits(batch, np.zeros(batch["text"].tokens.shape), ["image"], task.tokenizer)
+    bits = document_bits(batch, np.zeros(batch["text"].tokens.shape), task.tokenizer)
     assert set(bits.bytes) == {len(caption) for caption in tiny.CAPTIONS}
     assert task.tokenizer.decode(batch["text"].tokens[0][batch["text"].document[0] == 1]) == tiny.CAPTIONS[0]
 

@@ -18,7 +18,8 @@ def run():
     image = tiny.image_stream()
     streams = {"text": SimpleNamespace(media=False), "image": image}
     experiment = SimpleNamespace(codec=SimpleNamespace(kind="pixels"), data=SimpleNamespace(sources={}))
-    return SimpleNamespace(spec=SimpleNamespace(streams=streams), experiment=experiment, codec=SimpleNamespace(down=1))
+    spec = SimpleNamespace(streams=streams, spelling=None)
+    return SimpleNamespace(spec=spec, experiment=experiment, codec=SimpleNamespace(down=1))
 
 
 def test_images_inside_a_prompt(run, tmp_path):

@@ -18,6 +18,9 @@ import numpy as np
 from transfusion.errors import UsageError, check, nearest, require
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
+# Inside an image of codes: ends of a row and of a frame, and what separates its size (Emu3) or its codes (UniToken)
+# from what follows.
+EOL, EOF, SEP = range(261, 264)
 # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
 VOCABULARY = 264
 NAMES = {"bos": BOS, "eos": EOS, "boi": BOI, "eoi": EOI}  # those that a tokenizer's file may have

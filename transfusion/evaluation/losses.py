@@ -5,7 +5,7 @@ Training draws noise levels and drops captions by chance; here nothing is drawn 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from transfusion.objectives.continuous import noised, spread
 from transfusion.objectives.masked import mask
 from transfusion.objectives.paths import PATHS, estimates, target
 from transfusion.sequence import TEXT
+from transfusion.spelling import Spelling
 from transfusion.tasks import Draws, SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -44,18 +45,20 @@ def clean_draws(task: SequenceTask, batch: Batch) -> Draws:
     return {name: OBJECTIVES[s.objective].clean(batch[name]) for name, s in task.spec.streams.items()}
 
 
-def token_bits(task: SequenceTask, params: Params, batch: Batch) -> jax.Array:
-    """-log2 probability of each text token's target, float32 [B, N]; meaningless where the loss weight is 0."""
+def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = TEXT) -> jax.Array:
+    """-log2 probability of the target of each of the stream's tokens, float32 [B, N]; meaningless where the loss weight
+    is 0."""
     model, draws = task.template.bind(params), clean_draws(task, batch)
     encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     chunk = task.objectives.next_token.chunk
-    return next_token.per_token(model.head_of(TEXT), encoded[TEXT].hidden, batch[TEXT].targets, chunk)[0] / math.log(2)
+    nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, batch[stream].targets, chunk)
+    return nll / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBits:
-    """Per document: bits of its text targets (end of document and image openers included), its target bytes, and
-    whether an image stands before its first byte."""
+    """Per document: bits of its text targets (end of document and image openers included, what is inside an image
+    not), its target bytes, and whether an image stands before its first byte."""
 
     bits: np.ndarray
     bytes: np.ndarray
@@ -74,14 +77,15 @@ class DocumentBits:
         return score | {"bytes": int(table[:, 1].sum())}
 
 
-def document_bits(batch: Batch, bits: np.ndarray, media: Iterable[str], tokenizer: Tokenizer) -> DocumentBits:
+def document_bits(batch: Batch, bits: np.ndarray, tokenizer: Tokenizer) -> DocumentBits:
     """Sums the bits [B, N] of text targets per document."""
     part = batch[TEXT]
-    document, order, weight = (np.asarray(a) for a in (part.document, part.order, part.loss_weight))
+    document, order = np.asarray(part.document), np.asarray(part.order)
+    weight = np.where(np.asarray(part.item) > 0, 0, part.loss_weight)  # what an image holds is no text
     targets = np.asarray(part.targets)
     rows, most = document.shape[0], int(document.max()) + 1
     number = (np.arange(rows)[:, None] * most + document).ravel()
-    is_word = (weight > 0) & (targets < tokenizer.size) & ~np.isin(targets, list(tokenizer.specials.values()))
+    is_word = (weight > 0) & _is_word(targets, tokenizer)
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(number, values.ravel(), rows * most)
@@ -93,25 +97,73 @@ def document_bits(batch: Batch, bits: np.ndarray, media: Iterable[str], tokenize
     for part in np.split(words, np.flatnonzero(np.diff(number[words])) + 1) if len(words) else ():
         size[number[part[0]]] = tokenizer.measure(targets.ravel()[part])
     first_image = np.full(rows * most, np.inf)
-    for name in media:
-        other = np.asarray(batch[name].document)
-        place = np.minimum(other, most - 1) + np.arange(rows)[:, None] * most
-        np.minimum.at(first_image, place[other > 0], np.asarray(batch[name].order)[other > 0])
+    for other in batch.values():
+        inside = np.asarray(other.item if other.place is None else other.document) > 0
+        place = np.minimum(np.asarray(other.document), most - 1) + np.arange(rows)[:, None] * most
+        np.minimum.at(first_image, place[inside], np.asarray(other.order)[inside])
     real = (np.arange(rows * most) % most > 0) & (total(weight) > 0)
     return DocumentBits(total(np.where(weight > 0, bits, 0))[real], size[real], (first_image < first_word)[real])
+
+
+def _is_word(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    return (ids < tokenizer.size) & ~np.isin(ids, list(tokenizer.specials.values()))
 
 
 def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> DocumentBits:
     """Bits and bytes of every document of the batches."""
     run = jax.jit(lambda params, batch: token_bits(task, params, batch))
-    names = [name for name, stream in task.spec.streams.items() if stream.media]
     result = DocumentBits(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))
     for batch in batches:
-        result = result.join(document_bits(batch, np.asarray(run(params, batch)), names, task.tokenizer))
+        result = result.join(document_bits(batch, np.asarray(run(params, batch)), task.tokenizer))
     return result
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
+
+
+def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], seed: int = 0) -> dict[str, Score]:
+    """Bits per code, 'mean', of images spelled in the text's vocabulary, of those after a text; {} without any.
+
+    Sizes and ends are not counted. Interval: bootstrap over images.
+    """
+    spelling = task.spec.spelling
+    if spelling is None:
+        return {}
+    names = [name for name, stream in task.spec.streams.items() if TEXT in (name, stream.parts)]
+    run = jax.jit(lambda params, batch: {name: token_bits(task, params, batch, name) for name in names})
+    tables, total = [np.zeros((0, 2))], 0
+    for batch in batches:
+        bits = run(params, batch)
+        tables.append(_bits_per_item({name: batch[name] for name in names}, bits, spelling, task.tokenizer))
+        total += len(tables[-1])
+        if total >= ENOUGH:
+            break
+    table = np.concatenate(tables)
+    if not len(table):
+        return {}
+    return {"mean": bootstrap(table, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), seed=seed)}
+
+
+def _bits_per_item(batch: Batch, bits: Mapping[str, jax.Array], spelling: Spelling, tokenizer: Tokenizer) -> np.ndarray:
+    """[items, 2]: bits and number of the codes of each item that a text of its document precedes."""
+    rows, most = len(batch[TEXT].item), 1 + max(int(np.max(part.item)) for part in batch.values())
+    documents = 1 + int(np.max(batch[TEXT].document))
+    first_word = np.full((rows, documents), np.inf)
+    table, start = np.zeros((rows, most, 2)), np.full((rows, most), np.inf)
+    home = np.zeros((rows, most), np.int64)
+    for name, part in batch.items():
+        item, order, document, tokens, targets, weight = (
+            np.asarray(getattr(part, f)) for f in ("item", "order", "document", "tokens", "targets", "loss_weight")
+        )
+        row = np.broadcast_to(np.arange(rows)[:, None], item.shape)
+        code = (targets >= spelling.first) & (targets < spelling.first + spelling.codes) & (weight > 0) & (item > 0)
+        np.add.at(table, (row[code], item[code]), np.stack([np.asarray(bits[name])[code], np.ones(code.sum())], -1))
+        np.minimum.at(start, (row[item > 0], item[item > 0]), order[item > 0])
+        home[row[item > 0], item[item > 0]] = document[item > 0]
+        word = (item == 0) & _is_word(tokens, tokenizer) & (document > 0)
+        np.minimum.at(first_word, (row[word], document[word]), order[word])
+    after = np.take_along_axis(first_word, home, 1) < start
+    return table[(table[..., 1] > 0) & after]
 
 
 def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: str, time: jax.Array, key) -> jax.Array:

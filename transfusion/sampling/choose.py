@@ -54,14 +54,16 @@ class Choice:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit, bool [V]: text and the end of a document; no begin of one, no closer, no opener
-    but `opener` (-1: none)."""
+    """Which ids the decoder may emit as text, bool [V]: text and the end of a document; no begin of one, no closer, no
+    opener but `opener` (-1: none), no code and nothing else that stands inside an item."""
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
     for runs in spec.layout.values():
         for run in runs:
-            edges = [edge for edge in (run.opener, run.closer) if edge >= 0]
-            allowed[edges] = False
+            spelling = run.spelling
+            ends = (run.opener, run.closer, spelling.size_end, spelling.row_end, spelling.frame_end)
+            allowed[[end for end in ends if end >= 0]] = False
+            allowed[spelling.first : spelling.first + spelling.codes] = False
     if spec.words:
         allowed[spec.words :] = False
     allowed[spec.eos] = True

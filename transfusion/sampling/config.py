@@ -7,7 +7,7 @@ import numpy as np
 from transfusion.codecs import text
 from transfusion.errors import UsageError, check
 from transfusion.objectives.paths import SHIFTS, STEPS
-from transfusion.sampling.guidance import RENORMS
+from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
 
 
@@ -25,6 +25,9 @@ class SamplerConfig:
         the one guided by the text (BAGEL); 1 is none.
       without_text: what guidance has in place of the text of a prompt: 'drop', nothing, or 'pad', as much padding,
         which attention sees (Janus, arXiv 2410.13848).
+      image_against: what that is without the images: 'text', the prompt's text alone, or 'nothing'; see
+        `transfusion.sampling.guidance.Guidance`.
+      negative: a text that stands for the prompt's in the predictions without it (Emu3).
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
       temperature: of text tokens; 0 is greedy.
       top_k, top_p: 0 and 1 keep all tokens.
@@ -65,6 +68,8 @@ class SamplerConfig:
     shift_by: str = "constant"
     spacing: str = "even"
     terminal: float = 0.0
+    image_against: str = "text"
+    negative: str = ""
 
     def __post_init__(self):
         if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -78,6 +83,7 @@ class SamplerConfig:
                 "sampling: code_temperature, code_top_k and unmask_noise must not be negative, 0 < code_top_p <= 1"
             )
         tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "without_text": text.UNSEEN}
+        tables["image_against"] = AGAINST
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):

@@ -4,8 +4,9 @@ prompts.
 All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
 each against their cached prefix; the finished image is encoded once more, as an image of a prompt is (clean, t = 1, and
 where the layout says so through a vision tower), for the tokens that follow saw clean images, not the last step's noisy
-ones; its closer is appended, and text goes on. Guidance compares with the prompt without its text, and without its
-images; what was written and drawn since belongs to neither.
+ones; its closer is appended, and text goes on. Images of codes in the text's vocabulary are drawn id by id instead
+(`transfusion.sampling.spelled`), and stay in the cache. Guidance compares with the prompt without its text, and without
+its images; what was written and drawn since belongs to neither.
 
 `transfusion.sampling.reference` says the same without a cache.
 """
@@ -24,10 +25,11 @@ from transfusion.model.cache import KeyValues
 from transfusion.model.parameters import Params
 from transfusion.model.transformer import by_layer
 from transfusion.model.unified import UnifiedModel, model_template
-from transfusion.rows import unpatchify
+from transfusion.sampling import spelled
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawing import DRAWINGS, solve
+from transfusion.sampling.drawing import DRAWINGS, latents_of, solve
+from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
 from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
@@ -103,6 +105,11 @@ class Decoder:
     @cached_property
     def allowed(self) -> np.ndarray:
         return emittable(self.task.spec, self.layout.opener if self.limits.images else -1)
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """Of what is spelled."""
+        return grammar_of(self.layout.run, self.layout.grids, len(self.allowed))
 
     @cached_property
     def once(self):
@@ -236,6 +243,18 @@ class Decoder:
 
         return jax.lax.cond(more.any(), finish, lambda state: state, state)
 
+    def _spell(
+        self, models: Models, state: State, conditions: Conditions | None, keys: jax.Array, settings: Settings
+    ) -> State:
+        """One image, id by id, for each row that waits for it."""
+        rows = state.mode == DRAWING
+        prefix = Prefix(state.cache, state.place, rows)
+        job = self._job(models, prefix, conditions, keys, state.drawn, settings)
+        state = spelled.draw(job, self.grammar, state)
+        more = (rows & (state.written < settings.max_tokens)) | self._must_draw(state, rows, settings)
+        more &= self.limits.goes_on and self.layout.goes_on
+        return dataclasses.replace(state, mode=jnp.where(rows, jnp.where(more, WRITING, DONE), state.mode))
+
     def _run(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -244,6 +263,7 @@ class Decoder:
         cache, logits = self._prefill(models.once, prefill)
         state = self._start(cache, prefill)
         writes, draws = self.limits.ids > 0 or self.limits.goes_on, self.limits.images > 0
+        draw = self._spell if self.layout.spelled else self._draw
         state = self._choose(state, logits, state.mode == WRITING, keys, settings)
 
         def phase(state):
@@ -253,8 +273,7 @@ class Decoder:
                 )
             if draws:
                 waits = (state.mode == DRAWING).any()
-                draw = lambda s: self._draw(models, s, conditions, keys, settings)  # noqa: E731
-                state = jax.lax.cond(waits, draw, lambda s: s, state)
+                state = jax.lax.cond(waits, lambda s: draw(models, s, conditions, keys, settings), lambda s: s, state)
             return state
 
         state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
@@ -264,6 +283,9 @@ class Decoder:
         limits, layout = self.limits, self.layout
         if not limits.images:
             return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
+        if layout.spelled:
+            room = limits.ids + limits.images * (self.grammar.longest + 1)
+            return start(cache, prefill, room, room, (0, 0, 0), layout.opener)
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
         room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
@@ -301,7 +323,7 @@ def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) ->
     codes = Choice(config.code_temperature == 0, config.code_top_k, config.code_top_p < 1)
     plan = DRAWINGS[layout.stream.objective].plan(task.objectives, layout, config) if images else None
     guidance = (config.guidance, config.guidance_low, config.guidance_high, config.image_guidance, config.renorm_least)
-    guidance = Guidance(*map(np.float32, guidance), config.renorm)
+    guidance = Guidance(*map(np.float32, guidance), config.renorm, config.image_against)
     temperature, top_p = np.float32(config.temperature), np.float32(config.top_p)
     counts = (np.int32(n) for n in (config.think, config.max_tokens, config.min_images))
     settings = Settings(plan, guidance, temperature, top_p, *counts)
@@ -357,6 +379,8 @@ def generate(
 
 def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -> Document:
     """A row's output as segments."""
+    if layout.spelled:
+        return spelled.document(layout, ids[:count])
     segments, text, drawn = [], [], 0
     for token in ids[:count]:
         if token != layout.opener:
@@ -369,11 +393,3 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))
     return tuple(segments)
-
-
-def latents_of(layout: Layout, patches: np.ndarray) -> np.ndarray:
-    """Patches [..., N, E] to latents [..., *sides, C], or ids [..., N] to codes."""
-    if layout.stream.discrete:
-        return patches[..., layout.stream.lead_tokens :].reshape(*patches.shape[:-1], *layout.shape)
-    patches = patches[..., layout.stream.time_tokens :, :]
-    return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))

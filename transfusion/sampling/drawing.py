@@ -13,6 +13,7 @@ import numpy as np
 
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import PATHS, estimates
+from transfusion.rows import unpatchify
 from transfusion.sampling import codes
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.layout import Layout
@@ -58,6 +59,14 @@ def solve(job: Job, record: bool = False) -> tuple[jax.Array, tuple[jax.Array, j
     steps = jnp.arange(len(job.plan) - 1)
     noise = first_noise(job.keys, job.drawn, shape)
     return jax.lax.scan(step, noise, (steps, job.plan[:-1], job.plan[1:]))
+
+
+def latents_of(layout: Layout, patches: np.ndarray) -> np.ndarray:
+    """Patches [..., N, E] to latents [..., *sides, C], or ids [..., N] to codes."""
+    if layout.stream.discrete:
+        return patches[..., layout.stream.lead_tokens :].reshape(*patches.shape[:-1], *layout.shape)
+    patches = patches[..., layout.stream.time_tokens :, :]
+    return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))
 
 
 DRAWINGS: dict[str, Drawing] = {

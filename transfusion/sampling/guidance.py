@@ -1,7 +1,7 @@
 """Classifier-free guidance, by one condition or by two nested ones, with renormalisation."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 Prediction = Callable[[], jax.Array]
 # Over which axes of a prediction [B, N, E] its length is kept: of a whole image, or of each token.
 RENORMS = {"none": (), "global": (-2, -1), "channel": (-1,), "text_channel": (-1,)}
+# What the third prediction still has of the prompt.
+AGAINST = ("text", "nothing")
 
 
 @jax.tree_util.register_dataclass
@@ -21,11 +23,14 @@ class Guidance:
     renormalisation, which is meant for velocities.
 
     With a third prediction, without the images of the prompt, the second guides by the text and the third by the
-    images: w + image (v - w), v the prediction guided by the text (BAGEL, arXiv 2505.14683).
+    images: w + image (v - w), v the prediction guided by the text (BAGEL, arXiv 2505.14683). With a third one without
+    the text, too, the scales do not multiply: w + image (u - w) + scale (c - u) (InstructPix2Pix, arXiv 2211.09800,
+    equation 3; Chameleon).
 
     Attributes:
       scale, image: of the text and of the images; an `image` of 1 is none.
       low, high: the interval.
+      against: what the third prediction has: 'text' of the prompt, or 'nothing'.
       least: of the factor of the renormalisation, which is at most 1.
       renorm: how the guided velocity gets the length of the conditional one: a key of `RENORMS`; 'global': of a whole
         image, 'channel': of each token, 'text_channel': of each token before the images guide (BAGEL's CFG-Renorm).
@@ -37,6 +42,7 @@ class Guidance:
     image: jax.Array | float = 1.0
     least: jax.Array | float = 0.0
     renorm: str = dataclasses.field(default="none", metadata={"static": True})
+    against: str = dataclasses.field(default="text", metadata={"static": True})
 
     def predict(
         self,
@@ -58,9 +64,20 @@ class Guidance:
         v = without_text + self.scale * (conditional - without_text)
         if self.renorm == "text_channel":
             v = self._renormed(v, conditional)
-        if without_images is not None:
+        if without_images is not None and self.against == "nothing":
+            v = v + (self.image - 1) * (without_text - without_images)
+        elif without_images is not None:
             v = without_images + self.image * (v - without_images)
         return v if self.renorm in ("none", "text_channel") else self._renormed(v, conditional)
+
+    def of_logits(self, logits: Sequence[jax.Array]) -> jax.Array:
+        """The guided logits [B, V] of one to three prompts, whatever the interval: ids have no noise level. Logits that
+        differ by a constant are the same probabilities, so that log-probabilities need not be made first (Emu3)."""
+        if len(logits) == 1:
+            return logits[0]
+        conditional, without_text, *third = (x[:, None] for x in logits)
+        plain = dataclasses.replace(self, renorm="none")  # which is of velocities
+        return plain.combine(conditional, without_text, third[0] if third else None)[:, 0]
 
     def _renormed(self, v: jax.Array, conditional: jax.Array) -> jax.Array:
         def length(x):

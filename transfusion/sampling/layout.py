@@ -19,6 +19,7 @@ from transfusion.model.vit import patchify as patchify_images
 from transfusion.rows import Expanded, assemble, expand, unpatchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
+from transfusion.spelling import Grid
 
 
 @jax.tree_util.register_dataclass
@@ -32,19 +33,18 @@ class Place:
 
     def after(self, part: Expanded, rows: jax.Array) -> "Place":
         """The place after `part`, for the rows bool [B]."""
-        step = rows.astype(jnp.int32)
-        return Place(
-            self.order + step * part.length, self.counter + step * part.counter, self.spans + step * part.spans
-        )
+        n = rows.astype(jnp.int32)
+        return Place(self.order + n * part.length, self.counter + n * part.counter, self.spans + n * part.spans)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """What a row begins with: text and clean images in reading order; `draw`: an image must be drawn, at once or, with
-    `SamplerConfig.think`, after a text."""
+    `SamplerConfig.think`, after a text. Guidance by the text compares with `negative` in its place."""
 
     segments: Document = ()
     draw: bool = False
+    negative: Document = ()
 
 
 @jax.tree_util.register_dataclass
@@ -66,8 +66,8 @@ class Conditions:
     """What guidance compares a prompt with.
 
     Attributes:
-      without_text: the prompts' images alone; one row for all where no prompt has images.
-      without_images: the prompts' texts alone, None if images do not guide.
+      without_text: the prompts' images alone; one row for all where they are the same.
+      without_images: the prompts' texts alone, or nothing; None if images do not guide.
       images: bool [B], which prompts have images.
     """
 
@@ -136,7 +136,7 @@ class Layout:
 
     def _drawn(self, run: Run) -> bool:
         stream = self.spec.streams[run.stream]
-        return stream.media and stream.objective != "none"
+        return run.spelling.codes > 0 or stream.media and stream.objective != "none"
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -147,6 +147,8 @@ class Layout:
         """
         runs = self.spec.runs(Segment(self.kind, np.zeros(0), "target"))
         last = next(i for i, run in enumerate(runs) if self._drawn(run))
+        if runs[last].spelling.codes and (last or len(runs) > 1 or runs[0].closer < 0):
+            raise UsageError(f"layout {self.kind!r}: what is drawn must be one run of codes, with a closer")
         if last and runs[last].opener >= 0 and runs[last].boundary == "outside":
             raise UsageError(f"layout {self.kind!r}: the first run opens a drawing, the noised run has no opener")
         return runs[: last + 1]
@@ -161,6 +163,26 @@ class Layout:
         return self.spec.streams[self.run.stream]
 
     @property
+    def spelled(self) -> bool:
+        """Whether it is drawn id by id, in the text's vocabulary."""
+        return bool(self.kind) and self.run.spelling.codes > 0
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The sizes of what is spelled; of several the model chooses.
+
+        Raises:
+          UsageError: if `size` is none of them.
+        """
+        spelling = self.run.spelling
+        if not any(self.size):
+            return spelling.grids if spelling.size else spelling.grids[:1]
+        if self.size not in spelling.grids:
+            known = ", ".join(map(str, spelling.grids))
+            raise UsageError(f"this model draws no images of {self.size} codes: the sizes are {known}")
+        return (self.size,)
+
+    @property
     def opener(self) -> int:
         """The id that begins a drawing; -1 if nothing is drawn."""
         return self.runs[0].opener if self.kind else -1
@@ -168,15 +190,18 @@ class Layout:
     @property
     def opener_is_text(self) -> bool:
         """Whether the opener is an ordinary token before the image, and so in the cache when it is drawn."""
-        return self.runs[0].boundary == "outside" and not self.spec.streams[self.runs[0].stream].start_tokens
+        inside = self.spelled or self.spec.streams[self.runs[0].stream].start_tokens
+        return self.runs[0].boundary == "outside" and not inside
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a drawn item: latents [*sides, C], [h, w, C] of an image, or codes; see `Stream.item_shape`.
+        """Of a drawn item: latents [*sides, C] or codes, see `Stream.item_shape`; the first size of what is spelled.
 
         Raises:
           UsageError: if neither the stream nor `size` says.
         """
+        if self.spelled:
+            return self.grids[0]
         sides = self.size if any(self.size) else self.stream.grid
         if not all(sides):
             raise UsageError("this model draws images of any size: say which (height and width of the latents)")
@@ -186,6 +211,12 @@ class Layout:
     def token(self) -> Expanded:
         """One token of text."""
         return expand((Segment("text", np.zeros(1, np.int32)),), self.spec, begin=False, end=False)
+
+    @cached_property
+    def code(self) -> Expanded:
+        """One id of what is spelled."""
+        spec = dataclasses.replace(self.spec, layout={self.kind: (Run(self.run.stream),)})
+        return expand((Segment(self.kind, np.zeros(1, np.int32)),), spec, begin=False, end=False)
 
     @cached_property
     def before(self) -> Expanded:
@@ -235,7 +266,19 @@ class Layout:
 
     @property
     def goes_on(self) -> bool:
-        """Whether text can follow an image: it is predicted from the closer."""
+        """Whether text can follow an image: it is predicted from the closer.
+
+        Raises:
+          UsageError: if an image that is read has more tokens than the codes of one that is drawn.
+        """
+        if self.spelled:
+            read = self.spec.runs(Segment(self.kind, np.zeros(0), "context"))
+            if [(run.stream, run.spelling) for run in read] != [(self.run.stream, self.run.spelling)]:
+                raise UsageError(
+                    "no text can follow a drawing: an image that is read has more tokens than its codes; "
+                    "set sampling.max_tokens=0, and put the drawn image into the next prompt"
+                )
+            return True
         return TEXT in self.finished.pieces and self.finished.pieces[TEXT]["order"][-1] == self.finished.length - 1
 
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
@@ -265,10 +308,12 @@ class Layout:
         if not self.kind or not config.max_images or not (images_guide or config.guidance != 1):
             return None
         images = [has_images(prompt) for prompt in prompts]
-        one = not with_images and config.without_text == "drop"
-        rows = [without_text(p, config.without_text) for p in (prompts[:1] if one else prompts)]
-        texts = [without_images(prompt, self.spec) for prompt in prompts] if images_guide else None
-        return Conditions(self.prefill(rows), None if texts is None else self.prefill(texts), np.array(images))
+        rows = [without_text(prompt, config.without_text) for prompt in prompts]
+        if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
+            rows = rows[:1]
+        keeps = config.image_against == "text"
+        others = [without_images(prompt, self.spec) if keeps else Prompt((), draw=True) for prompt in prompts]
+        return Conditions(self.prefill(rows), self.prefill(others) if images_guide else None, np.array(images))
 
     def prefill(self, prompts: Sequence[Prompt], think: bool = False) -> Prefill:
         """Lays prompts out as one padded batch; lengths are rounded up to powers of two, to compile seldom.
@@ -328,15 +373,14 @@ def has_images(prompt: Prompt) -> bool:
 
 
 def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
-    """Its images, about to draw; `how` is a key of `text.UNSEEN`."""
+    """Its images, and for its text `negative` or, without one, what `text.UNSEEN[how]` makes of it, about to draw."""
     parts = []
     for segment in prompt.segments:
-        ids = None if segment.kind != TEXT else text.UNSEEN[how](segment.value)
         if segment.kind != TEXT:
             parts.append(segment)
-        elif ids is not None:
+        elif not prompt.negative and (ids := text.UNSEEN[how](segment.value)) is not None:
             parts.append(dataclasses.replace(segment, value=ids))
-    return Prompt(tuple(parts), draw=True)
+    return Prompt((*parts, *prompt.negative), draw=True)
 
 
 def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:

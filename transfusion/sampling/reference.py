@@ -23,7 +23,8 @@ from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout, Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
-from transfusion.sequence import MASKED, TEXT, Document, Segment
+from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
+from transfusion.spelling import CODE, Spelling
 from transfusion.tasks import SequenceTask
 
 
@@ -52,11 +53,15 @@ class _Row:
     document: Document
 
     def outputs(
-        self, document: Document, last_time: float = 1.0, hidden: np.ndarray | None = None
+        self,
+        document: Document,
+        last_time: float = 1.0,
+        hidden: np.ndarray | None = None,
+        spec: SequenceSpec | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`, or its
         codes that are `hidden`, bool [n], are masked."""
-        spec = self.task.spec
+        spec = spec or self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
         times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
@@ -74,10 +79,62 @@ class _Row:
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
         allowed = emittable(self.task.spec, self.layout.opener if may else -1)
-        logits = np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER)
-        choice = Choice(self.config.temperature == 0, self.config.top_k, self.config.top_p < 1)
+        how = (self.config.temperature, self.config.top_k, self.config.top_p)
+        return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count, *how)
+
+    def choose(self, logits: np.ndarray, count: int, temperature: float, top_k: int, top_p: float) -> int:
+        """An id from logits [V], after `count` ids."""
+        choice = Choice(temperature == 0, top_k, top_p < 1)
         key = text_keys(self.key, jnp.array([count]))
-        return int(choice.choose(logits[None], key, self.config.temperature, self.config.top_p)[0])
+        return int(choice.choose(logits[None], key, temperature, top_p)[0])
+
+    def spelled(self, count: int) -> tuple[np.ndarray, int]:
+        """One image of codes [*grid], id by id from the first of those that fit, and the number of ids put out before
+        it and in it, its closer included."""
+        config, run = self.config, self.layout.run
+        documents = [self.document]
+        by_images = has_images(self.prompt) and config.image_guidance != 1
+        if by_images or config.guidance != 1:
+            documents.append(without_text(self.prompt, config.without_text).segments)
+        if by_images:
+            texts = without_images(self.prompt, self.task.spec).segments
+            documents.append(texts if config.image_against == "text" else ())
+        fitting = [(*run.spelling.template(grid), run.closer) for grid in self.layout.grids]
+        written: list[int] = []
+        while not written or written[-1] != run.closer:
+            spans = [_span(template[len(written)], run.spelling) for template in fitting]
+            logits = self.guided_logits([self.after(document, written) for document in documents])
+            allowed = np.zeros(len(logits), bool)
+            for span in spans:
+                allowed[span.start : span.stop] = True
+            how = (config.code_temperature, config.code_top_k, config.code_top_p)
+            written.append(self.choose(np.where(allowed, logits, NEVER), count + len(written), *how))
+            fitting = [template for template, span in zip(fitting, spans, strict=True) if written[-1] in span]
+        return run.spelling.parse(written[:-1]), count + len(written)
+
+    def after(self, document: Document, written: list[int]) -> np.ndarray:
+        """Logits [V] after the opener and the ids of an image that has begun."""
+        run, spec = self.layout.run, self.task.spec
+        spec = dataclasses.replace(spec, layout={**spec.layout, "written": (Run(run.stream),)})
+        opened = Segment("text", np.array([run.opener], np.int32))
+        rest = (Segment("written", np.array(written, np.int32)),) if written else ()
+        out, cost = self.outputs((*document, opened, *rest), spec=spec)
+        name = run.stream if written else TEXT
+        return out[name][cost[name] - 1]
+
+    def guided_logits(self, logits: list[np.ndarray]) -> np.ndarray:
+        """Logits [V] from those of the prompt, without its text, and without its images too."""
+        config, (c, *others) = self.config, logits
+        if not others:
+            return c
+        u, *third = others
+        v = u + config.guidance * (c - u)
+        if not third:
+            return v
+        w, image = third[0], config.image_guidance
+        if config.image_against == "text":
+            return w + image * (v - w)
+        return w + image * (u - w) + config.guidance * (c - u)
 
     def predicted(self, document: Document, x: jax.Array, t: jax.Array) -> jax.Array:
         layout, stream = self.layout, self.layout.stream
@@ -91,11 +148,12 @@ class _Row:
         config, v = self.config, predict(self.document)
         by_images = has_images(self.prompt) and config.image_guidance != 1
         scales = (1 + ramp * (config.guidance - 1), config.guidance_low, config.guidance_high)
-        guidance = Guidance(*scales, config.image_guidance, config.renorm_least, config.renorm)
+        scales += (config.image_guidance, config.renorm_least)
+        guidance = Guidance(*scales, config.renorm, config.image_against)
         if not (by_images or config.guidance != 1) or not guidance.applies(t):
             return v
         u = predict(without_text(self.prompt, config.without_text).segments)
-        texts = without_images(self.prompt, self.task.spec).segments
+        texts = without_images(self.prompt, self.task.spec).segments if config.image_against == "text" else ()
         return guidance.combine(v, u, predict(texts) if by_images else None)
 
     def image(self, drawn: int) -> np.ndarray:
@@ -126,6 +184,11 @@ class _Row:
 IMAGES = {"continuous": _Row.solved} | reference_codes.IMAGES
 
 
+def _span(symbol: int, spelling: Spelling) -> range:
+    """The ids that may stand where a template has this symbol."""
+    return range(spelling.first, spelling.first + spelling.codes) if symbol == CODE else range(symbol, symbol + 1)
+
+
 def generate_one(
     task: SequenceTask, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
@@ -144,7 +207,11 @@ def generate_one(
             opened = token in (row.layout.opener, task.spec.eos)
         count += 1
         if opened:
-            new = Segment(row.layout.kind, row.image(drawn), "context")
+            if row.layout.spelled:
+                content, count = row.spelled(count)
+            else:
+                content = row.image(drawn)
+            new = Segment(row.layout.kind, content, "context")
             drawn += 1
             if (not config.max_tokens and drawn >= least) or not row.layout.goes_on:
                 return (*made, new)

@@ -8,7 +8,8 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import latents_of, prepare
+from transfusion.sampling.decoder import prepare
+from transfusion.sampling.drawing import latents_of
 from transfusion.sampling.layout import Prompt, has_images
 from transfusion.sampling.state import row_keys
 from transfusion.tasks import SequenceTask

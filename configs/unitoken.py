@@ -1,0 +1,46 @@
+"""UniToken (arXiv 2504.04423) on captioned digits: an image is read as codes and as a vision tower's tokens.
+
+What: `configs/chameleon.py` where a small Vision Transformer's tokens of the same image follow its codes, behind a
+separator, and are no targets; what is drawn is codes alone. The original's tower is SigLIP's, and is trained before the
+rest; here it starts at random and is trained with it.
+Command: python -m transfusion.train --config configs/unitoken.py --workdir runs/unitoken
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
+`configs/unitoken.py:debug` trains 20 steps in seconds.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion import layouts
+from transfusion.config import check_form, to_config_dict
+from transfusion.model.vit import ViTConfig
+from transfusion.programs import load_experiment
+from transfusion.sequence import Stream
+
+FORMS = ("", "debug")
+CODES = pathlib.Path(__file__).with_name("chameleon.py")
+DENSE = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    codes = load_experiment(f"{CODES}:debug" if form == "debug" else CODES)
+    image, width = load_experiment(DENSE).streams["image"], codes.model.width // 2
+    tower = ViTConfig(
+        width=width, ffn=2 * width, layers=2, heads=2, patch=image.patch, channels=image.channels,
+        grid=tuple(side // image.patch for side in image.grid), pool=False,
+    )  # fmt: skip
+    semantic = Stream(
+        embed="vit", head="none", objective="none", source="pixels", channels=image.channels, patch=image.patch,
+        grid=image.grid, attention="causal", budget=image.budget,
+    )  # fmt: skip
+    spelling = codes.spec.spelling
+    return to_config_dict(
+        dataclasses.replace(
+            codes,
+            model=dataclasses.replace(codes.model, towers={"semantic": tower}),
+            streams=codes.streams | {"semantic": semantic},
+            layout=layouts.unitoken(spelling.codes, spelling.grids[0]),
+        )
+    )
