@@ -279,7 +279,7 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decode
     return Decoder(task, limits, size)
 
 
-def _prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
     check("sampling.solver", config.solver, SOLVERS)
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
@@ -327,7 +327,7 @@ def generate(
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
-    made, settings = _prepare(task, config, size)
+    made, settings = prepare(task, config, size)
     images = any(map(has_images, prompts))
     results: list[Document] = []
     for first in range(0, len(prompts), batch):
@@ -389,7 +389,7 @@ def trajectory(
     `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
     """
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
-    made, settings = _prepare(task, config, size)
+    made, settings = prepare(task, config, size)
     prompt = dataclasses.replace(prompt, draw=True)
     conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
     last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
