@@ -68,7 +68,7 @@ def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[s
     cost = cost_of(on)
     result = {"topology": topology.name, "devices": topology.devices, "not_compiled_because": missing}
     result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1)}
-    result |= {"state": _state(task, experiment, on), "step": _described(task, on, cost, topology)}
+    result |= {"state": shapes.state_bytes(task, experiment, on), "step": _described(task, on, cost, topology)}
     if options.sampler and not missing:
         mesh = make_mesh(on.of(experiment).mesh, devices)
         sampler = compiled.compile_sampler(task, experiment, mesh, topology.per_slice)
@@ -84,13 +84,6 @@ def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[s
         most = shapes.largest_batch(task, experiment, best, topology, scale)
         result["suggestion"] = _described(task, best, again, topology) | {"largest_batch": most.batch if most else 0}
     return result
-
-
-def _state(task: SequenceTask, experiment: Experiment, on: Sharding) -> dict[str, float]:
-    params = shapes.local_bytes(task.template.axes, task.template.shapes, on.mesh)
-    inputs = shapes.input_bytes(task, on)
-    whole = shapes.estimate(task, experiment, on, parse_topology("v5p:2x2x1")).arguments
-    return {"parameters": params, "optimizer": whole - params - inputs, "inputs": inputs}
 
 
 def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology) -> dict[str, Any]:
@@ -212,6 +205,7 @@ def main(argv: Sequence[str]) -> None:
     for topology in wanted:
         results.append(plan(experiment, topology, options))
         if FLAGS.json:
+            pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(FLAGS.json).write_text(json.dumps(results, indent=1))
         if not FLAGS.table:
             print(text(results[-1]), flush=True)

@@ -91,6 +91,16 @@ def local_bytes(axes: Any, shapes: Any, mesh: AbstractMesh) -> float:
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, shapes, axes)))
 
 
+def state_bytes(task: SequenceTask, experiment: Experiment, on: Sharding) -> dict[str, float]:
+    """Bytes on one device of the parameters, of the optimizer (moments and average) and of the gradients."""
+    optim, both = experiment.optim, (task.template.axes, task.template.shapes)
+    params, trained = (
+        local_bytes(*both, on.mesh),
+        local_bytes(*(split(tree, optim.groups)[0] for tree in both), on.mesh),
+    )
+    return {"parameters": params, "optimizer": 2 * trained + (params if optim.ema else 0.0), "gradients": trained}
+
+
 def input_bytes(task: SequenceTask, on: Sharding) -> float:
     """Bytes of a device's rows of the batch."""
     return on.rows * sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(task.batch_spec(1)))
@@ -102,12 +112,9 @@ def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology:
     Raises:
       UsageError: if a parameter does not divide.
     """
-    mesh, optim = on.mesh, experiment.optim
-    params = local_bytes(task.template.axes, task.template.shapes, mesh)
-    axes, shapes = (split(tree, optim.groups)[0] for tree in (task.template.axes, task.template.shapes))
-    trained = local_bytes(axes, shapes, mesh)
-    arguments = params * (2 if optim.ema else 1) + 2 * trained + input_bytes(task, on)
-    temporaries = scale * (trained + _activations(task, on) + _weights(task, on))
+    state = state_bytes(task, experiment, on)
+    arguments = state["parameters"] + state["optimizer"] + input_bytes(task, on)
+    temporaries = scale * (state["gradients"] + _activations(task, on) + _weights(task, on))
     program = Program(tuple(_collectives(task, on, topology)), 0)
     peak = arguments + temporaries
     fits = peak <= USABLE * topology.spec.memory
