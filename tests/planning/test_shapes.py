@@ -58,7 +58,7 @@ def test_parameters_and_optimizer_fall_as_one_over_the_devices():
         topology = parse_topology(name)
         on = shapes.sharding_of(config, topology.devices)
         state[name] = shapes.estimate(task, config, on, topology).arguments - shapes.input_bytes(task, on)
-    assert state["v5p:4x4x4"] == pytest.approx(8 * state["v5p:8x8x8"], rel=0.01)
+    assert state["v5p:4x4x4"] == pytest.approx(8 * state["v5p:8x8x8"], rel=0.03)  # vectors are whole
 
 
 def test_the_search_takes_what_fits_and_more_microbatches_only_where_it_must():
@@ -67,11 +67,11 @@ def test_the_search_takes_what_fits_and_more_microbatches_only_where_it_must():
     assert all(found.values())
     for name, options in found.items():
         topology = parse_topology(name)
-        seconds = [one[2] for one in options]
+        seconds = [one[2].step for one in options]
         assert seconds == sorted(seconds)
         on, cost, least = options[0]
         assert cost.fits and on.data * on.fsdp * on.tensor == topology.devices and on.batch == 512
-        assert least == bounds(cost, task.flops(512), "full", topology).step
+        assert least == bounds(cost, task.flops(512), "full", topology)
     assert found["v5p:8x8x8"][0][0].accumulate == 1 < found["a100:64"][0][0].accumulate
     # On GPUs what stays among eight neighbours is cheap: the network is not asked for every layer's weights.
     assert found["a100:64"][0][1].program.bytes_sent(far=True) < found["a100:64"][-1][1].program.bytes_sent(far=True)

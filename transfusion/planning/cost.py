@@ -45,6 +45,11 @@ class Bounds:
         return max(self.compute, self.memory, self.network)
 
     @property
+    def total(self) -> float:
+        """If nothing overlaps."""
+        return self.compute + self.memory + self.network
+
+    @property
     def by(self) -> str:
         """Which one it is."""
         return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))

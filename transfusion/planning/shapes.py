@@ -17,7 +17,7 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import split
-from transfusion.planning.cost import Cost, bounds
+from transfusion.planning.cost import Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
 from transfusion.sharding import MeshConfig, partition
 from transfusion.tasks import SequenceTask
@@ -189,8 +189,8 @@ def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterato
 
 def search(
     task: SequenceTask, experiment: Experiment, topology: Topology, scale: float = 1.0
-) -> list[tuple[Sharding, Cost, float]]:
-    """The shardings of the config's batch that fit, the fastest by the roofline first: (sharding, cost, seconds).
+) -> list[tuple[Sharding, Cost, Bounds]]:
+    """The shardings of the config's batch that fit, the fastest first: by the roofline, then by what may not overlap.
 
     More microbatches than the config's are tried only where nothing fits without.
     """
@@ -203,9 +203,9 @@ def search(
             except UsageError:  # some parameter does not divide
                 continue
             if cost.fits:
-                found.append((on, cost, bounds(cost, flops, task.model.remat, topology).step))
+                found.append((on, cost, bounds(cost, flops, task.model.remat, topology)))
         parts *= 2
-    return sorted(found, key=lambda one: (one[2], one[1].peak))
+    return sorted(found, key=lambda one: (one[2].step, one[2].total))
 
 
 def largest_batch(
