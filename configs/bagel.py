@@ -10,24 +10,36 @@ Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 conditions, and so their dropout and a guidance by images:
   python -m transfusion.sample --workdir runs/bagel --prompt '<image:in.png>negative' --output out.png
 `configs/bagel.py:debug` trains 20 steps of it in seconds.
+`configs/bagel.py:7b` has the sizes of BAGEL-7B-MoT (two experts of Qwen2.5-7B, the tower of SigLIP so400m without its
+last layer, latents of 16 channels) on users' own images of 224 pixels, rows of 4,096 tokens. Not run by us: for
+`transfusion.plan`, experiments/pod_plans. The original packs 32,000 tokens and mixes sizes; text here is bytes.
 """
 
 import dataclasses
 import pathlib
 
 from transfusion import layouts
+from transfusion.checkpoint import CheckpointConfig
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, check_form, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.model.vit import ViTConfig
+from transfusion.optim import OptimConfig
 from transfusion.programs import load_experiment
-from transfusion.sequence import Stream
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream, TimeConfig
+from transfusion.sharding import MeshConfig
 
-FORMS = ("", "debug", "edit")
+FORMS = ("", "debug", "edit", "7b")
 DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
+    if form == "7b":
+        return to_config_dict(published())
     experiment = twice(load_experiment(f"{DENSE}:debug" if form == "debug" else DENSE))
     if form:
         experiment = dataclasses.replace(
@@ -66,3 +78,46 @@ def twice(dense: Experiment) -> Experiment:
             dense.data, both=0.1, drop_caption=0.1, drop_conditions={"semantic": 0.5, "clean": 0.1}
         ),
     )
+
+
+def published() -> Experiment:
+    """The sizes of BAGEL-7B-MoT; drop-out of conditions and time embedding as in the original."""
+    tower = ViTConfig(
+        width=1152, ffn=4304, layers=26, heads=16, patch=14, channels=3, grid=(70, 70), pool=False, remat=True
+    )
+    model = TransformerConfig(
+        width=3584, layers=28, heads=28, kv_heads=4, ffn=18_944, biases=("qkv",), qk_norm="rms", norm_epsilon=1e-6,
+        rope_theta=1e6, towers={"semantic": tower}, dtype="bfloat16", remat="full",
+    )  # fmt: skip
+    noised = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", expert="generation", time="added",
+        time_embedding=TimeConfig(scale=1.0, reversed=True), channels=16, patch=2, grid=(28, 28), budget=784,
+        table="learned", table_grid=(64, 64),
+    )  # fmt: skip
+    streams = {
+        "text": Stream(vocabulary=152_064, budget=1504, expert="understanding"),
+        "noised": noised,
+        "clean": dataclasses.replace(noised, parts="noised", objective="none"),
+        "semantic": Stream(
+            embed="vit", head="none", objective="none", attention="block", expert="understanding", source="pixels",
+            channels=3, patch=14, grid=(224, 224), budget=1024, table="learned", table_grid=(70, 70),
+        ),
+    }  # fmt: skip
+    images = SourceConfig(kind="webdataset", path="shards/*.tar", resolution=224, channels=3)
+    return Experiment(
+        steps=200_000,
+        batch_size=512,
+        model=model,
+        streams=streams,
+        layout=layouts.bagel(),
+        codec=CodecConfig("autoencoder", path="runs/autoencoder"),
+        data=DataConfig(
+            sources={"images": images, "text": SourceConfig(kind="text", path="corpus")}, cache=False, read_threads=8,
+            both=0.1, drop_conditions={"semantic": 0.5, "clean": 0.1},
+        ),
+        optim=OptimConfig(learning_rate=1e-4, final_learning_rate=1e-4, warmup=2500, weight_decay=0.0, ema=0.9999),
+        checkpoint=CheckpointConfig(every=5000),
+        sampling=SamplerConfig(steps=49, guidance=4.0, guidance_high=0.6, renorm="global"),
+        # The tower's width, 1152, divides over 128 devices and not over 256.
+        mesh=MeshConfig(data=-1, fsdp=128),
+    )  # fmt: skip

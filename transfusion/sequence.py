@@ -244,6 +244,14 @@ class Stream:
         return any(self.grid)
 
     @property
+    def span_tokens(self) -> int:
+        """Tokens that see each other whatever their order: of an item, or of a frame of one; 1 of causal streams."""
+        if self.attention == "causal":
+            return 1
+        item = self.tokens_per_item if self.aligned else self.budget // self.max_items
+        return item // max(self.grid[0] // self.patch_sides[0], 1) if self.attention == "frame" else item
+
+    @property
     def max_items(self) -> int:
         """Items of a packed row (M)."""
         return self.items or self.budget // max(self.tokens_per_item, 1)

@@ -42,7 +42,7 @@ from transfusion.errors import UsageError, check
 from transfusion.evaluation.features import lpips
 from transfusion.fakes import fake_batch
 from transfusion.latents import Codec, open_codec
-from transfusion.masks import Metadata, metadata
+from transfusion.masks import Metadata, metadata, visible_pairs
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
 from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
@@ -169,8 +169,8 @@ class SequenceTask:
             )
 
     def flops(self, rows: int) -> float:
-        """Model FLOPs of one training step: 6 per weight and token, and 12 N^2 D per layer of attention's two products,
-        counted over whole rows (neither recomputation nor skipped blocks are counted; PaLM, appendix B)."""
+        """Model FLOPs of one training step: 6 per weight that a token meets, and 12 D per layer and pair of tokens of
+        which one sees the other (see `masks.visible_pairs`); recomputation is not counted (PaLM, appendix B)."""
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
@@ -193,7 +193,8 @@ class SequenceTask:
         context = sum(inside[name].budget for name in config.cross)
         for name, weight in shapes.get("cross", {}).items():  # keys and values are the context's, the rest the tokens'
             total += 6.0 * (context if name[0] in "kv" else length) * parameter_count(weight)
-        return total + 12.0 * config.layers * length * (length + context) * config.heads * config.size
+        pairs = visible_pairs(self.spec, changed, inside, config.causal)
+        return total + 12.0 * config.layers * pairs * config.heads * config.size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,20 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one device as JAX counts devices, from the vendors' data sheets; longer names first.
-PEAK_FLOPS = {
-    "TPU v6e": 918e12,
-    "TPU v6 lite": 918e12,
-    "TPU v5p": 459e12,
-    "TPU v5e": 197e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
+from transfusion.chips import chip_of
 
 
 class Throughput:
@@ -88,9 +75,8 @@ def peak_flops(devices: Sequence[jax.Device] | None = None) -> Peak:
     if devices[0].platform == "cpu":
         hosts = len({device.process_index for device in devices})  # virtual devices share their host
         return Peak(hosts * _measured_gemm(), f"measured: float32 GEMM on {_threads()} CPU threads, {hosts} host(s)")
-    for name, flops in PEAK_FLOPS.items():
-        if name.lower() in kind.lower():
-            return Peak(count * flops, f"data sheet: {count} x {name}, bfloat16")
+    if found := chip_of(kind):
+        return Peak(count * found[1].flops, f"data sheet: {count} x {found[0]}, bfloat16")
     return Peak(None, f"unknown device {kind!r}")
 
 

@@ -96,6 +96,12 @@ def make_step(task: Task, experiment: Experiment):
     return step
 
 
+def jit_step(task: Task, experiment: Experiment, shardings: TrainState, rows: PyTree):
+    """The jitted step; `shardings` are of the state, `rows` of the batch. The state that goes in is given up."""
+    step = make_step(task, experiment)
+    return jax.jit(step, in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0)
+
+
 def _accumulate(gradient, params, batch, draws, totals, parts: int):
     """Sums loss, Sums and gradients over `parts` slices of the rows. Each slice takes every parts-th row, so that every
     device keeps its share of each."""
@@ -170,6 +176,12 @@ def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainStat
     return dataclasses.replace(rest, params=params, opt_state=opt_state, ema=None if shapes.ema is None else params)
 
 
+def abstract_state(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
+    """Shapes of the train state, with where they lie."""
+    shapes = jax.eval_shape(make_init(task, experiment))
+    return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), shapes, shardings)
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,10 +197,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     mesh = sharding.make_mesh(experiment.mesh)
     shardings = state_shardings(task, experiment, mesh)
     rows = sharding.batch_shardings(task.batch_spec(experiment.batch_size), mesh)
-    step = jax.jit(
-        make_step(task, experiment), in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0
-    )
-    abstract = _abstract(task, experiment, shardings)
+    step = jit_step(task, experiment, shardings, rows)
+    abstract = abstract_state(task, experiment, shardings)
     watch = guard.Guard(experiment.guard)
     with (
         programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -299,11 +309,6 @@ def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: P
     logging.warning("the losses are not finite at step %d: back to step %d, skipping the data between", at, restored[0])
     skips = skips | {"in_a_row": jnp.zeros_like(skips["in_a_row"])}
     return restored[0], dataclasses.replace(restored[1], skips=skips)
-
-
-def _abstract(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
-    shapes = jax.eval_shape(make_init(task, experiment))
-    return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), shapes, shardings)
 
 
 def _on_devices(batch: PyTree, shardings: PyTree) -> PyTree:

@@ -1,0 +1,131 @@
+"""The real training step and sampler, compiled for devices that need not be there."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from transfusion import sharding
+from transfusion.chips import GIB, Topology
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.planning.cost import Cost
+from transfusion.planning.hlo import Program, read_program
+from transfusion.sampling.decoder import Decoder, prepare
+from transfusion.sampling.layout import Prompt
+from transfusion.sampling.state import row_keys
+from transfusion.sequence import Segment
+from transfusion.tasks import SequenceTask
+from transfusion.train import abstract_state, jit_step, state_shardings
+
+# Without these libtpu looks for the machine's TPUs, and says at length that there are none.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}  # fmt: skip
+PROMPT = 64  # text tokens of the sampler's prompts
+
+
+def can_compile(topology: Topology) -> str:
+    """'' if programs for `topology` can be compiled here, else what is missing."""
+    if not topology.is_tpu:
+        return "programs for GPUs cannot be compiled without one"
+    if importlib.util.find_spec("libtpu") is None:
+        return "libtpu is not installed: pip install 'transfusion[tpu]'"
+    return ""
+
+
+def tpu_devices(topology: Topology) -> list[jax.Device]:
+    """The devices of a topology, slice by slice.
+
+    Raises:
+      UsageError: if libtpu does not know it.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(f"{topology.chip}:{topology.shape}", "tpu", **more)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+        raise UsageError(f"libtpu has no topology {topology.name}: {error}") from error
+    return sorted(found.devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
+
+
+def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
+    """The cost of the training step that `transfusion.train` runs, on `mesh`, whose devices may be a topology's."""
+    shardings = state_shardings(task, experiment, mesh)
+    spec = task.batch_spec(experiment.batch_size)
+    rows = sharding.batch_shardings(spec, mesh)
+    state = abstract_state(task, experiment, shardings)
+    with jax.set_mesh(mesh):
+        lowered = jit_step(task, experiment, shardings, rows).lower(state, _placed(spec, rows))
+    return _cost(lowered, mesh, per_slice)
+
+
+def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
+    """One call of the decoder: a prompt of text for every device of the data axes, sampled as the config says."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    made, settings = prepare(task, experiment.sampling, (0, 0))
+    made = _Scanned(made.task, made.limits, made.size)
+    text = Segment("text", np.zeros(PROMPT, np.int32))
+    prompts = [Prompt((text,), draw=bool(made.layout.kind) and experiment.sampling.max_images > 0)] * rows
+    given = made.layout.prefill(prompts)
+    conditions = made.layout.conditions(prompts, experiment.sampling, False)
+    keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
+    params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
+    given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
+    with jax.set_mesh(mesh):
+        lowered = made.run.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
+    return _cost(lowered, mesh, per_slice)
+
+
+class _Scanned(Decoder):
+    """As it runs on accelerators, whatever this process runs on."""
+
+    unrolled = False
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), tree, shardings)
+
+
+def _cost(lowered: Any, mesh: Mesh, per_slice: int) -> Cost:
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
+        if used is None:
+            raise
+        peak = float(used[1]) * (GIB if used[2] == "G" else 2**20)
+        return Cost("compiled", 0.0, peak, peak, False, Program((), 0), "none", time.perf_counter() - start)
+    memory = compiled.memory_analysis()
+    program, source = Program((), 0), "from shapes"
+    # On some topologies libtpu cannot write down what it has compiled.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        program, source = read_program(compiled.as_text(), mesh.size, per_slice), "compiled"
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes or arguments + temporaries
+    return Cost(
+        "compiled", arguments, temporaries, max(peak, arguments), True, program, source, time.perf_counter() - start
+    )
+
+
+def with_estimate(cost: Cost, guess: Cost) -> Cost:
+    """The compiled cost, with what the compiler did not say from the estimate."""
+    if cost.collectives == "compiled":
+        return cost
+    if cost.fits:
+        return dataclasses.replace(cost, program=guess.program, collectives="from shapes")
+    left = max(cost.peak - guess.arguments, 0.0)
+    return dataclasses.replace(
+        cost, arguments=guess.arguments, temporaries=left, program=guess.program, collectives="from shapes"
+    )

@@ -1,0 +1,208 @@
+"""Collectives of a compiled program, read from its HLO text.
+
+The text is that of one device. A computation that is called (the body of a loop, a fusion, a branch) counts as often as
+its callers run it: a loop over layers as often as its condition says.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+# What a device sends in a ring of n for `size` bytes: of the result, but for reduce-scatter, where they go in.
+SENT = {
+    "all-gather": lambda size, n: size * (n - 1) / n,
+    "reduce-scatter": lambda size, n: size * (n - 1) / n,
+    "all-reduce": lambda size, n: 2 * size * (n - 1) / n,
+    "all-to-all": lambda size, n: size * (n - 1) / n,
+    "collective-permute": lambda size, n: size,
+}
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # the others' names say it
+
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
+_OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLED = re.compile(r"(?:calls|body|true_computation|false_computation|to_apply)=%?([\w.\-]+)")
+_CALLED_LISTS = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_IOTA = r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the text.
+
+    Attributes:
+      kind: a key of `SENT`.
+      size: bytes of its result on one device (of its operand for a reduce-scatter).
+      group: devices that take part.
+      far: whether a group reaches over several slices.
+      times: how often a step runs it.
+    """
+
+    kind: str
+    size: int
+    group: int
+    far: bool
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends per step."""
+        return self.times * SENT[self.kind](self.size, self.group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The collectives of a program, and whether some loop's number of turns is unknown (it is then counted once)."""
+
+    collectives: tuple[Collective, ...]
+    unknown_loops: int
+
+    def bytes_sent(self, far: bool | None = None) -> float:
+        """Per device and step, over all links; or only those over (`far`) or within slices."""
+        return sum(c.sent for c in self.collectives if far is None or c.far == far)
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Per kind the number of runs per step and the bytes that a device sends."""
+        result: dict[str, dict[str, float]] = {}
+        for c in self.collectives:
+            entry = result.setdefault(c.kind, {"count": 0, "bytes": 0.0})
+            entry["count"] += c.times
+            entry["bytes"] += c.sent
+        return result
+
+
+def read_program(text: str, devices: int, per_slice: int) -> Program:
+    """The collectives of `text`, a program for `devices` devices, of which each `per_slice` in a row are a slice."""
+    computations, entry = _computations(text)
+    times: dict[str, int] = {}
+    unknown: set[str] = set()
+
+    def visit(name: str, count: int) -> None:
+        times[name] = times.get(name, 0) + count
+        for line in computations.get(name, ()):
+            for called, turns in _calls(line, computations):
+                if turns is None:
+                    unknown.add(called)
+                if called in computations:
+                    visit(called, count * (turns or 1))
+
+    visit(entry, 1)
+    collectives = [
+        dataclasses.replace(found, times=count)
+        for name, count in times.items()
+        for found in _collectives(computations.get(name, ()), devices, per_slice, scatters="all-reduce-scatter" in name)
+    ]
+    return Program(tuple(collectives), len(unknown))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Per computation its instructions, and the name of the entry."""
+    result: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line[:1] not in ("", " ", "}") and (header := _HEADER.match(line)) and "->" in line:
+            current = result.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and " = " in line:
+            current.append(line.partition(", metadata={")[0] + _after_metadata(line))
+    return result, entry
+
+
+def _after_metadata(line: str) -> str:
+    found = re.search(r'known_trip_count":\{"n":"\d+"\}', line)
+    return f" {found[0]}" if found else ""
+
+
+def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
+    """The computations that an instruction runs, and how often; None: nobody knows."""
+    kind = _OPCODE.search(line)
+    if kind is None or kind[1].endswith(("-done", "-update")):
+        return
+    if kind[1] == "while":
+        yield re.search(r"body=%?([\w.\-]+)", line)[1], _turns(line, computations)
+        return
+    for name in _CALLED.findall(line):
+        yield name, 1
+    for names in _CALLED_LISTS.findall(line):
+        for name in names.split(","):
+            yield name.strip().lstrip("%"), 1
+
+
+def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop runs: as the compiler notes, or as far as its condition counts from 0."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = computations.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
+    constants = dict(re.findall(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", "\n".join(condition)))
+    for instruction in condition:
+        if "ROOT" in instruction and "direction=LT" in instruction:
+            operands = re.search(r"compare\((.*?)\), direction", instruction)[1]
+            found = [constants[name] for name in re.findall(r"%?([\w.\-]+)", operands) if name in constants]
+            return int(found[0]) if found else None
+        if "ROOT" in instruction and " fusion(" in instruction and len(constants) == 1:
+            return int(*constants.values())
+    return None
+
+
+def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool) -> Iterator[Collective]:
+    """Those among the instructions. On TPUs a reduce-scatter is an all-reduce in a fusion (`scatters`) that takes its
+    part of it."""
+    for line in lines:
+        kind = _OPCODE.search(line)
+        name = kind[1].removesuffix("-start") if kind else ""
+        name = {"ragged-all-to-all": "all-to-all"}.get(name, name)
+        if name not in SENT:
+            continue
+        group, far = _groups(line, devices, per_slice)
+        before = line[: kind.start()]
+        size = sum(map(_bytes, _ARRAY.finditer(before)))
+        if kind[1] == "all-gather-start":  # (what goes in, what comes out)
+            size = round(size * group / (group + 1))
+        elif kind[1] == "collective-permute-start":
+            size //= 2
+        elif name == "reduce-scatter":
+            size *= group
+        yield Collective("reduce-scatter" if scatters and name == "all-reduce" else name, size, group, far, 1)
+
+
+def _bytes(array: re.Match) -> int:
+    kind, sides = array[1], array[2]
+    bits = BITS.get(kind) or int(re.sub(r"^(f8).*|^\D*(\d+)$", lambda m: "8" if m[1] else m[2], kind))
+    return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
+
+
+def _groups(line: str, devices: int, per_slice: int) -> tuple[int, bool]:
+    """Devices of a group, and whether some group reaches over several slices."""
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
+        table = np.array([list(map(int, p.split(","))) for p in re.findall(r"\{([\d,]+)\}", pairs[1])])
+    elif mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(" + _IOTA + r"\))? \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        ids = np.arange(math.prod(sizes.values()))
+        ids = _iota(*mesh.groups()[1:4]) if mesh[2] else ids
+        over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", mesh[5])]
+        ids = np.moveaxis(ids.reshape(tuple(sizes.values())), over, range(-len(over), 0))
+        table = ids.reshape(-1, math.prod(list(sizes.values())[axis] for axis in over))
+    elif iota := re.search(r"replica_groups=" + _IOTA, line):
+        table = _iota(iota[2] or iota[1], iota[2], iota[3]).reshape(_integers(iota[1]))
+    elif groups := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+        table = np.array([list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", groups[1])])
+    else:
+        table = np.arange(devices)[None]
+    slices = table // per_slice
+    return table.shape[1], bool((slices != slices[:, :1]).any())
+
+
+def _iota(shape: str, counted: str | None, turned: str | None) -> np.ndarray:
+    """`[shape]<=[counted]T(turned)`, or `[shape]T(turned)`: 0, 1, ... in the shape `counted`, its axes turned, flat."""
+    sides = _integers(counted or shape)
+    ids = np.arange(math.prod(sides)).reshape(sides)
+    return (ids.transpose(_integers(turned)) if turned else ids).reshape(-1)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))

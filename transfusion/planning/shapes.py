@@ -1,0 +1,220 @@
+"""The cost of a training step told from shapes alone, and the search for a sharding.
+
+State and collectives follow from the table of shardings; temporaries are a sum of the large arrays that are alive at
+once, which a compiler may lay out better or worse: where a program can be compiled, that decides.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from transfusion.chips import Topology
+from transfusion.config import Experiment
+from transfusion.errors import UsageError
+from transfusion.model.config import TransformerConfig
+from transfusion.optim import split
+from transfusion.planning.cost import Bounds, Cost, bounds
+from transfusion.planning.hlo import Collective, Program
+from transfusion.sharding import MeshConfig, partition
+from transfusion.tasks import SequenceTask
+
+# Share of the memory that a program may fill by this estimate; the rest is the runtime's, and fragments.
+USABLE = 0.92
+FLOAT32 = 4
+# Arrays of scores [rows, heads, L, L] in float32 that are alive at once in dense attention's backward pass.
+SCORES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """Devices along the axes of the mesh, rows of the whole batch, and microbatches that it is cut into."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    batch: int
+    accumulate: int = 1
+
+    @property
+    def mesh(self) -> AbstractMesh:
+        return AbstractMesh((self.data, self.fsdp, self.tensor), ("data", "fsdp", "tensor"))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a device."""
+        return self.batch // (self.data * self.fsdp)
+
+    def of(self, experiment: Experiment) -> Experiment:
+        """The experiment with this mesh, batch and microbatches."""
+        mesh = dataclasses.replace(experiment.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+        optim = dataclasses.replace(experiment.optim, accumulate=self.accumulate)
+        return dataclasses.replace(experiment, mesh=mesh, optim=optim, batch_size=self.batch)
+
+
+def sharding_of(experiment: Experiment, devices: int) -> Sharding:
+    """The config's own sharding on so many devices.
+
+    Raises:
+      UsageError: if its mesh does not multiply to them, or its rows do not divide.
+    """
+    sizes = _sizes(experiment.mesh, devices)
+    found = Sharding(**sizes, batch=experiment.batch_size, accumulate=experiment.optim.accumulate)
+    parts = found.data * found.fsdp * found.accumulate
+    if found.batch % parts:
+        raise UsageError(
+            f"batch_size {found.batch} does not divide over {parts} (devices of data and fsdp, microbatches)"
+        )
+    return found
+
+
+def _sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
+    sizes = {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor")}
+    rest = devices // max(math.prod(size for size in sizes.values() if size > 0), 1)
+    sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        raise UsageError(f"mesh {dataclasses.asdict(mesh)} does not multiply to {devices} devices")
+    return sizes
+
+
+def local_bytes(axes: Any, shapes: Any, mesh: AbstractMesh) -> float:
+    """Bytes of a tree of parameters on one device."""
+
+    def one(path, leaf, leaf_axes):
+        spec = partition(leaf_axes, leaf.shape, mesh, jax.tree_util.keystr(path))
+        names = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
+        return leaf.size * leaf.dtype.itemsize / math.prod(mesh.shape[name] for name in names)
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, shapes, axes)))
+
+
+def state_bytes(task: SequenceTask, experiment: Experiment, on: Sharding) -> dict[str, float]:
+    """Bytes on one device of the parameters, of the optimizer (moments and average) and of the gradients."""
+    optim, both = experiment.optim, (task.template.axes, task.template.shapes)
+    params, trained = (
+        local_bytes(*both, on.mesh),
+        local_bytes(*(split(tree, optim.groups)[0] for tree in both), on.mesh),
+    )
+    return {"parameters": params, "optimizer": 2 * trained + (params if optim.ema else 0.0), "gradients": trained}
+
+
+def input_bytes(task: SequenceTask, on: Sharding) -> float:
+    """Bytes of a device's rows of the batch."""
+    return on.rows * sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(task.batch_spec(1)))
+
+
+def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0) -> Cost:
+    """The cost of a training step; `scale` is that of the temporaries, as another program of the task showed it.
+
+    Raises:
+      UsageError: if a parameter does not divide.
+    """
+    state = state_bytes(task, experiment, on)
+    arguments = state["parameters"] + state["optimizer"] + input_bytes(task, on)
+    temporaries = scale * (state["gradients"] + _activations(task, on) + _weights(task, on))
+    program = Program(tuple(_collectives(task, on, topology)), 0)
+    peak = arguments + temporaries
+    fits = peak <= USABLE * topology.spec.memory
+    return Cost("from shapes", arguments, temporaries, peak, fits, program, "from shapes")
+
+
+def _trunks(task: SequenceTask) -> Iterator[tuple[TransformerConfig, int]]:
+    """Each trunk with the tokens of a row that pass through it."""
+    for config in (task.model, *(stage.trunk for stage in task.model.stages.values())):
+        inside = config.streams or tuple(task.spec.streams)
+        yield config, sum(task.spec.streams[name].budget for name in inside)
+
+
+def _activations(task: SequenceTask, on: Sharding) -> float:
+    """What the layers keep for the backward pass, one layer's own arrays, and the logits; of one microbatch."""
+    kept, layer, rows = 0.0, 0.0, on.rows // on.accumulate
+    for config, length in _trunks(task):
+        width = 2 if config.dtype == "bfloat16" else FLOAT32
+        heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
+        scores = 0.0 if config.attention == "blockwise" else SCORES * FLOAT32 * heads * length * length
+        own = length * (2 * heads * config.size + 3 * hidden + 2 * config.width)
+        inner = rows * (scores + 3 * width * own)
+        outer = rows * length * config.width * width
+        of_remat = {"full": 0.0, "dots": rows * width * own, "none": inner}
+        kept += config.layers * (outer + of_remat[config.remat])
+        layer = max(layer, inner)
+    logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.discrete and s.head != "none")
+    return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor)
+
+
+def _weights(task: SequenceTask, on: Sharding) -> float:
+    """One layer's weights from all devices, its gradients before they are scattered, and the largest table."""
+    if on.fsdp == 1:
+        return 0.0
+    whole = dataclasses.replace(on, data=on.data * on.fsdp, fsdp=1).mesh
+    axes, shapes = (tree["trunk"]["blocks"] for tree in (task.template.axes, task.template.shapes))
+    layer = local_bytes(axes, shapes, whole) / task.model.layers
+    tables = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.template.shapes["parts"])]
+    return 2 * layer + 2 * max(tables) / on.tensor
+
+
+def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterator[Collective]:
+    """Weights gathered for the forward and for the backward pass, gradients summed, and tensor parallelism's sums."""
+    parts, whole = on.accumulate, dataclasses.replace(on, data=on.data * on.fsdp, fsdp=1).mesh
+    far = {"tensor": on.tensor, "fsdp": on.tensor * on.fsdp, "data": topology.devices}
+    far = {axis: reach > topology.domain for axis, reach in far.items()}
+    size = local_bytes(task.template.axes, task.template.shapes, whole)
+    width = 2 if task.model.dtype == "bfloat16" else FLOAT32
+    if on.fsdp > 1:
+        yield Collective("all-gather", round(size * width / FLOAT32), on.fsdp, far["fsdp"], 2 * parts)
+        yield Collective("reduce-scatter", round(size), on.fsdp, far["fsdp"], parts)
+    if on.data > 1:
+        yield Collective("all-reduce", round(size / on.fsdp), on.data, far["data"], parts)
+    if on.tensor > 1:
+        for config, length in _trunks(task):
+            sums = 4 if config.remat == "none" else 6
+            sent = on.rows // parts * length * config.width * width
+            yield Collective("all-reduce", sent, on.tensor, far["tensor"], sums * config.layers * parts)
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterator[Sharding]:
+    """All factorisations with powers of two along tensor and data; slices are along data."""
+    for tensor in (2**i for i in range(6)):
+        for data in (slices * 2**i for i in range(devices.bit_length())):
+            fsdp = devices // (data * tensor)
+            if fsdp and fsdp * data * tensor == devices and batch % (data * fsdp * accumulate) == 0:
+                yield Sharding(data, fsdp, tensor, batch, accumulate)
+
+
+def search(
+    task: SequenceTask, experiment: Experiment, topology: Topology, scale: float = 1.0
+) -> list[tuple[Sharding, Cost, Bounds]]:
+    """The shardings of the config's batch that fit, the fastest first: by the roofline, then by what may not overlap.
+
+    More microbatches than the config's are tried only where nothing fits without.
+    """
+    batch, parts = experiment.batch_size, experiment.optim.accumulate
+    flops, found = task.flops(batch), []
+    while not found and batch % parts == 0:
+        for on in shardings(topology.devices, topology.slices, batch, parts):
+            try:
+                cost = estimate(task, experiment, on, topology, scale)
+            except UsageError:  # some parameter does not divide
+                continue
+            if cost.fits:
+                found.append((on, cost, bounds(cost, flops, task.model.remat, topology)))
+        parts *= 2
+    return sorted(found, key=lambda one: (one[2].step, one[2].total))
+
+
+def largest_batch(
+    task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0
+) -> Sharding | None:
+    """The sharding with the most rows per device (powers of two) that fit; None if not even one does."""
+    best, rows = None, on.data * on.fsdp * on.accumulate
+    while True:
+        larger = dataclasses.replace(on, batch=rows)
+        if not estimate(task, experiment, larger, topology, scale).fits:
+            return best
+        best, rows = larger, 2 * rows
