@@ -136,7 +136,7 @@ def test_launch_refuses_a_second_training_and_resume_starts_one_only_if_needed(c
     cloud.run("tpu.sh", "stop", *TPU)
     assert "training: STOPPED" in cloud.run("tpu.sh", "status", *TPU)
     assert {host: len(calls) for host, calls in cloud.trained().items()} == {"0-0": 2, "0-1": 2}
-    assert len(cloud.calls("uv", "venv")) == 2  # one commit is installed once per worker
+    assert len(cloud.calls("uv venv")) == 2  # one commit is installed once per worker
     assert "starts on 0-1: JAX_PLATFORMS=tpu,cpu -- --config" in cloud.run("tpu.sh", "tail", *TPU, "--worker=1")
 
 
@@ -232,9 +232,10 @@ def test_dry_run_prints_and_calls_nothing(cloud, program, flags, expected):
 
 
 def test_flags_come_from_the_environment_too(cloud):
-    out = cloud.run("tpu.sh", "create", *TPU[:4], "--dry-run", TRANSFUSION_SPOT="true", TRANSFUSION_TYPE="v5p:8x8x8")
+    out = cloud.run("tpu.sh", "create", *TPU[:3], "--dry-run", TRANSFUSION_SPOT="true", TRANSFUSION_TYPE="v5p:8x8x8")
+    assert "gcloud alpha compute tpus queued-resources create run --project=my-project" in out
     assert "--runtime-version=v2-alpha-tpuv5 --type=v5p --topology=8x8x8 --node-id=run --spot" in out
-    assert "no-such" in cloud.run("tpu.sh", "create", *TPU[:3], TRANSFUSION_ZONE="no-such", code=2)
+    assert "--zone cannot be 'mars'" in cloud.run("tpu.sh", "create", *TPU[:2], TRANSFUSION_ZONE="mars", code=2)
 
 
 # --- GKE and Slurm ----------------------------------------------------------------------------------------------------
@@ -269,10 +270,9 @@ def test_slurm_submits_once(cloud):
     folder = f"--folder={cloud.fake}/shared"
     flags = [*SLURM, folder, *TRAIN, "--nodes=4", "--partition=gpu"]
     cloud.run("slurm.sh", "up", *flags, "--", "--config.steps=7")
-    (submit,) = cloud.calls("sbatch --parsable")
+    asked, (_, *words) = cloud.calls("sbatch --parsable")
     (source,) = cloud.fake.glob("shared/run/src-*")
-    assert submit[0] == "ssh" and submit[1] == "me@login.example.org" and (source / ".installed").exists()
-    (_, *words) = cloud.calls("sbatch")[-1]
+    assert asked[:2] == ["ssh", "me@login.example.org"] and (source / ".installed").exists()
     assert {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--partition=gpu"} < set(words)
     trained = shlex.split("--config configs/c.py:form --workdir gs://bucket/w --config.steps=7")
     assert words[words.index("--") + 1 :] == trained
@@ -283,7 +283,7 @@ def test_slurm_submits_once(cloud):
     assert cloud.calls("scancel")[-1] == ["scancel", "17"]
     cloud.set(answers={"squeue": []})
     assert cloud.run("slurm.sh", "delete", *SLURM) == "run does not exist\n"
-    assert len(cloud.calls("sbatch --parsable")) == 1
+    assert len(cloud.calls("sbatch --parsable")) == 2
 
 
 @pytest.mark.parametrize(("act", "codes", "requeued"), [("done", [0], 0), ("crash", [0, 1], 1), ("mistake", [2], 0)])

@@ -106,7 +106,10 @@ create() {
   [[ $STATE == ABSENT ]] || { say "$NAME exists already: $STATE"; return 0; }
   request=("${WHERE[@]}" --runtime-version="${FLAGS[runtime-version]:-${RUNTIMES[$generation]}}")
   case $type in
-    *:*) request+=(--type="$generation" --topology="${type#*:}") ;;
+    *:*) # gcloud's stable version knows topologies of old generations only
+      queue=(gcloud alpha "${QUEUE[@]:1}")
+      request+=(--type="$generation" --topology="${type#*:}")
+      ;;
     *) request+=(--accelerator-type="$generation-${type#*-}") ;;
   esac
   case ${FLAGS[slices]} in
@@ -114,7 +117,7 @@ create() {
     *) request+=(--node-count="${FLAGS[slices]}" --node-prefix="$NAME-slice") ;;
   esac
   [[ -z ${FLAGS[spot]} ]] || request+=(--spot)
-  [[ -z ${FLAGS[best-effort]} ]] || { request+=(--best-effort); queue=(gcloud alpha "${queue[@]:1}"); }
+  [[ -z ${FLAGS[best-effort]} ]] || { request+=(--best-effort); queue=(gcloud alpha "${QUEUE[@]:1}"); }
   [[ -z ${FLAGS[valid-until-duration]} ]] || request+=(--valid-until-duration="${FLAGS[valid-until-duration]}")
   values create-option
   retry run "${queue[@]}" create "$NAME" "${request[@]}" "${VALUES[@]}" || return 1
