@@ -90,8 +90,9 @@ case $call in
     queued "$4" "${@:5}"
     ;;
   "gcloud compute tpus tpu-vm list "*) nodes ;;
-  "gcloud container clusters list "*) printf 'other\tRUNNING\n'; [[ ! -e $FAKE/cluster ]] || printf '%s\tRUNNING\n' "$(<"$FAKE/cluster")" ;;
+  "gcloud container clusters list "*) printf 'other\tus-east5\tERROR\n'; [[ ! -e $FAKE/cluster ]] || printf '%s\tus-central2\tRUNNING\n' "$(<"$FAKE/cluster")" ;;
   "xpk cluster create "*) option cluster; echo "$REPLY" >"$FAKE/cluster" ;;
+  "xpk cluster delete "*) rm "$FAKE/cluster" ;;
   "xpk workload create "*) option workload; mkdir -p "$FAKE/answers"; echo "$REPLY " >"$FAKE/answers/kubectl"; option script-dir; ls "$REPLY" >"$FAKE/sent" ;;
   "xpk workload delete "*) rm "$FAKE/answers/kubectl" ;;
   "ssh "*) mkdir -p "$FAKE/machines/login"; on_machine "$FAKE/machines/login" "$2" ;;

@@ -5,7 +5,7 @@ set -euo pipefail
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }      # an operation did not work
 misuse() { printf 'error: %s\n' "$*" >&2; exit 2; }    # what was asked cannot work
-say() { printf '%s\n' "$*"; }
+say() { printf '%s%s\n' "${FLAGS[dry-run]:+# }" "$*"; }
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || misuse "bash $BASH_VERSION is too old: 4.4 or newer is needed"
 
@@ -44,16 +44,15 @@ common_flags() {
 
 training_flags() {
   flag config "" '^[^-].*$' "config file of the repository, as for transfusion.train (configs/digits.py:ddpm)"
-  flag workdir "" '^[^-].*$' "folder of the run that outlives the machines: absolute (shared), URL, or bucket/... with --bucket"
+  flag workdir "" '^[^-].*$' "folder of the run that outlives the machines: absolute, a URL, or bucket/... with --bucket"
   several env '^[A-Za-z_][A-Za-z0-9_]*=' "NAME=VALUE in the environment of the training; may be repeated"
 }
 
 # usage TEXT: what the program is for, its commands, and the declared flags.
 usage() {
   local name
-  say "$1"
-  say ""
-  say "flags (also from the environment, as TRANSFUSION_<NAME>; what follows -- goes to transfusion.train):"
+  printf '%s\n\n' "$1"
+  printf 'flags (also from the environment, as TRANSFUSION_<NAME>; what follows -- goes to transfusion.train):\n'
   for name in "${NAMES[@]}"; do
     printf '  --%-20s %s%s\n' "$name" "${NOTES[$name]}" "${FLAGS[$name]:+ [${FLAGS[$name]}]}"
   done
@@ -131,21 +130,21 @@ quoted() { local line; printf -v line '%q ' "$@"; printf '%s' "${line% }"; }
 
 # run COMMAND...: runs it, or prints it so that it can be pasted into a shell.
 run() {
-  if dry; then say "$(quoted "$@")"; else "$@"; fi
+  if dry; then printf '%s\n' "$(quoted "$@")"; else "$@"; fi
 }
 
 # run_from FILE COMMAND...: with FILE as its input.
 run_from() {
   local file=$1
   shift
-  if dry; then say "$(quoted "$@") < $(quoted "$file")"; else "$@" <"$file"; fi
+  if dry; then printf '%s\n' "$(quoted "$@") < $(quoted "$file")"; else "$@" <"$file"; fi
 }
 
 # ask ASSUMED COMMAND...: sets REPLY to what the command prints; with --dry-run to ASSUMED, and prints the command.
 ask() {
   local assumed=$1
   shift
-  if dry; then say "$(quoted "$@")"; REPLY=$assumed; else REPLY=$("$@"); fi
+  if dry; then run "$@"; REPLY=$assumed; else REPLY=$("$@"); fi
 }
 
 # retry COMMAND...: up to 5 times, with waits that double.
@@ -182,7 +181,8 @@ source_commit() {
     COMMIT=${COMMIT:-HEAD}
     SOURCE=dirty-$(git -C "$REPOSITORY" rev-parse --short=12 "$COMMIT^{tree}")
   else
-    misuse "$REPOSITORY has uncommitted changes (${changes:3:60}): commit them, or give --allow-dirty"
+    changes=${changes%%$'\n'*}
+    misuse "$REPOSITORY has uncommitted changes (${changes:3} ...): commit them, or give --allow-dirty"
   fi
 }
 
@@ -193,11 +193,16 @@ pack() {
   [[ -e $ARCHIVE ]] || run git -C "$REPOSITORY" archive --format=tar.gz --output="$ARCHIVE" "$COMMIT"
 }
 
-# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine.
-# An ARCHIVE of '-' is standard input; EXTRA is the package's extra for the accelerator.
+# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine, and may be
+# tried again on all when it failed on some. An ARCHIVE of '-' is standard input; EXTRA is the package's extra.
 unpack_command() {
-  local folder=$1 archive=$2 target=$1/src-$SOURCE
-  REPLY="mkdir -p $(quoted "$target") && tar -xzf $(quoted "$archive") -C $(quoted "$target") && "
-  [[ $archive == - ]] || REPLY+="rm -f $(quoted "$archive") && "
-  REPLY+=$(quoted bash "$target/tpu_setup/worker.sh" install "$folder" "$SOURCE" "$3" "${FLAGS[setup]}" "${FLAGS[bucket]:-}")
+  local folder=$1 archive target=$1/src-$SOURCE
+  archive=$(quoted "$2")
+  REPLY="mkdir -p $(quoted "$target") && "
+  case $2 in
+    -) REPLY+="tar -xz -C $(quoted "$target") && " ;;
+    *) REPLY+="if [ -f $archive ]; then tar -xzf $archive -C $(quoted "$target") && rm -f $archive; fi && " ;;
+  esac
+  REPLY+=$(quoted bash "$target/tpu_setup/worker.sh" install \
+    "$folder" "$SOURCE" "$3" "${FLAGS[setup]}" "${FLAGS[bucket]:-}")
 }

@@ -38,19 +38,18 @@ settle() {
   need cluster project zone
   NAME=${FLAGS[name]} CLUSTER=${FLAGS[cluster]}
   WHERE=(--project="${FLAGS[project]}" --zone="${FLAGS[zone]}" --cluster="$CLUSTER")
-  # xpk's clusters are regional.
-  REGION=(--project="${FLAGS[project]}" --location="${FLAGS[zone]%-*}")
   ASSUMED_CLUSTER=RUNNING ASSUMED_JOB="" # what --dry-run takes as answers
 }
 
-# cluster_state: sets STATE to the cluster's, or ABSENT.
+# cluster_state: sets STATE to the cluster's, or ABSENT, and LOCATION to its region or zone.
 cluster_state() {
-  local name state
-  retry ask "$CLUSTER"$'\t'"$ASSUMED_CLUSTER" gcloud container clusters list "${REGION[@]}" --format='value(name,status)' ||
+  local name location state
+  retry ask "$CLUSTER"$'\t'"${FLAGS[zone]%-*}"$'\t'"$ASSUMED_CLUSTER" \
+    gcloud container clusters list --project="${FLAGS[project]}" --format='value(name,location,status)' ||
     fail "$CLUSTER: gcloud does not answer"
-  STATE=ABSENT
-  while IFS=$'\t' read -r name state; do
-    [[ $name != "$CLUSTER" ]] || STATE=$state
+  STATE=ABSENT LOCATION=''
+  while IFS=$'\t' read -r name location state; do
+    [[ $name != "$CLUSTER" ]] || { STATE=$state LOCATION=$location; }
   done <<<"$REPLY"
 }
 
@@ -59,7 +58,8 @@ job_state() {
   cluster_state
   JOB=ABSENT
   [[ $STATE != ABSENT ]] || return 0
-  retry run gcloud container clusters get-credentials "$CLUSTER" "${REGION[@]}" || fail "$CLUSTER cannot be reached"
+  retry run gcloud container clusters get-credentials "$CLUSTER" --project="${FLAGS[project]}" --location="$LOCATION" ||
+    fail "$CLUSTER cannot be reached"
   retry ask "$ASSUMED_JOB" kubectl get jobset "$NAME" --ignore-not-found \
     -o 'jsonpath={.metadata.name} {.status.conditions[?(@.status=="True")].type}' || fail "$CLUSTER cannot be reached"
   case " $REPLY " in
@@ -149,7 +149,7 @@ delete() {
 delete_cluster() {
   cluster_state
   [[ $STATE != ABSENT ]] || { say "$CLUSTER does not exist"; return 0; }
-  run xpk cluster delete "${WHERE[@]}" --quiet
+  run xpk cluster delete "${WHERE[@]}" --force
   say "$CLUSTER is deleted"
 }
 

@@ -18,7 +18,7 @@ A job that is preempted, fails or reaches its time limit saves and goes back int
 declare_flags() {
   common_flags
   flag name "" "$NAME_RULE" "of the run and its job"
-  flag login "" '^([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*$' "login node, reached by ssh; without it, this machine is one"
+  flag login "" '^([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*$' "login node, reached by ssh; by default this machine"
   flag folder "" '^/[A-Za-z0-9/._-]+$' "folder that all nodes share; the run's folder is made in it"
   flag nodes 1 "$NUMBER_RULE" "how many"
   flag gpus 8 "$NUMBER_RULE" "per node; each is driven by a process of its own"

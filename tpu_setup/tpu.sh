@@ -28,7 +28,7 @@ declare_flags() {
   flag name "" "$NAME_RULE" "of the run and its slices"
   flag project "" '^([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]$' "Google Cloud project id"
   flag zone "" '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "such as us-central2-b"
-  flag type "" '^[a-z][a-z0-9]*(-[0-9]+|:[0-9]+(x[0-9]+){1,2})$' "accelerator type (v5litepod-16) or topology (v5p:8x8x8)"
+  flag type "" '^[a-z][a-z0-9]*(-[0-9]+|:[0-9]+(x[0-9]+){1,2})$' "accelerator type (v5litepod-16), topology (v5p:8x8x8)"
   flag slices 1 "$NUMBER_RULE" "how many of them"
   flag runtime-version "" '^[a-z0-9.-]+$' "what boots; by default the generation's"
   switch spot "Spot VMs: cheaper, and may be preempted"
@@ -144,7 +144,8 @@ on_workers() {
   local line
   local -a words
   ANSWERS=()
-  ask "transfusion-worker $NAME $1" "${QUEUE[@]}" ssh "$NAME" "${REMOTE[@]}" --node=all --worker=all --command="$2" || return 1
+  ask "transfusion-worker $NAME $1" \
+    "${QUEUE[@]}" ssh "$NAME" "${REMOTE[@]}" --node=all --worker=all --command="$2" || return 1
   while IFS= read -r line; do
     read -ra words <<<"$line"
     [[ ${words[0]:-} != transfusion-worker ]] || ANSWERS+=("${words[*]:2}")
@@ -165,8 +166,9 @@ all_workers() {
 # job_state: sets JOB to NONE, RUNNING, DONE, STOPPED or FAILED ... if all workers agree, or to PARTIAL, UNREACHABLE.
 job_state() {
   local answer script=$ROOT/worker.sh
+  local command="if [ -f $script ]; then bash $script status $ROOT; else echo transfusion-worker new NONE; fi"
   JOB=UNREACHABLE
-  on_workers "$ASSUMED_JOB" "if [ -f $script ]; then bash $script status $ROOT; else echo transfusion-worker new NONE; fi" || return 0
+  on_workers "$ASSUMED_JOB" "$command" || return 0
   ((${#ANSWERS[@]} == WORKERS)) || return 0
   JOB=${ANSWERS[0]}
   for answer in "${ANSWERS[@]}"; do
@@ -199,11 +201,13 @@ install() {
 
 # begin: installs and starts, after stopping what still runs on some.
 begin() {
+  local -a command
   [[ $JOB == NONE ]] || end || return 1
   install || return 1
   training_arguments
   # Without JAX_PLATFORMS, a worker whose TPU does not start would go on with its CPU.
-  all_workers STARTED "$(quoted bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" JAX_PLATFORMS=tpu,cpu "${VALUES[@]}" -- "${ARGUMENTS[@]}")" || return 1
+  command=(bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" "JAX_PLATFORMS=tpu,cpu" "${VALUES[@]}" -- "${ARGUMENTS[@]}")
+  all_workers STARTED "$(quoted "${command[@]}")" || return 1
   ASSUMED_JOB=DONE
   say "$NAME trains"
 }

@@ -38,7 +38,7 @@ install() {
 
 mount_bucket() {
   local root=$1 folder=$2 bucket=$3
-  command -v gcsfuse >/dev/null || { echo "error: gcsfuse is missing on $(hostname): install it by --setup" >&2; exit 1; }
+  command -v gcsfuse >/dev/null || { echo "error: no gcsfuse on $(hostname): install it by --setup" >&2; exit 1; }
   mkdir -p "$root/bucket"
   mountpoint -q "$root/bucket" || gcsfuse --implicit-dirs "$bucket" "$root/bucket"
   ln -sfn ../bucket "$folder/bucket"
