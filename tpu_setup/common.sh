@@ -44,7 +44,7 @@ common_flags() {
 
 training_flags() {
   flag config "" '^[^-].*$' "config file of the repository, as for transfusion.train (configs/digits.py:ddpm)"
-  flag workdir "" '^[^-].*$' "folder of the run that outlives the machines: absolute, a URL, or bucket/... with --bucket"
+  flag workdir "" '^[^-].*$' "folder of the run that outlives the machines: absolute, URL, or bucket/... with --bucket"
   several env '^[A-Za-z_][A-Za-z0-9_]*=' "NAME=VALUE in the environment of the training; may be repeated"
 }
 
@@ -193,7 +193,7 @@ pack() {
   [[ -e $ARCHIVE ]] || run git -C "$REPOSITORY" archive --format=tar.gz --output="$ARCHIVE" "$COMMIT"
 }
 
-# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine, and may be
+# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine. It may be
 # tried again on all when it failed on some. An ARCHIVE of '-' is standard input; EXTRA is the package's extra.
 unpack_command() {
   local folder=$1 archive target=$1/src-$SOURCE

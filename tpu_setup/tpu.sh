@@ -201,13 +201,13 @@ install() {
 
 # begin: installs and starts, after stopping what still runs on some.
 begin() {
-  local -a command
+  local -a order
   [[ $JOB == NONE ]] || end || return 1
   install || return 1
   training_arguments
   # Without JAX_PLATFORMS, a worker whose TPU does not start would go on with its CPU.
-  command=(bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" "JAX_PLATFORMS=tpu,cpu" "${VALUES[@]}" -- "${ARGUMENTS[@]}")
-  all_workers STARTED "$(quoted "${command[@]}")" || return 1
+  order=(bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" "JAX_PLATFORMS=tpu,cpu" "${VALUES[@]}" -- "${ARGUMENTS[@]}")
+  all_workers STARTED "$(quoted "${order[@]}")" || return 1
   ASSUMED_JOB=DONE
   say "$NAME trains"
 }
