@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# On one machine: installs the source code, and keeps one training of a run. ROOT is the run's folder: src-<commit>/,
+# worker.log, and lock, which is held as long as any process of the training lives.
+#
+#   worker.sh install ROOT SOURCE EXTRA SETUP BUCKET         what src-SOURCE needs; BUCKET mounted as src-SOURCE/bucket
+#   worker.sh start   ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...    transfusion.train, in a session of its own
+#   worker.sh status  ROOT
+#   worker.sh stop    ROOT SECONDS                           SIGTERM, so that it saves; SIGKILL after SECONDS
+#   worker.sh here    EXTRA [NAME=VALUE...] -- ARGUMENT...   installs and trains in the foreground (in a container)
+#
+# Each answers one line "transfusion-worker <host> <INSTALLED|STARTED|NONE|RUNNING|DONE|STOPPED|FAILED ...>". A training
+# that SIGTERM ended is STOPPED (code 143) although it saved and left with 0: only DONE has made all its steps.
+set -euo pipefail
+
+answer() { printf 'transfusion-worker %s %s\n' "$(hostname)" "$*"; }
+
+install() {
+  local root=$1 source=$2 extra=$3 setup=$4 bucket=$5 folder
+  folder=$root/src-$source
+  (
+    flock 8 # one of several machines that share the folder
+    cd "$folder"
+    [[ ! -e .installed ]] || exit 0
+    [[ -z $setup ]] || bash "$setup"
+    export PATH=$HOME/.local/bin:$PATH
+    # The machines' own Python may be too old, and cannot always make virtual environments.
+    command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+    uv venv --quiet --clear --python 3.11 .venv
+    uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable ".[$extra]"
+    touch .installed
+  ) 8>>"$root/install.lock"
+  [[ -z $bucket ]] || mount_bucket "$root" "$folder" "$bucket"
+  # Replaced as a whole: the one before may be running.
+  cp "$folder/tpu_setup/worker.sh" "$root/worker.sh.new"
+  mv "$root/worker.sh.new" "$root/worker.sh"
+  answer INSTALLED
+}
+
+mount_bucket() {
+  local root=$1 folder=$2 bucket=$3
+  command -v gcsfuse >/dev/null || { echo "error: no gcsfuse on $(hostname): install it by --setup" >&2; exit 1; }
+  mkdir -p "$root/bucket"
+  mountpoint -q "$root/bucket" || gcsfuse --implicit-dirs "$bucket" "$root/bucket"
+  ln -sfn ../bucket "$folder/bucket"
+}
+
+start() {
+  local root=$1 source=$2
+  [[ -e $root/src-$source/.installed ]] || { answer "FAILED src-$source is not installed"; exit 1; }
+  exec 9>>"$root/lock"
+  flock -w 2 9 || { answer RUNNING; exit 1; }
+  echo RUNNING >"$root/state"
+  setsid bash "$root/worker.sh" run "$@" </dev/null >>"$root/worker.log" 2>&1 & # inherits the lock
+  echo $! >"$root/pid"
+  answer STARTED
+}
+
+# run ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...: what `start` leaves behind.
+run() {
+  local root code=0
+  root=$(cd "$1" && pwd)
+  cd "$root/src-$2"
+  shift 2
+  printf '%s starts on %s: %s\n' "$(date -u +%FT%TZ)" "$(hostname)" "$*"
+  train .venv/bin/python "$@" || code=$?
+  case $code in
+    0) echo DONE >"$root/state" ;;
+    143) echo STOPPED >"$root/state" ;;
+    *) echo "FAILED with code $code" >"$root/state" ;;
+  esac
+  printf '%s ends: %s\n' "$(date -u +%FT%TZ)" "$(cat "$root/state")"
+}
+
+# train PYTHON [NAME=VALUE...] -- ARGUMENT...: to its end; hands SIGTERM on, and then returns 143.
+train() {
+  local python=$1 code child='' stopped=''
+  local -a environment=()
+  shift
+  while [[ $1 != -- ]]; do environment+=("$1"); shift; done
+  shift
+  trap 'stopped=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  env "${environment[@]}" "$python" -m transfusion.train "$@" &
+  child=$!
+  while :; do
+    code=0
+    wait "$child" || code=$? # also ends when the signal comes: then the child may still be saving
+    kill -0 "$child" 2>/dev/null || break
+  done
+  [[ -z $stopped ]] || return 143
+  return "$code"
+}
+
+free() { (flock -n 9) 9>>"$1/lock"; }
+
+status() {
+  local state=NONE
+  if [[ -e $1/lock ]]; then
+    if ! free "$1"; then
+      state=RUNNING
+    else
+      state=$(cat "$1/state" 2>/dev/null || echo NONE)
+      [[ $state != RUNNING ]] || state="FAILED without a word" # killed, or the machine was started anew
+    fi
+  fi
+  answer "$state"
+}
+
+stop() {
+  local root=$1 grace=$2 pid
+  if [[ -e $root/lock ]] && ! free "$root"; then
+    pid=$(cat "$root/pid")
+    kill -TERM "$pid" 2>/dev/null || true
+    if ! flock -w "$grace" "$root/lock" true; then
+      kill -KILL -- "-$pid" 2>/dev/null || true
+      flock -w 10 "$root/lock" true || { answer "FAILED to stop"; exit 1; }
+    fi
+  fi
+  status "$root"
+}
+
+here() {
+  local extra=$1
+  shift
+  python3 -m pip install --quiet --constraint constraints.txt --editable ".[$extra]"
+  train python3 "$@"
+}
+
+command=$1
+shift
+case $command in
+  install | start | run | status | stop | here) "$command" "$@" ;;
+  *) echo "error: worker.sh knows install, start, status, stop, here" >&2; exit 2 ;;
+esac
