@@ -1,9 +1,9 @@
 """Chameleon (arXiv 2405.09818) on captioned digits: an image is codes, ids of the text's own vocabulary.
 
-What: `configs/digits.py` whose images are 64 codes each, one of 17 grey levels per pixel (`codec.kind` 'levels', which
-needs no training), between BOI and EOI; all of it is one causal text. QK-norm, z-loss 1e-5 and sampling as published.
-For the codes of a trained codec set `codec`, `layout.image`'s spelling (`codes`, `grids`) and the streams' vocabulary.
-Norms come before the sublayers as in the 7B model; the 34B model has them after (`--config.model.norm_place=post`).
+What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels), between BOI and EOI;
+all of it is one causal text. QK-norm, z-loss 1e-5 and sampling as published. Norms come before the sublayers as in the
+7B model; the 34B model has them after (`--config.model.norm_place=post`).
+Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
 Command: python -m transfusion.train --config configs/chameleon.py --workdir runs/chameleon
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `:mot` has an expert for text and one for codes (Mixture-of-Transformers, arXiv 2411.04996, section 3.2); `:speech` is
@@ -25,34 +25,35 @@ from transfusion.programs import load_experiment
 from transfusion.sequence import Stream
 
 FORMS = ("", "debug", "mot", "mot_debug", "speech", "speech_debug")
-DIGITS = CodecConfig("levels", levels=LevelsConfig(17))
 SPEECH = CodecConfig("mel_levels", levels=LevelsConfig(levels=3, channels=8, low=-0.7, high=2.3))
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
-    name, codec = ("speech", SPEECH) if form.startswith("speech") else ("digits", DIGITS)
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    continuous = load_experiment(f"{path}:debug" if form.endswith("debug") else path)
-    return to_config_dict(spelled(continuous, codec, codec.levels.codes, form.startswith(("mot", "speech"))))
+    debug, experts = ":debug" if form.endswith("debug") else "", form.startswith(("mot", "speech"))
+    name = "speech" if form.startswith("speech") else "showo"
+    base = load_experiment(f"{pathlib.Path(__file__).with_name(name)}.py{debug}")
+    if name == "speech":
+        return to_config_dict(spelled(base, SPEECH, SPEECH.levels.codes, experts))
+    return to_config_dict(spelled(base, base.codec, base.streams["image"].vocabulary, experts))
 
 
-def spelled(continuous: Experiment, codec: CodecConfig, count: int, experts: bool = False) -> Experiment:
+def spelled(base: Experiment, codec: CodecConfig, count: int, experts: bool = False) -> Experiment:
     """The experiment with the `count` codes of a codec in the text's vocabulary, one for each place of its latents'
     grid; with `experts` a stream and weights of their own."""
-    (kind,) = (name for name in continuous.streams if name != "text")
-    grid = continuous.streams[kind].grid
+    (kind,) = (name for name in base.streams if name != "text")
+    grid = base.streams[kind].grid
     codes = 2 * math.prod(grid)  # of two documents a row
     # A multiple of 8, so that the vocabulary axis of the embedding can be split over a mesh axis.
     vocabulary = text.VOCABULARY + -(-count // 8) * 8
-    words = dataclasses.replace(continuous.streams["text"], vocabulary=vocabulary, weight=1.0)
+    words = dataclasses.replace(base.streams["text"], vocabulary=vocabulary, weight=1.0)
     streams = {"text": dataclasses.replace(words, budget=words.budget + codes)}
     if experts:
         own = Stream(parts="text", vocabulary=vocabulary, expert=kind, budget=codes)
         streams = {"text": dataclasses.replace(words, expert="text"), "codes": own}
     sampling = dataclasses.replace(
-        continuous.sampling,
+        base.sampling,
         guidance=3.0,
         image_guidance=1.2,
         image_against="nothing",
@@ -60,11 +61,11 @@ def spelled(continuous: Experiment, codec: CodecConfig, count: int, experts: boo
         code_top_p=0.9,
     )
     return dataclasses.replace(
-        continuous,
-        model=dataclasses.replace(continuous.model, qk_norm="layer"),
+        base,
+        model=dataclasses.replace(base.model, qk_norm="layer"),
         streams=streams,
         layout=layouts.chameleon(count, grid, "codes" if experts else "text", kind),
         objectives=ObjectivesConfig(NextTokenConfig(z_loss=1e-5)),
-        codec=dataclasses.replace(codec, mel=continuous.codec.mel),
+        codec=dataclasses.replace(codec, mel=base.codec.mel),
         sampling=sampling,
     )

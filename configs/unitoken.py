@@ -19,21 +19,18 @@ from transfusion.sequence import Stream
 
 FORMS = ("", "debug")
 CODES = pathlib.Path(__file__).with_name("chameleon.py")
-DENSE = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     codes = load_experiment(f"{CODES}:debug" if form == "debug" else CODES)
-    image, width = load_experiment(DENSE).streams["image"], codes.model.width // 2
-    tower = ViTConfig(
-        width=width, ffn=2 * width, layers=2, heads=2, patch=image.patch, channels=image.channels,
-        grid=tuple(side // image.patch for side in image.grid), pool=False,
-    )  # fmt: skip
+    pixels, patch = (8, 2) if form == "debug" else (28, 4)
+    width, grid = codes.model.width // 2, (pixels // patch, pixels // patch)
+    tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
     semantic = Stream(
-        embed="vit", head="none", objective="none", source="pixels", channels=image.channels, patch=image.patch,
-        grid=image.grid, attention="causal", budget=image.budget,
+        embed="vit", head="none", objective="none", source="pixels", channels=1, patch=patch, grid=(pixels, pixels),
+        attention="causal", budget=2 * grid[0] * grid[1],
     )  # fmt: skip
     spelling = codes.spec.spelling
     return to_config_dict(

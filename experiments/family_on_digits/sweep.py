@@ -5,7 +5,7 @@ import pathlib
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model is trained
 # first, on the same captions, and its steps are not counted for those that take it; nor are those of BLIP3-o's tower
-# and decoder.
+# and decoder, and of the two codecs of those that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -25,6 +25,11 @@ MEMBERS = {
     "semantic_autoencoder": "autoencoder_semantic.py",
     "blip3o": "connector.py:blip3o",
     "omnigen": "omnigen.py",
+    "vq_digits": "vq_digits.py",
+    "vq_digits_multiscale": "vq_digits.py:multiscale",
+    "showo": "showo.py",
+    "var": "var.py",
+    "janus": "janus.py",
     "chameleon": "chameleon.py",
     "chameleon_mot": "chameleon.py:mot",
     "emu3": "emu3.py",
@@ -32,6 +37,7 @@ MEMBERS = {
 }
 RUNS = "runs/family_on_digits"
 TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # of those that begin with the frozen text model
+CODES = {"codec.path": f"{RUNS}/vq_digits"}
 CHANGES = {
     "lmfusion": TEXT,
     "metaqueries": TEXT,
@@ -39,7 +45,8 @@ CHANGES = {
     "qwen_image": TEXT,
     "semantic_autoencoder": {"init.path": f"{RUNS}/janus_understanding"},
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
-}
+    "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
+} | dict.fromkeys(("showo", "janus", "chameleon", "chameleon_mot", "emu3", "unitoken"), CODES)
 
 
 def get_sweep():
