@@ -78,12 +78,10 @@ class Stream:
       labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
       pooled: size of a vector per item that joins the condition ('adaln' only).
       visible_to: the streams that may see it; () means all.
-      budget: tokens of this stream in a packed row.
-      weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
+      budget, weight: tokens in a packed row; factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids of a discrete stream: of text, or, with a `grid`, of the codes of images.
-      channels, patch: latent channels C and patch side P of continuous streams; a token of an image holds E = P P C
-        values, one of a series P C. With embed 'codes' C is the size of a code's vector.
-      patch_frames: frames of a clip that a patch spans; its tokens hold that many times P P C values.
+      channels, patch, patch_frames: latent channels C, patch side P and, of clips, frames F of continuous streams; a
+        token holds E = P P C values, of a series P C, of a clip F P P C. With embed 'codes' C is a code's size.
       out_channels: channels that the head predicts; 0 means C (released models that predict a variance too have 2 C).
       grid: sides of an item's latents: (T,) of a series (sound), (h, w) of an image, (T, h, w) of a clip. Linear
         patches may mix sizes: then all are 0, and `items` bounds them. Of codes: (h, w), a token each.
@@ -145,9 +143,7 @@ class Stream:
         if self.mixed_sizes and not self.items:
             raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
         if self.aligned and self.budget % self.tokens_per_item:
-            raise UsageError(
-                f"streams: budget {self.budget} is no multiple of the {self.tokens_per_item} tokens of an item"
-            )
+            raise UsageError(f"streams: budget {self.budget} is no multiple of an item's {self.tokens_per_item} tokens")
 
     def _check_codes(self) -> None:
         if self.patch != 1 or self.tied or self.time != "none":
@@ -155,9 +151,7 @@ class Stream:
         if (self.attention == "frame") != bool(self.scales):
             raise UsageError("streams: `scales` of codes and attention 'frame' go together")
         if self.scales and tuple(self.grid) != (self.scales[-1],) * 2:
-            raise UsageError(
-                f"streams: grid {tuple(self.grid)} is not the square of the last of the scales {self.scales}"
-            )
+            raise UsageError(f"streams: grid {tuple(self.grid)} is not the square of the last scale, {self.scales[-1]}")
 
     @property
     def discrete(self) -> bool:
