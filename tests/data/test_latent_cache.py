@@ -153,8 +153,8 @@ def test_what_is_not_the_same_is_refused(experiment, cache, tmp_path):
         next(make_task(stale).held_out(stale))
     with pytest.raises(UsageError, match=both):
         write(other, cache)
-    for field in ("flip", "edit"):
-        mirrored = reading(experiment, cache, **{field: 0.5})
+    for field, value in {"flip": 0.5, "shift": 1, "edit": 0.5}.items():
+        mirrored = reading(experiment, cache, **{field: value})
         with pytest.raises(UsageError, match=f"sources.mine.latents: data.{field} needs pixels"):
             make_task(mirrored).open_data(mirrored)
     config = reading(experiment, cache).data.sources["mine"]

@@ -178,6 +178,17 @@ def test_roles_and_mirror():
     assert [s.role for s in documents.to_document(record, documents.Choice(caption=False))] == ["target"]
 
 
+def test_images_move_by_all_distances_and_their_edges_go_on():
+    image = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    record, config = {"image": image, "caption": "x"}, dataclasses.replace(CONFIG, shift=1)
+    shifts = {documents.choose(record, config, (0, i)).shift for i in range(100)}
+    assert shifts == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    assert documents.choose(record, CONFIG, (0, 0)).shift == (0, 0)
+    (_, moved) = documents.to_document(record, documents.Choice(shift=(1, -1)))
+    wanted = np.array([[1, 2, 2], [1, 2, 2]], np.uint8)[..., None]  # down, to the left
+    np.testing.assert_array_equal(moved.value, documents.pixels(wanted))
+
+
 def test_bad_records_are_skipped_counted_and_logged_once(caplog):
     config = dataclasses.replace(CONFIG, sources={"images": SourceConfig()}, max_bad_share=0.2)
     opened = {"images": Images(60, broken=[3, 40])}

@@ -54,6 +54,7 @@ class DataConfig:
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
     draw_earlier: float = 0.0  # probability that its first image is drawn and read, not only read
     flip: float = 0.0  # probability of a horizontal mirror
+    shift: int = 0  # an image or clip moves by at most so many pixels to each side, all distances alike
     open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
     min_piece: int = 16  # tokens; no text is cut to fill less room than this
@@ -77,6 +78,8 @@ class DataConfig:
         for name, share in (shares | {f"drop_conditions.{n}": p for n, p in self.drop_conditions.items()}).items():
             if not 0 <= share <= 1:
                 raise UsageError(f"data.{name}={share} is not a share between 0 and 1")
+        if self.shift < 0:
+            raise UsageError(f"data.shift={self.shift} is no number of pixels")
         check("data.null_caption", self.null_caption, text.UNSEEN)
         for name in ("open_rows", "min_piece", "pixel_limit", "max_bad_after", "read_ahead"):
             if getattr(self, name) < 1:

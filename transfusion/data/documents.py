@@ -48,6 +48,7 @@ class Choice:
       dropped: streams of the image to be edited that are left out.
       draw_earlier: whether the image to be edited is drawn and then read, not only read.
       null: what stands in place of a caption that there is not, a key of `text.UNSEEN`.
+      shift: rows and columns that the image or clip is moved by, down and to the right.
     """
 
     caption: bool = True
@@ -58,6 +59,7 @@ class Choice:
     dropped: tuple[str, ...] = ()
     draw_earlier: bool = False
     null: str = "drop"
+    shift: tuple[int, int] = (0, 0)
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
@@ -82,19 +84,27 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         return scramble(*seed, draw) / 2**64
 
     caption, both = chance(1) >= config.drop_caption, chance(3) < config.both
-    mirror = kind in ("image", "video") and chance(2) < config.flip
+    seen = kind in ("image", "video")
+    mirror = seen and chance(2) < config.flip
+    # Numbers that the conditions' draws, however many, do not reach.
+    shift = tuple(int(chance(draw) * (2 * config.shift + 1)) - config.shift for draw in (-2, -3)) if seen else (0, 0)
     if "caption" not in record:
-        return Choice(False, True, mirror, both)
+        return Choice(False, True, mirror, both, shift=shift)
     if kind == "image" and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
-        # A number that the conditions' draws, however many, do not reach.
         earlier = chance(-1) < config.draw_earlier
-        return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption)
+        return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption, shift)
     if chance(0) >= config.caption_first:
-        return Choice(True, False, mirror, both)
-    return Choice(caption, True, mirror, both, null=config.null_caption)
+        return Choice(True, False, mirror, both, shift=shift)
+    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift)
+
+
+def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """[..., H, W, C] moved by so many pixels; where it was, its edge goes on."""
+    rows, columns = (np.arange(n) - by for n, by in zip(image.shape[-3:-1], (down, right), strict=True))
+    return image[..., np.clip(rows, 0, len(rows) - 1)[:, None], np.clip(columns, 0, len(columns) - 1), :]
 
 
 def _words(choice: Choice, caption: str, tokenizer: Tokenizer) -> Document:
@@ -130,6 +140,7 @@ def to_document(
         return Segment(kind, latents, role, pixels=shown, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
+    medium = moved(medium, *choice.shift) if any(choice.shift) else medium
     drawn, read = ("both", "both") if choice.both else ("target", "context")
     words = _words(choice, choice.edit or str(record.get("caption", "")), tokenizer)
     if choice.edit:

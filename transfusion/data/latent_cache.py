@@ -4,8 +4,8 @@ A folder holds shards of `shard_records` records each and `latents.json`: the co
 shards are there, their sizes. Record i is that of the source, broken ones included, so that training on the cache reads
 the same documents in the same order. A record is a line of JSON and the bytes of its array.
 
-What changes pixels before they are encoded is not possible with latents: mirroring (`data.flip`), editing (`data.edit`)
-and streams that read pixels besides latents. Cropping and resizing are the source's, and done before.
+What changes pixels before they are encoded is not possible with latents: mirroring (`data.flip`), moving (`shift`),
+editing (`edit`) and streams that read pixels besides latents. Cropping and resizing are the source's, and done before.
 """
 
 import contextlib
@@ -199,7 +199,7 @@ def check_latents(
     for name, source in sources.items():
         if not source.latents:
             continue
-        wrong = [f"data.{field}" for field in ("flip", "edit") if getattr(data, field)]
+        wrong = [f"data.{field}" for field in ("flip", "shift", "edit") if getattr(data, field)]
         if reads_pixels:
             wrong.append("a stream with source 'pixels'")
         if wrong:

@@ -31,8 +31,8 @@ ENOUGH = 512  # images of the velocity loss and of the bits of codes
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
-    """Packed batches with every record of a held-out source once: no condition dropped, no image mirrored."""
-    data = dataclasses.replace(experiment.data, flip=0.0)
+    """Packed batches with every record of a held-out source once: no condition dropped, no image mirrored or moved."""
+    data = dataclasses.replace(experiment.data, flip=0.0, shift=0)
     held_out = dataclasses.replace(experiment.eval, sources={"source": source})
     return task.held_out(dataclasses.replace(experiment, data=data, eval=held_out))
 
