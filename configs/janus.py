@@ -9,7 +9,7 @@ Janus-Pro (arXiv 2501.17811) is the same model, larger (1B: 24 layers of width 2
 more and other data; it has no form here. The original's tower is SigLIP's; here it starts at random.
 Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
 Command: python -m transfusion.train --config configs/janus.py --workdir runs/janus
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/janus.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
 """
 
@@ -53,6 +53,6 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
         model=dataclasses.replace(masked.model, towers={"semantic": tower}),
         streams={"text": masked.streams["text"], "image": image, "semantic": semantic},
         layout=layouts.janus(codes=True),
-        data=dataclasses.replace(masked.data, null_caption="pad"),
+        data=dataclasses.replace(masked.data, null_caption="pad", shift=0),  # pixels are read, not codes
         sampling=dataclasses.replace(masked.sampling, guidance=5.0, without_text="pad"),
     )

@@ -9,7 +9,7 @@ here their codes are, for captions.
 Data: the codec is trained first:
   python -m transfusion.train --config configs/vq_digits.py:multiscale --workdir runs/vq_digits_multiscale
 Command: python -m transfusion.train --config configs/var.py --workdir runs/var
-Hardware: 2 CPU cores. Time: not yet measured.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 `configs/var.py:debug` trains 20 steps in seconds, on grey levels at scales of 1x1, 2x2 and 4x4 and a random quantizer.
 """
 
@@ -54,6 +54,7 @@ def grows(flat: Experiment, scales: tuple[int, ...], codec: CodecConfig) -> Expe
         model=dataclasses.replace(flat.model, qk_norm="l2"),
         streams=flat.streams | {"image": image},
         layout=layouts.var(),
+        data=dataclasses.replace(flat.data, shift=0),  # its codes enter as what they stand for, and are alike or not
         codec=codec,
         optim=dataclasses.replace(flat.optim, groups=frozen),
         sampling=dataclasses.replace(flat.sampling, guidance=2.5, code_top_p=0.96),

@@ -26,7 +26,7 @@ def get_config(form: str = ""):
     source = SourceConfig(name="emoji/24", split="train", resolution=24, channels=3)
     experiment = Experiment(
         task="autoencoder",
-        steps=1200,
+        steps=600,
         batch_size=16,
         log_every=50,
         autoencoder=AutoencoderConfig(
@@ -39,8 +39,8 @@ def get_config(form: str = ""):
         ),
         data=DataConfig(sources={"emoji": source}),
         optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.0, ema=0.99),
-        checkpoint=CheckpointConfig(every=400, keep=2),
-        eval=EvalConfig(every=400, sources={"emoji": dataclasses.replace(source, split="heldout")}),
+        checkpoint=CheckpointConfig(every=200, keep=2),
+        eval=EvalConfig(every=200, sources={"emoji": dataclasses.replace(source, split="heldout")}),
     )
     if form.endswith("debug"):
         few = dataclasses.replace(experiment.autoencoder.quantizer, scales=(1, 3, 12))  # each is compiled

@@ -10,6 +10,6 @@ WEIGHTS = (1e-3, 3e-3, 1e-2)
 def get_sweep():
     """(name, config file, fields that differ)."""
     config = str(CONFIGS / "vq_emoji.py")
-    codes = [(name or "vq", f"{config}{name and ':'}{name}", {}) for name in ("", "fsq", "multiscale")]
     gaussian = {"autoencoder.form": "kl"}
-    return codes + [(f"kl_{weight:g}", config, gaussian | {"autoencoder.kl_weight": weight}) for weight in WEIGHTS]
+    latents = [(f"kl_{weight:g}", config, gaussian | {"autoencoder.kl_weight": weight}) for weight in WEIGHTS]
+    return [("vq", config, {}), *latents, *((form, f"{config}:{form}", {}) for form in ("fsq", "multiscale"))]
