@@ -7,7 +7,9 @@ from types import ModuleType
 
 
 class UsageError(Exception):
-    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with code 2."""
+    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with `code`."""
+
+    code = 2
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

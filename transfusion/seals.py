@@ -12,9 +12,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 
+from absl import logging
+
+from transfusion import storage
+
 
 def damage(root: pathlib.Path, step: int) -> str | None:
-    """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words."""
+    """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words.
+
+    Raises:
+      OSError: if the storage fails in a way that may pass.
+    """
     folder = root / str(step)
     try:
         files = _read_seal(root, step)
@@ -29,9 +37,42 @@ def damage(root: pathlib.Path, step: int) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{seal_path(root, step).name} is unreadable"
     except OSError as error:
+        if storage.may_pass(error):
+            raise
         return " ".join(str(error).split())
     wrong = [name for name, (_, digest) in files.items() if digests[name] != digest]
     return f"file {wrong[0]}: checksum differs" if wrong else None
+
+
+def newest_intact(root: pathlib.Path) -> tuple[int | None, dict[int, str]]:
+    """Returns (newest intact step or None, what is wrong with each newer one).
+
+    A checkpoint that cannot be read now is damaged only if an older one can be read then, time after time.
+
+    Raises:
+      StorageError: if some cannot be read and no other is intact.
+    """
+    for pause in (*storage.PAUSES, None):
+        step, rejected, failing = None, {}, ""
+        try:
+            for candidate in reversed(steps_on_disk(root)):
+                try:
+                    reason = damage(root, candidate)
+                except OSError as error:
+                    reason = failing = " ".join(str(error).split())
+                if reason is None:
+                    step = candidate
+                    break
+                rejected[candidate] = reason
+        except OSError as error:  # of the folder itself
+            failing = " ".join(str(error).split())
+        if not failing or (pause is None and step is not None):
+            return step, rejected
+        if pause is None:
+            break
+        logging.warning("the checkpoints in %s cannot be read (%s); trying again in %g s", root, failing, pause)
+        time.sleep(pause)
+    raise storage.StorageError(f"the checkpoints in {root} cannot be read and stay as they are: {failing}")
 
 
 def _read_seal(root: pathlib.Path, step: int) -> dict[str, tuple[int, str]]:
@@ -63,7 +104,8 @@ def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def remove_leftovers(root: pathlib.Path) -> None:
-    """Removes unfinished saves and seals of checkpoints that are gone."""
+    """Removes unfinished saves and seals of checkpoints that are gone; makes the folder if there is none."""
+    root.mkdir(parents=True, exist_ok=True)
     for _ in range(20):  # the last writes of a failed save may come later, and bring its folder back
         leftovers = list(root.glob("*.orbax-checkpoint-tmp*"))
         if not leftovers:
@@ -97,9 +139,13 @@ def move_aside(root: pathlib.Path, steps: list[int]) -> None:
 
 
 def steps_on_disk(root: pathlib.Path) -> list[int]:
-    """Returns the steps that have a folder, ascending, whatever is in it."""
-    names = (path.name for path in root.glob("[0-9]*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    """Returns the steps that have a folder, ascending, whatever is in it. Raises OSError if `root` cannot be read."""
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if str(int(name)) == name)
 
 
 def seal_path(root: pathlib.Path, step: int) -> pathlib.Path:

@@ -21,7 +21,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import guard, initial, programs, provenance, sharding
+from transfusion import guard, initial, programs, provenance, sharding, supervise
 from transfusion.checkpoint import Checkpoints
 from transfusion.codecs import text
 from transfusion.codecs.losses import STATISTICS
@@ -199,7 +199,7 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
     rows = sharding.batch_shardings(task.batch_spec(experiment.batch_size), mesh)
     step = jit_step(task, experiment, shardings, rows)
     abstract = abstract_state(task, experiment, shardings)
-    watch = guard.Guard(experiment.guard)
+    watch, pulse = guard.Guard(experiment.guard), supervise.Pulse()
     with (
         programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(mesh),
@@ -221,12 +221,16 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
         log.start(at)
         held_out = make_evaluation(task, experiment, rows)
         while at < experiment.steps and not interruption.requested:
-            state = step(state, _on_devices(next(data), rows))
+            pulse.beat(at, supervise.READS)
+            batch = _on_devices(next(data), rows)
+            pulse.beat(at, supervise.COMPUTES)
+            state = step(state, batch)
             at += 1
             if log.due(at):
                 values = {}
                 if held_out and at % experiment.eval.every == 0:
                     jax.block_until_ready(state)  # the steps still running count as training
+                    pulse.beat(at, supervise.EVALUATES)
                     with log.clock.paused():
                         values = held_out(state.best)
                 state, in_a_row = log.write(at, state, data.stats(), values)
@@ -237,11 +241,14 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 jax.block_until_ready(state)
+                pulse.beat(at, supervise.SAVES)
                 with log.clock.paused():
                     _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
         if interruption.requested and at not in checkpoints.steps():
             _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
             logging.warning("stopped at step %d; the same command continues", at)
+    if at >= experiment.steps:
+        pulse.beat(at, supervise.DONE)
     return state
 
 
