@@ -82,9 +82,9 @@ def test_the_last_save_is_tried_until_it_is_sealed(part, workdir, failing):
 @pytest.mark.parametrize("part", ["orbax-checkpoint-tmp", ".seal-400"])
 def test_storage_that_goes_on_failing_is_one_line_and_what_is_intact_stays(part, workdir, failing):
     failing[part] = 10**6
-    with pytest.raises(CheckpointError, match="checkpoint 400 not .*(saved|written): .*[Ii]nput/output error") as error:
-        with Checkpoints(workdir) as checkpoints:
-            checkpoints.save(400, make_state(4), {}, CONFIG, force=True, wait=True)
+    said = "checkpoint 400 not .*(saved|written): .*[Ii]nput/output error"
+    with pytest.raises(CheckpointError, match=said) as error, Checkpoints(workdir) as checkpoints:
+        checkpoints.save(400, make_state(4), {}, CONFIG, force=True, wait=True)
     assert error.value.code == 1  # the same command may work later
     assert "\n" not in str(error.value)
     failing.clear()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from absl import app, flags, logging
 
+from transfusion import distributed
 from transfusion.config import Experiment, from_config, from_json
 from transfusion.errors import UsageError
 from transfusion.explain import check_config_file, explain, load_config
@@ -69,6 +70,7 @@ def sole_use(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
 def _fail(error: object) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {line}", file=sys.stderr)
+    distributed.leave(2)
     sys.exit(2)
 
 

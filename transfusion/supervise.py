@@ -20,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from absl import flags
+
 from transfusion import seals
 from transfusion.errors import UsageError
 
@@ -29,6 +31,8 @@ DONE = "has made all steps"
 _POLL = 0.05  # seconds
 _LONGEST_WAIT = 300.0
 _USAGE_ERROR = 2
+# What launchers tell of which rank this is: JAX, Slurm, Open MPI, Kubernetes, a TPU pod. It names the log.
+_RANK_VARIABLES = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
 
 
 # --- in a rank --------------------------------------------------------------------------------------------------------
@@ -83,6 +87,31 @@ class Patience:
     def __post_init__(self):
         if self.max_failures < 1 or self.backoff < 0 or self.hang_after <= 0 or self.start_after <= 0:
             raise UsageError("--max_failures, --hang_after and --start_after must be positive, --backoff not negative")
+
+
+def define_flags() -> None:
+    """--supervise and how patient it is."""
+    flags.DEFINE_bool("supervise", False, "Start the training again when it faults; with --processes=N, all N of it.")
+    flags.DEFINE_integer("max_failures", Patience.max_failures, "Faults without a newer checkpoint before giving up.")
+    flags.DEFINE_float("backoff", Patience.backoff, "Seconds before the first restart; doubles with each further one.")
+    flags.DEFINE_float("hang_after", Patience.hang_after, "Seconds without a step after which a rank hangs.")
+    flags.DEFINE_float("start_after", Patience.start_after, "The same until the first step.")
+
+
+def from_flags(module: str) -> "Supervisor":
+    """The supervisor of this command: of N ranks on this machine if only --processes=N is given, else of the one rank
+    that the flags or the environment say that this is."""
+    given = flags.FLAGS
+    patience = Patience(given.max_failures, given.backoff, given.hang_after, given.start_after)
+    command = [sys.executable, "-m", module, *sys.argv[1:], "--nosupervise"]
+    if given.processes > 1 and not (given.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ):
+
+        def local(rank: int, port: int) -> list[str]:
+            return [*command, f"--coordinator=127.0.0.1:{port}", f"--process_id={rank}"]
+
+        return Supervisor(local, given.workdir, range(given.processes), patience)
+    told = [given.process_id, *(int(x) for name in _RANK_VARIABLES if (x := os.environ.get(name, "")).isdecimal())]
+    return Supervisor(lambda *_: command, given.workdir, [next((rank for rank in told if rank >= 0), 0)], patience)
 
 
 class Supervisor:

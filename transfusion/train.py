@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import guard, initial, programs, provenance, sharding, supervise
+from transfusion import distributed, guard, initial, programs, provenance, sharding, supervise
 from transfusion.checkpoint import Checkpoints
 from transfusion.codecs import text
 from transfusion.codecs.losses import STATISTICS
@@ -304,7 +305,8 @@ class RunLog:
 
 
 def _save(checkpoints: Checkpoints, at: int, state: TrainState, position: dict, experiment: Experiment) -> None:
-    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True)
+    last = at == experiment.steps
+    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True, wait=last)
 
 
 def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
@@ -383,6 +385,9 @@ def main(argv) -> None:
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.supervise:
+        sys.exit(supervise.from_flags("transfusion.train").run())
+    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout)
     provenance.record_command(FLAGS.workdir)
     train(experiment, FLAGS.workdir)
 
@@ -392,4 +397,9 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.a.b=c.")
     flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is continued.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
+    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1)
+    flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
+    supervise.define_flags()
     programs.run(main)

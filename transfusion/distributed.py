@@ -1,0 +1,161 @@
+"""Several processes, each with devices of its own, that train one model: how they find each other, agree, and end.
+
+Who they are is told by flags, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what started them
+(Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it. Without any of these there is one process.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from transfusion.errors import UsageError
+from transfusion.roll_call import roll_call
+
+# What says how many processes a launcher has started, and which of them this is.
+LAUNCHERS: dict[str, tuple[str, str]] = {
+    "JAX_NUM_PROCESSES": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    "Slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+_LEAVE = 5.0  # seconds that a process which ends with an error waits for others that do the same
+
+
+def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0) -> None:
+    """Joins the other processes, if there are any; before anything uses a device.
+
+    Args:
+      coordinator: 'host:port' of process 0.
+      processes: how many there are; 1 never looks for others, 0 leaves it to the environment.
+      process_id: which of them this is; -1 leaves it to the environment.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UsageError: if the others do not come, or not all are told the same.
+    """
+    if processes == 1:
+        return
+    address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if address:
+        _start_at(address, processes, process_id, timeout)
+    elif processes or process_id >= 0:
+        raise UsageError("--processes and --process_id need --coordinator=HOST:PORT, where process 0 listens")
+    elif launcher := _launcher():
+        _detect(launcher, timeout)
+
+
+def _start_at(address: str, processes: int, process_id: int, timeout: float) -> None:
+    if not address.rpartition(":")[2].isdecimal() or not address.rpartition(":")[0]:
+        raise UsageError(f"--coordinator: {address!r} is not of the form HOST:PORT")
+    told = bool(processes) and process_id >= 0
+    for name in LAUNCHERS:
+        found = _told(name)
+        if found and not told:
+            processes, process_id = processes or found[0], found[1] if process_id < 0 else process_id
+            told = name == "JAX_NUM_PROCESSES"
+            break
+    if not processes or process_id < 0:
+        raise UsageError("--coordinator needs --processes=N and --process_id=0 to N-1 (or the launcher's variables)")
+    if process_id >= processes:
+        raise UsageError(f"--process_id={process_id} is not below --processes={processes}")
+    if processes == 1:
+        return
+    roll_call(address, processes, process_id, timeout)
+    # Told who it is, a process has all devices that it sees. A launcher's has the one of its place on the machine.
+    method = "deactivate" if told else None
+    with _deadline(timeout, f"after {timeout:g} seconds not all of {processes} processes have joined {address}"):
+        _initialize(
+            coordinator_address=address, num_processes=processes, process_id=process_id,
+            cluster_detection_method=method, initialization_timeout=int(timeout) + 60,
+        )  # fmt: skip
+
+
+def _detect(launcher: str, timeout: float) -> None:
+    """As jax.distributed finds it; on a TPU machine alone there is nothing to find."""
+    with _deadline(timeout, f"after {timeout:g} seconds not all processes have joined that {launcher} was to start"):
+        try:
+            _initialize(initialization_timeout=int(timeout) + 60)
+        except ValueError as error:
+            if launcher != "a TPU pod":
+                raise UsageError(
+                    f"{launcher} does not say who the processes are ({error}): give --coordinator"
+                ) from error
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"the processes that {launcher} started cannot be joined: {error}") from error
+
+
+def _initialize(**arguments) -> None:
+    # Only some CPU backends could talk to each other; asked for here, as the default has changed before.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**arguments)
+
+
+def _told(name: str) -> tuple[int, int] | None:
+    """(processes, process id) of a row of `LAUNCHERS` that started this one among several."""
+    count, index = (os.environ.get(variable, "") for variable in LAUNCHERS[name])
+    if not (count.isdecimal() and index.isdecimal()) or int(count) < 2:
+        return None
+    return int(count), int(index)
+
+
+def _launcher() -> str | None:
+    """What has started several processes and knows where the first is. Looks at the environment only."""
+    has = os.environ.__contains__
+    if _told("JAX_NUM_PROCESSES"):
+        raise UsageError("JAX_NUM_PROCESSES needs JAX_COORDINATOR_ADDRESS=HOST:PORT, where process 0 listens")
+    if _told("Slurm") and all(
+        map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))
+    ):  # not in sbatch's own
+        return "Slurm"
+    if _told("Open MPI"):
+        return "Open MPI"
+    if _on_tpu():
+        return "a TPU pod"
+    if has("KUBERNETES_SERVICE_HOST") and has("JOB_COMPLETION_INDEX"):
+        return "Kubernetes"
+    return None
+
+
+def _on_tpu() -> bool:
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return "tpu" in platforms.split(",")
+    return bool(importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")))
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with `line` when the time is over; past its own deadline jax would abort with a stack trace."""
+
+    def end() -> None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leave(code: int) -> None:
+    """Ends one of several processes at once with `code`; returns where there is only one.
+
+    The usual way out waits for all others, who may wait for this one in their next step. Those that end at the same
+    time, for the same reason, are waited for: without the coordinator jax would abort them before they can say why.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    timer = threading.Timer(_LEAVE, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    jax.distributed.shutdown()
+    os._exit(code)
