@@ -69,9 +69,10 @@ def sole_use(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
 
 def _fail(error: object) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
+    code = error.code if isinstance(error, UsageError) else UsageError.code
     print(f"error: {line}", file=sys.stderr)
-    distributed.leave(2)
-    sys.exit(2)
+    distributed.leave(code)
+    sys.exit(code)
 
 
 def set_up_jax() -> None:
