@@ -12,6 +12,12 @@ class UsageError(Exception):
     code = 2
 
 
+class PassingError(UsageError):
+    """Something outside failed, and the same command may work later: exit code 1, and a supervisor tries it again."""
+
+    code = 1
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ' (did you mean 'x'?)' for the known name closest to `name`, or '' if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from absl import logging
 
-from transfusion.errors import UsageError
+from transfusion.errors import PassingError
 from transfusion.orbax_noise import one_line
 
 T = TypeVar("T")
@@ -20,10 +20,8 @@ _LASTING = {
 }  # fmt: skip
 
 
-class StorageError(UsageError):
-    """Storage failed, and went on failing. Programs exit with code 1: later the same command may work."""
-
-    code = 1
+class StorageError(PassingError):
+    """Storage failed, and went on failing."""
 
 
 def may_pass(error: OSError) -> bool:
