@@ -25,11 +25,11 @@ class Bucket(MemoryFileSystem):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket():
     fsspec.register_implementation("gcs", Bucket, clobber=True)
-    epath.Path("gs://bucket")._backend._get_filesystem.cache_clear()
-    yield epath.Path("gs://bucket/run")
-    fsspec.registry._registry.pop("gcs")
+    Bucket.store.clear()
+    Bucket.clear_instance_cache()
+    return epath.Path("gs://bucket/run")
 
 
 def test_metrics_and_commands_grow_in_a_bucket(bucket):

@@ -30,7 +30,7 @@ LAUNCHERS: dict[str, tuple[str, str]] = {
     "Slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 }
-_LEAVE = 5.0  # seconds that a process which ends with an error waits for others that do the same
+_LEAVE = 5.0  # seconds
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0) -> None:
@@ -154,8 +154,8 @@ def _deadline(seconds: float, line: str) -> Iterator[None]:
 def leave(code: int) -> None:
     """Ends one of several processes at once with `code`; returns where there is only one.
 
-    The usual way out waits for all others, who may wait for this one in their next step. Those that end at the same
-    time, for the same reason, are waited for: without the coordinator jax would abort them before they can say why.
+    The usual way out waits for all others, who may wait for this one in their next step. Process 0 stays a little: when
+    it is gone jax aborts the others, who may be about to say the same.
     """
     if not jax.distributed.is_initialized():
         return
@@ -164,7 +164,8 @@ def leave(code: int) -> None:
     timer = threading.Timer(_LEAVE, os._exit, [code])
     timer.daemon = True
     timer.start()
-    jax.distributed.shutdown()
+    if jax.process_index() == 0:  # which never takes longer than the timer, whatever has happened
+        timer.join()
     os._exit(code)
 
 
