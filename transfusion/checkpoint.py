@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import shutil
 import time
 from types import TracebackType
@@ -27,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 
 from transfusion import seals, storage
@@ -66,11 +66,7 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits.
-
-    Raises:
-      UsageError: if the work directory is not on a mounted file system.
-    """
+    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits."""
 
     def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
         self.config = config or CheckpointConfig()
@@ -316,7 +312,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
     return _read_json(*_newest(workdir), "config")
 
 
-def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:
+def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int]:
     silence()
     root = _root(workdir)
     step, _ = _choose(root)
@@ -325,7 +321,7 @@ def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:
     return root, step
 
 
-def _choose(root: pathlib.Path) -> tuple[int | None, list[int]]:
+def _choose(root: epath.Path) -> tuple[int | None, list[int]]:
     """Returns (newest intact step or None if there are no checkpoints, newer damaged steps); the same everywhere."""
     step, rejected = _NONE, {}
     if _first():
@@ -349,13 +345,13 @@ def _placed(leaf: Any, on: jax.sharding.Sharding | None = None) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or first)
 
 
-def _metadata(root: pathlib.Path, step: int) -> PyTree:
+def _metadata(root: epath.Path, step: int) -> PyTree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(root / str(step) / "state").item_metadata
     return getattr(metadata, "tree", metadata)
 
 
-def _read(root: pathlib.Path, step: int, item: str, handler: Any, arguments: Any) -> Any:
+def _read(root: epath.Path, step: int, item: str, handler: Any, arguments: Any) -> Any:
     # Not through the manager: it binds one handler per item for ever, and a reader must not touch the folder.
     def read() -> Any:
         with ocp.Checkpointer(handler) as reader:
@@ -365,11 +361,13 @@ def _read(root: pathlib.Path, step: int, item: str, handler: Any, arguments: Any
     return storage.insist(f"cannot read checkpoint {step}", read) if jax.process_count() == 1 else read()
 
 
-def _read_json(root: pathlib.Path, step: int, item: str) -> dict:
+def _read_json(root: epath.Path, step: int, item: str) -> dict:
     return _read(root, step, item, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
 
-def _check_space(root: pathlib.Path, step: int, state: PyTree) -> None:
+def _check_space(root: epath.Path, step: int, state: PyTree) -> None:
+    if "://" in str(root):  # a bucket has no end
+        return
     leaves = [x for x in jax.tree.leaves(state) if hasattr(x, "nbytes")]
     needed, free = sum(x.nbytes for x in leaves) + 2**18, shutil.disk_usage(root).free
     if _agreed(needed > free):
@@ -379,10 +377,9 @@ def _check_space(root: pathlib.Path, step: int, state: PyTree) -> None:
         )
 
 
-def _root(workdir: str | os.PathLike) -> pathlib.Path:
-    if "://" in str(workdir):
-        raise UsageError(f"{workdir} is not a path of a mounted file system: mount the bucket and give its path")
-    return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+def _root(workdir: str | os.PathLike) -> epath.Path:
+    path = epath.Path(workdir)
+    return (path if "://" in str(path) else path.expanduser().absolute()) / "checkpoints"
 
 
 def _first() -> bool:

@@ -4,15 +4,22 @@ Who they are is told by flags, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 (Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it. Without any of these there is one process.
 """
 
+import collections
 import contextlib
 import glob
 import importlib.util
+import json
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from transfusion.errors import UsageError
 from transfusion.roll_call import roll_call
@@ -23,7 +30,7 @@ LAUNCHERS: dict[str, tuple[str, str]] = {
     "Slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 }
-_LEAVE = 5.0  # seconds that a process which ends with an error waits for others that do the same
+_LEAVE = 5.0  # seconds
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0) -> None:
@@ -147,8 +154,8 @@ def _deadline(seconds: float, line: str) -> Iterator[None]:
 def leave(code: int) -> None:
     """Ends one of several processes at once with `code`; returns where there is only one.
 
-    The usual way out waits for all others, who may wait for this one in their next step. Those that end at the same
-    time, for the same reason, are waited for: without the coordinator jax would abort them before they can say why.
+    The usual way out waits for all others, who may wait for this one in their next step. Process 0 stays a little: when
+    it is gone jax aborts the others, who may be about to say the same.
     """
     if not jax.distributed.is_initialized():
         return
@@ -157,5 +164,116 @@ def leave(code: int) -> None:
     timer = threading.Timer(_LEAVE, os._exit, [code])
     timer.daemon = True
     timer.start()
-    jax.distributed.shutdown()
+    if jax.process_index() == 0:  # which never takes longer than the timer, whatever has happened
+        timer.join()
     os._exit(code)
+
+
+# --- what all must agree on -------------------------------------------------------------------------------------------
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON `value` of every process, in their order. Collective.
+
+    Raises:
+      UsageError: if one of them has ended.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    try:
+        sizes = multihost_utils.process_allgather(np.int32(data.size))
+        # Of few different lengths: each is compiled once.
+        longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
+        everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(
+            "another process has ended while this one waited for it: its own last lines say why"
+        ) from error
+    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Refuses to go on unless the `facts` (JSON by name) are the same in every process. Collective.
+
+    Raises:
+      UsageError: naming the processes that differ from most, their hosts, and the first such fact.
+    """
+    everyone = gather({"host": socket.gethostname(), "facts": dict(facts)})
+    for name in dict.fromkeys(name for one in everyone for name in one["facts"]):
+        values = [json.dumps(one["facts"].get(name)) for one in everyone]
+        usual = collections.Counter(values).most_common(1)[0][0]  # process 0's, where none is in the majority
+        odd = [i for i, value in enumerate(values) if value != usual]
+        if odd:
+            named = ", ".join(f"process {i} ({everyone[i]['host']})" for i in odd[:3]) + (" and more" * (len(odd) > 3))
+            like = values.index(usual)
+            raise UsageError(
+                f"{name}: {values[odd[0]]} in {named}, but {usual} in process {like} ({everyone[like]['host']}): "
+                "start all with the same config, code and data"
+            )
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
+
+    If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
+    which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
+    """
+
+    def __init__(self):
+        self._several = jax.distributed.is_initialized()
+        self._asked = self.requested = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = {}
+        try:
+            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        except ValueError:  # not in the main thread (a notebook's worker): then the process ends as it always does
+            self._before = {}
+        return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step` steps. Every process calls it after each."""
+        self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
+        return self.requested
+
+    def _ask(self, number, frame) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# --- which rows of a batch are whose ----------------------------------------------------------------------------------
+
+
+def local_rows(batch: Any, shardings: Any) -> list[int]:
+    """The rows of the global batch that this process' devices hold, ascending; others may hold them too.
+
+    `batch` are the shapes [B, ...] of the global arrays, `shardings` where they lie.
+    """
+    shape, on = jax.tree.leaves(batch)[0].shape, jax.tree.leaves(shardings)[0]
+    parts = on.addressable_devices_indices_map(tuple(shape)).values()
+    return sorted({row for index in parts for row in range(*index[0].indices(shape[0]))})
+
+
+def place(batch: Any, shardings: Any, rows: Sequence[int], total: int) -> Any:
+    """Global arrays [total, ...] of host arrays [len(rows), ...] that hold the ascending `rows`, at least the local."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    at = {row: i for i, row in enumerate(rows)}
+
+    def one(array: np.ndarray, on: jax.sharding.Sharding) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(total)
+            return array[(slice(at[first], at[first] + last - first), *index[1:])]
+
+        return jax.make_array_from_callback((total, *array.shape[1:]), on, part)
+
+    return jax.tree.map(one, batch, shardings)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from absl import flags
+from etils import epath
 
 from transfusion import seals
 from transfusion.errors import UsageError
@@ -119,7 +120,8 @@ class Supervisor:
 
     Args:
       command: gives a rank's command from its number and a free port of this machine.
-      workdir: the run's; its `logs/rank_<i>.log` get what rank i writes, attempt after attempt.
+      workdir: the run's; its `logs/rank_<i>.log` get what rank i writes, attempt after attempt. Of a bucket's folder
+        they are in a folder of its name here.
       ranks: numbers of the ranks that are started here.
     """
 
@@ -130,9 +132,11 @@ class Supervisor:
         ranks: Sequence[int] = (0,),
         patience: Patience | None = None,
     ):
-        workdir = pathlib.Path(workdir).expanduser().absolute()
+        root = epath.Path(workdir)
+        # A file of a bucket cannot grow: there the logs stay on this machine.
+        folder = pathlib.Path(root.name) if "://" in str(workdir) else pathlib.Path(workdir).expanduser()
         self._command, self._numbers, self._patience = command, ranks, patience or Patience()
-        self._checkpoints, self._logs = workdir / "checkpoints", workdir / "logs"
+        self._checkpoints, self._logs = root / "checkpoints", folder.absolute() / "logs"
         self._ranks: list[_Rank] = []
         self._stop = 0
         self._attempt = self._failures = 0
@@ -326,8 +330,10 @@ def _hanging(ranks: Sequence[_Rank]) -> _Fault:
     sizes = {rank.number: rank.log.stat().st_size for rank in alive}
     lines = {rank.number: rank.last_line() for rank in alive}
     _signal(alive, signal.SIGUSR1)  # they write their stacks
-    time.sleep(1.0)
-    answers = {rank.number: rank.log.stat().st_size > sizes[rank.number] for rank in alive}
+    answers, end = {}, time.monotonic() + 2.0
+    while not (answers and all(answers.values())) and time.monotonic() < end:
+        time.sleep(_POLL)
+        answers = {rank.number: rank.log.stat().st_size > sizes[rank.number] for rank in alive}
     worst = min(alive, key=lambda r: (answers[r.number], r.step, r.doing == COMPUTES, -r.silent))
     state = "its stacks are in its log" if answers[worst.number] else "it does not answer a signal"
     after = f"after step {worst.step}, where it {worst.doing}" if worst.step >= 0 else "while it starts"
