@@ -12,6 +12,7 @@ from transfusion.codecs import CodecConfig, text
 from transfusion.codecs.levels import LevelsConfig
 from transfusion.config import EvalConfig, Experiment
 from transfusion.data.config import SourceConfig
+from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
 from transfusion.sequence import Stream
 from transfusion.sharding import MeshConfig
@@ -21,7 +22,10 @@ from transfusion.train import train
 def experiments(folder: str, steps: int, mesh: dict[str, int] | None = None) -> dict[str, Experiment]:
     """Dense with held-out losses, a mixture of experts by modality, and masked codes."""
     constant = OptimConfig(learning_rate=1e-2, final_learning_rate=1e-2, warmup=1)
-    dense = tiny.experiment(folder, steps=steps, log_every=1, optim=constant, mesh=MeshConfig(**mesh or {}))
+    model = TransformerConfig(width=16, layers=1, heads=2, ffn_multiple=16)
+    dense = tiny.experiment(
+        folder, steps=steps, log_every=1, optim=constant, mesh=MeshConfig(**mesh or {}), model=model
+    )  # fmt: skip
     held_out = EvalConfig(every=2, batches=1, sources={"mine": SourceConfig(kind="folder", path=folder)})
     levels = LevelsConfig(levels=16, patch=2)
     codes = Stream(vocabulary=levels.codes, grid=(4, 4), objective="masked", attention="block", budget=32)

@@ -112,6 +112,7 @@ FLAGS = {"coordinator": "host:1", "processes": 2, "process_id": 1}
     [
         ({}, {}, None),
         (JAX, {"processes": 1}, None),
+        (JAX | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, {}, None),
         (SLURM | {"SLURM_NTASKS": "1"}, {}, None),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, {}, None),  # a batch script, not a step
         ({}, FLAGS, TOLD | {"cluster_detection_method": "deactivate"}),

@@ -103,23 +103,21 @@ def _initialize(**arguments) -> None:
 
 
 def _told(name: str) -> tuple[int, int] | None:
-    """(processes, process id) of a row of `LAUNCHERS` that started this one among several."""
+    """(processes, process id) as a row of `LAUNCHERS` says, or None."""
     count, index = (os.environ.get(variable, "") for variable in LAUNCHERS[name])
-    if not (count.isdecimal() and index.isdecimal()) or int(count) < 2:
-        return None
-    return int(count), int(index)
+    return (int(count), int(index)) if count.isdecimal() and index.isdecimal() else None
 
 
 def _launcher() -> str | None:
     """What has started several processes and knows where the first is. Looks at the environment only."""
     has = os.environ.__contains__
-    if _told("JAX_NUM_PROCESSES"):
+    several = [name for name in LAUNCHERS if (told := _told(name)) and told[0] > 1]
+    if "JAX_NUM_PROCESSES" in several:
         raise UsageError("JAX_NUM_PROCESSES needs JAX_COORDINATOR_ADDRESS=HOST:PORT, where process 0 listens")
-    if _told("Slurm") and all(
-        map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))
-    ):  # not in sbatch's own
+    # The batch script of a Slurm job has a number, too, but is no step of it.
+    if "Slurm" in several and all(map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))):
         return "Slurm"
-    if _told("Open MPI"):
+    if "Open MPI" in several:
         return "Open MPI"
     if _on_tpu():
         return "a TPU pod"
