@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transfusion.errors import UsageError
+from transfusion.errors import PassingError, UsageError
 from transfusion.roll_call import roll_call
 
 # What says how many processes a launcher has started, and which of them this is.
@@ -93,7 +93,7 @@ def _detect(launcher: str, timeout: float) -> None:
                     f"{launcher} does not say who the processes are ({error}): give --coordinator"
                 ) from error
         except (RuntimeError, OSError) as error:
-            raise UsageError(f"the processes that {launcher} started cannot be joined: {error}") from error
+            raise PassingError(f"the processes that {launcher} started cannot be joined: {error}") from error
 
 
 def _initialize(**arguments) -> None:
@@ -138,7 +138,7 @@ def _deadline(seconds: float, line: str) -> Iterator[None]:
 
     def end() -> None:
         print(f"error: {line}", file=sys.stderr, flush=True)
-        os._exit(2)
+        os._exit(PassingError.code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -185,7 +185,7 @@ def gather(value: Any) -> list[Any]:
         longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
         everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
     except jax.errors.JaxRuntimeError as error:
-        raise UsageError(
+        raise PassingError(
             "another process has ended while this one waited for it: its own last lines say why"
         ) from error
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]

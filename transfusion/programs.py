@@ -7,6 +7,7 @@ import json
 import logging as standard_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -42,6 +43,11 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
             main(argv)
         except UsageError as error:
             _fail(error)
+        except Exception:
+            if jax.distributed.is_initialized():  # the usual way out waits for the others, and they for this one
+                traceback.print_exc()
+                distributed.leave(1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Any
 
-from transfusion.errors import UsageError
+from transfusion.errors import PassingError
 
 _LONGEST = 4096  # bytes of a message
 _PATIENCE = 5.0  # seconds that somebody who has connected may take for a message
@@ -20,7 +20,7 @@ def roll_call(address: str, count: int, index: int, timeout: float) -> None:
     """Returns when `count` processes have called; process 0 listens at the port of `address`, 'host:port'.
 
     Raises:
-      UsageError: if some are missing after `timeout` seconds, or two do not agree on who they are.
+      PassingError: if some are missing after `timeout` seconds, or two do not agree on who they are.
     """
     host, _, port = address.rpartition(":")
     me = {"index": index, "count": count, "host": socket.gethostname()}
@@ -29,7 +29,7 @@ def roll_call(address: str, count: int, index: int, timeout: float) -> None:
     else:
         answer = _call((host.strip("[]"), int(port)), me, timeout)
     if answer:
-        raise UsageError(answer)
+        raise PassingError(answer)
 
 
 def _listen(port: int, me: dict[str, Any], deadline: float) -> str:
@@ -39,7 +39,7 @@ def _listen(port: int, me: dict[str, Any], deadline: float) -> str:
     try:
         server = socket.create_server(("", port), family=family, backlog=me["count"], dualstack_ipv6=six)
     except OSError as error:
-        raise UsageError(f"process 0 cannot listen at port {port} of {me['host']}: {error.strerror}") from error
+        raise PassingError(f"process 0 cannot listen at port {port} of {me['host']}: {error.strerror}") from error
     present, answer = {0: me}, ""
     with contextlib.ExitStack() as stack:
         stack.enter_context(server)

@@ -321,7 +321,8 @@ def _first_fault(ranks: Sequence[_Rank]) -> _Fault:
 
 
 def _severity(code: int) -> int:
-    return 0 if code == _USAGE_ERROR else 3 if code == -signal.SIGABRT else 1 if code < 0 else 2
+    """Whoever is killed is the cause; jax aborts those that lose another."""
+    return 3 if code == -signal.SIGABRT else 0 if code < 0 else 1 if code == _USAGE_ERROR else 2
 
 
 def _hanging(ranks: Sequence[_Rank]) -> _Fault:
