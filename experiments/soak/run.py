@@ -33,7 +33,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 RANKS, EVERY, SHARE = 2, 20, 30  # a fault every 30 steps, a checkpoint every 20
 TOLERANCE = 1e-5
-PATIENCE = 600.0  # seconds that anything may take here
+PATIENCE = 1800.0  # seconds that anything may take here
 KINDS = {
     "kill -9 in a step": "a rank, at a random step",
     "kill -9 in a save": "a rank, while a checkpoint is written",
@@ -53,7 +53,7 @@ def steps(faults: int) -> int:
 class Run:
     """A supervised training and what its processes say of themselves."""
 
-    def __init__(self, workdir: pathlib.Path, options: argparse.Namespace):
+    def __init__(self, workdir: pathlib.Path, options: argparse.Namespace, hang_after: float):
         self.workdir, self.checkpoints = workdir, workdir / "checkpoints"
         self._said, self._temporary = workdir / "supervisor.log", workdir / "tmp"
         self.storage_fails = workdir / "storage_fails"
@@ -61,7 +61,7 @@ class Run:
         self.command = [
             "-m", "transfusion.train", f"--config={ROOT / 'configs' / 'digits.py'}:debug", f"--workdir={workdir}",
             "--supervise", f"--processes={RANKS}", "--backoff=0.1", f"--max_failures={options.max_failures}",
-            f"--hang_after={options.hang_after}", "--start_after=300", f"--config.steps={steps(options.faults)}",
+            f"--hang_after={hang_after}", "--start_after=1200", f"--config.steps={steps(options.faults)}",
             f"--config.checkpoint.every={EVERY}", "--config.log_every=10", "--config.eval.every=0",
             f"--config.data.data_dir={options.data_dir}",
         ]  # fmt: skip
@@ -248,11 +248,11 @@ def main() -> int:
     if any((workdir / name / "checkpoints").exists() for name in ("whole", "broken")):
         raise SystemExit(f"error: {workdir} holds a soak already: give another --workdir")
     builders.prepare("digits", str(options.data_dir))
-    whole = Run(workdir / "whole", options)
+    whole = Run(workdir / "whole", options, 600)
     if whole.process.wait():
         raise SystemExit(f"error: the undisturbed run failed: {whole.said()[-2000:]}")
     start = time.monotonic()
-    broken = Run(workdir / "broken", options)
+    broken = Run(workdir / "broken", options, options.hang_after)
     try:
         faults = soak(broken, options)
         code = broken.process.wait(PATIENCE)
