@@ -22,7 +22,7 @@ class Training:
 
     def __init__(self, config, workdir, *arguments):
         self.workdir, self.checkpoints = workdir, workdir / "checkpoints"
-        workdir.mkdir()
+        workdir.mkdir(exist_ok=True)
         self._said = workdir / "said"
         command = [
             sys.executable, "-m", "transfusion.train", f"--config={config}", f"--workdir={workdir}", "--supervise",
@@ -121,6 +121,19 @@ def test_kill_minus_9_of_each_rank_during_saves(config, undisturbed, tmp_path):
     training.kill_during_a_save(0)
     training.kill_during_a_save(1)
     training.finish()
+    assert losses(training.workdir) == undisturbed
+
+
+@pytest.mark.soak
+def test_a_signal_to_the_supervisor_saves_and_the_same_command_continues(config, undisturbed, tmp_path):
+    training = Training(config, tmp_path / "run", f"--config.steps={STEPS}")
+    training.wait(lambda: training.step() >= EVERY + 5)
+    training.process.send_signal(signal.SIGTERM)
+    assert "stopped; the same command continues" in training.finish()
+    logs = [(training.workdir / "logs" / f"rank_{rank}.log").read_text() for rank in range(2)]
+    (step,) = {number for log in logs for number in re.findall(r"stopped at step (\d+)", log)}
+    assert (training.checkpoints / f".seal-{step}.json").exists()
+    Training(config, tmp_path / "run", f"--config.steps={STEPS}").finish()
     assert losses(training.workdir) == undisturbed
 
 
