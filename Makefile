@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 # Large pages for the arrays of XLA on a CPU: fewer page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test soak lint install clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,9 @@ demo: install
 
 test: install
 	$(RUN) pytest
+
+soak: install
+	$(RUN) pytest -m soak -n 0
 
 lint: install
 	$(VENV)/bin/ruff check .

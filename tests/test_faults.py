@@ -149,7 +149,7 @@ def diverging(monkeypatch, tmp_path):
         served = []
 
         class Task(SequenceTask):
-            def open_data(self, experiment):
+            def open_data(self, experiment, rows):
                 return _Numbered(self, 2, bad, served, stop)
 
         task = Task(experiment.model, experiment.spec, experiment.objectives)

@@ -6,15 +6,19 @@ written after the commit. A checkpoint without a seal counts as damaged: the pro
 back, and a few steps cost less than wrong ones. Older checkpoints are deleted once a newer one is sealed.
 
 With several processes every method except `check` is collective; process 0 verifies, seals and moves files.
+
+Storage that fails for a while is tried again (`transfusion.storage`). A save that failed is made anew by one process
+alone: several would have to agree on that while one of them cannot go on, so there it is a fault of that process.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
 import os
-import pathlib
 import shutil
+import time
 from types import TracebackType
 from typing import Any
 
@@ -22,19 +26,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 
-from transfusion import seals
+from transfusion import seals, storage
 from transfusion.errors import UsageError, nearest
 from transfusion.orbax_noise import one_line, silence
-from transfusion.seals import damage, move_aside, remove_leftovers, seal_path, steps_on_disk, write_seal
+from transfusion.seals import move_aside, newest_intact, remove_leftovers, seal_path, write_seal
+from transfusion.state_form import check_form
 
 PyTree = Any
 _NONE, _ALL_DAMAGED = -1, -2
 
 
-class CheckpointError(UsageError):
-    """A checkpoint could not be written. The earlier ones are untouched."""
+class CheckpointError(storage.StorageError):
+    """A checkpoint could not be written. The earlier ones are untouched. `passing`: another try may work."""
+
+    passing = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +66,7 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits.
-
-    Raises:
-      UsageError: if the work directory is not on a mounted file system.
-    """
+    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits."""
 
     def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
         self.config = config or CheckpointConfig()
@@ -70,9 +74,9 @@ class Checkpoints:
         self.root = _root(workdir)
         self._saving: int | None = None
         self._sealing: concurrent.futures.Future | None = None
+        self._tries, self._again = 0, None
         if _first():
-            self.root.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.root)
+            storage.insist(f"cannot write to {self.root}", lambda: remove_leftovers(self.root))
         _barrier("checkpoints_opened")
         options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=self.config.asynchronous)
         self._manager = ocp.CheckpointManager(self.root, options=options)
@@ -94,28 +98,39 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def due(self, step: int) -> bool:
-        """Whether `save` would save at this step without `force`."""
-        return step % self.config.every == 0
+        """Whether `save` would save at this step without `force`: by the config, or as the last save failed."""
+        return step % self.config.every == 0 or (self._again is not None and time.monotonic() >= self._again)
 
-    def save(self, step: int, state: PyTree, data_state: dict, config: dict, force: bool = False) -> bool:
+    def save(self, step: int, state: PyTree, data_state: dict, config: dict, force=False, wait=False) -> bool:
         """Saves a checkpoint if one is due or `force` is set; returns whether it did (a step saved before stays).
 
-        The arrays are copied before this returns, so the caller may donate them to the next step.
+        The arrays are copied before this returns, so the caller may donate them to the next step. With `wait` (or if
+        the config says so) it is sealed when this returns, and tried again if it fails on the way.
 
         Raises:
-          CheckpointError: if the disk is too full, the step is older than the newest checkpoint, or the previous
-            save failed in the background.
+          CheckpointError: if the disk is too full, the step is older than the newest checkpoint, or it fails however
+            often it is tried.
           TypeError: if `data_state` or `config` is no JSON.
         """
         if not (force or self.due(step)):
             return False
+        json.dumps([data_state, config])
+        while True:
+            try:
+                saved = self._begin(step, state, data_state, config)
+                if wait or (saved and not self.config.asynchronous):
+                    self.wait()
+                return saved
+            except CheckpointError as failure:
+                time.sleep(self._pause(failure))
+
+    def _begin(self, step: int, state: PyTree, data_state: dict, config: dict) -> bool:
         self.wait()
         steps = self.steps()
         if step in steps:
             return False
         if steps and step < steps[-1]:
             raise CheckpointError(f"cannot save step {step}: step {steps[-1]} exists already, roll back to before it")
-        json.dumps([data_state, config])
         _check_space(self.root, step, state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), config=ocp.args.JsonSave(config)
@@ -126,19 +141,28 @@ class Checkpoints:
             raise self._failed(step, error) from None
         if not saved:
             raise CheckpointError(f"checkpoint {step} was refused by orbax; steps on disk: {steps}")
-        self._saving = step
-        if not self.config.asynchronous:
-            self.wait()
+        self._saving, self._again = step, None
         return True
 
+    def _pause(self, failure: CheckpointError) -> float:
+        """Seconds before another try; raises `failure` if there is to be none."""
+        if not failure.passing or self._tries >= len(storage.PAUSES):
+            raise failure
+        pause, self._tries = storage.PAUSES[self._tries], self._tries + 1
+        logging.warning("%s; trying again in %g s", failure, pause)
+        return pause
+
     def check(self) -> None:
-        """Call every step (costs microseconds): seals a finished save, raises the error of a failed one.
+        """Call every step (costs microseconds): seals a finished save. After a failed one, another is soon `due`.
 
         Raises:
-          CheckpointError: if the save in the background failed.
+          CheckpointError: if the save in the background failed, and no other is to be tried.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
-            self._committed()
+            try:
+                self._committed()
+            except CheckpointError as failure:
+                self._again = time.monotonic() + self._pause(failure)
         if self._sealing is not None and self._sealing.done():
             self._sealed()
             if jax.process_count() == 1:  # deleting is collective, and this method is not
@@ -178,7 +202,7 @@ class Checkpoints:
         step, rejected = _choose(self.root)
         if step is None:
             return None
-        _compare(step, _metadata(self.root, step), abstract_state)
+        check_form(step, _metadata(self.root, step), abstract_state)
         target = jax.tree.map(_placed, abstract_state)
         state = _read(self.root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
         if _first():
@@ -210,20 +234,25 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:  # as in save
             raise self._failed(step, error) from None
+        self._tries = 0
         if _first():
-            self._sealing = self._thread.submit(write_seal, self.root, step)
+            what = f"checksums of checkpoint {step} not written"
+            self._sealing = self._thread.submit(storage.insist, what, lambda: write_seal(self.root, step))
 
     def _sealed(self) -> None:
         sealing, self._sealing = self._sealing, None
         try:
             sealing.result()
-        except OSError as error:
-            raise CheckpointError(f"checksums of the last checkpoint not written: {one_line(error)}") from None
+        except (OSError, storage.StorageError) as error:
+            raise CheckpointError(one_line(error)) from None
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         if _first():
-            remove_leftovers(self.root)
-        return CheckpointError(f"checkpoint {step} not saved: {one_line(error)}; intact so far: {self.steps()}")
+            with contextlib.suppress(OSError):  # the next start removes them
+                remove_leftovers(self.root)
+        failure = CheckpointError(f"checkpoint {step} not saved: {one_line(error)}; intact so far: {self.steps()}")
+        failure.passing = jax.process_count() == 1 and "no space left" not in str(failure)
+        return failure
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -283,7 +312,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
     return _read_json(*_newest(workdir), "config")
 
 
-def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:
+def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int]:
     silence()
     root = _root(workdir)
     step, _ = _choose(root)
@@ -292,55 +321,19 @@ def _newest(workdir: str | os.PathLike) -> tuple[pathlib.Path, int]:
     return root, step
 
 
-def _choose(root: pathlib.Path) -> tuple[int | None, list[int]]:
+def _choose(root: epath.Path) -> tuple[int | None, list[int]]:
     """Returns (newest intact step or None if there are no checkpoints, newer damaged steps); the same everywhere."""
     step, rejected = _NONE, {}
     if _first():
-        for candidate in reversed(steps_on_disk(root)):
-            if (reason := damage(root, candidate)) is None:
-                step = candidate
-                break
-            rejected[candidate] = reason
-        if step != _NONE:
-            for bad, reason in rejected.items():
-                logging.warning("checkpoint %d is damaged (%s): falling back to %d", bad, reason, step)
-        elif rejected:
-            step = _ALL_DAMAGED
+        found, rejected = newest_intact(root)
+        step = (_ALL_DAMAGED if rejected else _NONE) if found is None else found
+        for bad, reason in rejected.items() if found is not None else ():
+            logging.warning("checkpoint %d is damaged (%s): falling back to %d", bad, reason, step)
     step = _agreed(step)
     if step == _ALL_DAMAGED:
         listed = ", ".join(f"{bad} ({reason})" for bad, reason in rejected.items()) or "listed by process 0"
         raise UsageError(f"no intact checkpoint in {root}: {listed}. Put back a copy, or use another workdir")
     return (None if step == _NONE else step), list(rejected)
-
-
-def _compare(step: int, saved: PyTree, wanted: PyTree) -> None:
-    """Raises UsageError naming the first leaf that differs. Orbax would cast another dtype without a word."""
-    have = {_name(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(saved)}
-    want = {_name(path): _stored_form(x) for path, x in jax.tree_util.tree_leaves_with_path(wanted)}
-    wrong = []
-    for name, form in want.items():
-        if name not in have:
-            wrong.append(f"{name} is not in the checkpoint{nearest(name, have.keys() - want.keys())}")
-        elif have[name] != form:
-            wrong.append(f"{name} is {_show(have[name])} in the checkpoint and {_show(form)} in this run")
-    wrong += [f"{name} is in the checkpoint only" for name in sorted(have.keys() - want.keys())]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more such leaves)" if len(wrong) > 1 else ""
-        raise UsageError(f"checkpoint {step} does not fit this config: {wrong[0]}{more}")
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _show(form: tuple[tuple[int, ...], np.dtype]) -> str:
-    return f"{form[1]}{list(form[0])}"
-
-
-def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return tuple(np.shape(leaf)), np.dtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype)
 
 
 def _placed(leaf: Any, on: jax.sharding.Sharding | None = None) -> Any:
@@ -352,23 +345,29 @@ def _placed(leaf: Any, on: jax.sharding.Sharding | None = None) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or first)
 
 
-def _metadata(root: pathlib.Path, step: int) -> PyTree:
+def _metadata(root: epath.Path, step: int) -> PyTree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(root / str(step) / "state").item_metadata
     return getattr(metadata, "tree", metadata)
 
 
-def _read(root: pathlib.Path, step: int, item: str, handler: Any, arguments: Any) -> Any:
+def _read(root: epath.Path, step: int, item: str, handler: Any, arguments: Any) -> Any:
     # Not through the manager: it binds one handler per item for ever, and a reader must not touch the folder.
-    with ocp.Checkpointer(handler) as reader:
-        return reader.restore(root / str(step) / item, args=arguments)
+    def read() -> Any:
+        with ocp.Checkpointer(handler) as reader:
+            return reader.restore(root / str(step) / item, args=arguments)
+
+    # Restoring is collective: one process cannot try it again alone.
+    return storage.insist(f"cannot read checkpoint {step}", read) if jax.process_count() == 1 else read()
 
 
-def _read_json(root: pathlib.Path, step: int, item: str) -> dict:
+def _read_json(root: epath.Path, step: int, item: str) -> dict:
     return _read(root, step, item, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
 
-def _check_space(root: pathlib.Path, step: int, state: PyTree) -> None:
+def _check_space(root: epath.Path, step: int, state: PyTree) -> None:
+    if "://" in str(root):  # a bucket has no end
+        return
     leaves = [x for x in jax.tree.leaves(state) if hasattr(x, "nbytes")]
     needed, free = sum(x.nbytes for x in leaves) + 2**18, shutil.disk_usage(root).free
     if _agreed(needed > free):
@@ -378,10 +377,9 @@ def _check_space(root: pathlib.Path, step: int, state: PyTree) -> None:
         )
 
 
-def _root(workdir: str | os.PathLike) -> pathlib.Path:
-    if "://" in str(workdir):
-        raise UsageError(f"{workdir} is not a path of a mounted file system: mount the bucket and give its path")
-    return pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+def _root(workdir: str | os.PathLike) -> epath.Path:
+    path = epath.Path(workdir)
+    return (path if "://" in str(path) else path.expanduser().absolute()) / "checkpoints"
 
 
 def _first() -> bool:

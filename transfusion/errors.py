@@ -7,7 +7,15 @@ from types import ModuleType
 
 
 class UsageError(Exception):
-    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with code 2."""
+    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with `code`."""
+
+    code = 2
+
+
+class PassingError(UsageError):
+    """Something outside failed, and the same command may work later: exit code 1, and a supervisor tries it again."""
+
+    code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

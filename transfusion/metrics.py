@@ -7,7 +7,6 @@ and log intervals of any size give the same number.
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
@@ -51,10 +51,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
-        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        self.path = epath.Path(workdir) / "metrics.jsonl"
         self._tensorboard = tensorboard
         self._events = None
-        self._file: TextIO | None = None
         self._last: int | None = None
         if jax.process_index() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ class MetricWriter:
         self._last = rows[-1]["step"] if rows else None
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row, on disk when this returns.
@@ -97,10 +96,7 @@ class MetricWriter:
         row = {"step": step} | {name: None if name in wild else x for name, x in numbers.items()}
         if wild:
             row["nonfinite"] = wild
-        if self._file is None:
-            self._file = open(self.path, "a")  # noqa: SIM115, closed by close
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        append_line(self.path, json.dumps(row, allow_nan=False))
         self._last = step
         self._write_events(step, numbers)
 
@@ -122,16 +118,14 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the files; a later `write` opens them again."""
-        if self._file is not None:
-            self._file.close()
         if self._events is not None:
             self._events.close()
-        self._file = self._events = None
+        self._events = None
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Returns the rows of a metrics.jsonl ([] if there is none); a line that a crash cut short is left out."""
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     rows = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
@@ -142,6 +136,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
             continue
         rows.append(row)
     return rows
+
+
+def append_line(path: epath.Path, line: str) -> None:
+    """Appends a line to a text file; in a bucket, whose files cannot grow, the file is written anew."""
+    if "://" in str(path):
+        path.write_text((path.read_text() if path.exists() else "") + line + "\n")
+        return
+    with open(path, "a") as file:
+        file.write(line + "\n")
 
 
 def _number(value: Any) -> float | int:

@@ -6,18 +6,21 @@ import fcntl
 import json
 import logging as standard_logging
 import os
-import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 
+from transfusion import distributed
 from transfusion.config import Experiment, from_config, from_json
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, check, require
 from transfusion.explain import check_config_file, explain, load_config
 
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
+BUCKETS = {"gs": ("gcsfs", "gcs")}  # what checkpoints can be written to: scheme, the module for it and its extra
 
 
 def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
@@ -40,19 +43,42 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
             main(argv)
         except UsageError as error:
             _fail(error)
+        except Exception:
+            if jax.distributed.is_initialized():  # the usual way out waits for the others, and they for this one
+                traceback.print_exc()
+                distributed.leave(1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
 
+def check_workdir(workdir: str) -> None:
+    """Refuses a --workdir that is missing, or a URL that nothing here can write.
+
+    Raises:
+      UsageError: saying what is.
+    """
+    if not workdir:
+        raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
+    scheme, url, _ = workdir.partition("://")
+    if url:
+        check(f"--workdir={workdir}", scheme, BUCKETS)
+        require(*BUCKETS[scheme])
+
+
 @contextlib.contextmanager
-def sole_use(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
+def sole_use(workdir: epath.Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps a second program, of this machine, out of a workdir: one would remove the other's unfinished files.
 
-    The system gives the lock up when the process ends, however that happens.
+    The system gives the lock up when the process ends, however that happens. Storage without a file system, such as a
+    bucket, has no locks that do so, and nothing is kept out there.
 
     Raises:
       UsageError: if another program has it (`flag` is what names the folder), or it cannot be written.
     """
+    if "://" in str(workdir):
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "w")  # noqa: SIM115 - closed below
@@ -68,8 +94,10 @@ def sole_use(workdir: pathlib.Path, flag: str = "--workdir") -> Iterator[None]:
 
 def _fail(error: object) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
+    code = error.code if isinstance(error, UsageError) else UsageError.code
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    distributed.leave(code)
+    sys.exit(code)
 
 
 def set_up_jax() -> None:
@@ -121,8 +149,8 @@ def read_experiment(workdir: str | os.PathLike) -> Experiment:
     Raises:
       UsageError: if there is none.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
         raise UsageError(f"{path} does not exist: {workdir} is not the workdir of a training run")
     try:
         return from_json(path.read_text())

@@ -1,6 +1,7 @@
 """Where numbers come from: the command, the versions and the machine, written beside them."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,7 +11,9 @@ import shlex
 import sys
 
 import jax
+from etils import epath
 
+from transfusion.metrics import append_line
 from transfusion.version import __version__
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -21,6 +24,14 @@ def versions() -> dict[str, str]:
     """Of Python, this package and what computes."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"transfusion": __version__, "python": platform.python_version()} | found
+
+
+def source_code() -> str:
+    """A digest of this package's source files: two commits of one version differ."""
+    folder, digest = pathlib.Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine() -> dict[str, str | int]:
@@ -50,18 +61,17 @@ def record_command(workdir: str | os.PathLike) -> None:
     """Appends this process' command, versions and machine to the workdir's commands.jsonl."""
     if jax.process_index() != 0:
         return
-    folder = pathlib.Path(workdir)
+    folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     row = {"date": now(), "command": command(), "versions": versions(), "machine": machine()}
-    with open(folder / COMMANDS, "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_line(folder / COMMANDS, json.dumps(row))
 
 
 def read_commands(workdir: str | os.PathLike) -> list[dict]:
     """The rows of commands.jsonl, oldest first; [] if there is none. Broken lines are left out."""
-    path = pathlib.Path(workdir) / COMMANDS
+    path = epath.Path(workdir) / COMMANDS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

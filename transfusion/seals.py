@@ -4,24 +4,32 @@
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+from absl import logging
+from etils import epath
+
+from transfusion import storage
 
 
-def damage(root: pathlib.Path, step: int) -> str | None:
-    """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words."""
-    folder = root / str(step)
+def damage(root: epath.Path, step: int) -> str | None:
+    """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words.
+
+    Raises:
+      OSError: if the storage fails in a way that may pass.
+    """
+    folder = epath.Path(root) / str(step)
     try:
         files = _read_seal(root, step)
         for name, (size, _) in files.items():
-            if not (folder / name).is_file():
+            if not (folder / name).exists():
                 return f"file {name}: missing"
-            if (found := (folder / name).stat().st_size) != size:
+            if (found := _size(folder / name)) != size:
                 return f"file {name}: {found} bytes instead of {size}"
         digests = _digests(folder, files)
     except FileNotFoundError:
@@ -29,47 +37,95 @@ def damage(root: pathlib.Path, step: int) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{seal_path(root, step).name} is unreadable"
     except OSError as error:
+        if storage.may_pass(error):
+            raise
         return " ".join(str(error).split())
     wrong = [name for name, (_, digest) in files.items() if digests[name] != digest]
     return f"file {wrong[0]}: checksum differs" if wrong else None
 
 
-def _read_seal(root: pathlib.Path, step: int) -> dict[str, tuple[int, str]]:
+def newest_intact(root: epath.Path) -> tuple[int | None, dict[int, str]]:
+    """Returns (newest intact step or None, what is wrong with each newer one).
+
+    A checkpoint that cannot be read now is damaged only if an older one can be read then, time after time.
+
+    Raises:
+      StorageError: if some cannot be read and no other is intact.
+    """
+    for pause in (*storage.PAUSES, None):
+        step, rejected, failing = None, {}, ""
+        try:
+            for candidate in reversed(steps_on_disk(root)):
+                try:
+                    reason = damage(root, candidate)
+                except OSError as error:
+                    reason = failing = " ".join(str(error).split())
+                if reason is None:
+                    step = candidate
+                    break
+                rejected[candidate] = reason
+        except OSError as error:  # of the folder itself
+            failing = " ".join(str(error).split())
+        if not failing or (pause is None and step is not None):
+            return step, rejected
+        if pause is None:
+            break
+        logging.warning("the checkpoints in %s cannot be read (%s); trying again in %g s", root, failing, pause)
+        time.sleep(pause)
+    raise storage.StorageError(f"the checkpoints in {root} cannot be read and stay as they are: {failing}")
+
+
+def _read_seal(root: epath.Path, step: int) -> dict[str, tuple[int, str]]:
     files = json.loads(seal_path(root, step).read_text())["files"]
     if not files:
         raise ValueError("no files")
     return {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
 
 
-def write_seal(root: pathlib.Path, step: int) -> None:
+def write_seal(root: epath.Path, step: int) -> None:
     """Seals the committed checkpoint `step`; raises OSError."""
-    folder = root / str(step)
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    folder = epath.Path(root) / str(step)
+    names = sorted(_files(folder))
     digests = _digests(folder, names)
-    files = {name: [(folder / name).stat().st_size, digests[name]] for name in names}
+    files = {name: [_size(folder / name), digests[name]] for name in names}
     path = seal_path(root, step)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"step": step, "files": files}))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
-def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+def _files(folder: epath.Path, above: str = "") -> Iterator[str]:
+    """All files below a folder, by their path in it. `walk` would give those of a bucket without its scheme."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{above}{path.name}/")
+        else:
+            yield above + path.name
+
+
+def _size(path: epath.Path) -> int:
+    # epath's own `stat` asks for the owner's name, which not every owner has.
+    return path.stat().length if "://" in str(path) else os.stat(path).st_size
+
+
+def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
     def digest(name: str) -> str:
-        with open(folder / name, "rb") as file:
+        with (folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def remove_leftovers(root: pathlib.Path) -> None:
-    """Removes unfinished saves and seals of checkpoints that are gone."""
+def remove_leftovers(root: epath.Path) -> None:
+    """Removes unfinished saves and seals of checkpoints that are gone; makes the folder if there is none."""
+    root.mkdir(parents=True, exist_ok=True)
     for _ in range(20):  # the last writes of a failed save may come later, and bring its folder back
-        leftovers = list(root.glob("*.orbax-checkpoint-tmp*"))
+        leftovers = list(epath.Path(root).glob("*.orbax-checkpoint-tmp*"))
         if not leftovers:
             break
         for path in leftovers:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         time.sleep(0.1)
     kept = {seal_path(root, step) for step in steps_on_disk(root)}
     for path in root.glob(".seal-*"):
@@ -77,7 +133,12 @@ def remove_leftovers(root: pathlib.Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def without_leftovers(root: pathlib.Path, save: Callable[[], bool]) -> bool:
+def _remove(folder: epath.Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmtree(missing_ok=True)
+
+
+def without_leftovers(root: epath.Path, save: Callable[[], bool]) -> bool:
     """`save()`, and once more if the last writes of a failed save came after its folder had been removed."""
     try:
         return save()
@@ -86,22 +147,25 @@ def without_leftovers(root: pathlib.Path, save: Callable[[], bool]) -> bool:
         return save()
 
 
-def move_aside(root: pathlib.Path, steps: list[int]) -> None:
+def move_aside(root: epath.Path, steps: list[int]) -> None:
     """Renames damaged checkpoints to `damaged-<step>`, in place of those of an earlier call, which go."""
     if steps:
-        for old in root.glob("damaged-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        for old in epath.Path(root).glob("damaged-*"):
+            _remove(old)
     for step in steps:
-        os.rename(root / str(step), root / f"damaged-{step}")
+        (root / str(step)).rename(root / f"damaged-{step}")
         seal_path(root, step).unlink(missing_ok=True)
 
 
-def steps_on_disk(root: pathlib.Path) -> list[int]:
-    """Returns the steps that have a folder, ascending, whatever is in it."""
-    names = (path.name for path in root.glob("[0-9]*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+def steps_on_disk(root: epath.Path) -> list[int]:
+    """Returns the steps that have a folder, ascending, whatever is in it. Raises OSError if `root` cannot be read."""
+    try:  # `is_dir` would take a folder that cannot be read now for none
+        names = [path.name for path in epath.Path(root).iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if str(int(name)) == name)
 
 
-def seal_path(root: pathlib.Path, step: int) -> pathlib.Path:
+def seal_path(root: epath.Path, step: int) -> epath.Path:
     """Returns the file that holds the checksums of checkpoint `step`."""
     return root / f".seal-{step}.json"

@@ -10,7 +10,7 @@ A task has
   after_step(old, new, statistics): the trained parameters `new` that the optimizer made of `old`, with what statistics
     of the whole batch change and no gradient does
   tokens(rows), flops(rows): of one step
-  open_data(experiment), held_out(experiment): batches of numpy arrays
+  open_data(experiment, rows), held_out(experiment): batches of numpy arrays
   start(experiment, given): the parameters to start from, by path, with those that are measured on the data
 so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
 """
@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -123,14 +123,14 @@ class SequenceTask:
         """Slots of one step, padding included."""
         return rows * sum(stream.budget for stream in self.spec.streams.values())
 
-    def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
-        """The endless training batches of this host, with `state`, `restore` and `stats`."""
+    def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
+        """The given `rows` of the endless training batches, with `state`, `restore`, `stats` and `fingerprint`."""
         codec = open_codec(experiment.codec)
         self._check_resolutions(experiment, codec.down)
         self._check_latents(experiment.data, codec)
         return Pipeline(
-            experiment.data, self.spec, experiment.batch_size, experiment.seed,
-            jax.process_index(), jax.process_count(), codec.encode, tokenizer=self.tokenizer,
+            experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
+            tokenizer=self.tokenizer,
         )  # fmt: skip
 
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
@@ -272,11 +272,8 @@ class AutoencoderTask:
         """Which key of a record it reads."""
         return "video" if self.config.frames else "image"
 
-    def open_data(self, experiment: Experiment) -> contextlib.AbstractContextManager:
-        return ImageBatches(
-            experiment.data, experiment.batch_size, experiment.seed, jax.process_index(), jax.process_count(),
-            self.medium,
-        )  # fmt: skip
+    def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
+        return ImageBatches(experiment.data, experiment.batch_size, experiment.seed, rows, self.medium)
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """With the mean and deviation of a tower's features over the first training images, if there is a tower."""

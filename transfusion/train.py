@@ -8,24 +8,28 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 
 import contextlib
 import dataclasses
+import functools
 import json
-import pathlib
-import signal
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import flags, logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import guard, initial, programs, provenance, sharding
+from transfusion import distributed, guard, initial, programs, provenance, sharding, supervise
 from transfusion.checkpoint import Checkpoints
 from transfusion.codecs import text
 from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment, to_json
+from transfusion.data.pipeline import merge_states
 from transfusion.errors import UsageError
 from transfusion.metrics import MetricWriter, Progress, means
 from transfusion.optim import average, make_optimizer, merge, schedule, split
@@ -185,28 +189,31 @@ def abstract_state(task: Task, experiment: Experiment, shardings: TrainState) ->
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
+def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = epath.Path(workdir)
     task = make_task(experiment)
     experiment = dataclasses.replace(experiment, tokenizer=text.recorded(experiment.tokenizer))
     mesh = sharding.make_mesh(experiment.mesh)
     shardings = state_shardings(task, experiment, mesh)
-    rows = sharding.batch_shardings(task.batch_spec(experiment.batch_size), mesh)
+    batch_spec = task.batch_spec(experiment.batch_size)
+    rows = sharding.batch_shardings(batch_spec, mesh)
+    mine = distributed.local_rows(batch_spec, rows)
     step = jit_step(task, experiment, shardings, rows)
     abstract = abstract_state(task, experiment, shardings)
-    watch = guard.Guard(experiment.guard)
+    watch, pulse = guard.Guard(experiment.guard), supervise.Pulse()
     with (
         programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(mesh),
-        task.open_data(experiment) as data,
+        task.open_data(experiment, mine) as data,
+        _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment) as log,
-        _Interruption() as interruption,
+        distributed.Interruption() as interruption,
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
@@ -220,13 +227,17 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
             logging.info("continuing %s at step %d", workdir, at)
         log.start(at)
         held_out = make_evaluation(task, experiment, rows)
-        while at < experiment.steps and not interruption.requested:
-            state = step(state, _on_devices(next(data), rows))
+        while at < experiment.steps and not interruption.reached(at):
+            pulse.beat(at, supervise.READS)
+            batch = distributed.place(next(data), rows, mine, experiment.batch_size)
+            pulse.beat(at, supervise.COMPUTES)
+            state = step(state, batch)
             at += 1
             if log.due(at):
                 values = {}
                 if held_out and at % experiment.eval.every == 0:
                     jax.block_until_ready(state)  # the steps still running count as training
+                    pulse.beat(at, supervise.EVALUATES)
                     with log.clock.paused():
                         values = held_out(state.best)
                 state, in_a_row = log.write(at, state, data.stats(), values)
@@ -237,18 +248,21 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> TrainState:
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 jax.block_until_ready(state)
+                pulse.beat(at, supervise.SAVES)
                 with log.clock.paused():
-                    _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
+                    _save(checkpoints, at, state, data.state(), watch, experiment)
         if interruption.requested and at not in checkpoints.steps():
-            _save(checkpoints, at, state, data.state() | {"guard": watch.state()}, experiment)
+            _save(checkpoints, at, state, data.state(), watch, experiment)
             logging.warning("stopped at step %d; the same command continues", at)
+    if at >= experiment.steps:
+        pulse.beat(at, supervise.DONE)
     return state
 
 
 class RunLog:
     """Writes config.json and a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
 
-    def __init__(self, workdir: pathlib.Path, task: Task, experiment: Experiment):
+    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment):
         self._workdir, self._experiment = workdir, experiment
         self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
         self._peak = peak_flops()
@@ -296,8 +310,25 @@ class RunLog:
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
 
 
-def _save(checkpoints: Checkpoints, at: int, state: TrainState, position: dict, experiment: Experiment) -> None:
-    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True)
+@contextlib.contextmanager
+def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
+    """Refuses to begin unless every process has the same config, code and data."""
+    if jax.process_count() > 1:
+        config = jax.tree_util.tree_leaves_with_path(json.loads(to_json(experiment)))
+        facts = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in config}
+        facts |= {f"version of {name}": version for name, version in provenance.versions().items()}
+        facts |= {"source code of transfusion": provenance.source_code()}
+        facts |= {f"records of data.sources.{name}": found for name, found in data.fingerprint().items()}
+        distributed.check_same(facts)
+    yield
+
+
+def _save(
+    checkpoints: Checkpoints, at: int, state: TrainState, position: dict, watch: guard.Guard, experiment: Experiment
+) -> None:
+    position = merge_states(distributed.gather(position)) | {"guard": watch.state()}
+    last = at == experiment.steps
+    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True, wait=last)
 
 
 def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
@@ -311,21 +342,16 @@ def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: P
     return restored[0], dataclasses.replace(restored[1], skips=skips)
 
 
-def _on_devices(batch: PyTree, shardings: PyTree) -> PyTree:
-    """Host rows to global arrays."""
-    if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
-    return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
-
-
 def make_evaluation(task: Task, experiment: Experiment, rows: PyTree):
     """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
     if not experiment.eval.sources or not experiment.eval.every:
         return None
     batches: list[PyTree] = []
+    everywhere, total_rows = sharding.replicated(jax.tree.leaves(rows)[0].mesh), experiment.batch_size
 
-    @jax.jit
-    def sums(params, batch, key):
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def sums(params, batch, i):
+        key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
         loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
         parts.pop(STATISTICS, None)
         return parts | {"loss": (loss, jnp.ones(()))}
@@ -334,8 +360,8 @@ def make_evaluation(task: Task, experiment: Experiment, rows: PyTree):
         batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
         total = None
         for i, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
-            new = jax.device_get(sums(params, _on_devices(batch, rows), key))
+            placed = distributed.place(batch, rows, range(total_rows), total_rows)
+            new = jax.device_get(sums(params, placed, np.int32(i)))
             total = new if total is None else jax.tree.map(lambda a, b: a + b, total, new)
         return means(total)
 
@@ -346,36 +372,13 @@ def _take(batches: Iterator[PyTree], count: int) -> list[PyTree]:
     return [batch for _, batch in zip(range(count), batches, strict=False)]
 
 
-class _Interruption:
-    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self) -> "_Interruption":
-        self._before = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._request)
-        except ValueError:  # not in the main thread (a notebook's worker): then the process ends as it always does
-            self._before = {}
-        return self
-
-    def _request(self, number, frame) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def main(argv) -> None:
     programs.set_up_jax()
-    if not FLAGS.workdir:
-        raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
+    programs.check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.supervise:
+        sys.exit(supervise.from_flags("transfusion.train").run())
+    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout)
     provenance.record_command(FLAGS.workdir)
     train(experiment, FLAGS.workdir)
 
@@ -385,4 +388,9 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.a.b=c.")
     flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is continued.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
+    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1)
+    flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
+    supervise.define_flags()
     programs.run(main)

@@ -92,7 +92,7 @@ def test_resume_is_exact_whatever_was_made_ahead(prefetch, stop):
 
 def test_two_hosts_make_the_batches_of_one_and_states_go_over():
     whole = Pipeline(CONFIG, SPEC, 4, opened=OPENED)
-    halves = [Pipeline(CONFIG, SPEC, 4, host=h, hosts=2, opened=OPENED) for h in range(2)]
+    halves = [Pipeline(CONFIG, SPEC, 4, rows=rows, opened=OPENED) for rows in ((0, 1), (2, 3))]
 
     def joined():
         parts = [next(half) for half in halves]
@@ -246,8 +246,6 @@ def test_wrong_configs_are_one_clear_line():
     for config, message in cases:
         with pytest.raises(UsageError, match=message):
             Pipeline(config, SPEC, 4, opened=OPENED)
-    with pytest.raises(UsageError, match="split over 3 hosts"):
-        Pipeline(CONFIG, SPEC, 4, hosts=3, opened=OPENED)
 
 
 def test_an_epoch_has_every_record_once():

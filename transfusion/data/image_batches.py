@@ -14,22 +14,25 @@ ImageBatch = dict[str, np.ndarray]
 
 
 class ImageBatches:
-    """Endless {'images' float32 [B / hosts, H, W, C] in [-1, 1], 'weight' [B / hosts]} with an exact, elastic state.
+    """Endless {'images' float32 [rows, H, W, C] in [-1, 1], 'weight' [rows]} with an exact, elastic state.
 
-    `medium` is the key of the records that is read: 'video' gives clips [B / hosts, T, H, W, C].
+    `rows` are those of the global batch that are made, all by default. `medium` is the key of the records that is read:
+    'video' gives clips [rows, T, H, W, C].
     """
 
     def __init__(
-        self, config: DataConfig, batch_size: int, seed: int = 0, host: int = 0, hosts: int = 1, medium: str = "image"
+        self,
+        config: DataConfig,
+        batch_size: int,
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+        medium: str = "image",
     ):
-        """Raises UsageError if `hosts` does not divide `batch_size`, or the sources cannot be opened."""
-        if batch_size % hosts:
-            raise UsageError(f"batch_size={batch_size} cannot be split over {hosts} hosts")
+        """Raises UsageError if the sources cannot be opened."""
         self._records = Records(config, seed)
         self._bad = BadRecords(config.max_bad_share, config.max_bad_after)
-        local = batch_size // hosts
         self._batch_size, self._medium = batch_size, medium
-        self._cursors = {row: row for row in range(host * local, (host + 1) * local)}
+        self._cursors = {row: row for row in (range(batch_size) if rows is None else rows)}
         self._read = 0
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -56,7 +59,7 @@ class ImageBatches:
             self._bad.check(self._read)
 
     def state(self) -> dict:
-        """JSON: where each row of this host reads on."""
+        """JSON: where each of these rows reads on."""
         return {"batch_size": self._batch_size, "rows": {str(row): at for row, at in self._cursors.items()}}
 
     def restore(self, state: Mapping) -> None:
@@ -66,6 +69,10 @@ class ImageBatches:
                 f"the data position was saved with batch_size={state.get('batch_size')}, not {self._batch_size}"
             )
         self._cursors = {row: state["rows"][str(row)] for row in self._cursors}
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Records.fingerprint`."""
+        return self._records.fingerprint()
 
     def stats(self) -> dict:
         """'bad' (count) and 'errors'; images fill their batch."""

@@ -1,8 +1,8 @@
 """The input pipeline: records -> documents -> packed rows -> numpy batches, made ahead by one background thread.
 
 The batches depend on (config, spec, batch size, seed) only. Row r of the global batch is lane r of `packing`; a host
-makes the rows [host B / hosts, (host + 1) B / hosts), so that one host and many make the same global batches. The state
-is JSON: per lane a cursor and the indices of the documents in open bins.
+makes the rows that its devices hold, so that one host and many make the same global batches. The state is JSON: per
+lane a cursor and the indices of the documents in open bins.
 """
 
 import collections
@@ -27,7 +27,7 @@ _TURN = 1 << 32  # keeps these numbers apart from the draws of documents
 
 
 class Pipeline:
-    """An endless iterator of numpy Batches [batch_size / hosts, ...] with an exact state.
+    """An endless iterator of numpy Batches [rows, ...] with an exact state.
 
     Use it as a context manager, or call `close`, so that its thread ends.
     """
@@ -38,19 +38,17 @@ class Pipeline:
         spec: SequenceSpec,
         batch_size: int,
         seed: int = 0,
-        host: int = 0,
-        hosts: int = 1,
+        rows: Sequence[int] | None = None,
         encode: documents.Encode = documents.pixels,
         opened: Mapping[str, Source] | None = None,
         tokenizer: Tokenizer = BYTES,
     ):
-        """`batch_size` is that of all hosts. `encode` is called in this pipeline's threads.
+        """`batch_size` is that of all hosts; `rows` are those of this one, all by default. `encode` is called in this
+        pipeline's threads.
 
         Raises:
-          UsageError: if the config cannot work, or `hosts` does not divide `batch_size`.
+          UsageError: if the config cannot work.
         """
-        if batch_size % hosts or not 0 <= host < hosts:
-            raise UsageError(f"batch_size={batch_size} cannot be split over {hosts} hosts (this is host {host})")
         for name in config.drop_conditions:
             if name not in spec.streams:
                 raise UsageError(f"data.drop_conditions: no stream {name!r}{nearest(name, spec.streams)}")
@@ -59,8 +57,7 @@ class Pipeline:
         self._records = Records(config, seed, opened)
         # Expanding takes most of the time; a record has few forms, so that they all fit unless the data is large.
         self._expansions = Cache(config.cache_megabytes * 2**19) if config.cache else None
-        local = batch_size // hosts
-        self._rows = range(host * local, (host + 1) * local)
+        self._rows = range(batch_size) if rows is None else list(rows)
         self._reader: _ReadAhead | None = None
         self._worker: _Worker | None = None
         self._closed = False
@@ -111,6 +108,10 @@ class Pipeline:
         'efficiency' ({stream: used / slots} and 'all'), 'mean_cost' ({stream: tokens per packed document}); and
         'errors' ({name: why}) of everything read so far."""
         return self._stats | {"errors": dict(self._bad.errors)}
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Records.fingerprint`."""
+        return self._records.fingerprint()
 
     def close(self) -> None:
         """Ends the background threads; `state` and `stats` can still be asked, batches cannot."""
@@ -219,9 +220,12 @@ def _bytes_of(example: Expanded | Bad) -> int:
 
 
 def merge_states(states: Iterable[Mapping]) -> dict:
-    """Joins the states of all hosts into one that any number of hosts can restore."""
-    states = list(states)
-    return {**states[0], "lanes": {row: lane for state in states for row, lane in state["lanes"].items()}}
+    """Joins the states of all hosts, of this or of `ImageBatches`, into one that any number of hosts can restore."""
+    merged: dict = {}
+    for state in states:
+        for name, value in state.items():
+            merged[name] = merged.get(name, {}) | value if isinstance(value, Mapping) else value
+    return merged
 
 
 def epoch_batches(

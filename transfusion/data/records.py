@@ -1,5 +1,6 @@
 """The mixture: endless, shuffled, weighted, addressed by one global index; with a cache and a count of bad records."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -24,8 +25,10 @@ class Records:
         config.validate()
         cache = Cache(config.cache_megabytes * 2**19) if config.cache else None
         parts, weights = [], []
+        self._sources: dict[str, sources.Source] = {}
         for number, (name, source) in enumerate(config.sources.items()):
             data = (opened or {}).get(name) or sources.open_source(source, config.data_dir, config.pixel_limit)
+            self._sources[name] = data
             indexed = _Cached(data, name, cache) if cache else data
             parts.append(grain.MapDataset.source(indexed).seed(_mixed_seed(seed, number)).shuffle().repeat())
             weights.append(source.weight)
@@ -33,6 +36,20 @@ class Records:
 
     def __getitem__(self, index: int) -> Record:
         return self._data[index]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of each source: how many records it has, and a digest of up to eight of them, evenly spaced."""
+        return {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self._sources.items()}
+
+
+def _digest(source: Sequence[Record]) -> str:
+    digest, last = hashlib.sha256(), len(source) - 1
+    for index in sorted({i * last // 7 for i in range(8)}):
+        for key, value in sorted(source[index].items()):
+            if key not in ("id", "error"):  # they may hold paths, which need not be the same on all machines
+                digest.update(f"{key} {getattr(value, 'shape', '')} ".encode())
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
+    return digest.hexdigest()
 
 
 def _mixed_seed(seed: int, number: int) -> int:
