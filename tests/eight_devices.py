@@ -1,51 +1,76 @@
-"""Run with eight virtual CPU devices by test_sharding: five steps on one device and on meshes of eight, as JSON.
+"""Run with eight virtual CPU devices by test_sharding: a few steps on one device and on meshes of eight, as JSON.
 
-Once more with learning-rate groups, and from there a new run on another mesh.
+Besides, a new run on another mesh from the checkpoint of one; and a codec.
 """
 
-import dataclasses
 import json
 import re
 import sys
 import tempfile
 
 import jax
+import numpy as np
 import tiny
 
 from transfusion import sharding
 from transfusion.checkpoint import Checkpoints
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.config import Experiment
 from transfusion.initial import InitConfig, from_run
+from transfusion.model.config import Stage
 from transfusion.model.paths import by_path
 from transfusion.optim import LearningRateGroup, OptimConfig
-from transfusion.tasks import SequenceTask
-from transfusion.train import make_init, make_step, state_shardings
+from transfusion.sequence import Stream
+from transfusion.tasks import AutoencoderTask, SequenceTask
+from transfusion.train import abstract_state, make_init, make_step, state_shardings
 
-STEPS, ROWS = 5, 8
+STEPS, ROWS = 3, 8
 FROZEN = "trunk/blocks/trunk/q"
 GROUPS = (LearningRateGroup(FROZEN, 0.0), LearningRateGroup("trunk", 0.5))
 
 
-def experiment() -> Experiment:
-    of = tiny.SPECS["transfusion"]
-    model = tiny.model(kv_heads=2, qk_norm="rms")
-    return Experiment(
+def discrete() -> tuple:
+    """Codes that are unmasked, and a second trunk behind the first."""
+    codes = Stream(vocabulary=6, grid=(2, 3), budget=24, objective="masked", attention="block")
+    streams = {"text": tiny.text_stream(budget=40), "image": codes}
+    behind = tiny.model(width=16, layers=1, heads=2, streams=tuple(streams))
+    of = tiny.spec(streams, {"image": (tiny.image_run(boundary="inside"),)})
+    return of, tiny.model(layers=1, stages={"behind": Stage(behind, "mlp")})
+
+
+SYSTEMS = {
+    "dense": (tiny.SPECS["transfusion"], tiny.model(kv_heads=2, qk_norm="rms")),
+    "experts": (tiny.SPECS["bagel"], tiny.model(kv_heads=2, layers=1, attention="blockwise")),
+    "codes": discrete(),
+}
+# On which meshes; and what besides the mesh may change nothing.
+ON = {"experts": ("context", "slices"), "codes": ("context", "all")}
+CHANGES = {"fsdp": {"offload": True}, "all": {"accumulate": 2}}
+MADE = ("one", "all")  # on which the parameters are made
+
+
+def experiment(system: str = "dense", **optim) -> tuple[SequenceTask, Experiment]:
+    of, model = SYSTEMS[system]
+    config = Experiment(
         steps=STEPS, batch_size=ROWS, model=model, streams=dict(of.streams), layout=dict(of.layout),
-        optim=OptimConfig(learning_rate=1e-2, warmup=1),
+        optim=OptimConfig(**{"learning_rate": 1e-2, "warmup": 1} | optim),
     )  # fmt: skip
+    return SequenceTask(config.model, of, config.objectives), config
 
 
-def run(mesh, accumulate: int = 1, groups: tuple[LearningRateGroup, ...] = (), workdir: str = "") -> dict:
-    config = experiment()
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=accumulate, groups=groups))
-    task = SequenceTask(config.model, tiny.SPECS["transfusion"], config.objectives)
+def run(mesh, task, config: Experiment, start=None, workdir: str = "") -> dict:
+    """The losses of all steps, the last gradient norm, and the state; from the state `start`, or a fresh one."""
     shardings = state_shardings(task, config, mesh)
     rows = sharding.batch_shardings(task.batch_spec(ROWS), mesh)
     with jax.set_mesh(mesh):
-        init = jax.jit(make_init(task, config), out_shardings=shardings).lower().compile()
-        state = init()
+        made = []
+        if start is None:
+            init = jax.jit(make_init(task, config), out_shardings=shardings).lower().compile()
+            # The shapes that one device computes while the parameters are made.
+            made, start = sorted(set(re.findall(r"f32\[([\d,]+)\]", init.as_text()))), init()
+        state = first = jax.device_put(start, shardings)
         step = jax.jit(make_step(task, config), in_shardings=(shardings, rows), out_shardings=shardings)
-        first = by_path(state.params)[FROZEN]
         losses, before = [], 0.0
         for i in range(STEPS):
             state = step(state, jax.device_put(task.fake_batch(ROWS, i), rows))
@@ -54,24 +79,62 @@ def run(mesh, accumulate: int = 1, groups: tuple[LearningRateGroup, ...] = (), w
     if workdir:
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(STEPS, state, {}, {}, force=True)
-    gate = state.params["trunk"]["blocks"]["trunk"]["gate"]
-    return {
-        "moved": bool((first != by_path(state.params)[FROZEN]).any()),
-        "moments": sorted(by_path(state.opt_state[1][0].mu)),
-        "losses": losses,
-        "grad_norm": float(state.log["grad_norm"][0]),
-        "gate": [list(gate.shape), list(gate.addressable_shards[0].data.shape)],
-        "moment": list(state.opt_state[1][0].mu["trunk"]["blocks"]["trunk"]["gate"].addressable_shards[0].data.shape),
-        "average": list(state.ema["trunk"]["blocks"]["trunk"]["gate"].addressable_shards[0].data.shape),
-        # The shapes that one device computes while the parameters are made.
-        "made": sorted(set(re.findall(r"f32\[([\d,]+)\]", init.as_text()))),
+            if config.optim.offload:
+                abstract = abstract_state(task, config, shardings)
+                state = checkpoints.restore(abstract)[1]
+    norm = float(state.log["grad_norm"][0])
+    return {"losses": losses, "grad_norm": norm, "first": first, "state": state, "made": made}
+
+
+def on_all(system: str, meshes: dict) -> dict:
+    """`run` on several meshes, the first of which makes the parameters."""
+    results = {}
+    for name, mesh in meshes.items():
+        start = results[next(iter(results))]["first"] if results else None
+        results[name] = run(mesh, *experiment(system), start)
+    return {name: {"losses": r["losses"], "grad_norm": r["grad_norm"]} for name, r in results.items()}
+
+
+def of_dense(mesh, start=None, workdir: str = "", **optim) -> dict:
+    """What `run` says of the dense system, with where its parts are."""
+    task, config = experiment(groups=GROUPS, **optim)
+    result = run(mesh, task, config, start, workdir)
+    state, first = result.pop("state"), result.pop("first")
+    moved = {path: bool((x != y).any()) for (path, x), y in zip(
+        by_path(jax.device_get(state.params)).items(), by_path(jax.device_get(first.params)).values(), strict=True
+    )}  # fmt: skip
+    gate, moment, average = (
+        tree["trunk"]["blocks"]["trunk"]["gate"] for tree in (state.params, state.opt_state[1][0].mu, state.ema)
+    )
+    return result | {
+        "still": [path for path, changed in moved.items() if not changed],
+        "optimized": FROZEN in by_path(state.opt_state[1][0].mu),
+        "gate": [list(gate.shape), _part(gate)],
+        "moment": _part(moment),
+        "average": _part(average),
+        "memory": moment.sharding.memory_kind,
     }
+
+
+def of_codec(mesh) -> dict:
+    """A codec whose codebook follows moving averages, and takes codes anew that nothing uses."""
+    quantizer = QuantizerConfig(codes=16, revive=0.1)
+    codec = AutoencoderConfig(
+        "vq", channels=(8,), latent_channels=4, norm_groups=4, middle_attention=False, quantizer=quantizer
+    )
+    config = Experiment(task="autoencoder", steps=STEPS, batch_size=ROWS, autoencoder=codec)
+    result = run(mesh, AutoencoderTask(codec, (8, 8)), config)
+    codebook = np.asarray(result["state"].params["quantizer"]["codebook"]).tolist()
+    return {"losses": result["losses"], "grad_norm": result["grad_norm"], "codebook": codebook}
+
+
+def _part(x: jax.Array) -> list[int]:
+    return list(x.addressable_shards[0].data.shape)
 
 
 def restart(mesh, workdir: str) -> dict:
     """Takes the parameters of a run on another mesh, and gives the part of one that a device holds."""
-    config = experiment()
-    task = SequenceTask(config.model, tiny.SPECS["transfusion"], config.objectives)
+    task, config = experiment()
     shardings = state_shardings(task, config, mesh)
     wanted = jax.tree.map(
         lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), task.template.shapes, shardings.params
@@ -79,23 +142,24 @@ def restart(mesh, workdir: str) -> dict:
     given = from_run(InitConfig(workdir), wanted)
     state = jax.jit(make_init(task, config), out_shardings=shardings)(given)
     gates = [by_path(tree)["trunk/blocks/trunk/gate"] for tree in (given, state.params, state.ema)]
-    return {
-        "parts": [list(gate.addressable_shards[0].data.shape) for gate in gates],
-        "sums": [float(abs(gate).sum()) for gate in gates],
-    }
+    return {"parts": [_part(gate) for gate in gates], "sums": [float(abs(gate).sum()) for gate in gates]}
 
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
-    sizes = json.loads(sys.argv[1])
     meshes = {"one": sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])}
-    meshes |= {name: sharding.make_mesh(sharding.MeshConfig(**size)) for name, size in sizes.items()}
-    results = {name: run(mesh) for name, mesh in meshes.items()}
+    meshes |= {name: sharding.make_mesh(sharding.MeshConfig(**size)) for name, size in json.loads(sys.argv[1]).items()}
     with tempfile.TemporaryDirectory() as workdir:
-        results["one, groups"] = run(meshes["one"], groups=GROUPS, workdir=workdir)
-        results["all, groups"] = run(meshes["all"], groups=GROUPS)
-        results["restart"] = restart(meshes["all"], workdir)
-    json.dump(results, sys.stdout)
+        task, config = experiment(groups=GROUPS)
+        start = jax.jit(make_init(task, config))()
+        dense = {}
+        for name, mesh in meshes.items():
+            given = None if name in MADE else start
+            dense[name] = of_dense(mesh, given, workdir if name == "fsdp" else "", **CHANGES.get(name, {}))
+        again = restart(meshes["all"], workdir)
+    others = {s: on_all(s, {n: meshes[n] for n in ("one", *names)}) for s, names in ON.items()}
+    codec = {name: of_codec(meshes[name]) for name in ("one", "fsdp")}
+    json.dump({"dense": dense, "restart": again, "codec": codec} | others, sys.stdout)
 
 
 if __name__ == "__main__":

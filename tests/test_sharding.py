@@ -9,19 +9,34 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from program import environment
 
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import PRESETS
 from transfusion.model.unified import model_template
+from transfusion.optim import OptimConfig
 from transfusion.sequence import Stream
-from transfusion.sharding import MeshConfig, batch_shardings, make_mesh, partition, tree_shardings
+from transfusion.sharding import (
+    AXES,
+    MeshConfig,
+    abstract_mesh,
+    batch_shardings,
+    make_mesh,
+    partition,
+    tree_shardings,
+)  # fmt: skip
+from transfusion.tasks import AutoencoderTask
+from transfusion.train import state_shardings
 
 MESHES = {
     "data": {"data": 8},
-    "data and fsdp": {"data": 2, "fsdp": 4},
+    "fsdp": {"data": 2, "fsdp": 4},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
+    "context": {"data": 2, "context": 4},
+    "slices": {"slice": 2, "data": 1, "context": 2, "tensor": 2},
 }
 
 
@@ -40,20 +55,36 @@ def devices():
     return json.loads(done.stdout)
 
 
+SYSTEMS = [("dense", name) for name in MESHES]
+SYSTEMS += [("experts", "context"), ("experts", "slices"), ("codes", "context"), ("codes", "all"), ("codec", "fsdp")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_losses_do_not_depend_on_the_devices(devices, name):
-    np.testing.assert_allclose(devices[name]["losses"], devices["one"]["losses"], rtol=1e-5)
-    np.testing.assert_allclose(devices[name]["grad_norm"], devices["one"]["grad_norm"], rtol=1e-4)
-    assert devices["one"]["losses"][-1] < devices["one"]["losses"][0]  # the steps do something
+@pytest.mark.parametrize("system, mesh", SYSTEMS)
+def test_losses_do_not_depend_on_the_devices(devices, system, mesh):
+    """Nor on microbatches ('all'), nor on where the moments are between steps ('fsdp')."""
+    one, eight = devices[system]["one"], devices[system][mesh]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    np.testing.assert_allclose(eight["grad_norm"], one["grad_norm"], rtol=1e-4)
+    assert one["losses"][-1] < one["losses"][0]  # the steps do something
+    if system == "codec":
+        np.testing.assert_allclose(eight["codebook"], one["codebook"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_moments_wait_in_the_hosts_memory(devices):
+    dense = devices["dense"]
+    assert (dense["fsdp"]["memory"], dense["all"]["memory"]) == ("pinned_host", "device")
 
 
 @pytest.mark.slow
 def test_parameters_are_created_in_parts_and_never_whole(devices):
+    devices = devices["dense"]
     whole, part = devices["all"]["gate"]
     assert part == [whole[0], whole[1] // 2, whole[2] // 2]
     assert devices["all"]["moment"] == devices["all"]["average"] == part
-    assert devices["data and fsdp"]["gate"][1] == [whole[0], whole[1] // 4, whole[2]]
+    assert devices["fsdp"]["gate"][1] == devices["context"]["gate"][1] == [whole[0], whole[1] // 4, whole[2]]
+    assert devices["slices"]["gate"][1] == part  # whole on every slice
     # The compiled program of one device holds the part's shape, and the whole's nowhere.
     text = {name: {tuple(map(int, s.split(","))) for s in devices[name]["made"]} for name in ("one", "all")}
     assert tuple(whole) in text["one"]
@@ -62,20 +93,21 @@ def test_parameters_are_created_in_parts_and_never_whole(devices):
 
 @pytest.mark.slow
 def test_groups_and_the_start_from_another_run_keep_the_shardings(devices):
-    one, eight = devices["one, groups"], devices["all, groups"]
-    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
-    assert not one["moved"] and not eight["moved"] and devices["all"]["moved"]
-    assert set(devices["all"]["moments"]) - set(eight["moments"]) == {"trunk/blocks/trunk/q"}
-    assert eight["moment"] == eight["average"] == devices["all"]["moment"]
-    assert devices["restart"]["parts"] == 3 * [devices["all"]["gate"][1]]
-    np.testing.assert_allclose(devices["restart"]["sums"], devices["restart"]["sums"][0], rtol=1e-6)
+    dense, restart = devices["dense"], devices["restart"]
+    for result in dense.values():
+        assert result["still"] == ["trunk/blocks/trunk/q"] and not result["optimized"]
+        assert result["moment"] == result["average"] == result["gate"][1]
+    assert restart["parts"] == 3 * [dense["all"]["gate"][1]]
+    np.testing.assert_allclose(restart["sums"], restart["sums"][0], rtol=1e-6)
 
 
-def abstract(data=1, fsdp=1, tensor=1):
-    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
+def abstract(data=1, fsdp=1, tensor=1, **sizes):
+    return abstract_mesh({"data": data, "fsdp": fsdp, "tensor": tensor} | sizes)
 
 
-@pytest.mark.parametrize("mesh", [abstract(4, 64, 4), abstract(2, 8, 8), abstract(1, 512, 1)])
+@pytest.mark.parametrize(
+    "mesh", [abstract(4, 64, 4), abstract(2, 8, 8), abstract(1, 512, 1), abstract(1, 64, context=8)]
+)
 def test_every_parameter_of_the_largest_preset_divides(mesh):
     streams = {
         "text": Stream(vocabulary=32_000, budget=128, expert="a"),
@@ -89,22 +121,29 @@ def test_every_parameter_of_the_largest_preset_divides(mesh):
         total += part
         # Nothing of a megabyte or more is left whole.
         assert part < leaf.size or leaf.size * 4 < 2**20
-    devices = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    devices = mesh.shape["fsdp"] * mesh.shape["tensor"] * mesh.shape["context"]
     assert total < 1.02 * sum(leaf.size for leaf in shapes) / devices + 2**20
 
 
 def test_the_table():
     mesh = abstract(2, 4, 8)
-    assert partition(("batch", None), (16, 3), mesh) == PartitionSpec(("data", "fsdp"), None)
+    assert partition(("batch", "tokens", None), (16, 5, 3), mesh) == PartitionSpec(("data", "fsdp"), None, None)
     assert partition(("embed", "mlp"), (8, 16), mesh) == PartitionSpec("fsdp", "tensor")
-    assert partition(("mlp", "heads"), (8, 16), mesh) == PartitionSpec("tensor", None)  # an axis is used once
     assert partition(("embed",), (3,), abstract(2)) == PartitionSpec(None)  # axes of size 1 split nothing
+    everything = abstract(2, 2, 2, slice=2, context=2)
+    assert partition(("batch", "tokens"), (8, 4), everything) == PartitionSpec(("slice", "data", "fsdp"), "context")
+    assert partition(("vocab", "embed"), (8, 4), everything) == PartitionSpec("tensor", ("fsdp", "context"))
+    with pytest.raises(UsageError, match="trunk/o: axes 'mlp' and 'heads' are both split over 'tensor'"):
+        partition(("mlp", "heads"), (8, 16), abstract(), "trunk/o")
+    with pytest.raises(UsageError, match="trunk/o: axis 'headz' is none of batch, .* did you mean 'heads'"):
+        partition(("headz",), (8,), mesh, "trunk/o")
     with pytest.raises(UsageError, match="trunk/q: axis 'heads' of size 6 does not divide over tensor=8"):
         partition((None, "heads"), (8, 6), mesh, "trunk/q")
 
 
 def test_meshes():
-    assert dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape) == dict.fromkeys(AXES, 1)
+    assert MeshConfig(fsdp=4, context=2).sizes(64, slices=2)["data"] == 4
     for wrong in (MeshConfig(data=2), MeshConfig(fsdp=0), MeshConfig(data=-1, fsdp=-1)):
         with pytest.raises(UsageError, match="does not multiply to 1 devices"):
             make_mesh(wrong, jax.devices()[:1])
@@ -117,3 +156,25 @@ def test_rows_of_a_batch_are_spread_over_the_data_axes():
         assert on.shard_shape(leaf.shape) == (1, *leaf.shape[1:])
     with pytest.raises(UsageError, match="'batch' of size 6 does not divide"):
         batch_shardings(tiny.task().batch_spec(6), abstract(2, 4, 1))
+
+
+@pytest.mark.parametrize(
+    "sizes, changes, said",
+    [
+        ({"data": 8}, {"accumulate": 2}, "batch_size / optim.accumulate: axis 'batch' of size 4 does not .* data=8"),
+        ({"context": 6}, {}, "streams.image.budget: axis 'tokens' of size 16 does not divide over context=6"),
+        ({"tensor": 8}, {}, "model.heads: axis 'act_heads' of size 4 does not divide over tensor=8"),
+        ({"fsdp": 8, "context": 8}, {}, "embed.*: axis 'embed' of size 32 does not divide over fsdp=8 x context=8"),
+    ],
+)
+def test_a_config_that_does_not_divide_is_refused_before_anything_is_compiled(sizes, changes, said):
+    task = tiny.task()
+    config = Experiment(batch_size=8, model=task.model, optim=OptimConfig(**changes))
+    with pytest.raises(UsageError, match=said):
+        state_shardings(task, config, abstract_mesh(sizes))
+
+
+def test_a_codec_has_no_tokens_to_split():
+    codec = AutoencoderConfig(channels=(8,), norm_groups=4)
+    with pytest.raises(UsageError, match="task 'autoencoder': axis 'tokens' of size 1 does not divide over context=2"):
+        state_shardings(AutoencoderTask(codec, (8, 8)), Experiment(batch_size=8), abstract_mesh({"context": 2}))

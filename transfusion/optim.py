@@ -61,6 +61,7 @@ class OptimConfig:
       accumulate: microbatches that a batch is cut into, one after the other.
       ema_warmup, ema_power: a key of `EMA_WARMUPS`, and the power of 'power' (2/3 for a million steps, 3/4 for fewer).
       ema_start: the step whose parameters the average starts from.
+      offload: whether the moments are in the host's memory between steps, which costs a way there and back per step.
       groups: parameters that train slower, faster or not at all; the first group that covers a parameter decides.
     """
 
@@ -77,6 +78,7 @@ class OptimConfig:
     ema_warmup: str = "ratio"
     ema_power: float = 2 / 3
     ema_start: int = 0
+    offload: bool = False
     groups: tuple[LearningRateGroup, ...] = ()
 
     def __post_init__(self):

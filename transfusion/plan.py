@@ -25,7 +25,7 @@ from transfusion.errors import UsageError
 from transfusion.planning import compiled, shapes
 from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
-from transfusion.sharding import make_mesh
+from transfusion.sharding import AXES, make_mesh
 from transfusion.tasks import SequenceTask, make_task
 
 
@@ -53,7 +53,7 @@ def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[s
     task = make_task(experiment)
     if not isinstance(task, SequenceTask):
         raise UsageError("task: plans are for sequences, not for an 'autoencoder'")
-    on = shapes.sharding_of(experiment, topology.devices)
+    on = shapes.sharding_of(experiment, topology.devices, topology.slices)
     missing = compiled.can_compile(topology) if options.compile else "as asked"
     devices = [] if missing else compiled.tpu_devices(topology)
 
@@ -124,7 +124,7 @@ def text(result: Mapping[str, Any]) -> str:
     lines += [f"  state        parameters {state['parameters']}, optimizer and average {state['optimizer']} per device"]
     lines += _step_lines(result["step"], memory)
     if sampler := result.get("sampler"):
-        lines += ["sampler, one prompt per device of data and fsdp", *_memory_lines(sampler, memory)]
+        lines += ["sampler, one prompt per device of slice, data and fsdp", *_memory_lines(sampler, memory)]
         loops = sampler["loops_of_unknown_length"]
         lines += _collective_lines(sampler) + [f"               {loops} loops over tokens or steps counted once"] * (
             loops > 0
@@ -139,10 +139,14 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _sharding(part: Mapping[str, Any], tokens: int) -> str:
-    rows = part["batch"] // (part["data"] * part["fsdp"])
-    mesh = " ".join(f"{name}={part[name]}" for name in ("data", "fsdp", "tensor"))
+    rows = part["batch"] // (part["slice"] * part["data"] * part["fsdp"])
     parts = f" in {part['accumulate']} microbatches" if part["accumulate"] > 1 else ""
-    return f"{mesh}, batch {part['batch']}{parts}: {rows} rows of {tokens} tokens per device of data and fsdp"
+    share = f", each over {part['context']} devices" if part["context"] > 1 else ""
+    return f"{_mesh(part)}, batch {part['batch']}{parts}: {rows} rows of {tokens} tokens per device{share}"
+
+
+def _mesh(part: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={part[name]}" for name in AXES if part[name] > 1) or "one device"
 
 
 def _step_lines(part: Mapping[str, Any], memory: float) -> list[str]:
@@ -170,7 +174,7 @@ def _collective_lines(part: Mapping[str, Any]) -> list[str]:
 
 
 COLUMNS = (
-    "topology", "mesh (data, fsdp, tensor)", "batch", "parameters GiB", "optimizer GiB", "temporaries GiB", "peak GiB",
+    "topology", "mesh", "batch", "parameters GiB", "optimizer GiB", "temporaries GiB", "peak GiB",
     "of GiB", "model PFLOPs", "sent GB", "step s at least", "bound by", "how",
 )  # fmt: skip
 
@@ -183,7 +187,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         least = step["seconds_at_least"]
         sizes = (state["parameters"], state["optimizer"], step["temporaries"], step["peak"])
         cells = [
-            result["topology"], f"{step['data']}, {step['fsdp']}, {step['tensor']}", str(step["batch"]),
+            result["topology"], _mesh(step), str(step["batch"]),
             *(f"{size / GIB:.2f}" for size in sizes), f"{result['chip_memory'] / GIB:.0f}",
             f"{step['flops'] / 1e15:.1f}", f"{step['bytes_sent'] / 1e9:.1f}", f"{least['step']:.3g}", least["by"],
             step["how"] + ("" if step["fits"] else ", does not fit"),

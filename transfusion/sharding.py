@@ -1,29 +1,40 @@
 """From logical axes to mesh axes: one table.
 
 Every parameter and every activation boundary names its logical axes; `RULES` says over which mesh axes each of them is
-split. The mesh always has the axes `data`, `fsdp` and `tensor`, any of which may have size 1.
+split. The mesh always has the axes of `MeshConfig`, any of which may have size 1.
+
+Over `context` every stream's slice of a row is split evenly, so that each device holds the same share of every stream.
+Queries stay with their tokens; keys and values are gathered for attention.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, check
 
-# Logical axis -> mesh axes. Axes that are not named here (None, layers, head sizes, convolution kernels) are whole.
+# Logical axis -> mesh axes; () is whole. None in place of a name is whole too (head sizes, vectors, kernels' sides).
+# Parameters are whole on every slice: between slices only gradients travel.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
+    "batch": ("slice", "data", "fsdp"),
+    "replicas": ("slice", "data"),
+    "tokens": ("context",),
+    "embed": ("fsdp", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
-    "conv_out": ("fsdp",),
+    "conv_out": ("fsdp", "context"),
+    "conv_in": (),
+    "patch": (),
+    "layers": (),
     "act_mlp": ("tensor",),
     "act_heads": ("tensor",),
 }
@@ -31,53 +42,104 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 on one of them takes all that are left."""
+    """Devices along each mesh axis, those that talk most last; -1 on one of them takes all that are left.
 
+    Attributes:
+      slice: TPU slices, which only a data-centre network joins; 0: as many as the devices have. Rows are split.
+      data: rows are split, parameters are whole.
+      fsdp: rows are split, and parameters, their average and moments.
+      context: the tokens of each stream are split, and parameters as over fsdp.
+      tensor: heads, hidden widths and vocabularies are split.
+    """
+
+    slice: int = 0
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
+
+    def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
+        """The size of each axis for so many devices of so many slices.
+
+        Raises:
+          UsageError: if the axes do not multiply to the number of devices.
+        """
+        sizes = dataclasses.asdict(self) | {"slice": self.slice or slices}
+        free = [name for name, size in sizes.items() if size == -1]
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if len(free) == 1 and fixed > 0 and devices % fixed == 0:
+            sizes[free[0]] = devices // fixed
+        if math.prod(sizes.values()) != devices or min(sizes.values()) < 1:
+            raise UsageError(f"mesh {dataclasses.asdict(self)} does not multiply to {devices} devices")
+        return sizes
+
+
+AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The device mesh.
+    """The device mesh; on TPUs neighbours on an axis are neighbours on the torus where that can be.
 
     Raises:
-      UsageError: if the axes do not multiply to the number of devices.
+      UsageError: if the axes do not multiply to the number of devices, or `slice` is not the devices' own number.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = dataclasses.asdict(config)
-    free = [name for name, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
-        raise UsageError(f"mesh {dataclasses.asdict(config)} does not multiply to {len(devices)} devices")
-    array = np.array(devices).reshape(tuple(sizes.values()))
-    return Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    sizes = config.sizes(len(devices), slices)
+    if devices[0].platform != "tpu":
+        array = np.array(devices).reshape(tuple(sizes.values()))
+    elif sizes["slice"] != slices:
+        raise UsageError(f"mesh.slice: {sizes['slice']}, but the devices are of {slices} slices")
+    else:
+        inside = (1, *list(sizes.values())[1:])
+        array = _on_tpus(inside, slices, devices)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh, where: str = "") -> PartitionSpec:
-    """The PartitionSpec of an array of logical `axes`; a mesh axis is used once, by the first axis that names it.
+def _on_tpus(inside: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    if slices == 1:
+        return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    across = (slices, *(1,) * (len(inside) - 1))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh without devices; axes that are not in `sizes` have size 1."""
+    return AbstractMesh(tuple(sizes.get(name, 1) for name in AXES), AXES)
+
+
+# --- where arrays lie -------------------------------------------------------------------------------------------------
+
+
+def partition(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, where: str = "array"
+) -> PartitionSpec:
+    """The PartitionSpec of an array of logical `axes`.
 
     Raises:
-      UsageError: if a dimension does not divide over its mesh axes; `where` names the array.
+      UsageError: naming the array (`where`) and its axis, if an axis is not in the table, two axes want the same mesh
+        axis, or a dimension does not divide over its mesh axes.
     """
-    used: set[str] = set()
+    owner: dict[str, str] = {}
     entries = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(n for n in RULES.get(axis or "", ()) if n not in used and mesh.shape[n] > 1)
-        parts = math.prod(mesh.shape[n] for n in names)
-        if size % parts:
-            raise UsageError(
-                f"{where or 'array'}: axis {axis!r} of size {size} does not divide over "
-                f"{' x '.join(f'{n}={mesh.shape[n]}' for n in names)}"
-            )
-        used.update(names)
-        entries.append(names if len(names) != 1 else names[0])
-    return PartitionSpec(*[entry or None for entry in entries])
+        if axis is None:
+            entries.append(None)
+            continue
+        check(f"{where}: axis", axis, RULES)
+        for name in RULES[axis]:
+            if name in owner:
+                raise UsageError(f"{where}: axes {owner[name]!r} and {axis!r} are both split over {name!r}")
+            owner[name] = axis
+        names = tuple(name for name in RULES[axis] if mesh.shape[name] > 1)
+        if size % math.prod(mesh.shape[name] for name in names):
+            over = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+            raise UsageError(f"{where}: axis {axis!r} of size {size} does not divide over {over}")
+        entries.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*entries)
 
 
-def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+def tree_shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedShardings for a tree of arrays, given trees of logical axes and of shapes of the same structure."""
 
     def one(path, leaf, leaf_axes):
@@ -87,7 +149,17 @@ def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
 
-def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+def check_activations(table: Mapping[str, tuple[Sequence[str], Sequence[int]]], mesh: Mesh | AbstractMesh) -> None:
+    """Refuses activations that do not divide; `table` has logical axes and shape by the name of a config's field.
+
+    Raises:
+      UsageError: as `partition`.
+    """
+    for where, (axes, shape) in table.items():
+        partition(axes, shape, mesh, where)
+
+
+def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Rows of every array over the data axes."""
 
     def one(leaf):
@@ -100,9 +172,75 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def on_host(shardings: Any) -> Any:
+    """The same parts, each in the memory of its device's host."""
+    return jax.tree.map(lambda on: on.with_memory_kind("pinned_host"), shardings)
+
+
+# --- inside a jitted function that runs under `jax.set_mesh`; without a mesh these do nothing -------------------------
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fixes the sharding of an activation in a jitted function that runs under `jax.set_mesh`; else does nothing."""
+    """Fixes the sharding of an activation. An axis that does not divide (one row, one token of a sampler) stays whole:
+    what training needs has been checked at its start."""
+    mesh = _current()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
+
+
+def fitting(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
+    """As `partition` on the current mesh, with axes that do not divide whole."""
+    mesh = _current()
+    if mesh is None:
+        return PartitionSpec()
+    parts = {axis: math.prod(mesh.shape[name] for name in names) for axis, names in RULES.items()}
+    fits = [axis if axis and size % parts[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
+    return partition(fits, shape, mesh)
+
+
+def on_devices(tree: Any) -> Any:
+    """Arrays out of the hosts' memory."""
+    return jax.device_put(tree, jax.memory.Space.Device)
+
+
+def per_device(function: Callable[..., Any], into: Any, out: Any) -> Callable[..., Any]:
+    """`function`, which every device runs on its own part of the arguments: PartitionSpecs `into`, of results `out`.
+
+    For loops over rows, which the compiler would otherwise run over all rows on every device.
+    """
+    return function if _current() is None else jax.shard_map(function, in_specs=into, out_specs=out, check_vma=False)
+
+
+def shares(sizes: Iterable[int] = ()) -> int:
+    """Into how many shares the tokens of a row are split, if all `sizes` divide by that; else 1."""
+    mesh = _current()
+    parts = 1 if mesh is None else mesh.shape["context"]
+    return 1 if any(size % parts for size in sizes) else parts
+
+
+def join(parts: Sequence[jax.Array], shares: int = 1) -> jax.Array:
+    """Arrays [B, N, ...] along the tokens, in such an order that each device has its shares of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    if shares == 1:
+        return jnp.concatenate(parts, 1)
+    whole = jnp.concatenate([x.reshape(x.shape[0], shares, -1, *x.shape[2:]) for x in parts], 2)
+    return whole.reshape(whole.shape[0], -1, *whole.shape[3:])
+
+
+def cut(x: jax.Array, sizes: Sequence[int], shares: int = 1) -> list[jax.Array]:
+    """The arrays that `join` joined; `sizes` are their numbers of tokens."""
+    if shares == 1 or len(sizes) == 1:
+        return jnp.split(x, np.cumsum(sizes)[:-1], axis=1)
+    apart = x.reshape(x.shape[0], shares, -1, *x.shape[2:])
+    parts = jnp.split(apart, np.cumsum(sizes)[:-1] // shares, axis=2)
+    return [part.reshape(part.shape[0], -1, *part.shape[3:]) for part in parts]
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """[B, N, ...] -> [B N, ...], but where both are split over devices, for which there is no flat order."""
+    return x if shares() > 1 else x.reshape(-1, *x.shape[2:])
+
+
+def _current() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh, "activation"))
+    return None if mesh.empty or mesh.size == 1 else mesh

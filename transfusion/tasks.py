@@ -9,6 +9,7 @@ A task has
     `STATISTICS` of them is for the next function only
   after_step(old, new, statistics): the trained parameters `new` that the optimizer made of `old`, with what statistics
     of the whole batch change and no gradient does
+  activations(rows): logical axes and shapes of what is split over devices, by the field of the config
   tokens(rows), flops(rows): of one step
   open_data(experiment, rows), held_out(experiment): batches of numpy arrays
   start(experiment, given): the parameters to start from, by path, with those that are measured on the data
@@ -50,6 +51,7 @@ from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
 from transfusion.sequence import SequenceSpec
 
 Draws = dict[str, dict[str, jax.Array]]
+Activations = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 LOOKED_UP = ("table", "quantizer", "level", "token")  # parameters of embeds of ids that multiply nothing
 
 
@@ -118,6 +120,17 @@ class SequenceTask:
         meta: Metadata = metadata(batch, self.spec, [name])
         content = objective.content(part, draws[name], config)
         return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
+
+    def activations(self, rows: int) -> Activations:
+        """The tokens of every stream, and every trunk's heads and hidden width."""
+        streams = self.spec.streams.items()
+        result = {f"streams.{name}.budget": (("batch", "tokens"), (rows, s.budget)) for name, s in streams}
+        stages = {f"model.stages.{name}.trunk": stage.trunk for name, stage in self.model.stages.items()}
+        for where, trunk in ({"model": self.model} | stages).items():
+            sizes = {"heads": trunk.heads, "kv_heads": trunk.groups}
+            result |= {f"{where}.{name}": (("act_heads",), (size,)) for name, size in sizes.items()}
+            result[f"{where}.ffn"] = (("act_mlp",), (trunk.hidden,))
+        return result
 
     def tokens(self, rows: int) -> int:
         """Slots of one step, padding included."""
@@ -251,6 +264,10 @@ class AutoencoderTask:
         if "age" in new.get("discriminator", {}):
             result["discriminator"] = new["discriminator"] | {"age": old["discriminator"]["age"] + 1}
         return result
+
+    def activations(self, rows: int) -> Activations:
+        """Images. There are no tokens that a context could split."""
+        return {"task 'autoencoder'": (("batch", "tokens"), (rows, 1))}
 
     def tokens(self, rows: int) -> int:
         """Pixels of one step."""

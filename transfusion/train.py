@@ -85,14 +85,13 @@ def make_step(task: Task, experiment: Experiment):
             (loss, sums), grads = _accumulate(gradient, trained, batch, draws, totals, config.accumulate)
         norms = {"grad_norm": optax.tree.norm(grads)}
         norms |= {f"grad_norm_{name}": optax.tree.norm(part) for name, part in grads.items()}
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        before = sharding.on_devices(state.opt_state) if config.offload else state.opt_state
+        updates, opt_state = optimizer.update(grads, before, trained)
         statistics = sums.pop(STATISTICS, None)
         params = merge(task.after_step(trained, optax.apply_updates(trained, updates), statistics), frozen)
         ema = None if state.ema is None else average(state.ema, params, config, state.step)
         ok = guard.all_finite(loss, norms["grad_norm"])
-        params, ema, opt_state = guard.select_finite(
-            ok, (params, ema, opt_state), (state.params, state.ema, state.opt_state)
-        )
+        params, ema, opt_state = guard.select_finite(ok, (params, ema, opt_state), (state.params, state.ema, before))
         sums |= {"loss": (loss, jnp.ones(()))} | {name: (norm, jnp.ones(())) for name, norm in norms.items()}
         log = jax.tree.map(lambda total, new: total + jnp.where(ok, new, 0), state.log, sums)
         return TrainState(state.step + 1, params, ema, opt_state, guard.count_skips(state.skips, ok), log)
@@ -165,15 +164,22 @@ def _zero_log(task: Task, experiment: Experiment) -> PyTree:
 
 
 def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """NamedShardings of the train state: parameters, their average and moments by the table; the rest whole."""
+    """NamedShardings of the train state: parameters, their average and moments by the table; the rest whole.
+
+    Raises:
+      UsageError: if rows, activations or parameters do not divide over the mesh.
+    """
+    rows = experiment.batch_size // experiment.optim.accumulate
+    sharding.check_activations({"batch_size / optim.accumulate": (("batch",), (rows,))} | task.activations(rows), mesh)
     shapes = jax.eval_shape(make_init(task, experiment))
     whole = sharding.replicated(mesh)
     params = sharding.tree_shardings(task.template.axes, shapes.params, mesh)
+    moments = sharding.on_host(params) if experiment.optim.offload else params
     opt_state = optax.tree_utils.tree_map_params(
         make_optimizer(experiment.optim, experiment.steps),
         lambda _, leaf: leaf,
         shapes.opt_state,
-        split(params, experiment.optim.groups)[0],
+        split(moments, experiment.optim.groups)[0],
         transform_non_params=lambda _: whole,
     )
     rest = jax.tree.map(lambda _: whole, shapes)

@@ -82,7 +82,7 @@ def test_the_search_takes_what_fits_and_more_microbatches_only_where_it_must():
         for b in (most.batch, 2 * most.batch)
     ]
     assert fits == [True, False]
-    assert most.of(config).mesh == MeshConfig(data=1, fsdp=512, tensor=1) and most.of(config).batch_size == most.batch
+    assert most.of(config).mesh == MeshConfig(slice=1, data=1, fsdp=512) and most.of(config).batch_size == most.batch
 
 
 def test_meshes_and_batches_that_do_not_divide():

@@ -44,9 +44,11 @@ def attention(
 
 
 def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, Q, H, K] -> scaled [B, G, R, Q, K]: the query heads that share a key-value head are adjacent."""
+    """[B, Q, H, K] -> scaled [B, G, Q R, K]: the query heads that share a key-value head are adjacent, and stay with
+    their token, so that a device has both where tokens are split."""
     b, n, h, size = q.shape
-    return (q * size**-0.5).reshape(b, n, kv_heads, h // kv_heads, size).transpose(0, 2, 3, 1, 4)
+    apart = (q * size**-0.5).reshape(b, n, kv_heads, h // kv_heads, size).transpose(0, 2, 1, 3, 4)
+    return apart.reshape(b, kv_heads, -1, size)
 
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -65,17 +67,18 @@ def joined_attention(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, j
     b, n, h, size = q.shape
     groups = parts[0][0].shape[1]
     # Each [Q or S, K] matrix contiguous per head: the layout in which XLA:CPU multiplies without a copy per call.
-    qg = grouped(q, groups).reshape(b, groups, -1, size)
+    qg = grouped(q, groups)
     scores = [jnp.einsum("bgqk,bgsk->bgqs", qg, k, preferred_element_type=jnp.float32) for k, _, _ in parts]
-    scores = jnp.concatenate(scores, -1).reshape(b, h, n, -1)
+    scores = jnp.concatenate(scores, -1).reshape(b, groups, n, h // groups, -1)
     mask = jnp.concatenate([part[2] for part in parts], -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, MASKED), axis=-1)
     weights = jnp.split(
         weights.astype(q.dtype).reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1
     )
     out = sum(jnp.einsum("bgqs,bgsk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
+    out = out.reshape(b, groups, n, h // groups, size).transpose(0, 2, 1, 3, 4).reshape(b, n, h, size)
     # A query that sees nothing gives zeros; told here, where the array is small.
-    return out.reshape(b, h, n, size).transpose(0, 2, 1, 3) * mask.any(-1)[..., None, None]
+    return out * mask.any(-1)[..., None, None]
 
 
 def _ends(keys: Sequence[jax.Array]) -> list[int]:

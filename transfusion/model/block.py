@@ -14,7 +14,7 @@ from flax import nnx
 
 from transfusion.model import rope
 from transfusion.model.parameters import constant, fan_in, ones, param, zeros
-from transfusion.sharding import constrain
+from transfusion.sharding import constrain, flat
 
 # What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
 GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
@@ -53,7 +53,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
 
     Tokens are flattened to one axis: XLA:CPU leaves its fast matrix product when a weight gradient contracts two axes.
     """
-    out = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    out = (flat(x) if x.ndim == 3 else x.reshape(-1, x.shape[-1])) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
     out = out.reshape(*x.shape[:-1], *kernel.shape[1:])
     return out if bias is None else out + bias.astype(x.dtype)
 
@@ -209,7 +209,7 @@ class Block(nnx.Module):
         act = ACTIVATIONS[self.activation]
         up = self._dense(y, "up")
         hidden = act(self._dense(y, "gate")) * up if self.activation == "swiglu" else act(up)
-        return self._dense(constrain(hidden, "batch", None, "act_mlp"), "down")
+        return self._dense(constrain(hidden, "batch", "tokens", "act_mlp"), "down")
 
     def add_attention(
         self,

@@ -14,8 +14,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from transfusion.masks import Metadata, see
+from transfusion.sharding import fitting, per_device
 
 MASKED = -1e30
 BLOCK = 128
@@ -34,14 +36,31 @@ class Plan:
 
 
 def plan(q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK) -> Plan:
-    """Cuts the row into blocks of `block` tokens and lists the needed pairs; see `schedule`."""
-    q = jax.tree.map(partial(_blocks, block=block), q_metadata)
-    k = jax.tree.map(partial(_blocks, block=block), k_metadata)
-    return Plan(q, k, *schedule(q, k, may), None if may is None else tuple(map(tuple, may.tolist())))
+    """Cuts the row, or a device's share of its queries, into blocks of `block` tokens and lists the needed pairs; see
+    `schedule`."""
+    static = None if may is None else tuple(map(tuple, may.tolist()))
+
+    def make(q_metadata: Metadata, k_metadata: Metadata) -> Plan:
+        q = jax.tree.map(partial(_blocks, block=block), q_metadata)
+        k = jax.tree.map(partial(_blocks, block=block), k_metadata)
+        return Plan(q, k, *schedule(q, k, may), static)
+
+    queries = fitting(q_metadata.order.shape, "batch", "tokens")
+    keys = fitting(k_metadata.order.shape, "batch", None)
+    return per_device(make, (queries, keys), Plan(queries, keys, queries, queries, static))(q_metadata, k_metadata)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
-    """As `transfusion.model.attention.attention`."""
+    """As `transfusion.model.attention.attention`; every device works off its own rows, heads and queries."""
+    split = any(fitting(k.shape[2:3], "act_heads"))
+    heads = "act_heads" if split else None
+    keys = fitting(k.shape, "batch", None, heads, None)
+    queries = fitting(q.shape, "batch", "tokens", heads, None)
+    plans = Plan(*(PartitionSpec(*spec[:2]) for spec in (queries, keys, queries, queries)), plan.may)
+    return per_device(_attend_all, (queries, keys, keys, plans), queries)(q, k, v, plan)
+
+
+def _attend_all(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
     b, n, h, size = q.shape
     groups, block = k.shape[2], plan.q.document.shape[-1]
     q_blocks = _blocks(q * size**-0.5, block).reshape(b, -1, block, groups, h // groups, size)

@@ -21,6 +21,7 @@ from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
 from transfusion.rows import join_items, split_items, unpatchify
 from transfusion.sequence import ConnectorConfig, Stream, TimeConfig
+from transfusion.sharding import constrain
 
 
 class Perceptron(nnx.Module):
@@ -106,7 +107,8 @@ class LearnedTable(nnx.Module):
 
     def __call__(self, place: jax.Array) -> jax.Array:
         """Places [B, N, 2] -> [B, N, D]."""
-        return self.table[...][place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
+        table = constrain(self.table[...], None, None, None)
+        return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
 
 
 class TokenEmbed(nnx.Module):
@@ -117,7 +119,8 @@ class TokenEmbed(nnx.Module):
         self.table = param(rngs, (stream.vocabulary, width), ("vocab", "embed"), fan_in(width))
 
     def __call__(self, inputs, condition):
-        return self.table[...][inputs.content], None
+        # Each device looks up its share of the width for the rows of all; rows and widths change places thereafter.
+        return constrain(self.table[...][inputs.content], "replicas", None, "embed"), None
 
 
 class ScaleEmbed(nnx.Module):

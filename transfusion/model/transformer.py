@@ -26,7 +26,7 @@ from transfusion.model.cache import KeyValues, Pair, attention_over, merged, wri
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.parameters import param, zeros
-from transfusion.sharding import constrain
+from transfusion.sharding import constrain, cut, join, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +129,20 @@ class Trunk(nnx.Module):
         outside = [s for s in x if s in config.cross]
         context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
         at = None if slots is None else _join(slots, self.order(x))
+        # What is kept is kept in the order of the streams.
+        n = 1 if keep or cache is not None else shares(part.shape[1] for part in x.values())
         if not groups:
             return dict(x), self._only_context(context, cache, at, _tokens(metadata, outside) if keep else None)
-        tokens = _tokens(metadata, [s for streams in groups.values() for s in streams])
+        tokens = _tokens(metadata, [s for streams in groups.values() for s in streams], n)
         joined = {
-            expert: constrain(_join(x, streams).astype(config.dtype), "batch", None, None)
+            expert: constrain(_join(x, streams, n).astype(config.dtype), "batch", "tokens", None)
             for expert, streams in groups.items()
         }
-        turn = {expert: self._turn(_join(position, streams)) for expert, streams in groups.items()}
+        turn = {expert: self._turn(_join(position, streams, n)) for expert, streams in groups.items()}
         # What is written into the cache is read there, and is not new besides.
         attend = attention_over(tokens, tokens if at is None else None, cache, may, config.attention)
         beside = _tokens(metadata, outside) if outside and at is None else None
-        across = self._across(tokens, beside, cache, may_cross)
+        across = self._across(tokens, beside, cache, may_cross, n)
         sizes = [part.shape[1] for part in joined.values()]
 
         def layer(carry, scanned):
@@ -150,28 +152,30 @@ class Trunk(nnx.Module):
                 s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
                 for s, w in modulation.items()
             }
-            parts = {e: _modulations(streams, x, parts, config) for e, streams in groups.items()}
+            parts = {e: _modulations(streams, x, parts, config, n) for e, streams in groups.items()}
             qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
-            q, k, v = (jnp.concatenate(t, 1) if len(t) > 1 else t[0] for t in zip(*qkv, strict=True))
-            q, k, v = (constrain(t, "batch", None, "act_heads", None) for t in (q, k, v))
+            q, k, v = (join(t, n) for t in zip(*qkv, strict=True))
+            q = constrain(q, "batch", "tokens", "act_heads", None)
+            k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
             # Of all new tokens, a context's last.
             new = (k, v) if given is None else tuple(jnp.concatenate(two, 1) for two in zip((k, v), given, strict=True))
             if at is not None:
                 # Before it is read: a cache that is read first and written then would be copied in a loop.
                 cached = write(cached, new, at)
             kept = cached if at is not None else merged(new) if keep else None
-            outs = jnp.split(attend(q, (k, v), cached), np.cumsum(sizes)[:-1], axis=1)
+            outs = cut(attend(q, (k, v), cached), sizes, n)
             extra = {e: None for e in groups}
             if dual is not None and config.dual_expert in groups:
                 e = config.dual_expert
-                extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, metadata, may)
+                among = _tokens(metadata, groups[e], n)
+                extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, among, may)
             x_new = {
                 e: blocks[e].add_attention(carry[e], out, parts[e], extra[e])
                 for e, out in zip(groups, outs, strict=True)
             }
             x_new = x_new if across is None else across(x_new, cross, given, cached)
             x_new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in x_new.items()}
-            return {e: constrain(y, "batch", None, None) for e, y in x_new.items()}, kept
+            return {e: constrain(y, "batch", "tokens", None) for e, y in x_new.items()}, kept
 
         needed = dict.fromkeys((self.first, *groups))
         weights = {e: _pure(self.blocks[e]) for e in needed}
@@ -181,8 +185,7 @@ class Trunk(nnx.Module):
         out, kept = self._through(layer, joined, (tables, vectors, context), cache)
         result = {s: x[s] for s in outside}
         for expert, streams in groups.items():
-            y = self._final(out[expert], expert)
-            parts = jnp.split(y, np.cumsum([x[s].shape[1] for s in streams])[:-1], axis=1)
+            parts = cut(self._final(out[expert], expert), [x[s].shape[1] for s in streams], n)
             result |= dict(zip(streams, parts, strict=True))
         if kept is None:
             return result, None
@@ -222,7 +225,9 @@ class Trunk(nnx.Module):
         )  # fmt: skip
         return rope.turns(angle, config.rope_scaling.magnitude)
 
-    def _across(self, tokens: Metadata, context: Metadata | None, cache: KeyValues | None, may: np.ndarray | None):
+    def _across(
+        self, tokens: Metadata, context: Metadata | None, cache: KeyValues | None, may: np.ndarray | None, shares: int
+    ):
         """One layer's cross-attention, a function of (tokens per expert, its weights, the context's keys and values,
         cached); None where there is no context."""
         if not self.config.cross or (context is None and cache is None):
@@ -230,9 +235,8 @@ class Trunk(nnx.Module):
         attend = attention_over(tokens, context, cache, may, self.config.attention)
 
         def across(x, weights, given, cached):
-            y = _bind(self.cross, weights)(_join(x, list(x)), lambda q: attend(q, given, cached))
-            parts = jnp.split(y, np.cumsum([part.shape[1] for part in x.values()])[:-1], axis=1)
-            return dict(zip(x, parts, strict=True))
+            y = _bind(self.cross, weights)(join(list(x.values()), shares), lambda q: attend(q, given, cached))
+            return dict(zip(x, cut(y, [part.shape[1] for part in x.values()], shares), strict=True))
 
         return across
 
@@ -256,9 +260,8 @@ class Trunk(nnx.Module):
         stacked = {"block": _pure(self.dual), "modulation": {s: _pure(m) for s, m in self.dual_modulation.items()}}
         return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(self.config.dual_layers)}
 
-    def _attend_dual(self, dual, block, x, turn, streams, condition, metadata, may) -> jax.Array:
+    def _attend_dual(self, dual, block, x, turn, streams, condition, tokens, may) -> jax.Array:
         """What the second attention, among one expert's tokens, adds to them."""
-        tokens = _tokens(metadata, streams)
         (stream,) = streams
         shift, scale, gate = modulate(
             dual["modulation"][stream], condition[stream].vector, condition[stream], self.config.dtype
@@ -277,7 +280,7 @@ class Trunk(nnx.Module):
         return Norm(config.norm, config.norm_epsilon)(y, scale, bias)
 
 
-def _modulations(streams, x, parts, config: TransformerConfig) -> list[jax.Array] | None:
+def _modulations(streams, x, parts, config: TransformerConfig, shares: int) -> list[jax.Array] | None:
     """The modulations of the joined streams' tokens; streams without one are left as they are."""
     if not any(s in parts for s in streams):
         return None
@@ -287,19 +290,19 @@ def _modulations(streams, x, parts, config: TransformerConfig) -> list[jax.Array
             return parts[stream][i]
         return jnp.full(x[stream].shape, 1.0 if i in (2, 5) else 0.0, config.dtype)
 
-    return [_join({s: of(s, i) for s in streams}, streams) for i in range(MODULATIONS)]
+    return [join([of(s, i) for s in streams], shares) for i in range(MODULATIONS)]
 
 
 def _pure(module: nnx.Module) -> dict[str, jax.Array]:
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
-def _join(parts: Mapping[str, jax.Array], streams: list[str]) -> jax.Array:
-    return jnp.concatenate([parts[s] for s in streams], 1) if len(streams) > 1 else parts[streams[0]]
+def _join(parts: Mapping[str, jax.Array], streams: list[str], shares: int = 1) -> jax.Array:
+    return join([parts[s] for s in streams], shares)
 
 
-def _tokens(metadata: Mapping[str, Metadata], streams: list[str]) -> Metadata:
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *[metadata[s] for s in streams])
+def _tokens(metadata: Mapping[str, Metadata], streams: list[str], shares: int = 1) -> Metadata:
+    return jax.tree.map(lambda *parts: join(parts, shares), *[metadata[s] for s in streams])
 
 
 def _bind(block: Any, weights: dict[str, jax.Array]) -> Any:

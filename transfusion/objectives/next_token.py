@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
+from transfusion.sharding import flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,14 @@ class NextTokenConfig:
 def per_token(head: Any, hidden: jax.Array, targets: jax.Array, chunk: int = 0) -> tuple[jax.Array, jax.Array]:
     """`cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
     y, kernel = head.factors(hidden)
-    nll, log_z = cross_entropy(y.reshape(-1, y.shape[-1]), kernel, targets.reshape(-1), chunk)
+    nll, log_z = cross_entropy(flat(y), kernel, flat(targets), chunk)
     return nll.reshape(targets.shape), log_z.reshape(targets.shape)
 
 
 def cross_entropy(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Negative log likelihood and log of the softmax sum, float32 [T] each.
+    """Negative log likelihood and log of the softmax sum, float32 [T] each; in place of T there may be several axes.
 
     Args:
       hidden: [T, D].
@@ -45,9 +46,9 @@ def cross_entropy(
     """
     vocabulary = kernel.shape[1]
     if not chunk or chunk >= vocabulary:
-        logits = jnp.einsum("td,dv->tv", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        return log_z - jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0], log_z
+        return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z
     if vocabulary % chunk:
         raise UsageError(f"next_token.chunk {chunk} does not divide the vocabulary {vocabulary}")
 
@@ -55,10 +56,10 @@ def cross_entropy(
     def add(carry, scanned):
         log_z, chosen = carry
         part, start = scanned
-        logits = jnp.einsum("td,dv->tv", hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
         local = targets - start
         inside = (local >= 0) & (local < chunk)
-        picked = jnp.take_along_axis(logits, jnp.clip(local, 0, chunk - 1)[:, None], axis=1)[:, 0]
+        picked = jnp.take_along_axis(logits, jnp.clip(local, 0, chunk - 1)[..., None], axis=-1)[..., 0]
         log_z = jnp.logaddexp(log_z, jax.nn.logsumexp(logits, axis=-1))
         return (log_z, chosen + jnp.where(inside, picked, 0)), None
 

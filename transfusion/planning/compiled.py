@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import time
@@ -72,7 +73,7 @@ def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_sli
 
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
     """One call of the decoder: a prompt of text for every device of the data axes, sampled as the config says."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
     made, settings = prepare(task, experiment.sampling, (0, 0))
     made = _Scanned(made.task, made.limits, made.size)
     text = Segment("text", np.zeros(PROMPT, np.int32))

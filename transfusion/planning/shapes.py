@@ -5,6 +5,7 @@ once, which a compiler may lay out better or worse: where a program can be compi
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from transfusion.model.config import TransformerConfig
 from transfusion.optim import split
 from transfusion.planning.cost import Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
-from transfusion.sharding import MeshConfig, partition
+from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 
 # Share of the memory that a program may fill by this estimate; the rest is the runtime's, and fragments.
@@ -38,46 +39,49 @@ class Sharding:
     tensor: int
     batch: int
     accumulate: int = 1
+    context: int = 1
+    slice: int = 1
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes of the mesh."""
+        return {name: getattr(self, name) for name in AXES}
 
     @property
     def mesh(self) -> AbstractMesh:
-        return AbstractMesh((self.data, self.fsdp, self.tensor), ("data", "fsdp", "tensor"))
+        return abstract_mesh(self.sizes)
+
+    @property
+    def gathered(self) -> "Sharding":
+        """As it is where the parameters are in use: split over tensor alone."""
+        return dataclasses.replace(self, data=self.data * self.fsdp * self.context, fsdp=1, context=1)
 
     @property
     def rows(self) -> int:
         """Rows of a device."""
-        return self.batch // (self.data * self.fsdp)
+        return self.batch // (self.slice * self.data * self.fsdp)
 
     def of(self, experiment: Experiment) -> Experiment:
         """The experiment with this mesh, batch and microbatches."""
-        mesh = dataclasses.replace(experiment.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+        mesh = dataclasses.replace(experiment.mesh, **self.sizes)
         optim = dataclasses.replace(experiment.optim, accumulate=self.accumulate)
         return dataclasses.replace(experiment, mesh=mesh, optim=optim, batch_size=self.batch)
 
 
-def sharding_of(experiment: Experiment, devices: int) -> Sharding:
-    """The config's own sharding on so many devices.
+def sharding_of(experiment: Experiment, devices: int, slices: int = 1) -> Sharding:
+    """The config's own sharding on so many devices, which are of so many slices.
 
     Raises:
       UsageError: if its mesh does not multiply to them, or its rows do not divide.
     """
-    sizes = _sizes(experiment.mesh, devices)
+    sizes = experiment.mesh.sizes(devices, slices)
     found = Sharding(**sizes, batch=experiment.batch_size, accumulate=experiment.optim.accumulate)
-    parts = found.data * found.fsdp * found.accumulate
+    parts = found.slice * found.data * found.fsdp * found.accumulate
     if found.batch % parts:
         raise UsageError(
-            f"batch_size {found.batch} does not divide over {parts} (devices of data and fsdp, microbatches)"
+            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data and fsdp, microbatches)"
         )
     return found
-
-
-def _sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
-    sizes = {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor")}
-    rest = devices // max(math.prod(size for size in sizes.values() if size > 0), 1)
-    sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != devices:
-        raise UsageError(f"mesh {dataclasses.asdict(mesh)} does not multiply to {devices} devices")
-    return sizes
 
 
 def local_bytes(axes: Any, shapes: Any, mesh: AbstractMesh) -> float:
@@ -92,13 +96,15 @@ def local_bytes(axes: Any, shapes: Any, mesh: AbstractMesh) -> float:
 
 
 def state_bytes(task: SequenceTask, experiment: Experiment, on: Sharding) -> dict[str, float]:
-    """Bytes on one device of the parameters, of the optimizer (moments and average) and of the gradients."""
+    """Bytes on one device of the parameters, of the optimizer (moments that are not offloaded, average) and of the
+    gradients."""
     optim, both = experiment.optim, (task.template.axes, task.template.shapes)
     params, trained = (
         local_bytes(*both, on.mesh),
         local_bytes(*(split(tree, optim.groups)[0] for tree in both), on.mesh),
     )
-    return {"parameters": params, "optimizer": 2 * trained + (params if optim.ema else 0.0), "gradients": trained}
+    moments = 0.0 if optim.offload else 2 * trained
+    return {"parameters": params, "optimizer": moments + (params if optim.ema else 0.0), "gradients": trained}
 
 
 def input_bytes(task: SequenceTask, on: Sharding) -> float:
@@ -110,8 +116,9 @@ def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology:
     """The cost of a training step; `scale` is that of the temporaries, as another program of the task showed it.
 
     Raises:
-      UsageError: if a parameter does not divide.
+      UsageError: if an activation or a parameter does not divide.
     """
+    check_activations(task.activations(on.batch // on.accumulate), on.mesh)
     state = state_bytes(task, experiment, on)
     arguments = state["parameters"] + state["optimizer"] + input_bytes(task, on)
     temporaries = scale * (state["gradients"] + _activations(task, on) + _weights(task, on))
@@ -134,22 +141,23 @@ def _activations(task: SequenceTask, on: Sharding) -> float:
     for config, length in _trunks(task):
         width = 2 if config.dtype == "bfloat16" else FLOAT32
         heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
-        scores = 0.0 if config.attention == "blockwise" else SCORES * FLOAT32 * heads * length * length
-        own = length * (2 * heads * config.size + 3 * hidden + 2 * config.width)
+        share = length / on.context
+        scores = 0.0 if config.attention == "blockwise" else SCORES * FLOAT32 * heads * share * length
+        own = share * (2 * heads * config.size + 3 * hidden + 2 * config.width)
         inner = rows * (scores + 3 * width * own)
-        outer = rows * length * config.width * width
+        outer = rows * share * config.width * width
         of_remat = {"full": 0.0, "dots": rows * width * own, "none": inner}
         kept += config.layers * (outer + of_remat[config.remat])
         layer = max(layer, inner)
     logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.discrete and s.head != "none")
-    return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor)
+    return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor / on.context)
 
 
 def _weights(task: SequenceTask, on: Sharding) -> float:
     """One layer's weights from all devices, its gradients before they are scattered, and the largest table."""
-    if on.fsdp == 1:
+    if on.fsdp * on.context == 1:
         return 0.0
-    whole = dataclasses.replace(on, data=on.data * on.fsdp, fsdp=1).mesh
+    whole = on.gathered.mesh
     axes, shapes = (tree["trunk"]["blocks"] for tree in (task.template.axes, task.template.shapes))
     layer = local_bytes(axes, shapes, whole) / task.model.layers
     tables = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.template.shapes["parts"])]
@@ -157,34 +165,46 @@ def _weights(task: SequenceTask, on: Sharding) -> float:
 
 
 def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterator[Collective]:
-    """Weights gathered for the forward and for the backward pass, gradients summed, and tensor parallelism's sums."""
-    parts, whole = on.accumulate, dataclasses.replace(on, data=on.data * on.fsdp, fsdp=1).mesh
-    far = {"tensor": on.tensor, "fsdp": on.tensor * on.fsdp, "data": topology.devices}
-    far = {axis: reach > topology.domain for axis, reach in far.items()}
-    size = local_bytes(task.template.axes, task.template.shapes, whole)
+    """Weights gathered for the forward and for the backward pass, gradients summed, tensor parallelism's sums, and the
+    keys and values that a context gathers."""
+    parts, far, reach = on.accumulate, {}, 1
+    for axis in reversed(AXES):  # neighbours are on the last axis
+        reach *= on.sizes[axis]
+        far[axis] = reach > topology.domain
+    size = local_bytes(task.template.axes, task.template.shapes, on.gathered.mesh)
     width = 2 if task.model.dtype == "bfloat16" else FLOAT32
-    if on.fsdp > 1:
-        yield Collective("all-gather", round(size * width / FLOAT32), on.fsdp, far["fsdp"], 2 * parts)
-        yield Collective("reduce-scatter", round(size), on.fsdp, far["fsdp"], parts)
-    if on.data > 1:
-        yield Collective("all-reduce", round(size / on.fsdp), on.data, far["data"], parts)
-    if on.tensor > 1:
-        for config, length in _trunks(task):
-            sums = 4 if config.remat == "none" else 6
-            sent = on.rows // parts * length * config.width * width
-            yield Collective("all-reduce", sent, on.tensor, far["tensor"], sums * config.layers * parts)
+    split = on.fsdp * on.context
+    if split > 1:
+        yield Collective("all-gather", round(size * width / FLOAT32), split, far["fsdp"], 2 * parts)
+        yield Collective("reduce-scatter", round(size), split, far["fsdp"], parts)
+    for axis in ("data", "slice"):
+        if on.sizes[axis] > 1:
+            yield Collective("all-reduce", round(size / split), on.sizes[axis], far[axis], parts)
+    for config, length in _trunks(task):
+        runs, again = config.layers * parts, config.remat != "none"
+        tokens = on.rows // parts * length * width
+        if on.tensor > 1:
+            sent = round(tokens * config.width / on.context)
+            yield Collective("all-reduce", sent, on.tensor, far["tensor"], (6 if again else 4) * runs)
+        if on.context > 1:
+            sent = round(tokens * 2 * config.groups * config.size / on.tensor)
+            yield Collective("all-gather", sent, on.context, far["context"], (2 if again else 1) * runs)
+            yield Collective("reduce-scatter", sent, on.context, far["context"], runs)
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
 def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterator[Sharding]:
-    """All factorisations with powers of two along tensor and data; slices are along data."""
-    for tensor in (2**i for i in range(6)):
-        for data in (slices * 2**i for i in range(devices.bit_length())):
-            fsdp = devices // (data * tensor)
-            if fsdp and fsdp * data * tensor == devices and batch % (data * fsdp * accumulate) == 0:
-                yield Sharding(data, fsdp, tensor, batch, accumulate)
+    """All factorisations with powers of two along tensor, context and data; rows are split only where there is but one
+    for each device."""
+    for tensor, context in itertools.product((2**i for i in range(6)), (1, 2, 4, 8)):
+        for data in (2**i for i in range(devices.bit_length())):
+            fsdp = devices // (slices * data * tensor * context)
+            on = Sharding(data, fsdp, tensor, batch, accumulate, context, slices)
+            whole = math.prod(on.sizes.values()) == devices and batch % (slices * data * fsdp * accumulate) == 0
+            if whole and (context == 1 or on.rows == accumulate):
+                yield on
 
 
 def search(
@@ -212,7 +232,7 @@ def largest_batch(
     task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0
 ) -> Sharding | None:
     """The sharding with the most rows per device (powers of two) that fit; None if not even one does."""
-    best, rows = None, on.data * on.fsdp * on.accumulate
+    best, rows = None, on.slice * on.data * on.fsdp * on.accumulate
     while True:
         larger = dataclasses.replace(on, batch=rows)
         if not estimate(task, experiment, larger, topology, scale).fits:
