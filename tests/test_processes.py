@@ -206,11 +206,11 @@ def test_other_data_on_one_machine_is_found_at_the_start(program, tmp_path):
 def test_a_signal_to_one_process_stops_all_at_one_step(program, tmp_path):
     tiny.write_folder(tmp_path / "images")
     ranks = [program(i, "--config.steps=100000", where=tmp_path) for i in range(2)]
-    metrics, end = tmp_path / "run" / "metrics.jsonl", time.time() + 240
-    while len(read_metrics(metrics)) < 3 and time.time() < end:
+    metrics, end = tmp_path / "run" / "metrics.jsonl", time.time() + 900
+    while len(read_metrics(metrics)) < 3 and time.time() < end and all(rank.process.is_alive() for rank in ranks):
         time.sleep(0.1)
     os.kill(ranks[1].process.pid, signal.SIGTERM)
-    results = [rank.result() for rank in ranks]
+    results = [rank.result(900) for rank in ranks]
     assert [result.code for result in results] == [0, 0], results
     with Checkpoints(tmp_path / "run") as checkpoints:
         last = checkpoints.steps()[-1]
