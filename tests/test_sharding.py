@@ -135,7 +135,7 @@ def test_the_table():
     assert partition(("vocab", "embed"), (8, 4), everything) == PartitionSpec("tensor", ("fsdp", "context"))
     with pytest.raises(UsageError, match="trunk/o: axes 'mlp' and 'heads' are both split over 'tensor'"):
         partition(("mlp", "heads"), (8, 16), abstract(), "trunk/o")
-    with pytest.raises(UsageError, match="trunk/o: axis 'headz' is none of batch, .* did you mean 'heads'"):
+    with pytest.raises(UsageError, match="trunk/o: axis: 'headz' is none of batch, .*did you mean 'heads'"):
         partition(("headz",), (8,), mesh, "trunk/o")
     with pytest.raises(UsageError, match="trunk/q: axis 'heads' of size 6 does not divide over tensor=8"):
         partition((None, "heads"), (8, 6), mesh, "trunk/q")
