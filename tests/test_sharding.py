@@ -49,7 +49,7 @@ def devices():
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
