@@ -15,6 +15,7 @@ import pathlib
 from transfusion import layouts
 from transfusion.codecs import text
 from transfusion.config import check_form, to_config_dict
+from transfusion.initial import InitConfig
 from transfusion.programs import load_experiment
 
 FORMS = ("", "debug")
@@ -33,4 +34,6 @@ def get_config(form: str = ""):
     words = dataclasses.replace(base.streams["text"], vocabulary=vocabulary, budget=budget)
     # As published, but for the top 2,048 of 32,768 codes. The negative prompt is ours: theirs is of photographs.
     sampling = dataclasses.replace(base.sampling, guidance=3.0, negative="a handwritten")
-    return to_config_dict(dataclasses.replace(base, streams={"text": words}, layout=layout, sampling=sampling))
+    data = dataclasses.replace(base.data, shift=0 if form == "debug" else 2)  # as in `configs/chameleon.py`
+    experiment = dataclasses.replace(base, streams={"text": words}, layout=layout, sampling=sampling)
+    return to_config_dict(dataclasses.replace(experiment, data=data, init=InitConfig()))

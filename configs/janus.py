@@ -18,6 +18,7 @@ import pathlib
 
 from transfusion import layouts
 from transfusion.config import Experiment, check_form, to_config_dict
+from transfusion.initial import InitConfig
 from transfusion.model.vit import ViTConfig
 from transfusion.programs import load_experiment
 from transfusion.sequence import ConnectorConfig, Stream
@@ -53,7 +54,8 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
         model=dataclasses.replace(masked.model, towers={"semantic": tower}),
         streams={"text": masked.streams["text"], "image": image, "semantic": semantic},
         layout=layouts.janus(codes=True),
-        data=dataclasses.replace(masked.data, null_caption="pad", shift=0),  # pixels are read, not codes
+        data=dataclasses.replace(masked.data, null_caption="pad"),
+        init=InitConfig(),  # the codes' vectors are its own
         # The original's 5 exaggerates what so small a model is sure of: of its drawings 89 % are read right, not 100 %.
         sampling=dataclasses.replace(masked.sampling, guidance=1.5, without_text="pad"),
     )

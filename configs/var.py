@@ -22,6 +22,7 @@ from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup
 from transfusion.programs import load_experiment
+from transfusion.sequence import ConnectorConfig
 
 FORMS = ("", "debug")
 FLAT = pathlib.Path(__file__).with_name("showo.py")
@@ -45,7 +46,8 @@ def get_config(form: str = ""):
 def grows(flat: Experiment, scales: tuple[int, ...], codec: CodecConfig) -> Experiment:
     """The experiment on codes at these scales."""
     image = dataclasses.replace(
-        flat.streams["image"], scales=scales, channels=8, embed="scales", objective="next_scale", attention="frame",
+        flat.streams["image"], scales=scales, channels=8, embed="scales", connector=ConnectorConfig(),
+        objective="next_scale", attention="frame",
         budget=2 * sum(side * side for side in scales),
     )  # fmt: skip
     frozen = (LearningRateGroup(QUANTIZER, 0.0),)
@@ -54,7 +56,6 @@ def grows(flat: Experiment, scales: tuple[int, ...], codec: CodecConfig) -> Expe
         model=dataclasses.replace(flat.model, qk_norm="l2"),
         streams=flat.streams | {"image": image},
         layout=layouts.var(),
-        data=dataclasses.replace(flat.data, shift=0),  # its codes enter as what they stand for, and are alike or not
         codec=codec,
         optim=dataclasses.replace(flat.optim, groups=frozen),
         sampling=dataclasses.replace(flat.sampling, guidance=2.5, code_top_p=0.96),

@@ -164,7 +164,7 @@ def test_codes_that_do_not_fit_are_told(value, message):
         ({"tied": True}, "not tied"),
         ({"attention": "frame"}, "go together"),
         ({"scales": (1, 2), "attention": "frame"}, "not the square of the last"),
-        ({"budget": 20}, "no multiple of the 6 tokens"),
+        ({"budget": 20}, "an item's 6 tokens"),
     ],
 )
 def test_streams_of_codes_that_cannot_work_are_told(changes, message):

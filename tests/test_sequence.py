@@ -305,7 +305,7 @@ def test_tables_that_cannot_work_are_refused():
         (lambda: Stream(vocabulary=4, budget=0), "budget must be positive"),
         (lambda: tiny.image_stream(attention="blocks"), "did you mean 'block'"),
         (lambda: tiny.image_stream(patch=3), "patch 3 does not divide"),
-        (lambda: tiny.image_stream(budget=10), "no multiple of the 4 tokens"),
+        (lambda: tiny.image_stream(budget=10), "no multiple of an item.s 4 tokens"),
         (lambda: tiny.image_stream(grid=(0, 0)), "needs `items`"),
         (lambda: tiny.image_stream(grid=(0, 4, 4)), "all positive or all 0"),
         (lambda: tiny.image_stream(attention="frame"), "an image is one 'block'"),

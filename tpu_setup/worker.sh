@@ -49,16 +49,22 @@ start() {
   [[ -e $root/src-$source/.installed ]] || { answer "FAILED src-$source is not installed"; exit 1; }
   exec 9>>"$root/lock"
   flock -w 2 9 || { answer RUNNING; exit 1; }
-  echo RUNNING >"$root/state"
+  echo STARTING >"$root/state"
   setsid bash "$root/worker.sh" run "$@" </dev/null >>"$root/worker.log" 2>&1 & # inherits the lock
   echo $! >"$root/pid"
+  for ((i = 0; i < 200; i++)); do # until it hears SIGTERM
+    [[ $(cat "$root/state") == STARTING ]] || break
+    sleep 0.05
+  done
   answer STARTED
 }
 
 # run ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...: what `start` leaves behind.
 run() {
   local root code=0
+  hear_term
   root=$(cd "$1" && pwd)
+  echo RUNNING >"$root/state"
   cd "$root/src-$2"
   shift 2
   printf '%s starts on %s: %s\n' "$(date -u +%FT%TZ)" "$(hostname)" "$*"
@@ -71,16 +77,21 @@ run() {
   printf '%s ends: %s\n' "$(date -u +%FT%TZ)" "$(cat "$root/state")"
 }
 
+# SIGTERM is handed on to the training, also if it comes before that has begun.
+child='' stopped=''
+hear_term() { trap 'stopped=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM; }
+
 # train PYTHON [NAME=VALUE...] -- ARGUMENT...: to its end; hands SIGTERM on, and then returns 143.
 train() {
-  local python=$1 code child='' stopped=''
+  local python=$1 code
   local -a environment=()
   shift
   while [[ $1 != -- ]]; do environment+=("$1"); shift; done
   shift
-  trap 'stopped=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  hear_term
   env "${environment[@]}" "$python" -m transfusion.train "$@" &
   child=$!
+  [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
   while :; do
     code=0
     wait "$child" || code=$? # also ends when the signal comes: then the child may still be saving
@@ -99,7 +110,7 @@ status() {
       state=RUNNING
     else
       state=$(cat "$1/state" 2>/dev/null || echo NONE)
-      [[ $state != RUNNING ]] || state="FAILED without a word" # killed, or the machine was started anew
+      [[ $state != RUNNING && $state != STARTING ]] || state="FAILED without a word" # killed, or the machine was started anew
     fi
   fi
   answer "$state"

@@ -31,7 +31,6 @@ MEMBERS = {
     "var": "var.py",
     "janus": "janus.py",
     "chameleon": "chameleon.py",
-    "chameleon_mot": "chameleon.py:mot",
     "emu3": "emu3.py",
     "unitoken": "unitoken.py",
 }
@@ -46,7 +45,8 @@ CHANGES = {
     "semantic_autoencoder": {"init.path": f"{RUNS}/janus_understanding"},
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
-} | dict.fromkeys(("showo", "janus", "chameleon", "chameleon_mot", "emu3", "unitoken"), CODES)
+    "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
+} | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken"), CODES)
 
 
 def get_sweep():
