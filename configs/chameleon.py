@@ -1,8 +1,8 @@
 """Chameleon (arXiv 2405.09818) on captioned digits: an image is codes, ids of the text's own vocabulary.
 
-What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels), between BOI and EOI;
-all of it is one causal text. QK-norm, z-loss 1e-5 and sampling as published. Norms come before the sublayers as in the
-7B model; the 34B model has them after (`--config.model.norm_place=post`).
+What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels, moved by up to 2),
+between BOI and EOI; all of it is one causal text. QK-norm, z-loss 1e-5 and sampling as published. Norms come before the
+sublayers as in the 7B model; the 34B model has them after (`--config.model.norm_place=post`).
 Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
 Command: python -m transfusion.train --config configs/chameleon.py --workdir runs/chameleon
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
@@ -37,7 +37,7 @@ def get_config(form: str = ""):
     base = load_experiment(f"{pathlib.Path(__file__).with_name(name)}.py{debug}")
     if name == "speech":
         return to_config_dict(spelled(base, SPEECH, SPEECH.levels.codes, experts))
-    # Images move: the vectors of so few images' codes, in the text's table, would be learned by heart.
+    # Images move, so that so few of them are not always the same codes.
     data = dataclasses.replace(base.data, shift=0 if debug else 2)
     base = dataclasses.replace(base, data=data, init=InitConfig())
     return to_config_dict(spelled(base, base.codec, base.streams["image"].vocabulary, experts))
