@@ -18,6 +18,7 @@ import pathlib
 import platform
 import random
 import re
+import shlex
 import signal
 import statistics
 import subprocess
