@@ -25,7 +25,7 @@ def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     codes = load_experiment(f"{CODES}:debug" if form == "debug" else CODES)
-    pixels, patch = (8, 2) if form == "debug" else (28, 4)
+    pixels, patch = (8, 2) if form == "debug" else (28, 7)
     width, grid = codes.model.width // 2, (pixels // patch, pixels // patch)
     tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
     semantic = Stream(

@@ -1,6 +1,6 @@
 """VAR (arXiv 2404.02905) on captioned digits: codes of images at growing scales, each scale drawn at once.
 
-What: `configs/showo.py` with the codes of `configs/vq_digits.py:multiscale`, 1x1, 2x2, 3x3, 5x5 and 7x7. A scale is
+What: `configs/showo.py` with the codes of `configs/vq_digits.py:multiscale`, 1x1, 2x2, 4x4 and 7x7. A scale is
 predicted from the sum of what the codes of all scales before it stand for, averaged to its size; it sees itself and the
 scales before it. Queries and keys have length 1, and a learned factor per head. Guidance grows with the scale.
 The codec's quantizer is copied into the model (`init.copy`) and frozen there (`optim.groups`).
@@ -38,7 +38,7 @@ def get_config(form: str = ""):
         # What is left over is between white minus black and black minus white.
         levels = dataclasses.replace(flat.codec.levels, scales=(1, 2, 4), low=-2.0, high=2.0)
         return to_config_dict(grows(flat, levels.scales, dataclasses.replace(flat.codec, levels=levels)))
-    experiment = grows(load_experiment(FLAT), (1, 2, 3, 5, 7), CodecConfig("autoencoder", CODEC))
+    experiment = grows(load_experiment(FLAT), (1, 2, 4, 7), CodecConfig("autoencoder", CODEC))
     init = InitConfig(CODEC, ((QUANTIZER, "quantizer"),))
     return to_config_dict(dataclasses.replace(experiment, init=init))
 

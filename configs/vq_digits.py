@@ -4,7 +4,7 @@ Command: python -m transfusion.train --config configs/vq_digits.py --workdir run
   python -m transfusion.evaluate --workdir runs/vq_digits
 Hardware: 2 CPU cores. Time: about 95 s of steps beside other programs; held-out PSNR then 30.6 dB, every code used
 (2026-11-22, 300 steps of a run planned for 400).
-`configs/vq_digits.py:multiscale` has VAR's growing grids, 1, 2, 3, 5 and 7; `:debug` and `:multiscale_debug` train 20
+`configs/vq_digits.py:multiscale` has VAR's growing grids, 1, 2, 4 and 7; `:debug` and `:multiscale_debug` train 20
 steps in seconds.
 """
 
@@ -35,7 +35,7 @@ def get_config(form: str = ""):
             channels=(8, 16, 32),
             latent_channels=8,
             middle_attention=False,
-            quantizer=QuantizerConfig(codes=128, decay=0.95, revive=0.03, scales=(1, 2, 3, 5, 7)),
+            quantizer=QuantizerConfig(codes=128, decay=0.95, revive=0.03, scales=(1, 2, 4, 7)),
         ),
         data=DataConfig(sources={"digits": source}),
         optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-5, warmup=20, weight_decay=0.0, ema=0.98),
