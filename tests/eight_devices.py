@@ -1,7 +1,4 @@
-"""Run with eight virtual CPU devices by test_sharding: a few steps on one device and on meshes of eight, as JSON.
-
-Besides, a new run on another mesh from the checkpoint of one; and a codec.
-"""
+"""Run with eight virtual CPU devices by test_sharding: a few steps on one device and on meshes of eight, as JSON."""
 
 import json
 import re
@@ -145,21 +142,29 @@ def restart(mesh, workdir: str) -> dict:
     return {"parts": [_part(gate) for gate in gates], "sums": [float(abs(gate).sum()) for gate in gates]}
 
 
-def main() -> None:
-    jax.config.update("jax_num_cpu_devices", 8)
-    meshes = {"one": sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])}
-    meshes |= {name: sharding.make_mesh(sharding.MeshConfig(**size)) for name, size in json.loads(sys.argv[1]).items()}
+def dense(meshes: dict) -> dict:
+    """The dense system on all meshes, and a new run on another mesh from the checkpoint of one."""
     with tempfile.TemporaryDirectory() as workdir:
         task, config = experiment(groups=GROUPS)
         start = jax.jit(make_init(task, config))()
-        dense = {}
+        results = {}
         for name, mesh in meshes.items():
             given = None if name in MADE else start
-            dense[name] = of_dense(mesh, given, workdir if name == "fsdp" else "", **CHANGES.get(name, {}))
-        again = restart(meshes["all"], workdir)
-    others = {s: on_all(s, {n: meshes[n] for n in ("one", *names)}) for s, names in ON.items()}
-    codec = {name: of_codec(meshes[name]) for name in ("one", "fsdp")}
-    json.dump({"dense": dense, "restart": again, "codec": codec} | others, sys.stdout)
+            results[name] = of_dense(mesh, given, workdir if name == "fsdp" else "", **CHANGES.get(name, {}))
+        return {"dense": results, "restart": restart(meshes["all"], workdir)}
+
+
+def others(meshes: dict) -> dict:
+    """Two experts, codes and a codec, on some meshes."""
+    results = {s: on_all(s, {n: meshes[n] for n in ("one", *names)}) for s, names in ON.items()}
+    return results | {"codec": {name: of_codec(meshes[name]) for name in ("one", "fsdp")}}
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    meshes = {"one": sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])}
+    meshes |= {name: sharding.make_mesh(sharding.MeshConfig(**size)) for name, size in json.loads(sys.argv[2]).items()}
+    json.dump({"dense": dense, "others": others}[sys.argv[1]](meshes), sys.stdout)
 
 
 if __name__ == "__main__":

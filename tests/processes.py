@@ -45,8 +45,9 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", given["devices"])
     programs.set_up_jax()
     distributed.start(given["coordinator"], given["processes"], given["index"], 240)
-    for name, experiment in experiments(given["folder"], given["steps"], given["mesh"]).items():
-        train(experiment, f"{given['runs']}/{name}")
+    made = experiments(given["folder"], given["steps"], given["mesh"])
+    for name in given["names"]:
+        train(made[name], f"{given['runs']}/{name}")
 
 
 if __name__ == "__main__":

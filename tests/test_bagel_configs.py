@@ -18,7 +18,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bagel", "mogao"])
+@pytest.mark.parametrize("name", ["bagel", pytest.param("mogao", marks=pytest.mark.soak)])
 def test_trains_resumes_draws_edits_and_goes_on(name, data_dir, tmp_path):
     config = load_experiment(CONFIGS / f"{name}.py:debug")
     data = dataclasses.replace(config.data, data_dir=data_dir)

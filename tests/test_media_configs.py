@@ -57,7 +57,7 @@ def experiment(name: str, folder: pathlib.Path):
     [
         ("speech.py:debug", ".wav", (10240,)),
         ("video.py:frames_debug", ".webp", (8, 16, 16, 3)),
-        ("video.py:world_debug", ".webp", (8, 16, 16, 3)),
+        pytest.param("video.py:world_debug", ".webp", (8, 16, 16, 3), marks=pytest.mark.soak),
     ],
 )
 def test_trains_resumes_and_samples_both_ways(name, suffix, shape, folder, tmp_path, monkeypatch, capsys):

@@ -112,9 +112,9 @@ def test_a_form_that_does_not_exist_is_told():
 @pytest.mark.parametrize(
     ("name", "modulated"),
     [
-        ("dit.py:debug", ("trunk",)),
+        pytest.param("dit.py:debug", ("trunk",), marks=pytest.mark.soak),
         ("showo2.py:debug", ("stages", "head")),
-        ("omnigen.py:debug", ("parts", "image", "head")),
+        pytest.param("omnigen.py:debug", ("parts", "image", "head"), marks=pytest.mark.soak),
     ],
 )
 def test_modulated_images_train_resume_and_sample(data_dir, tmp_path, name, modulated):
@@ -131,7 +131,9 @@ def test_modulated_images_train_resume_and_sample(data_dir, tmp_path, name, modu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["debug", "cross_debug", "qwen_debug"])
+@pytest.mark.parametrize(
+    "form", ["debug", *(pytest.param(form, marks=pytest.mark.soak) for form in ("cross_debug", "qwen_debug"))]
+)
 def test_a_frozen_language_model_leads_a_trunk_that_draws(data_dir, tmp_path, form):
     config = experiment(f"connector.py:{form}", data_dir)
     state = train(config, tmp_path)

@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> str:
 
 
 def on_processes(tmp_path, count: int, devices: int, **given) -> None:
-    """Trains the experiments of tests/processes.py further."""
+    """Trains experiments of tests/processes.py further."""
     given |= {"coordinator": f"localhost:{free_port()}", "processes": count, "devices": devices}
     ranks = [
         Forked(tmp_path / f"{count}-{i}", "processes", json.dumps(given | {"index": i})) for i in range(count)
@@ -49,17 +49,19 @@ def on_processes(tmp_path, count: int, devices: int, **given) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_processes_and_the_losses_of_one_device(folder, tmp_path):
+@pytest.mark.parametrize("names", [["dense"], pytest.param(["experts", "codes"], marks=pytest.mark.soak)])
+def test_a_run_goes_on_with_other_processes_and_the_losses_of_one_device(names, folder, tmp_path):
     programs.set_up_jax()
-    for name, experiment in processes.experiments(folder, 6).items():
-        train(experiment, tmp_path / "one" / name)
-    given = {"folder": folder, "runs": str(tmp_path / "many")}
+    whole, part = processes.experiments(folder, 6), processes.experiments(folder, 4)
+    for name in names:
+        train(whole[name], tmp_path / "one" / name)
+    given = {"names": names, "folder": folder, "runs": str(tmp_path / "many")}
     on_processes(tmp_path, 2, 2, steps=2, mesh={"data": 2, "fsdp": 2}, **given)
-    for name, experiment in processes.experiments(folder, 4).items():
-        train(experiment, tmp_path / "many" / name)
+    for name in names:
+        train(part[name], tmp_path / "many" / name)
     # Pairs of processes feed the same rows.
     on_processes(tmp_path, 4, 1, steps=6, mesh={"data": 2, "tensor": 2}, **given)
-    for name in processes.experiments(folder, 6):
+    for name in names:
         one, many = (read_metrics(tmp_path / run / name / "metrics.jsonl") for run in ("one", "many"))
         assert [row["step"] for row in many] == [row["step"] for row in one] == list(range(1, 7))
         for key in LOSSES:

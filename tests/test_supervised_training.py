@@ -87,7 +87,7 @@ def undisturbed(config, tmp_path_factory):
     return wanted
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kill_minus_9_of_any_rank_loses_nothing(config, undisturbed, tmp_path):
     """Of the coordinator in a step, and of the other in the middle of a save."""
     training = Training(config, tmp_path / "run", f"--config.steps={STEPS}")

@@ -70,7 +70,7 @@ def test_unitoken_reads_codes_and_a_tower(data_dir, tmp_path):
     assert isinstance(run.caption([image])[0], str)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_speech_as_codes_with_an_expert_of_their_own(tmp_path):
     rows = []
     for i in range(6):

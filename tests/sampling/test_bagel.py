@@ -88,7 +88,7 @@ CONFIG = SamplerConfig(
 )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["bagel", "mogao"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.soak)], ids=["bagel", "mogao"])
 def trained(request):
     task = make_task(request.param)
     return task, make_params(task)
