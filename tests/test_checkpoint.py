@@ -390,59 +390,6 @@ def test_what_is_no_json_is_refused_before_anything_is_written(tmp_path):
         assert checkpoints.steps() == []
 
 
-def test_too_little_space_is_one_line_before_the_save(three, tmp_path, monkeypatch):
-    shutil.copytree(three, tmp_path / "run")
-    monkeypatch.setattr(checkpoint_lib.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        with pytest.raises(CheckpointError, match=r"checkpoint 500 not saved: it takes up to 0.3 MiB .* 0.0 MiB free"):
-            checkpoints.save(500, make_state(5), {}, {})
-        assert checkpoints.restore(abstract(make_state(0)))[0] == 300
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """An 8 MB file system."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs root to mount a small tmpfs")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)  # a failed writer may still hold it
-
-
-def test_a_disk_that_fills_up_during_the_save_is_one_line(small_disk, monkeypatch, capfd, messages):
-    monkeypatch.setattr(checkpoint_lib, "_check_space", lambda *_: None)  # another program takes the space meanwhile
-    small, large = make_state(1, 256), make_state(2, 900)
-    with Checkpoints(small_disk, CheckpointConfig(every=1)) as checkpoints:
-        checkpoints.save(1, small, {}, CONFIG)
-        checkpoints.wait()
-        for _ in range(2):  # the second failure is like the first
-            checkpoints.save(2, large, {}, CONFIG)
-            with pytest.raises(CheckpointError, match="^checkpoint 2 not saved: no space left on the disk; .*: .1.$"):
-                for _ in range(200):
-                    checkpoints.check()
-                    time.sleep(0.05)
-        assert not list((small_disk / "checkpoints").glob("*tmp*"))
-        assert checkpoints.save(3, small, {}, CONFIG)  # the run may go on
-    with Checkpoints(small_disk) as checkpoints:
-        assert checkpoints.restore(abstract(small))[0] == 3
-    assert messages == []
-    assert len(capfd.readouterr().err.splitlines()) <= 2
-
-
-def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(small_disk, monkeypatch, messages):
-    monkeypatch.setattr(checkpoint_lib, "_check_space", lambda *_: None)
-    with pytest.raises(ZeroDivisionError), Checkpoints(small_disk) as checkpoints:
-        checkpoints.save(0, make_state(0, 1500), {}, CONFIG)
-        raise ZeroDivisionError
-    assert ["not saved: no space left" in text for text in messages] == [True]
-    with pytest.raises(CheckpointError, match="no space left"), Checkpoints(small_disk) as checkpoints:
-        checkpoints.save(0, make_state(0, 1500), {}, CONFIG)
-
-
 def test_config_is_checked():
     with pytest.raises(UsageError, match="checkpoint.keep must be at least 1, not 0"):
         CheckpointConfig(keep=0)

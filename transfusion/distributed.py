@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from transfusion.errors import PassingError, UsageError
@@ -31,6 +32,14 @@ LAUNCHERS: dict[str, tuple[str, str]] = {
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 }
 _LEAVE = 5.0  # seconds
+
+
+def define_flags() -> None:
+    """--coordinator, --processes, --process_id and --start_timeout: the arguments of `start`."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
+    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1)
+    flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0) -> None:

@@ -394,9 +394,6 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.a.b=c.")
     flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is continued.")
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
-    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0)
-    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1)
-    flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
+    distributed.define_flags()
     supervise.define_flags()
     programs.run(main)
