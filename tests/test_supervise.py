@@ -46,6 +46,7 @@ pulse = supervise.Pulse()
 for step in range(3):
     pulse.beat(step, supervise.READS)
     pulse.beat(step, supervise.COMPUTES)
+    pulse.stepped(lambda: None)
     act(rank, attempt, step)
 pulse.beat(3, supervise.DONE)
 """

@@ -49,7 +49,7 @@ class Pulse:
     def __init__(self):
         path = os.environ.get(HEARTBEAT)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT) if path else None
-        self._first, self._stepped = None, False
+        self._stepped = False
         if self._file is not None:
             self._parent = os.getppid()
             faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -58,12 +58,17 @@ class Pulse:
         """Says that `step` updates are made and what comes now (costs microseconds)."""
         if self._file is None:
             return
-        self._first = step if self._first is None else self._first
-        self._stepped = self._stepped or step != self._first
         os.pwrite(self._file, f"{step}|{doing}|{self._stepped}|{time.time():.3f}".ljust(72).encode(), 0)
         if self._parent and os.getppid() != self._parent:
             self._parent = 0
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def stepped(self, wait: Callable[[], object]) -> None:
+        """After a step; `wait` returns when its result is there, and is called after the first: every rank has then
+        compiled the step, and none of them waits for another's compiler any more."""
+        if not self._stepped:
+            wait()
+            self._stepped = True
 
 
 # --- in the supervisor ------------------------------------------------------------------------------------------------

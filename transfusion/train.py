@@ -238,6 +238,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
             batch = distributed.place(next(data), rows, mine, experiment.batch_size)
             pulse.beat(at, supervise.COMPUTES)
             state = step(state, batch)
+            pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 values = {}

@@ -246,7 +246,7 @@ def main() -> int:
         print(report(json.loads(options.out.read_text())))
         return 0
     options.data_dir, workdir = options.data_dir.absolute(), options.workdir.absolute()
-    if any((workdir / name / "checkpoints").exists() for name in ("whole", "broken")):
+    if (workdir / "broken" / "checkpoints").exists():  # a run left alone goes on where it was, or is whole
         raise SystemExit(f"error: {workdir} holds a soak already: give another --workdir")
     builders.prepare("digits", str(options.data_dir))
     whole = Run(workdir / "whole", options, 600)
