@@ -134,16 +134,21 @@ def kill(run: Run, rank: int, number: int) -> None:
 
 
 def damage(run: Run, random_: random.Random) -> str:
-    """Changes a byte of a file of the newest sealed checkpoint."""
-    for step in reversed(seals.steps_on_disk(run.checkpoints)):
-        files = sorted(p for p in (run.checkpoints / str(step)).rglob("*") if p.is_file() and p.stat().st_size)
-        if seals.seal_path(run.checkpoints, step).exists() and files:
-            file = random_.choice(files)
+    """Changes a byte of a file of the newest sealed checkpoint, when there is another to go back to."""
+    run.wait(lambda: len(sealed(run)) > 1)
+    while True:
+        newest = run.checkpoints / str(sealed(run)[-1])
+        with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place meanwhile
+            file = random_.choice(sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size))
             content = bytearray(file.read_bytes())
             content[random_.randrange(len(content))] ^= 1 << random_.randrange(8)
             file.write_bytes(content)
             return f"{file.relative_to(run.checkpoints)} changed"
-    return "no checkpoint to damage"
+
+
+def sealed(run: Run) -> list[int]:
+    steps = seals.steps_on_disk(run.checkpoints) if run.checkpoints.exists() else []
+    return [step for step in steps if seals.seal_path(run.checkpoints, step).exists()]
 
 
 def schedule(count: int, seed: int) -> Iterator[tuple[str, int, float]]:
