@@ -56,7 +56,7 @@ def experiment(name: str, folder: pathlib.Path):
     "name, suffix, shape",
     [
         ("speech.py:debug", ".wav", (10240,)),
-        ("video.py:frames_debug", ".webp", (8, 16, 16, 3)),
+        pytest.param("video.py:frames_debug", ".webp", (8, 16, 16, 3), marks=pytest.mark.soak),
         pytest.param("video.py:world_debug", ".webp", (8, 16, 16, 3), marks=pytest.mark.soak),
     ],
 )

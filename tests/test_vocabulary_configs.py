@@ -61,7 +61,7 @@ def test_emu3_trains_resumes_samples_and_is_evaluated(data_dir, tmp_path, monkey
     assert "draws no images by a solver" in Report(tmp_path).trajectory()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_unitoken_reads_codes_and_a_tower(data_dir, tmp_path):
     state = train(experiment("unitoken.py:debug", data_dir), tmp_path)
     assert int(state.step) == 20
