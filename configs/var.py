@@ -50,11 +50,12 @@ def grows(flat: Experiment, scales: tuple[int, ...], codec: CodecConfig) -> Expe
         objective="next_scale", attention="frame",
         budget=2 * sum(side * side for side in scales),
     )  # fmt: skip
+    words = dataclasses.replace(flat.streams["text"], weight=1.0)
     frozen = (LearningRateGroup(QUANTIZER, 0.0),)
     return dataclasses.replace(
         flat,
         model=dataclasses.replace(flat.model, qk_norm="l2"),
-        streams=flat.streams | {"image": image},
+        streams={"text": words, "image": image},
         layout=layouts.var(),
         codec=codec,
         optim=dataclasses.replace(flat.optim, groups=frozen),
