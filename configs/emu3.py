@@ -31,7 +31,7 @@ def get_config(form: str = ""):
     # Two documents a row, as in the dense experiment; a vocabulary that is a multiple of 8, to be split over a mesh.
     budget = base.streams["text"].budget + 2 * len(layout["image"][0].spelling.template(grid))
     vocabulary = text.VOCABULARY + -(-codes // 8) * 8
-    words = dataclasses.replace(base.streams["text"], vocabulary=vocabulary, budget=budget)
+    words = dataclasses.replace(base.streams["text"], vocabulary=vocabulary, budget=budget, weight=1.0)
     # As published, but for the top 2,048 of 32,768 codes. The negative prompt is ours: theirs is of photographs.
     sampling = dataclasses.replace(base.sampling, guidance=3.0, negative="a handwritten")
     data = dataclasses.replace(base.data, shift=0 if form == "debug" else 2)  # as in `configs/chameleon.py`
