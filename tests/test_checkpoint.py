@@ -270,9 +270,9 @@ import pathlib, sys, time
 sys.path.insert(0, sys.argv[3])
 import test_checkpoint as t
 from transfusion import checkpoint
-if sys.argv[2] == 'seal':
-    write = checkpoint.write_seal
-    checkpoint.write_seal = lambda root, step: time.sleep(600) if step == 2 else write(root, step)
+last = {'seal': 2, 'first seal': 1}.get(sys.argv[2])
+write = checkpoint.write_seal
+checkpoint.write_seal = lambda root, step: time.sleep(600) if step == last else write(root, step)
 with t.Checkpoints(sys.argv[1], t.CheckpointConfig(every=1)) as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, t.make_state(step, 1500), {'next': step}, t.CONFIG)
@@ -289,11 +289,11 @@ def reached(point: str, root: pathlib.Path) -> bool:
             return any(f.stat().st_size > 2**20 for p in unfinished for f in p.rglob("*") if f.is_file())
         except OSError:
             return False
-    return (root / "2").is_dir()
+    return (root / ("1" if point == "first seal" else "2")).is_dir()
 
 
 def test_kill_minus_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, messages):
-    points = ("begin", "arrays", "seal")
+    points = ("begin", "arrays", "seal", "first seal")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     folder = str(pathlib.Path(__file__).parent)
 
@@ -317,14 +317,19 @@ def test_kill_minus_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, mes
     want = make_state(1, 1500)
     for point in points:
         root = tmp_path / point / "checkpoints"
-        assert bool(list(root.glob("*tmp*"))) == (point != "seal")  # killed where it was meant to be
+        assert bool(list(root.glob("*tmp*"))) == ("seal" not in point)  # killed where it was meant to be
         with Checkpoints(tmp_path / point, CheckpointConfig(every=1)) as checkpoints:
             assert not list(root.glob("*tmp*"))
+            if point == "first seal":  # as if nothing had been saved
+                assert checkpoints.restore(abstract(want)) is None
+                assert checkpoints.save(1, want, {}, {})
+                continue
             step, state, data_state, _ = checkpoints.restore(abstract(want))
             assert (step, data_state) == (1, {"next": 1})
             assert_same(state, want)
             assert checkpoints.save(2, state, {}, {})
-    assert ["2 is damaged (no checksums" in text for text in messages] == [True]
+        assert not list(root.glob(".saving*"))
+    assert messages == [f"checkpoint {step} was not finished, and is removed" for step in (2, 1)]
 
 
 def test_rollback_makes_room_for_the_same_steps(workdir):

@@ -32,7 +32,9 @@ from jax.experimental import multihost_utils
 from transfusion import seals, storage
 from transfusion.errors import UsageError, nearest
 from transfusion.orbax_noise import one_line, silence
-from transfusion.seals import move_aside, newest_intact, remove_leftovers, seal_path, write_seal
+from transfusion.seals import (
+    folder_of, mark_unfinished, move_aside, newest_intact, remove_leftovers, seal_path, write_seal,
+)  # fmt: skip
 from transfusion.state_form import check_form
 
 PyTree = Any
@@ -71,7 +73,7 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
         self.config = config or CheckpointConfig()
         silence()
-        self.root = _root(workdir)
+        self.root = folder_of(workdir)
         self._saving: int | None = None
         self._sealing: concurrent.futures.Future | None = None
         self._tries, self._again = 0, None
@@ -136,13 +138,18 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), config=ocp.args.JsonSave(config)
         )
         try:
-            saved = seals.without_leftovers(self.root, lambda: self._manager.save(step, args=items, force=True))
+            saved = seals.without_leftovers(self.root, lambda: self._start(step, items))
         except Exception as error:  # orbax and tensorstore errors have no common class
             raise self._failed(step, error) from None
         if not saved:
             raise CheckpointError(f"checkpoint {step} was refused by orbax; steps on disk: {steps}")
         self._saving, self._again = step, None
         return True
+
+    def _start(self, step: int, items: ocp.args.Composite) -> bool:
+        if _first():
+            mark_unfinished(self.root, step)
+        return self._manager.save(step, args=items, force=True)
 
     def _pause(self, failure: CheckpointError) -> float:
         """Seconds before another try; raises `failure` if there is to be none."""
@@ -304,7 +311,7 @@ def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
 def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyTree:
     """Reads of a step's state the leaves of `wanted`, nested dicts of ShapeDtypeStructs with shardings."""
     restore = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
-    return _read(_root(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
+    return _read(folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
 
 
 def read_config(workdir: str | os.PathLike) -> dict:
@@ -314,7 +321,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
 
 def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int]:
     silence()
-    root = _root(workdir)
+    root = folder_of(workdir)
     step, _ = _choose(root)
     if step is None:
         raise UsageError(f"no checkpoint in {root}: train first (python -m transfusion.train --workdir {workdir})")
@@ -375,11 +382,6 @@ def _check_space(root: epath.Path, step: int, state: PyTree) -> None:
             f"checkpoint {step} not saved: it takes up to {needed / 2**20:,.1f} MiB and {root} has "
             f"{free / 2**20:,.1f} MiB free; earlier checkpoints are intact"
         )
-
-
-def _root(workdir: str | os.PathLike) -> epath.Path:
-    path = epath.Path(workdir)
-    return (path if "://" in str(path) else path.expanduser().absolute()) / "checkpoints"
 
 
 def _first() -> bool:

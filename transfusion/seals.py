@@ -1,6 +1,7 @@
 """Checksums of checkpoint folders ("seals"), and the house-keeping of the folder that holds them.
 
 `<root>/300/` is the checkpoint of step 300, `<root>/.seal-300.json` holds the size and SHA-256 of each of its files.
+`<root>/.saving-300` says that this is not so yet: what a process that died has left there was never finished.
 """
 
 import concurrent.futures
@@ -15,6 +16,12 @@ from absl import logging
 from etils import epath
 
 from transfusion import storage
+
+
+def folder_of(workdir: str | os.PathLike) -> epath.Path:
+    """The folder of a run's checkpoints."""
+    path = epath.Path(workdir)
+    return (path if "://" in str(path) else path.expanduser().absolute()) / "checkpoints"
 
 
 def damage(root: epath.Path, step: int) -> str | None:
@@ -92,6 +99,16 @@ def write_seal(root: epath.Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"step": step, "files": files}))
     temporary.replace(path)
+    _saving_path(root, step).unlink(missing_ok=True)
+
+
+def mark_unfinished(root: epath.Path, step: int) -> None:
+    """Says that a checkpoint of `step` comes, until it is sealed; raises OSError."""
+    _saving_path(root, step).write_text("")
+
+
+def _saving_path(root: epath.Path, step: int) -> epath.Path:
+    return epath.Path(root) / f".saving-{step}"
 
 
 def _files(folder: epath.Path, above: str = "") -> Iterator[str]:
@@ -127,6 +144,12 @@ def remove_leftovers(root: epath.Path) -> None:
         for path in leftovers:
             _remove(path)
         time.sleep(0.1)
+    for path in epath.Path(root).glob(".saving-*"):
+        step = int(path.name.removeprefix(".saving-"))
+        if (root / str(step)).exists() and not seal_path(root, step).exists():
+            logging.warning("checkpoint %d was not finished, and is removed", step)
+            _remove(root / str(step))
+        path.unlink(missing_ok=True)
     kept = {seal_path(root, step) for step in steps_on_disk(root)}
     for path in root.glob(".seal-*"):
         if path not in kept:
