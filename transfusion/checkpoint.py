@@ -32,9 +32,7 @@ from jax.experimental import multihost_utils
 from transfusion import seals, storage
 from transfusion.errors import UsageError, nearest
 from transfusion.orbax_noise import one_line, silence
-from transfusion.seals import (
-    folder_of, mark_unfinished, move_aside, newest_intact, remove_leftovers, seal_path, write_seal,
-)  # fmt: skip
+from transfusion.seals import move_aside, newest_intact, remove_leftovers, seal_path, write_seal
 from transfusion.state_form import check_form
 
 PyTree = Any
@@ -73,7 +71,7 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
         self.config = config or CheckpointConfig()
         silence()
-        self.root = folder_of(workdir)
+        self.root = seals.folder_of(workdir)
         self._saving: int | None = None
         self._sealing: concurrent.futures.Future | None = None
         self._tries, self._again = 0, None
@@ -148,7 +146,7 @@ class Checkpoints:
 
     def _start(self, step: int, items: ocp.args.Composite) -> bool:
         if _first():
-            mark_unfinished(self.root, step)
+            seals.mark_unfinished(self.root, step)
         return self._manager.save(step, args=items, force=True)
 
     def _pause(self, failure: CheckpointError) -> float:
@@ -311,7 +309,7 @@ def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
 def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyTree:
     """Reads of a step's state the leaves of `wanted`, nested dicts of ShapeDtypeStructs with shardings."""
     restore = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
-    return _read(folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
+    return _read(seals.folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
 
 
 def read_config(workdir: str | os.PathLike) -> dict:
@@ -321,7 +319,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
 
 def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int]:
     silence()
-    root = folder_of(workdir)
+    root = seals.folder_of(workdir)
     step, _ = _choose(root)
     if step is None:
         raise UsageError(f"no checkpoint in {root}: train first (python -m transfusion.train --workdir {workdir})")
