@@ -145,10 +145,10 @@ def remove_leftovers(root: epath.Path) -> None:
             _remove(path)
         time.sleep(0.1)
     for path in epath.Path(root).glob(".saving-*"):
-        step = int(path.name.removeprefix(".saving-"))
-        if (root / str(step)).exists() and not seal_path(root, step).exists():
-            logging.warning("checkpoint %d was not finished, and is removed", step)
-            _remove(root / str(step))
+        step = path.name.removeprefix(".saving-")
+        if step.isdecimal() and (root / step).exists() and not seal_path(root, int(step)).exists():
+            logging.warning("checkpoint %s was not finished, and is removed", step)
+            _remove(root / step)
         path.unlink(missing_ok=True)
     kept = {seal_path(root, step) for step in steps_on_disk(root)}
     for path in root.glob(".seal-*"):
