@@ -19,6 +19,7 @@ from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import layer_norm
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
+from transfusion.sharding import constrain
 
 ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -150,11 +151,13 @@ class _Layers(nnx.Module):
         q = affine("bnd,dhk->bnhk", queries, self.q, bias["q"])
         k = affine("bnd,dhk->bnhk", x, self.k, bias["k"])
         v = affine("bnd,dhk->bnhk", x, self.v, bias["v"])
+        q = constrain(q, "batch", "tokens", "act_heads", None)
+        k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
         return affine("bnhk,hkd->bnd", masked_attention(q, k, v, mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
         hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
-        return affine("bnf,fd->bnd", hidden, self.down, self.down_bias)
+        return affine("bnf,fd->bnd", constrain(hidden, "batch", "tokens", "act_mlp"), self.down, self.down_bias)
 
 
 class ViT(nnx.Module):
@@ -194,7 +197,8 @@ class ViT(nnx.Module):
           places: int [B, N, 2], row and column of each in the table of positions.
           mask: bool [B, N, N], which patches (keys, last) each patch sees: those of its own image.
         """
-        return self.features(patches, self.positions[...][places[..., 0] * self.config.grid[1] + places[..., 1]], mask)
+        table = constrain(self.positions[...], None, None)
+        return self.features(patches, table[places[..., 0] * self.config.grid[1] + places[..., 1]], mask)
 
     def resized(self, rows: int, columns: int) -> jax.Array:
         """The table of positions for another grid, float32 [rows * columns, D]."""
@@ -208,6 +212,7 @@ class ViT(nnx.Module):
     def features(self, patches: jax.Array, positions: jax.Array, mask: jax.Array) -> Features:
         """As `packed`, with the positions' vectors [B or 1, N, D]."""
         x = affine("bni,id->bnd", patches, self.kernel, self.bias) + positions.astype(patches.dtype)
+        x = constrain(x, "batch", "tokens", None)
         hidden = self._run(x, mask)
         last = hidden[-1]
         if self.config.final_norm:
@@ -223,7 +228,7 @@ class ViT(nnx.Module):
             y = layer_norm(x, block.norm1_scale[...], block.norm1_bias[...], eps)
             z = x + block.attend(y, y, mask)
             y = layer_norm(z, block.norm2_scale[...], block.norm2_bias[...], eps)
-            return z + block.feed(y, self.config.activation), x
+            return constrain(z + block.feed(y, self.config.activation), "batch", "tokens", None), x
 
         layer = jax.checkpoint(layer) if self.config.remat else layer
         last, before = jax.lax.scan(layer, x, stacked)
