@@ -17,6 +17,7 @@ from transfusion.config import Experiment
 from transfusion.initial import InitConfig, from_run
 from transfusion.model.config import Stage
 from transfusion.model.paths import by_path
+from transfusion.model.vit import ViTConfig
 from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.sequence import Stream
 from transfusion.tasks import AutoencoderTask, SequenceTask
@@ -25,6 +26,18 @@ from transfusion.train import abstract_state, make_init, make_step, state_shardi
 STEPS, ROWS = 3, 8
 FROZEN = "trunk/blocks/trunk/q"
 GROUPS = (LearningRateGroup(FROZEN, 0.0), LearningRateGroup("trunk", 0.5))
+
+
+def experts() -> tuple:
+    """Two experts, and a vision tower."""
+    seen = tiny.image_stream(
+        embed="vit", head="none", objective="none", expert="understanding", source="pixels", time="none", table="none"
+    )
+    of = tiny.SPECS["bagel"]
+    run = tiny.image_run("semantic", position="item", boundary="inside", loss=False)
+    tower = ViTConfig(width=16, ffn=32, layers=2, heads=2, patch=2, channels=1, grid=(2, 2), pool=False)
+    model = tiny.model(kv_heads=2, layers=1, attention="blockwise", towers={"semantic": tower})
+    return tiny.spec(dict(of.streams) | {"semantic": seen}, {"image": (*of.layout["image"], run)}), model
 
 
 def discrete() -> tuple:
@@ -38,7 +51,7 @@ def discrete() -> tuple:
 
 SYSTEMS = {
     "dense": (tiny.SPECS["transfusion"], tiny.model(kv_heads=2, qk_norm="rms")),
-    "experts": (tiny.SPECS["bagel"], tiny.model(kv_heads=2, layers=1, attention="blockwise")),
+    "experts": experts(),
     "codes": discrete(),
 }
 # On which meshes; and what besides the mesh may change nothing.
