@@ -8,7 +8,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import tiny
-from flax import nnx
 
 from transfusion import sharding
 from transfusion.chips import parse_topology
