@@ -1,9 +1,10 @@
 """Run with eight virtual CPU devices by test_plan: the training step and the sampler compiled for a mesh, and what a
-vision tower sends for few and for many rows, as JSON."""
+vision tower and a codec send for few and for many rows, as JSON."""
 
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import tiny
 
 from transfusion import sharding
 from transfusion.chips import parse_topology
+from transfusion.codecs.kl_autoencoder import AutoencoderConfig, Decoder
 from transfusion.config import Experiment
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig
@@ -19,23 +21,30 @@ from transfusion.planning.hlo import read_program
 from transfusion.sampling.config import SamplerConfig
 from transfusion.tasks import SequenceTask
 
+SHAPE = jax.ShapeDtypeStruct
 
-def sent_by_a_tower(rows: int) -> float:
-    """Bytes that a device sends for the gradient of a tower whose weights are split as the rows are."""
-    config = ViTConfig(width=32, ffn=64, layers=2, heads=2, patch=2, channels=1, grid=(4, 4), pool=False, remat=True)
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=8))
-    template = Template(lambda rngs: ViT(config, rngs=rngs))
 
-    def loss(params, patches, places, mask):
-        return jnp.square(template.bind(params).packed(patches, places, mask).last).mean()
-
-    shape = jax.ShapeDtypeStruct
-    inputs = (shape((rows, 16, 4), "float32"), shape((rows, 16, 2), "int32"), shape((rows, 16, 16), bool))
+def sent(template: Template, loss: Callable, *inputs: jax.ShapeDtypeStruct) -> float:
+    """Bytes that a device sends for the gradient of `loss(module, *inputs)`; weights are split as the rows are."""
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))
     on = sharding.tree_shardings(template.axes, template.shapes, mesh)
+    gradient = jax.grad(lambda params, *rest: jnp.square(loss(template.bind(params), *rest)).mean())
     with jax.set_mesh(mesh):
-        step = jax.jit(jax.grad(loss), in_shardings=(on, *sharding.batch_shardings(inputs, mesh)), out_shardings=on)
+        step = jax.jit(gradient, in_shardings=(on, *sharding.batch_shardings(inputs, mesh)), out_shardings=on)
         text = step.lower(template.shapes, *inputs).compile().as_text()
     return read_program(text, 8, 8).bytes_sent()
+
+
+def sent_by_a_tower(rows: int) -> float:
+    config = ViTConfig(width=32, ffn=64, layers=2, heads=2, patch=2, channels=1, grid=(4, 4), pool=False, remat=True)
+    inputs = (SHAPE((rows, 16, 4), "float32"), SHAPE((rows, 16, 2), "int32"), SHAPE((rows, 16, 16), bool))
+    return sent(Template(lambda rngs: ViT(config, rngs=rngs)), lambda vit, *rest: vit.packed(*rest).last, *inputs)
+
+
+def sent_by_a_decoder(rows: int) -> float:
+    config = AutoencoderConfig(channels=(8, 16), latent_channels=4, norm_groups=4)
+    template = Template(lambda rngs: Decoder(config, rngs=rngs))
+    return sent(template, lambda decoder, x: decoder(x), SHAPE((rows, 4, 4, 4), "float32"))
 
 
 def main() -> None:
@@ -52,7 +61,7 @@ def main() -> None:
     guess = shapes.estimate(task, config, on, parse_topology("v5e:2x4"))
     sampler = compiled.compile_sampler(task, config, mesh, 4)
     costs = [dataclasses.asdict(cost) for cost in (step, guess, sampler)]
-    json.dump(costs + [[sent_by_a_tower(8), sent_by_a_tower(64)]], sys.stdout)
+    json.dump(costs + [[part(8), part(64)] for part in (sent_by_a_tower, sent_by_a_decoder)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
 
 
+def by_rows(x: jax.Array) -> jax.Array:
+    """Fixes that an activation is split by its rows and nothing else, so that weights travel to it."""
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+
 def fitting(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
     """As `partition` on the current mesh, with axes that do not divide whole."""
     mesh = _current()

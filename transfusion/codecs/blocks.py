@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.model.parameters import Initializer, fan_in, ones, param, zeros
+from transfusion.sharding import by_rows
 
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
@@ -68,7 +69,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=LAYOUTS[len(self.strides)],
         )
-        return y + self.bias[...].astype(x.dtype)
+        return by_rows(y + self.bias[...].astype(x.dtype))
 
 
 class Linear(nnx.Module):
@@ -87,7 +88,9 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (outputs,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        return by_rows(
+            jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        )
 
 
 class GroupNorm(nnx.Module):

@@ -22,6 +22,7 @@ from transfusion.model.block import rms_norm
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.vit import patchify
 from transfusion.rows import unpatchify
+from transfusion.sharding import by_rows
 
 KERNEL = 7  # side of the depthwise convolutions
 GROWTH = 4  # of the channels inside a block
@@ -88,7 +89,7 @@ class ConvNeXtBlock(nnx.Module):
         self.modulation = Linear(condition, 2 * width, axes=(None, "conv_out"), rngs=rngs)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        y = depthwise(x, self.depthwise[...].astype(x.dtype)) + self.depthwise_bias[...].astype(x.dtype)
+        y = by_rows(depthwise(x, self.depthwise[...].astype(x.dtype)) + self.depthwise_bias[...].astype(x.dtype))
         y = jax.nn.gelu(self.up(rms_norm(y, self.norm[...], EPSILON)), approximate=False)
         x = x + self.down(response_norm(y, self.response_scale[...], self.response_bias[...]))
         scale, shift = jnp.split(self.modulation(jax.nn.silu(condition.astype(x.dtype)))[:, None, None], 2, -1)
