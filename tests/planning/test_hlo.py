@@ -66,3 +66,33 @@ def test_a_loop_of_unknown_length_is_counted_once_and_said_to_be():
     program = read_program(noted, devices=8, per_slice=8)
     assert program.unknown_loops == 0 and {c.times for c in program.collectives} == {1, 7}
     assert not any(c.far for c in program.collectives)
+
+
+# Shortened from a training step compiled for v5e:16x16.
+BESIDE = """\
+%fused_computation.1 (param_0.1: f32[4]) -> (f32[4], f32[16], u32[]) {
+  %all-gather.1 = f32[16]{0:T(128)} all-gather(%param_0.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %custom-call.1 = (f32[4], f32[16], u32[]) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (param_0.2: f32[4], param_1.2: f32[16]) -> (f32[8], f32[16]) {
+  %all-gather.2 = f32[16]{0:T(128)} all-gather(%param_0.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %tuple.2 = (f32[8], f32[16]) tuple(%product, %all-gather.2)
+}
+
+%fused_computation.3 (param_0.3: f32[4], param_1.3: f32[16]) -> f32[16] {
+  %all-gather.3 = f32[16]{0:T(128)} all-gather(%param_0.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %custom-call.3 = f32[16]{0} custom-call(%all-gather.3, %param_1.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main.1 (param: f32[4]) -> f32[16] {
+  %async-collective-start.1 = (f32[4], f32[16], u32[]) fusion(%param), kind=kCustom, calls=%fused_computation.1
+  %fusion.2 = (f32[8], f32[16]) fusion(%a, %b), kind=kCustom, calls=%async_collective_fusion.2
+  ROOT %async-collective-done.1 = f32[16]{0} fusion(%c, %d), kind=kCustom, calls=%fused_computation.3
+}
+"""
+
+
+def test_a_collective_beside_which_other_work_runs_counts_once():
+    (gather,) = read_program(BESIDE, devices=4, per_slice=4).collectives
+    assert (gather.kind, gather.size, gather.times) == ("all-gather", 64, 1)

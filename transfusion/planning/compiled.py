@@ -27,10 +27,11 @@ from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
 from transfusion.train import abstract_state, jit_step, state_shardings
 
-# Without these libtpu looks for the machine's TPUs, and says at length that there are none.
+# Without these libtpu looks for the machine's TPUs, and says at length that there are none; and a second program that
+# compiles beside this one would be refused, as if both wanted the same TPUs.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
+    "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
 PROMPT = 64  # text tokens of the sampler's prompts
 
@@ -56,7 +57,7 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
     try:
         found = topologies.get_topology_desc(f"{topology.chip}:{topology.shape}", "tpu", **more)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
-        raise UsageError(f"libtpu has no topology {topology.name}: {error}") from error
+        raise UsageError(f"libtpu gives no topology {topology.name}: {error}") from error
     return sorted(found.devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
 
 

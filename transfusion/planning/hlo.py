@@ -7,7 +7,7 @@ its callers run it: a loop over layers as often as its condition says.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -93,9 +93,16 @@ def read_program(text: str, devices: int, per_slice: int) -> Program:
     collectives = [
         dataclasses.replace(found, times=count)
         for name, count in times.items()
+        if not _goes_on(name, computations.get(name, ()))
         for found in _collectives(computations.get(name, ()), devices, per_slice, scatters="all-reduce-scatter" in name)
     ]
     return Program(tuple(collectives), len(unknown))
+
+
+def _goes_on(name: str, lines: Sequence[str]) -> bool:
+    """Whether a collective here is one that another computation began. TPUs run other work meanwhile: such a collective
+    stands in the fusion that begins it, in those that run beside it and in the one that ends it."""
+    return name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in line for line in lines)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
