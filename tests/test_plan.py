@@ -26,7 +26,8 @@ def test_the_step_and_the_sampler_compile_for_a_mesh():
     assert step["how"] == step["collectives"] == "compiled" and guess["how"] == "from shapes"
     # But for the counters of the state, memory's arguments are what the shardings say.
     assert step["arguments"] == pytest.approx(guess["arguments"], abs=300)
-    assert step["peak"] >= step["arguments"] and step["temporaries"] > 0
+    # The new state lies where the old one was.
+    assert step["peak"] == pytest.approx(step["arguments"] + step["temporaries"], rel=0.01) and step["temporaries"] > 0
     found = step["program"]["collectives"]
     assert step["program"]["unknown_loops"] == 0
     # Weights are gathered over fsdp in every layer, forwards and backwards; gradients are summed over data, between the

@@ -115,10 +115,9 @@ def _cost(lowered: Any, mesh: Mesh, per_slice: int) -> Cost:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         program, source = read_program(compiled.as_text(), mesh.size, per_slice), "compiled"
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = memory.peak_memory_in_bytes or arguments + temporaries
-    return Cost(
-        "compiled", arguments, temporaries, max(peak, arguments), True, program, source, time.perf_counter() - start
-    )
+    # All that the program reserves. The compiler's own `peak_memory_in_bytes` does not move with the arguments on TPUs.
+    peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Cost("compiled", arguments, temporaries, peak, True, program, source, time.perf_counter() - start)
 
 
 def with_estimate(cost: Cost, guess: Cost) -> Cost:

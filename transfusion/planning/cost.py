@@ -15,7 +15,8 @@ class Cost:
 
     Attributes:
       how: 'compiled', or 'from shapes'.
-      arguments, temporaries, peak: bytes of its memory; arguments are the train state (or parameters) and its inputs.
+      arguments, temporaries, peak: bytes of its memory; arguments are the train state (or parameters) and its inputs,
+        the peak is all that it reserves.
       fits: whether the chip's memory holds it; where it was compiled, the compiler decides.
       program: its collectives.
       collectives: how those are known; 'from shapes' where the compiler gave no text.
