@@ -61,7 +61,7 @@ def devices() -> dict:
     return computed("dense")
 
 
-OTHERS = [("experts", "context"), ("experts", "slices"), ("codes", "context"), ("codes", "all"), ("codec", "fsdp")]
+OTHERS = [(system, name) for system in ("experts", "codes") for name in MESHES] + [("codec", "fsdp")]
 SYSTEMS = [("dense", name) for name in MESHES] + [pytest.param(*one, marks=pytest.mark.soak) for one in OTHERS]
 
 
