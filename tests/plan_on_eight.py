@@ -24,11 +24,11 @@ from transfusion.tasks import SequenceTask
 SHAPE = jax.ShapeDtypeStruct
 
 
-def sent(template: Template, loss: Callable, *inputs: jax.ShapeDtypeStruct) -> float:
-    """Bytes that a device sends for the gradient of `loss(module, *inputs)`; weights are split as the rows are."""
+def sent(template: Template, apply: Callable, *inputs: jax.ShapeDtypeStruct) -> float:
+    """Bytes that a device sends for a gradient through `apply(module, *inputs)`; weights are split as the rows are."""
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))
     on = sharding.tree_shardings(template.axes, template.shapes, mesh)
-    gradient = jax.grad(lambda params, *rest: jnp.square(loss(template.bind(params), *rest)).mean())
+    gradient = jax.grad(lambda params, *rest: jnp.square(apply(template.bind(params), *rest)).mean())
     with jax.set_mesh(mesh):
         step = jax.jit(gradient, in_shardings=(on, *sharding.batch_shardings(inputs, mesh)), out_shardings=on)
         text = step.lower(template.shapes, *inputs).compile().as_text()

@@ -187,6 +187,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
 
 
+def by_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Fixes where attention's [B, N, H, K] lie: queries stay with their tokens, keys and values are gathered."""
+    k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
+    return constrain(q, "batch", "tokens", "act_heads", None), k, v
+
+
 def by_rows(x: jax.Array) -> jax.Array:
     """Fixes that an activation is split by its rows and nothing else, so that weights travel to it."""
     return constrain(x, "batch", *(None,) * (x.ndim - 1))

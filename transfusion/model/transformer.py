@@ -26,7 +26,7 @@ from transfusion.model.cache import KeyValues, Pair, attention_over, merged, wri
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.parameters import param, zeros
-from transfusion.sharding import constrain, cut, join, shares
+from transfusion.sharding import by_heads, constrain, cut, join, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +154,7 @@ class Trunk(nnx.Module):
             }
             parts = {e: _modulations(streams, x, parts, config, n) for e, streams in groups.items()}
             qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
-            q, k, v = (join(t, n) for t in zip(*qkv, strict=True))
-            q = constrain(q, "batch", "tokens", "act_heads", None)
-            k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
+            q, k, v = by_heads(*(join(t, n) for t in zip(*qkv, strict=True)))
             # Of all new tokens, a context's last.
             new = (k, v) if given is None else tuple(jnp.concatenate(two, 1) for two in zip((k, v), given, strict=True))
             if at is not None:

@@ -19,7 +19,7 @@ from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import layer_norm
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
-from transfusion.sharding import constrain
+from transfusion.sharding import by_heads, constrain
 
 ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -151,9 +151,7 @@ class _Layers(nnx.Module):
         q = affine("bnd,dhk->bnhk", queries, self.q, bias["q"])
         k = affine("bnd,dhk->bnhk", x, self.k, bias["k"])
         v = affine("bnd,dhk->bnhk", x, self.v, bias["v"])
-        q = constrain(q, "batch", "tokens", "act_heads", None)
-        k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
-        return affine("bnhk,hkd->bnd", masked_attention(q, k, v, mask), self.o, self.o_bias)
+        return affine("bnhk,hkd->bnd", masked_attention(*by_heads(q, k, v), mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
         hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
