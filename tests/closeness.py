@@ -85,12 +85,10 @@ def drawing_operations(task: SequenceTask, sampler: SamplerConfig | None = None)
     return passes * sum(trunk_operations(trunk, length) for trunk in trunks)
 
 
-def assert_same(
-    one: Sequence[Segment], other: Sequence[Segment], operations: int, largest: float | None = None
-) -> None:
+def assert_same(one: Sequence[Segment], other: Sequence[Segment], operations: int) -> None:
     """Asserts that two results of a decoder have the same kinds and ids, and close values; equal with 0 operations."""
     assert [segment.kind for segment in one] == [segment.kind for segment in other]
     for a, b in zip(one, other, strict=True):
         assert a.value.dtype == b.value.dtype
         exact = not np.issubdtype(a.value.dtype, np.floating)
-        assert_close(a.value, b.value, 0 if exact else operations, largest=largest, note=a.kind)
+        assert_close(a.value, b.value, 0 if exact else operations, note=a.kind)
