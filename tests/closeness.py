@@ -51,6 +51,7 @@ def assert_close(
         if not one.size:
             continue
         scale = np.abs(other).max() if largest is None else largest
+        assert scale < 1e20, f"{note} leaf {number}: beside {scale:.2g}, which a mask may stand for, all else is close"
         bound = operations * float(jnp.finfo(dtype).eps) * scale
         error = np.abs(one - other)
         worst = np.unravel_index(np.argmax(error), error.shape)

@@ -86,6 +86,8 @@ def test_what_is_not_close_is_told():
         assert_close(np.ones((3, 1)), np.ones(3), 10)
     with pytest.raises(AssertionError, match="structure"):
         assert_close({"a": np.ones(3)}, {"b": np.ones(3)}, 10)
+    with pytest.raises(AssertionError, match="mask"):
+        assert_close(np.array([3.0, -1e30]), np.array([7.0, -1e30]), 10)
     differs(np.float32(1e-30), np.float32(0), 1000)  # what is zero is zero
     assert_close(np.float32(1e-7), np.float32(0), 1, largest=1)  # unless larger numbers met in it
     differs(np.array([100.0, 1.0]), np.array([100.0, 1.001]), 50)
