@@ -8,7 +8,14 @@ export JAX_PLATFORMS ?= cpu
 # Large pages for the arrays of XLA on a CPU: fewer page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test soak lint install clean
+# Tests whose results are floating-point numbers, and which another processor may therefore compute otherwise.
+NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation test_closeness.py test_masks.py test_sequence.py \
+  test_oracles.py test_code_rows.py test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
+# The part of the tests that takes two minutes: all that is quick, of the files that need no trained run.
+CHECK := $(addprefix tests/, model objectives data planning test_closeness.py test_masks.py test_sequence.py test_optim.py \
+  test_config.py test_metrics.py test_guard.py test_storage.py)
+
+.PHONY: demo test check portable soak lint install clean
 
 install: $(VENV)/installed
 
@@ -28,6 +35,15 @@ demo: install
 
 test: install
 	$(RUN) pytest
+
+check: install
+	$(RUN) pytest -m 'not slow and not soak' $(CHECK)
+
+# Computes as a processor without these registers would, and on one without them as it is.
+portable: portable-SSE4_2 portable-AVX2 portable-AVX512
+
+portable-%: install
+	XLA_FLAGS=--xla_cpu_max_isa=$* $(RUN) pytest $(NUMERIC)
 
 soak: install
 	$(RUN) pytest -m soak -n 0

@@ -1,9 +1,12 @@
 """What tests of whole programs share: one tiny trained run per session, on data made in the session's folder."""
 
+import ctypes
 import dataclasses
+import gc
 import importlib.util
 import os
 import pathlib
+import resource
 import shutil
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -14,8 +17,12 @@ os.environ.setdefault("TRANSFUSION_CACHE", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402, F401 - sets XLA's flags for quick compilation, before jax starts
+
+# The most that one test process may ever take, in GB: four of them fit a machine of 16 GB that does other things too.
+MEMORY = 2.5
 
 
 def load_config(path: pathlib.Path, form: str = ""):
@@ -36,6 +43,63 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("TRANSFUSION_REQUIRE_OPTIONAL") == "1":
         report.outcome, report.longrepr = "failed", f"skipped where nothing may be missing: {report.longrepr}"
     return report
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_ends_with_the_file(request):
+    """Frees what a file compiled, and what its functions cached: over all files it piles up to 5 GB in a process.
+
+    Not below 0.8 GB, as the next file may use some of it, and freeing takes a second.
+    """
+    yield
+    peaks = request.config.stash[PEAKS]
+    if (peak := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6) > peaks[-1][0]:
+        peaks.append((peak, request.node.nodeid))
+    if int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() < 0.8e9:
+        return
+    for value in vars(request.module).values():
+        if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
+            value.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed, above all where `programs.set_up_jax` told it to
+
+
+PEAKS = pytest.StashKey[list[tuple[float, str]]]()  # of this process, or of all its workers: GB, and the file then
+
+
+def pytest_configure(config):
+    config.stash[PEAKS] = [(0.0, "")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[PEAKS].append(getattr(node, "workeroutput", {}).get("peak", (0.0, "")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """Fails a session of which a process took too much, whatever its tests say."""
+    largest = max(session.config.stash[PEAKS])
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = largest
+    elif largest[0] > MEMORY and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    gigabytes, path = max(config.stash[PEAKS])
+    line = f"largest test process: {gigabytes:.1f} GB, in {path}"
+    if gigabytes > MEMORY:
+        terminalreporter.write_line(f"ERROR: {line}; {MEMORY} are allowed", red=True, bold=True)
+    elif path:
+        terminalreporter.write_line(line)
+
+
+# --- runs and data ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 
 from transfusion.errors import UsageError
 from transfusion.model.paths import by_path
@@ -23,17 +24,17 @@ from transfusion.optim import (
 def test_the_schedule_warms_up_and_ends_on_the_final_rate():
     rate = schedule(OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup=10), 110)
     assert float(rate(0)) == 0
-    assert float(rate(5)) == pytest.approx(0.5)
-    assert float(rate(10)) == pytest.approx(1.0)
-    assert float(rate(60)) == pytest.approx(0.55)  # half of the cosine
-    assert float(rate(110)) == float(rate(500)) == pytest.approx(0.1)
+    assert_close([rate(5), rate(10)], [0.5, 1.0], 16)
+    assert_close(rate(60), 0.55, 16)  # half of the cosine
+    assert_close([rate(110), rate(500)], [0.1, 0.1], 16)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
 def test_a_warm_up_longer_than_the_run_is_cut(steps):
     rate = schedule(OptimConfig(warmup=4000), steps)
     assert all(np.isfinite(float(rate(step))) for step in range(steps + 2))
-    assert float(rate(steps)) == pytest.approx(1.5e-5)
+    # The last rate is what the cosine, which falls from 3e-4 on, leaves.
+    assert_close(rate(steps), 1.5e-5, 16, largest=OptimConfig().learning_rate)
 
 
 PARAMS = {"kernel": jnp.ones((3, 3)), "norm": jnp.ones(3), "out_bias": jnp.ones(3), "q_norm": jnp.ones((2, 3))}
@@ -49,7 +50,7 @@ def update(config, gradients):
 def test_matrices_are_decayed_and_norms_and_biases_are_not():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     updates = update(OptimConfig(learning_rate=0.5, warmup=1, weight_decay=0.1), zero)
-    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
+    assert_close(updates["kernel"], -0.05, 16)
     for name in ("norm", "out_bias", "q_norm"):
         np.testing.assert_array_equal(updates[name], 0)
 
@@ -60,8 +61,8 @@ def test_gradients_are_clipped_together():
     optimizer = make_optimizer(OptimConfig(clip=0.5), 10)
     _, state = optimizer.update(big, optimizer.init(PARAMS), PARAMS)
     first_moment = state[1][0].mu
-    np.testing.assert_allclose(optax.global_norm(first_moment), 0.5 * (1 - 0.9), rtol=1e-5)
-    np.testing.assert_allclose(first_moment["norm"], 0.05 / np.sqrt(count), rtol=1e-5)
+    assert_close(optax.global_norm(first_moment), 0.5 * (1 - 0.9), count + 16)
+    assert_close(first_moment["norm"], 0.05 / np.sqrt(count), count + 16)
     unclipped = make_optimizer(OptimConfig(clip=0.0), 10)
     _, state = unclipped.update(big, unclipped.init(PARAMS), PARAMS)
     assert optax.global_norm(state[1][0].mu) > 1e5
@@ -72,10 +73,10 @@ def test_the_average_forgets_its_start():
     ema, params = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
     np.testing.assert_array_equal(average(ema, params, config, jnp.array(0))["w"], 1.0)
     late = average(ema, params, config, jnp.array(1_000_000))
-    np.testing.assert_allclose(late["w"], 0.001, rtol=1e-4)
+    assert_close(late["w"], 0.001, 8, largest=1)  # 1 - 0.999
     for step in range(1, 200):
         ema = average(ema, params, config, jnp.array(step))
-    np.testing.assert_allclose(ema["w"], 1.0, atol=1e-3)
+    np.testing.assert_allclose(ema["w"], 1.0, atol=1e-3)  # it has nearly forgotten its start
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_average_forgets_its_start():
 def test_the_average_starts_as_a_copy_and_then_warms_up(warmup, decays):
     config = OptimConfig(ema=0.95, ema_warmup=warmup, ema_power=0.75, ema_start=7)
     got = [ema_decay(config, jnp.array(7 + n)) for n in (0, 1, 2, 1000)]
-    np.testing.assert_allclose(got, decays, rtol=1e-6)
+    assert_close(got, decays, 16)
     assert float(ema_decay(config, jnp.array(3))) == 0
 
 
@@ -138,7 +139,7 @@ def test_a_factor_scales_the_whole_update():
         optimizer = make_optimizer(OptimConfig(learning_rate=0.5, warmup=1, weight_decay=0.1, groups=of), 10)
         _, state = optimizer.update(gradients, optimizer.init(NESTED), NESTED)
         updates[name], _ = optimizer.update(gradients, state, NESTED)
-    np.testing.assert_allclose(updates["grouped"]["trunk"]["image"]["q"], 0.1 * updates["plain"]["trunk"]["image"]["q"])
+    assert_close(updates["grouped"]["trunk"]["image"]["q"], 0.1 * updates["plain"]["trunk"]["image"]["q"], 8)
     for path in ("trunk/text/q", "trunk/text/q_norm", "head/kernel"):
         got, want = (by_path(updates[name])[path] for name in ("grouped", "plain"))
         np.testing.assert_array_equal(got, want)
@@ -150,7 +151,7 @@ def test_the_average_of_frozen_parameters_does_not_drift():
     params = jax.tree.map(lambda p: p / 3, NESTED)
     ema = average(NESTED, params, config, jnp.array(1000))
     np.testing.assert_array_equal(ema["trunk"]["text"]["q"], NESTED["trunk"]["text"]["q"])
-    np.testing.assert_allclose(ema["head"]["kernel"], 0.7 * (0.9 + 0.1 / 3), rtol=1e-6)
+    assert_close(ema["head"]["kernel"], 0.7 * (0.9 + 0.1 / 3), 8)
 
 
 @pytest.mark.parametrize(

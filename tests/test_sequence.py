@@ -7,6 +7,7 @@ import numpy as np
 import packed
 import pytest
 import tiny
+from closeness import assert_close, trunk_operations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BOI, BOS, EOI, EOS
@@ -235,17 +236,16 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_packing():
     documents = tiny.documents()
     noise = packed.noise_of(documents)
     function = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-    results = []
+    results, operations = [], trunk_operations(task.model, sum(s.budget for s in task.spec.streams.values()))
     for rows in ([[0, 3], [2], [1]], [[1, 0, 3], [], [2]], [[2], [3, 1], [0]]):
         batch, draws = packed.pack(rows, documents, noise, task.spec)
         results.append(function(params, batch, draws, task.totals(batch)))
     for other in results[1:]:
         (loss, sums), gradient = other
-        np.testing.assert_allclose(loss, results[0][0][0], rtol=1e-6)
+        assert_close(loss, results[0][0][0], operations)
         for name in ("text_loss", "image_loss", "image_by_time"):
-            np.testing.assert_allclose(sums[name], results[0][0][1][name], rtol=1e-5, atol=1e-6)
-        for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(results[0][1]), strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+            assert_close(sums[name], results[0][0][1][name], operations, note=name)
+        assert_close(gradient, results[0][1], 3 * operations)
 
 
 @pytest.mark.parametrize("name", tiny.SPECS)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from closeness import assert_close, trunk_operations
 
 from transfusion.errors import UsageError
 from transfusion.masks import Metadata
@@ -178,10 +179,11 @@ def test_cross_attention_equals_the_plain_one_and_its_context_is_kept(changes):
 
     (out, kept), parts, cache = run(params, {"image": jnp.asarray(image), "words": jnp.asarray(context)})
     wide = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
-    np.testing.assert_allclose(out["image"][0], plain(wide, config, image[0], context[0, :S]), atol=1e-4)
+    operations = 2 * trunk_operations(config, N + S + 1)  # two attentions in each layer
+    assert_close(out["image"][0], plain(wide, config, image[0], context[0, :S]), operations)
     np.testing.assert_array_equal(out["words"], context)
-    np.testing.assert_allclose(parts["image"], out["image"], atol=1e-5)
-    np.testing.assert_allclose(cache.k, kept.k[:, :, N:], atol=1e-5)
+    assert_close(parts["image"], out["image"], operations)
+    assert_close(cache.k, kept.k[:, :, N:], operations)
     np.testing.assert_array_equal(cache.metadata.order, kept.metadata.order[:, N:])
 
 

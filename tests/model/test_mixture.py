@@ -1,9 +1,9 @@
 """Mixture-of-Transformers: an expert per stream computes what a dense model does, at the same cost."""
 
 import jax
-import numpy as np
 import pytest
 import tiny
+from closeness import assert_close, trunk_operations
 
 from transfusion.model.block import GROUPS
 
@@ -44,9 +44,7 @@ def test_tied_experts_are_the_dense_model(name):
     batch = dense.fake_batch(3)
     want = jax.jit(lambda p: scores(dense, p, batch))(params)
     got = jax.jit(lambda p: scores(mixture, p, batch))(tied(params, mixture.template.shapes))
-    assert got[0] == pytest.approx(float(want[0]), rel=1e-6)
-    for stream, values in want[1].items():
-        np.testing.assert_allclose(got[1][stream], values, rtol=1e-6, atol=1e-6)
+    assert_close(got, want, trunk_operations(dense.model, batch["text"].document.shape[1]))
 
 
 def test_untied_groups_are_what_an_expert_owns():
@@ -69,4 +67,4 @@ def test_experts_cost_what_a_dense_model_does():
         lowered = jax.jit(jax.grad(loss)).lower(task.template.shapes, task.batch_spec(4))
         return lowered.cost_analysis()["flops"]
 
-    assert compiled(tasks[1]) == pytest.approx(compiled(tasks[0]), rel=0.01)
+    assert compiled(tasks[1]) == pytest.approx(compiled(tasks[0]), rel=0.01)  # counts of the compiler, no rounding

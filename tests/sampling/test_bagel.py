@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_same, drawing_operations
 
 from transfusion import layouts
 from transfusion.codecs import text
@@ -100,27 +101,21 @@ def bagel():
     return task, make_params(task)
 
 
-def assert_same(one, other, atol=1e-4):
-    assert [s.kind for s in one] == [s.kind for s in other]
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_allclose(a.value, b.value, atol=0 if a.kind == "text" else atol)
-
-
 def kinds(result):
     return [segment.kind for segment in result]
 
 
 @pytest.mark.slow
 def test_equals_the_plain_decoder_in_any_batch(trained):
-    results = generate(*trained, PROMPTS, 3, CONFIG)
+    results, operations = generate(*trained, PROMPTS, 3, CONFIG), drawing_operations(trained[0], CONFIG)
     assert all("image" in kinds(result) for result in results[:3])
     assert any(kinds(result)[-2:] == ["image", "text"] for result in results)  # what follows a drawing is compared too
     for number, (prompt, result) in enumerate(zip(PROMPTS, results, strict=True)):
-        assert_same(result, generate_one(*trained, prompt, 3, CONFIG, number))
+        assert_same(result, generate_one(*trained, prompt, 3, CONFIG, number), operations)
     for result, alone in zip(results, generate(*trained, PROMPTS, 3, CONFIG, batch=1), strict=True):
-        assert_same(result, alone)
+        assert_same(result, alone, operations)
     # Without images in any prompt no third prediction is computed; that changes nothing for this one.
-    assert_same(results[0], generate(*trained, PROMPTS[:1], 3, CONFIG)[0])
+    assert_same(results[0], generate(*trained, PROMPTS[:1], 3, CONFIG)[0], operations)
 
 
 def test_what_guidance_compares_with(bagel):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 
 from transfusion.codecs import text
 from transfusion.sampling.choose import NEVER, Choice, emittable
@@ -17,8 +18,8 @@ def guidance(scale, low=0.0, high=1.0):
 
 def test_guidance_extrapolates_and_is_nothing_at_scale_one():
     c, u = jnp.array([1.0, 2.0]), jnp.array([0.0, 3.0])
-    np.testing.assert_allclose(guidance(3.0).predict(jnp.float32(0.5), c, lambda: u), [3.0, 0.0])
-    np.testing.assert_allclose(guidance(1.0).predict(jnp.float32(0.5), c, lambda: u), c)
+    assert_close(guidance(3.0).predict(jnp.float32(0.5), c, lambda: u), [3.0, 0.0], 8)
+    assert_close(guidance(1.0).predict(jnp.float32(0.5), c, lambda: u), c, 8)
 
 
 def test_unconditional_is_computed_inside_the_interval_only():
@@ -38,7 +39,7 @@ def test_unconditional_is_computed_inside_the_interval_only():
     result = run(jnp.arange(10) / 10)
     jax.effects_barrier()
     assert sorted(calls) == [0.3, 0.4, 0.5, 0.6]
-    np.testing.assert_allclose(result, 2.0**4)
+    np.testing.assert_array_equal(result, 2.0**4)
 
 
 def plain_filter(logits, top_k, top_p):
@@ -72,7 +73,7 @@ def test_draws_follow_the_temperature():
     keys = jax.random.split(jax.random.key(0), 20_000)
     drawn = Choice().choose(logits, keys, jnp.float32(2.0), jnp.float32(1.0))
     expected = np.exp([0.0, 0.5, 1.0]) / np.exp([0.0, 0.5, 1.0]).sum()
-    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, expected, atol=0.02)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, expected, atol=0.02)  # a sample
     assert (Choice(greedy=True).choose(logits[:3], keys[:3], jnp.float32(0), jnp.float32(1)) == 2).all()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from closeness import assert_same, drawing_operations
 
 from transfusion import layouts
 from transfusion.api import Run
@@ -56,13 +57,11 @@ def world():
     return task, make_params(task)
 
 
-def assert_same(task, params, prompts, config):
+def equals_the_plain_decoder(task, params, prompts, config):
     results = generate(task, params, prompts, 3, config)
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         other = generate_one(task, params, prompt, 3, config, number)
-        assert [s.kind for s in result] == [s.kind for s in other]
-        for a, b in zip(result, other, strict=True):
-            np.testing.assert_allclose(a.value, b.value, atol=1e-4)
+        assert_same(result, other, drawing_operations(task, config))
     return results
 
 
@@ -71,7 +70,7 @@ def test_a_clip_is_drawn_and_read():
     params = make_params(task)
     prompts = [Prompt((word(5, 6),), draw=True), Prompt((latents("video", 4, 2, 4), word(7)))]
     config = SamplerConfig(steps=2, max_tokens=3, guidance=2.0)
-    drawn, _ = assert_same(task, params, prompts, config)
+    drawn, _ = equals_the_plain_decoder(task, params, prompts, config)
     assert drawn[0].kind == "video" and drawn[0].value.shape == (4, 2, 4, 1)
 
 
@@ -79,12 +78,12 @@ def test_a_world_model_draws_frame_after_frame(world):
     task, params = world
     prompts = [Prompt((word(5, 6),), draw=True), Prompt((word(9), latents("image", 2, 4)), draw=True)]
     config = SamplerConfig(steps=2, max_tokens=0, max_images=3, min_images=3)
-    results = assert_same(task, params, prompts, config)
+    results = equals_the_plain_decoder(task, params, prompts, config)
     assert [[s.value.shape for s in result] for result in results] == [[(2, 4, 1)] * 3] * 2
     # Each is drawn from those before it: another first frame, other frames after it.
     prompts[1] = Prompt((word(9), latents("image", 2, 4, seed=1)), draw=True)
     other = generate(task, params, prompts, 3, config)
-    np.testing.assert_allclose(other[0][2].value, results[0][2].value, atol=1e-5)
+    assert_same(other[0], results[0], drawing_operations(task, config))
     assert np.abs(other[1][2].value - results[1][2].value).max() > 1e-3
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close, assert_same, drawing_operations
 
 from transfusion.codecs import text
 from transfusion.errors import UsageError
@@ -84,30 +85,24 @@ def batch_of_four(model_one):
     return generate(*model_one, PROMPTS, 3, CONFIG)
 
 
-def assert_same(one, other, atol=1e-4):
-    assert [s.kind for s in one] == [s.kind for s in other]
-    for a, b in zip(one, other, strict=True):
-        assert a.value.dtype == b.value.dtype
-        np.testing.assert_allclose(a.value, b.value, atol=0 if a.kind == "text" else atol)
-
-
 def test_equals_the_plain_decoder(trained):
     task, params = trained
     results = generate(task, params, PROMPTS, 3, CONFIG)
     kinds = [segment.kind for result in results for segment in result]
     assert kinds.count("image") >= 3 and kinds.count("text") >= 4  # the comparison sees both, and what follows an image
     for number, (prompt, result) in enumerate(zip(PROMPTS, results, strict=True)):
-        assert_same(result, generate_one(task, params, prompt, 3, CONFIG, number))
+        assert_same(result, generate_one(task, params, prompt, 3, CONFIG, number), drawing_operations(task, CONFIG))
 
 
 def test_rows_do_not_depend_on_their_batch(model_one, batch_of_four):
+    operations = drawing_operations(model_one[0], CONFIG)
     in_parts = generate(*model_one, PROMPTS, 3, CONFIG, batch=3)
     again = generate(*model_one, PROMPTS, 3, CONFIG)
     for whole, part, same in zip(batch_of_four, in_parts, again, strict=True):
-        assert_same(whole, part)
-        assert_same(whole, same, atol=0)
+        assert_same(whole, part, operations)
+        assert_same(whole, same, 0)
     other = generate(*model_one, [PROMPTS[0], *PROMPTS[2:], PROMPTS[1]], 3, CONFIG)
-    assert_same(other[0], batch_of_four[0])
+    assert_same(other[0], batch_of_four[0], operations)
 
 
 def test_seed_decides(model_one, batch_of_four):
@@ -186,7 +181,7 @@ def test_cached_steps_equal_the_packed_forward(trained):
 
     for i, token in enumerate(after):
         state, logits = step(state, jnp.int32(token))
-        np.testing.assert_allclose(logits, want[len(want) - len(after) + i], atol=1e-5)
+        assert_close(logits, want[len(want) - len(after) + i], drawing_operations(task))
 
 
 def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
@@ -198,7 +193,7 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     got = jax.jit(lambda x: predict(model, layout, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
     document = (ids(1, 2, 3), Segment("image", image, "target"))
     want = packed(task, params, document, 0.3)["image"]
-    np.testing.assert_allclose(got[0], want, atol=1e-5)
+    assert_close(got[0], want, drawing_operations(task))
 
     # The clean image's keys and values, and EOI's, are those of a prompt that holds the image.
     inputs = lay(layout.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
@@ -208,7 +203,7 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
         assert getattr(state.place, field) == getattr(fresh.place, field)
     for got, want in ((state.cache.k, fresh.cache.k), (state.cache.v, fresh.cache.v)):
         got, want = _in_order(state, got), _in_order(fresh, want)
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        assert_close(got, want, drawing_operations(task))
 
 
 def _in_order(state, array):
@@ -244,20 +239,22 @@ def test_guidance_one_is_none_and_a_closed_interval_is_none(model_one):
         return generate(*model_one, PROMPTS[:1], 0, SamplerConfig(steps=3, max_tokens=0, **fields))[0][0].value
 
     plain, guided = draw(), draw(guidance=3.0)
+    operations = drawing_operations(model_one[0], SamplerConfig(steps=3))
     # Another program than the plain one: equal up to the order in which the compiler adds.
-    np.testing.assert_allclose(draw(guidance=3.0, guidance_low=0.8, guidance_high=0.7), plain, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(draw(guidance=1.0 + 1e-6), plain, atol=1e-4)
+    assert_close(draw(guidance=3.0, guidance_low=0.8, guidance_high=0.7), plain, operations)
+    assert_close(draw(guidance=1.0 + 1e-6), plain, operations)
     assert np.abs(guided - plain).max() > 1e-2
 
 
 def test_trajectory_ends_in_the_image_that_generate_draws(model_one):
     config = SamplerConfig(steps=3, max_tokens=0, guidance=2.0)
     path = trajectory(*model_one, Prompt((ids(5, 6, 7),)), 3, config, at=[0, 2])
-    np.testing.assert_allclose(path.times, [0, 2 / 3, 1], atol=1e-6)
+    assert_close(path.times, [0, 2 / 3, 1], 8)
     assert path.x.shape == path.data.shape == (3, 4, 4, 2)
-    np.testing.assert_allclose(path.x[-1], generate(*model_one, PROMPTS[:1], 3, config)[0][0].value, atol=1e-5)
+    operations = drawing_operations(model_one[0], config)
+    assert_close(path.x[-1], generate(*model_one, PROMPTS[:1], 3, config)[0][0].value, operations)
     # Euler's last step on the linear path goes to the estimate of the data.
-    np.testing.assert_allclose(path.data[1], path.x[-1], atol=1e-5)
+    assert_close(path.data[1], path.x[-1], operations)
 
 
 def test_unet_coder_and_noise_prediction_with_ddpm():
@@ -267,7 +264,7 @@ def test_unet_coder_and_noise_prediction_with_ddpm():
     out |= {"kernel": jax.random.normal(jax.random.key(0), out["kernel"].shape) / 20}
     config = SamplerConfig(solver="ddpm", steps=2, max_tokens=2, max_images=1, temperature=0.0)
     (result,) = generate(task, params, PROMPTS[:1], 3, config)
-    assert_same(result, generate_one(task, params, PROMPTS[0], 3, config), atol=2e-3)
+    assert_same(result, generate_one(task, params, PROMPTS[0], 3, config), drawing_operations(task, config))
 
 
 def test_a_flow_head_behind_the_trunk_draws_with_a_cache_of_its_own():
@@ -283,7 +280,5 @@ def test_a_flow_head_behind_the_trunk_draws_with_a_cache_of_its_own():
     prompts = PROMPTS[:3]
     for i, (ours, prompt) in enumerate(zip(generate(task, params, prompts, 3, config), prompts, strict=True)):
         plain = generate_one(task, params, prompt, 3, config, i)
-        assert [s.kind for s in ours] == [s.kind for s in plain]
-        for a, b in zip(ours, plain, strict=True):
-            np.testing.assert_allclose(a.value, b.value, rtol=1e-4, atol=1e-4)
+        assert_same(ours, plain, drawing_operations(task, config))
         assert i or any(s.kind == "image" for s in ours)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from closeness import assert_close, assert_same, drawing_operations
 
 from transfusion import layouts
 from transfusion.codecs import text
@@ -78,9 +79,7 @@ def test_equals_the_plain_decoder(trained):
     assert sum(result.count("image") for result in kinds) > 2  # and one that nobody asked for
     for number, (prompt, result) in enumerate(zip(PROMPTS, results, strict=True)):
         plain = generate_one(*trained, prompt, 3, CONFIG, number)
-        assert [s.kind for s in result] == [s.kind for s in plain]
-        for ours, other in zip(result, plain, strict=True):
-            np.testing.assert_allclose(ours.value, other.value, atol=0 if ours.kind == "text" else 1e-4)
+        assert_same(result, plain, drawing_operations(trained[0], CONFIG))
 
 
 def test_text_after_a_drawing_is_trained_as_it_is_sampled(trained):
@@ -95,7 +94,7 @@ def test_text_after_a_drawing_is_trained_as_it_is_sampled(trained):
 
     (both, part), (noisier, _), (read, other) = logits("both", 0.9), logits("both", 0.2), logits("context", 1.0)
     np.testing.assert_array_equal(both, noisier)
-    np.testing.assert_allclose(both, read, atol=1e-5)
+    assert_close(both, read, drawing_operations(task))
     assert part.cost == other.cost | {"image": 7}
     tokens, wanted = (p.pieces[TEXT]["tokens"].tolist() for p in (part, other))
     assert tokens == wanted == [text.BOS, 1, 2, text.BOI, text.EOI, 3, 4]
