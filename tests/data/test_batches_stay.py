@@ -62,13 +62,13 @@ def digest(batches):
     return found.hexdigest()
 
 
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        ({}, "5d71310e6cd81d9d2ad5e6361f6bb1a4dee4dab71dc5b50802c60fe0f9375a58"),
-        ({"split_text": False, "open_rows": 3, "cache": False, "read_threads": 2}, "26260c087f10fbb599d952b4bf820a507ff88789d9279fed8f5eb21be64a5f71"),
-    ],
-)
+OTHER = {"split_text": False, "open_rows": 3, "cache": False, "read_threads": 2}
+TRAINING = "5d71310e6cd81d9d2ad5e6361f6bb1a4dee4dab71dc5b50802c60fe0f9375a58"
+WITH_OTHER = "26260c087f10fbb599d952b4bf820a507ff88789d9279fed8f5eb21be64a5f71"
+HELD_OUT = "c408ddb8a82e27947875e3729afc78b000ce404b519bb999b8611201e4d9731a"
+
+
+@pytest.mark.parametrize("change, expected", [({}, TRAINING), (OTHER, WITH_OTHER)])
 def test_training_batches_stay(change, expected):
     with Pipeline(dataclasses.replace(CONFIG, **change), SPEC, 4, seed=11, opened=OPENED) as pipeline:
         assert digest(next(pipeline) for _ in range(40)) == expected
@@ -76,4 +76,4 @@ def test_training_batches_stay(change, expected):
 
 def test_held_out_batches_stay():
     batches = (b for source in OPENED.values() for b in epoch_batches(source, CONFIG, SPEC, 4, seed=11))
-    assert digest(batches) == "c408ddb8a82e27947875e3729afc78b000ce404b519bb999b8611201e4d9731a"
+    assert digest(batches) == HELD_OUT

@@ -58,6 +58,7 @@ class DataConfig:
     open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
     min_piece: int = 16  # tokens; no text is cut to fill less room than this
+    truncate: bool = False  # captions, and texts that are not split, are cut to what a row holds, not skipped
     cache: bool = True  # keep decoded records and their tokens in memory
     cache_megabytes: int = 2048  # half for records, half for tokens; what comes later is made again
     prefetch: int = 2  # batches made ahead by a background thread; 0 makes them in the caller's thread
