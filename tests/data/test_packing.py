@@ -3,12 +3,10 @@
 import dataclasses
 import json
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfusion.data.packing import Bad, Lane
-from transfusion.errors import UsageError
 
 BUDGETS = {"text": 40, "image": 24}
 
