@@ -1,7 +1,7 @@
 """From a record to an example that can be packed: whatever is wrong with one record makes it a bad one, with a name."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from transfusion.data import documents
 from transfusion.data.config import Record
 from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.packing import Bad
-from transfusion.errors import PassingError, UsageError
+from transfusion.errors import PassingError
 from transfusion.rows import Expanded, expand
 from transfusion.sequence import TEXT, Document, SequenceSpec
-
-LOOK = 1000  # records of a source of which one must be usable
 
 
 def make_example(
@@ -96,28 +94,6 @@ def whole_characters(ids: np.ndarray, room: int, tokenizer: Tokenizer) -> np.nda
     while room and tokenizer.decode(ids[:room]).endswith("\ufffd"):
         room -= 1
     return ids[:room]
-
-
-def check_usable(where: str, source: Sequence[Record], example: Callable[[Record], object]) -> None:
-    """Refuses a source of which no record can be used, before the first step is made with it.
-
-    `example` makes a record into what training reads, or a Bad. Records are looked at until one is usable: all of a
-    small source, else `LOOK` of them, evenly spaced.
-
-    Raises:
-      UsageError: with the first record and what is wrong with it.
-    """
-    count = min(len(source), LOOK)
-    first = None
-    for number in range(count):
-        made = example(source[number * len(source) // count])
-        if not isinstance(made, Bad):
-            return
-        first = first or made
-    tried = f"none of its {count} records" if count == len(source) else f"none of {count} records tried"
-    if first is None:
-        raise UsageError(f"{where} holds no records")
-    raise UsageError(f"{where}: {tried} can be used. The first: {first.name}: {first.error}")
 
 
 def bytes_of(example: Expanded | Bad) -> int:

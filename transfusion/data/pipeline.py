@@ -6,6 +6,7 @@ lane a cursor and the indices of the documents in open bins.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -120,6 +121,11 @@ class Pipeline:
     def fingerprint(self) -> dict[str, str]:
         """See `Records.fingerprint`."""
         return self._records.fingerprint()
+
+    def example_of(self, record: Record) -> Expanded | Bad:
+        """What packing would get of a record, with its caption."""
+        config = dataclasses.replace(self._config, drop_caption=0.0)
+        return self._make_example(record, documents.choose(record, config, (self._seed, 0)))
 
     def close(self) -> None:
         """Ends the background threads; `state` and `stats` can still be asked, batches cannot."""
