@@ -136,4 +136,5 @@ def _check_ranges(where: str, config: object, ranges: Mapping[str, tuple[int, in
 Record = Mapping[str, object]
 """'id' with a medium and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'. The medium's key is its
 kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8 [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], and 'rate'),
-or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it."""
+or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it. Several
+captions stand in 'captions'; 'caption' is the first of them then."""

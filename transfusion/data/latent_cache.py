@@ -10,7 +10,6 @@ editing (`edit`) and streams that read pixels besides latents. Cropping and resi
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
@@ -21,11 +20,12 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from transfusion.data.array_records import read_record
 from transfusion.data.config import DataConfig, Record, SourceConfig
 from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.media import medium_of
 from transfusion.errors import PassingError, UsageError
-from transfusion.storage import insist, lasting
+from transfusion.storage import lasting
 
 ABOUT = "latents.json"
 _FORMAT = 1
@@ -191,26 +191,26 @@ class LatentSource:
                 raise UsageError(f"{folder / name} {state}: remove it and write the latents again")
         self.codec = plan.codec
         self._folder = folder
+        self._files = [str(folder / name) for name in sizes]
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self._data = ArrayRecordDataSource([str(folder / name) for name in sizes])
+            self._data = ArrayRecordDataSource(self._files)
         except (RuntimeError, ValueError, OSError) as error:  # ArrayRecord's are not OSErrors
-            raise UsageError(f"cannot read the latents in {folder}: {one_line(error)}") from error
+            raise UsageError(f"cannot read the latents in {self._folder}: {one_line(error)}") from error
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        return _from_bytes(insist(f"cannot read {self._folder}", lambda: self._read(index)))
-
-    def _read(self, index: int) -> bytes:
-        if not -len(self) <= index < len(self):
+        if not 0 <= index < len(self):
             raise IndexError(f"no record {index}")
+        name = f"{self._folder}#{index}"
         try:
-            return self._data[index]
-        except (RuntimeError, ValueError, OSError) as error:  # ArrayRecord's are not OSErrors
-            if not self._folder.is_dir():
-                raise OSError(errno.ESTALE, "the folder is away") from error
-            raise ValueError(f"record {index} of {self._folder}: {one_line(error)}") from error
+            return _from_bytes(read_record(name, self._folder, lambda: self._data[index], self._open))
+        except ValueError as error:
+            return {"id": name, "error": str(error)}
 
 
 def check_latents(
