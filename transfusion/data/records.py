@@ -17,7 +17,7 @@ from transfusion.errors import UsageError
 
 T = TypeVar("T")
 _NAMES = 1000
-_PATIENCE = 10_000  # bad records in a row
+_EPOCHS, _PATIENCE = 20, 20_000  # bad records in a row
 
 
 class Records:
@@ -116,10 +116,10 @@ class BadRecords:
     """
 
     def __init__(self, config: DataConfig, epoch: int):
-        """`epoch`: how many records are read until all have been. If so many in a row are bad (or 10,000), there is
-        nothing to wait for."""
+        """`epoch`: how many records are read until all have been. A lane meets a share of them only, so that the only
+        good one may let it wait for some epochs; after `_EPOCHS` or `_PATIENCE` bad records in a row no other comes."""
         self._max_share, self._after = config.max_bad_share, config.max_bad_after
-        self._patience = max(self._after, min(epoch, _PATIENCE))
+        self._patience = max(self._after, min(_EPOCHS * epoch, _PATIENCE))
         self.count = self._in_a_row = self._last = 0
         self.errors: dict[str, str] = {}  # the first thousand names
 
@@ -139,8 +139,8 @@ class BadRecords:
         """To be asked after every bad record, when `read` have been read.
 
         Raises:
-          UsageError: if, of at least `max_bad_after` records, more than the allowed share was bad, or if no record of a
-            whole epoch was usable.
+          UsageError: if, of at least `max_bad_after` records, more than the allowed share was bad, or if nothing was
+            usable for so long that nothing is.
         """
         self._in_a_row = self._in_a_row + 1 if read == self._last + 1 else 1
         self._last = read
@@ -151,4 +151,4 @@ class BadRecords:
                 f"mend them or raise it. The first: {first}"
             )
         if self._in_a_row >= self._patience:
-            raise UsageError(f"none of the last {self._in_a_row} records can be used: mend them. The first: {first}")
+            raise UsageError(f"none of the last {self._in_a_row} records can be used. The first: {first}")
