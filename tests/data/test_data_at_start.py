@@ -165,7 +165,7 @@ def test_numbers_of_a_source_out_of_range_are_one_line(folder, fields, line):
     with pytest.raises(UsageError, match=line.replace("(", r"\(")):
         DataConfig(sources={"mine": source}).validate()
     experiment = sequence(folder, source)  # the same of held-out data
-    assert refused(experiment).startswith(line.replace("data.sources.mine", "eval.sources.seen")[:20])
+    assert line.removeprefix("data.sources.mine") in refused(experiment)
 
 
 def test_a_seed_below_zero_is_one_line(folder):
