@@ -32,6 +32,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def key(self, index: int) -> str:
+        """See `hold_out.part_of`."""
+        name = self._rows[index].get(self._config.file_field)
+        return name if isinstance(name, str) and name else f"#{index}"
+
     def __getitem__(self, index: int) -> Record:
         row, config = self._rows[index], self._config
         name = row.get(config.file_field)

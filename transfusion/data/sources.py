@@ -14,6 +14,7 @@ import numpy as np
 from transfusion.data import text_records
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.folder import FolderSource
+from transfusion.data.hold_out import part_of
 from transfusion.data.latent_cache import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.tfds_source import TfdsSource
@@ -31,7 +32,10 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     """
     if config.kind not in SOURCES:
         raise UsageError(f"unknown source kind {config.kind!r}{nearest(config.kind, SOURCES)}: {', '.join(SOURCES)}")
-    source = LatentSource(config) if config.latents else SOURCES[config.kind](config, data_dir, pixel_limit)
+    if config.latents:  # they were written from the part that the config names
+        source = LatentSource(config)
+    else:
+        source = part_of(SOURCES[config.kind](config, data_dir, pixel_limit), config)
     if not len(source):
         raise UsageError(f"the {config.kind} source at {config.path or config.name} holds no records")
     return _Checked(source, config)
@@ -76,7 +80,7 @@ class TextSource:
     """A UTF-8 text file, or all .txt files below a folder, cut into records of at most `record_bytes`."""
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
-        path = config.path
+        path = self._path = config.path
         if os.path.isdir(path):
             found = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
             self._files = sorted(name for name in found if name.endswith(".txt"))
@@ -93,6 +97,11 @@ class TextSource:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def key(self, index: int) -> str:
+        """See `hold_out.part_of`."""
+        number, start, _ = self._rows[index]
+        return f"{os.path.relpath(self._files[number], self._path)}:{start}"
 
     def __getitem__(self, index: int) -> Record:
         number, start, stop = (int(value) for value in self._rows[index])
