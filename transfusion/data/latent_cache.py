@@ -26,7 +26,7 @@ from transfusion.errors import UsageError
 
 ABOUT = "latents.json"
 _FORMAT = 1
-_HERE = ("path", "weight", "latents")  # fields of a source that do not say what its records hold
+_HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that do not say what its records hold
 
 
 @dataclasses.dataclass(frozen=True)
