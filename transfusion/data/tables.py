@@ -155,9 +155,7 @@ def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_f
         if not error and len(cells) < len(header) and len(cells) <= max(filter(None, places), default=0):
             error = f"has {len(cells)} cells, and the header {len(header)}"
         if not error and any(cells[len(header) :]):
-            error = (
-                f"has {len(cells)} cells, and the header {len(header)}: put quotation marks around a text with commas"
-            )
+            error = f"has {len(cells)} cells, and the header {len(header)}: a text with commas needs quotation marks"
         used = [] if error else [cells[place] for place in places if place is not None]
         error = error or texts.fault("".join(used))
         if error:
@@ -208,8 +206,8 @@ class _CsvReader:
     def _feed(self) -> Iterator[str]:
         while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
             self._taken.append(line)
-            if len(self._taken) > _ROW_LINES:
-                raise csv.Error(f"goes on for more than {_ROW_LINES} lines")
+            if len(self._taken) > _ROW_LINES or sum(len(text) for _, text in self._taken) > texts.TEXT_BYTES:
+                raise csv.Error("the row is too long")
             yield line[1]
 
     def _reason(self, error: csv.Error) -> str:
