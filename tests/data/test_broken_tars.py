@@ -198,7 +198,7 @@ def test_braces_as_in_webdataset(tmp_path):
     with pytest.raises(UsageError, match="names 2 files that do not exist, such as .*x-003.tar"):
         read(tmp_path / "x-{000..004}.tar")
     for pattern in ("x-{0..99999999}.tar", "{0..9999}{0..9999}.tar"):
-        with pytest.raises(UsageError, match="stands for more than 1000000 names"):
+        with pytest.raises(UsageError, match="stands for more than 100000 names"):
             read(tmp_path / pattern)
 
 

@@ -4,13 +4,14 @@ What exists under a name is meant by it, whatever signs the name holds: a folder
 """
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
 
 from transfusion.errors import UsageError
 
-_LIMIT = 1_000_000  # more names than this are a mistake
+_LIMIT = 100_000  # more names than this are a mistake
 _INNERMOST = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.(-?\d{1,12}))?")
 
@@ -28,9 +29,10 @@ def expand(pattern: str, folder: str = "") -> list[str]:
         return [path]
     found: dict[str, None] = {}
     missing = []
-    for number, name in enumerate(braces(pattern)):
-        if number >= _LIMIT:
-            raise UsageError(f"{pattern!r} stands for more than {_LIMIT} names")
+    names = list(itertools.islice(braces(pattern), _LIMIT + 1))
+    if len(names) > _LIMIT:
+        raise UsageError(f"{pattern!r} stands for more than {_LIMIT} names")
+    for name in names:
         path = os.path.join(folder, name)
         matches = [path] if os.path.lexists(path) else _glob(name, folder)
         if not matches:
@@ -53,7 +55,7 @@ def braces(pattern: str) -> Iterator[str]:
     """The names that a pattern with braces stands for: ranges keep the width of their longer end, as in a shell.
 
     Raises:
-      UsageError: if they are more than a million.
+      UsageError: if one range alone is longer than any list of files.
     """
     match = _INNERMOST.search(pattern)
     if match is None:
