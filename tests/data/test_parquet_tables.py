@@ -84,7 +84,9 @@ def test_damaged_tables_are_one_line(tmp_path):
     path = tmp_path / "captions.parquet"
     write(path, count=50)
     data = path.read_bytes()
-    for damaged in (b"", b"PAR1", data[: len(data) // 2], data[:-40] + bytes(32) + data[-8:]):
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    zeroed = data[:footer] + bytes(40) + data[footer + 40 :]
+    for damaged in (b"", b"PAR1", data[: len(data) // 2], zeroed):
         path.write_bytes(damaged)
         with pytest.raises(UsageError, match="cannot read .*captions.parquet") as caught:
             read(tmp_path)
