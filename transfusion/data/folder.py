@@ -51,8 +51,8 @@ class FolderSource:
             if data is None:
                 if not row.name:
                     return {"id": row.where, "error": f"no {self._config.file_field}"}
-                record["id"] = os.path.join(self._config.path, str(row.name))
-                data = self._folder.read(str(row.name))
+                record["id"] = os.path.join(self._config.path, row.name)
+                data = self._folder.read(row.name)
             record |= MEDIA[self._config.medium].decode(data, self._pixel_limit)
         except (OSError, ValueError) as error:
             return {"id": record["id"], "error": str(error)}

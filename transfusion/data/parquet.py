@@ -108,15 +108,19 @@ def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, na
         total += sum(_text_bytes(arrow, column) for column in batch.columns)
         if total > TABLE_BYTES:
             raise UsageError(f"{path} holds more than {TABLE_BYTES} bytes of names and captions: split it")
-        values = {column: batch.column(column).to_pylist() for column in columns}
+        values = {column: _plain(arrow, batch.column(column)).to_pylist() for column in columns}
         for each in zip(values[name], values[caption] if caption else [None] * len(batch), strict=True):
             rows.add(len(rows), *each)
     return rows
 
 
+def _plain(arrow: ModuleType, column):
+    return column.dictionary_decode() if arrow.types.is_dictionary(column.type) else column
+
+
 def _text_bytes(arrow: ModuleType, column) -> int:
     compute = require("pyarrow.compute", "parquet")
-    if not arrow.types.is_dictionary(column.type) or not hasattr(column, "dictionary"):
+    if not arrow.types.is_dictionary(column.type):
         return column.nbytes
     try:
         return compute.sum(compute.take(compute.binary_length(column.dictionary), column.indices)).as_py() or 0
@@ -158,8 +162,8 @@ class _Files(Sequence[Row]):
         file = batch.column(self._file)[place].as_py()
         caption = batch.column(self._caption)[place].as_py() if self._caption else None
         if isinstance(file, dict):
-            return Row(where, file["path"], caption, data=file["bytes"])
-        return Row(where, None, caption, error="" if file else "no file", data=file)
+            return Row(where, file["path"] or "", caption, data=file["bytes"])
+        return Row(where, caption=caption, error="" if file else "no file", data=file)
 
     def _read(self, number: int) -> list:
         arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")

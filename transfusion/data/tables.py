@@ -3,7 +3,6 @@
 import array
 import csv
 import dataclasses
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ FILE_BYTES = 2**34  # of one captions file
 ROWS = 10_000_000  # of one captions file
 TABLE_BYTES = 2**31  # of all its names and captions in memory
 _BAD_ROWS = 100_000  # more than these are no bad rows but a file of another kind
-_ROW_LINES = 256  # lines of one row of a CSV file; more are an open quotation mark
+_ROW_LINES = 128  # lines of one row of a CSV file; more are an open quotation mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Row:
     """
 
     where: str
-    name: object = None
+    name: str = ""
     caption: object = None
     error: str = ""
     data: bytes | None = None
@@ -39,32 +38,38 @@ class Rows(Sequence[Row]):
 
     def __init__(self, path: str, separator: str = ":"):
         self._path, self._separator = path, separator
-        self._bytes, self._ends = bytearray(), array.array("Q", [0])
-        self._bad = 0
+        self._bytes = bytearray()  # name, caption, name, caption, ...
+        self._ends, self._numbers = array.array("Q", [0]), array.array("Q")
+        self._errors: dict[int, str] = {}
 
     def add(self, number: int, name: object, caption: object, error: str = "") -> None:
-        """Adds the row that begins in line `number`.
+        """Adds the row that begins in line `number`; what is no text is as good as missing.
 
         Raises:
           UsageError: if there are more rows, or bad ones, than a captions file may have.
         """
-        self._bad += bool(error)
-        name, caption = (value if isinstance(value, str) else None for value in (name, caption))
-        self._bytes += json.dumps([number, name, caption, error], ensure_ascii=False).encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._bytes))
-        if self._bad > _BAD_ROWS:
-            raise UsageError(f"{self._path} has more than {_BAD_ROWS} rows that cannot be read, the last: {error}")
-        check_rows(self._path, len(self))
+        if error:
+            self._errors[len(self._numbers)] = error
+            if len(self._errors) > _BAD_ROWS:
+                raise UsageError(f"{self._path} has more than {_BAD_ROWS} rows that cannot be read, the last: {error}")
+        self._numbers.append(number)
+        for value in (name, caption):
+            if isinstance(value, str):
+                self._bytes += value.encode("utf-8", "surrogatepass")
+            self._ends.append(len(self._bytes))
+        if len(self._numbers) > ROWS:
+            check_rows(self._path, len(self._numbers))
         if len(self._bytes) > TABLE_BYTES:
             raise UsageError(f"{self._path} holds more than {TABLE_BYTES} bytes of names and captions: split it")
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Row:
-        packed = bytes(self._bytes[self._ends[index] : self._ends[index + 1]])
-        number, name, caption, error = json.loads(packed.decode("utf-8", "surrogatepass"))
-        return Row(f"{self._path}{self._separator}{number}", name, caption, error)
+        start, middle, end = self._ends[2 * index : 2 * index + 3]
+        name, caption = (self._bytes[a:b].decode("utf-8", "surrogatepass") for a, b in ((start, middle), (middle, end)))
+        where = f"{self._path}{self._separator}{self._numbers[index]}"
+        return Row(where, name, caption, self._errors.get(index, ""))
 
 
 def check_rows(path: str, count: int) -> None:
@@ -121,7 +126,8 @@ def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption
         if error is not None:
             rows.add(number, None, None, f"line {number} {error}")
             continue
-        columns |= dict.fromkeys(row if len(columns) < 1000 else {file_field, caption_field} & row.keys())
+        if not columns.keys() >= row.keys():
+            columns |= dict.fromkeys(row if len(columns) < 1000 else {file_field, caption_field} & row.keys())
         rows.add(number, row.get(file_field), row.get(caption_field))
     if columns:
         check_columns(path, list(columns), (file_field, caption_field))
@@ -176,6 +182,7 @@ class _CsvReader:
         self._lines = lines
         self._again: deque[tuple[int, str]] = deque()  # lines to be read once more
         self._taken: list[tuple[int, str]] = []  # of the row that is being read
+        self._length = 0  # of these lines, in characters
         self._width, self._file = 0, 0
         self._reader = csv.reader(self._feed(), strict=True)
 
@@ -189,11 +196,12 @@ class _CsvReader:
     def __next__(self) -> tuple[int, list[str], str]:
         while True:
             self._taken.clear()
+            self._length = 0
             try:
                 cells, error = next(self._reader), ""
             except csv.Error as exception:
                 cells, error = [], self._reason(exception)
-            if not error and self._swallowed(cells):
+            if not error and len(self._taken) > 1 and self._swallowed(cells):
                 error = "opens a quotation mark that a later row closes"
             if error:
                 (number, _), *rest = self._taken
@@ -206,7 +214,8 @@ class _CsvReader:
     def _feed(self) -> Iterator[str]:
         while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
             self._taken.append(line)
-            if len(self._taken) > _ROW_LINES or sum(len(text) for _, text in self._taken) > texts.TEXT_BYTES:
+            self._length += len(line[1])
+            if len(self._taken) > _ROW_LINES or self._length > texts.TEXT_BYTES:
                 raise csv.Error("the row is too long")
             yield line[1]
 
@@ -219,7 +228,7 @@ class _CsvReader:
 
     def _swallowed(self, cells: list[str]) -> bool:
         """Whether a line within a cell is a row of its own: as many cells, and a file's name with the same suffix."""
-        if len(self._taken) < 2 or len(cells) < self._file + 1 or not self._width:
+        if len(cells) < self._file + 1 or not self._width:
             return False
         suffix = os.path.splitext(cells[self._file])[1]
         for _, line in self._taken[1:]:
