@@ -136,6 +136,8 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
 
     def encode_all(images: np.ndarray) -> np.ndarray:
         x = pixels.to_float(images)
+        if x.shape[-1] != config.image_channels:
+            raise UsageError(f"an image of {x.shape[-1]} channels: the codec takes {config.image_channels}")
         if x.ndim < medium:
             return encode(np.repeat(x[None], config.time_down, 0))[0]
         return encode(x)

@@ -21,7 +21,7 @@ from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Str
 class Expanded:
     """A document as tokens: per stream the arrays of a StreamSlice without the row axis, numbered from 0 (items, order)
     and 1 (spans). `cost` counts what it takes of a row; `length`, `spans` and `items` are its totals; `counter` is the
-    rotary index of what would follow."""
+    rotary index of what would follow; `truncated` says that a part of its text was left out."""
 
     pieces: dict[str, dict[str, np.ndarray]]
     cost: dict[str, int]
@@ -29,6 +29,7 @@ class Expanded:
     spans: int
     items: dict[str, int]
     counter: int
+    truncated: bool = False
 
     def split(self, budget: Mapping[str, int]) -> tuple["Expanded", "Expanded"] | None:
         """Cuts a document of causal text only so that the head fits `budget`; None if it must not or cannot be cut.

@@ -34,8 +34,9 @@ from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.text import BYTES, Tokenizer, open_tokenizer
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
+from transfusion.data.check import check_data
 from transfusion.data.config import DataConfig
-from transfusion.data.image_batches import ImageBatches, image_epoch
+from transfusion.data.image_batches import ImageBatches, image_epoch, usable_image
 from transfusion.data.latent_cache import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
@@ -137,14 +138,20 @@ class SequenceTask:
         return rows * sum(stream.budget for stream in self.spec.streams.values())
 
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
-        """The given `rows` of the endless training batches, with `state`, `restore`, `stats` and `fingerprint`."""
+        """The given `rows` of the endless training batches, with `state`, `restore`, `stats` and `fingerprint`.
+
+        Raises:
+          UsageError: if the data cannot be used, held-out data included; see `check_data`.
+        """
         codec = open_codec(experiment.codec)
         self._check_resolutions(experiment, codec.down)
         self._check_latents(experiment.data, codec)
-        return Pipeline(
+        data = Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
             tokenizer=self.tokenizer,
         )  # fmt: skip
+        check_data(experiment, data.sources, data.example_of)
+        return data
 
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
         """A source that is resized to what no stream holds would give bad records only."""
@@ -175,7 +182,8 @@ class SequenceTask:
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
         self._check_latents(data, codec)
-        for source in experiment.eval.sources.values():
+        for name, source in experiment.eval.sources.items():
+            source.validate(f"eval.sources.{name}", data.pixel_limit)
             records = open_source(source, data.data_dir, data.pixel_limit)
             yield from epoch_batches(
                 records, data, self.spec, experiment.batch_size, experiment.seed, codec.encode, self.tokenizer
@@ -289,8 +297,16 @@ class AutoencoderTask:
         """Which key of a record it reads."""
         return "video" if self.config.frames else "image"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image, or a clip, that it reads."""
+        return (*self.sides, self.config.image_channels)
+
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
-        return ImageBatches(experiment.data, experiment.batch_size, experiment.seed, rows, self.medium)
+        medium, shape = self.medium, self.shape
+        data = ImageBatches(experiment.data, experiment.batch_size, experiment.seed, rows, medium, shape)
+        check_data(experiment, data.sources, lambda record: usable_image(record, medium, shape))
+        return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """With the mean and deviation of a tower's features over the first training images, if there is a tower."""
@@ -298,15 +314,16 @@ class AutoencoderTask:
             return given
         fresh = self.template.init
         tower = jax.jit(lambda given: initial.replace(fresh(jax.random.key(experiment.seed)), given)["tower"])(given)
-        with ImageBatches(experiment.data, semantic.BATCH, experiment.seed) as batches:
+        with ImageBatches(experiment.data, semantic.BATCH, experiment.seed, shape=self.shape) as batches:
             images = (batch["images"] for batch in itertools.islice(batches, semantic.BATCHES))
             return given | semantic.statistics(self.template, tower, images)
 
     def held_out(self, experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)
-        for source in experiment.eval.sources.values():
+        for name, source in experiment.eval.sources.items():
+            source.validate(f"eval.sources.{name}", data.pixel_limit)
             records = open_source(source, data.data_dir, data.pixel_limit)
-            yield from image_epoch(records, experiment.batch_size, self.medium)
+            yield from image_epoch(records, experiment.batch_size, self.medium, self.shape)
 
 
 Task = SequenceTask | AutoencoderTask

@@ -47,7 +47,7 @@ def test_links_suffixes_and_what_is_left_out(tmp_path, caplog):
     os.symlink("/etc/passwd", books / "link.txt")
     os.symlink("/nowhere", books / "gone.txt")
     os.mkfifo(books / "pipe.txt")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         found = read(books)
     assert "1 files whose names do not end in .txt" in caplog.text
     assert "1 links to folders outside of it (set follow_links=True" in caplog.text

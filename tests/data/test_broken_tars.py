@@ -140,7 +140,7 @@ def test_links_devices_and_folders_within_a_tar_are_left_out(tmp_path, caplog):
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     device.type, folder.type = tarfile.CHRTYPE, tarfile.DIRTYPE
     extra = [("", link), ("", device), ("", folder), ("._3.png", b"of a Mac")]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert check_pairs(read_bytes(tmp_path, tar_of([*pairs(2), *extra]))) == [0, 1]
     assert "left out 2 links and devices, 1 files whose names" in caplog.text
 

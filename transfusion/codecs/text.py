@@ -110,8 +110,17 @@ UNSEEN: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
 
 
 def encode(text: str) -> np.ndarray:
-    """Returns the int32 [n] UTF-8 bytes of `text`, without special tokens."""
-    return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+    """Returns the int32 [n] UTF-8 bytes of `text`, without special tokens.
+
+    Raises:
+      UsageError: if `text` is not Unicode text: JSON can hold halves of a character (lone surrogates).
+    """
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise UsageError(f"not Unicode text: character {error.start} is {half}, half of a character") from error
+    return np.frombuffer(data, np.uint8).astype(np.int32)
 
 
 def decode(ids: np.ndarray) -> str:
@@ -221,8 +230,18 @@ def _from(encode_one: Callable[[str], list[int]], decode_ids: Callable[[list[int
         ids = np.asarray(ids).reshape(-1)
         return decode_ids(ids[(ids >= 0) & (ids < size)].tolist())
 
+    def encode_text(text: str) -> np.ndarray:
+        encode(text)  # says what is wrong with text that is not Unicode
+        try:
+            ids = encode_one(text)
+        except MemoryError:
+            raise
+        except Exception as error:  # the libraries raise no narrower class
+            raise UsageError(f"the tokenizer cannot encode it ({' '.join(str(error).split())[:160]})") from error
+        return np.array(ids, np.int32)
+
     return Tokenizer(
-        encode=lambda text: np.array(encode_one(text), np.int32),
+        encode=encode_text,
         decode=decode_text,
         measure=lambda ids: len(decode_text(ids).encode("utf-8")),
         size=size,

@@ -85,6 +85,7 @@ def cache_latents(
       UsageError: if the codec cannot be cached, or the folder holds other latents.
     """
     source = dataclasses.replace(source, latents="", weight=1.0)
+    source.validate("the source", data.pixel_limit)
     _source.cache_clear()
     _codec.cache_clear()
     records = len(_source(source, data.data_dir, data.pixel_limit))

@@ -1,29 +1,34 @@
 """The data part of an experiment: which sources, in which proportion, and how records become documents."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from transfusion.codecs import text
 from transfusion.errors import UsageError, check
+
+TRAIN, HELD_OUT = PARTS = ("train", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """One source of records.
 
-    `kind` is 'tfds' (`name`, as in 'digits' or 'emoji/32', below `path` or `DataConfig.data_dir`; or `path` alone, the
-    directory of one prepared dataset), 'folder' (`path` with images, clips or sounds and a captions file), 'webdataset'
-    (`path` is a tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of them). An empty field
-    name means that the field is not read: images without captions have `caption_field=''`.
+    `kind` is 'tfds' (`name`, as in 'digits', 'emoji/32' or 'digits:1.1.0', below `path` or `DataConfig.data_dir`; or
+    `path` alone, the directory of one prepared dataset), 'folder' (`path` with images, clips or sounds and a captions
+    file), 'webdataset' (`path` is a tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of
+    them). An empty field name means that the field is not read: images without captions have `caption_field=''`.
     """
 
     kind: str = "tfds"
     name: str = ""
     path: str = ""
-    split: str = "train"  # tfds only
+    split: str = "train"  # tfds only; also parts and sums, as in 'train[:90%]' and 'train+test'
     weight: float = 1.0  # share of the records in the mixture, relative to the other sources
+    hold_out: float = 0.0  # share of the records that is held out, chosen by a hash of their names
+    part: str = TRAIN  # 'train': the rest; 'held_out': those that are held out
     image_field: str = "image"
-    caption_field: str = "caption"
+    caption_field: str = "caption"  # tfds: may be nested ('captions/text'), and one of several is taken by chance
     text_field: str = "text"
     label_field: str = "label"
     file_field: str = "file_name"  # folder only: the column with the path of the image
@@ -37,6 +42,26 @@ class SourceConfig:
     channels: int = 0  # 1 or 3; 0 keeps what is stored
     record_bytes: int = 1024  # text only: at most so long is a record, cut at paragraphs where possible
     latents: str = ""  # folder in which `data.cache_latents` put this source's records, encoded; '' encodes them
+
+    def validate(self, where: str, pixel_limit: int) -> None:
+        """Raises UsageError on values that cannot work; `where` names the source in the config."""
+        if not 0 < self.weight < math.inf:
+            raise UsageError(f"{where}.weight={self.weight} must be positive: remove the source instead")
+        if self.channels not in (0, 1, 3):
+            raise UsageError(f"{where}.channels={self.channels} must be 0, 1 or 3")
+        if not 0 <= self.hold_out < 1:
+            raise UsageError(f"{where}.hold_out={self.hold_out} must be a share from 0 up to 1")
+        check(f"{where}.part", self.part, PARTS)
+        if self.part == HELD_OUT and not self.hold_out:
+            raise UsageError(f"{where}.part is {HELD_OUT!r}: set hold_out too, to the share of the training source")
+        ranges = {"record_bytes": (4, 2**24), "rate": (0, 1_000_000), "length": (0, pixel_limit)}
+        ranges |= {"resolution": (0, math.isqrt(max(pixel_limit, 0)))}  # checked before such a picture is made
+        _check_ranges(f"{where}.", self, ranges)
+        if self.resolution**2 * max(self.length, 1) > pixel_limit:
+            raise UsageError(
+                f"{where}: {self.length} frames of {self.resolution}x{self.resolution} are more than "
+                f"data.pixel_limit={pixel_limit}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +84,7 @@ class DataConfig:
     open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
     min_piece: int = 16  # tokens; no text is cut to fill less room than this
+    truncate: bool = False  # captions, and texts that are not split, are cut to what a row holds, not skipped
     cache: bool = True  # keep decoded records and their tokens in memory
     cache_megabytes: int = 2048  # half for records, half for tokens; what comes later is made again
     prefetch: int = 2  # batches made ahead by a background thread; 0 makes them in the caller's thread
@@ -82,19 +108,34 @@ class DataConfig:
         if self.shift < 0:
             raise UsageError(f"data.shift={self.shift} is no number of pixels")
         check("data.null_caption", self.null_caption, text.UNSEEN)
-        for name in ("open_rows", "min_piece", "pixel_limit", "max_bad_after", "read_ahead"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"data.{name}={getattr(self, name)} must be at least 1")
+        _check_ranges("data.", self, _RANGES)
         for name, source in self.sources.items():
-            if not source.weight > 0:
-                raise UsageError(
-                    f"data.sources.{name}.weight={source.weight} must be positive: remove the source instead"
-                )
-            if source.channels not in (0, 1, 3):
-                raise UsageError(f"data.sources.{name}.channels={source.channels} must be 0, 1 or 3")
+            source.validate(f"data.sources.{name}", self.pixel_limit)
+
+
+# From and up to which whole number; where there is no reason for an end, it is what 64 bits hold.
+_RANGES = {
+    "open_rows": (1, 100_000),
+    "min_piece": (1, 2**63),
+    "pixel_limit": (1, 2**63),
+    "max_bad_after": (1, 2**63),
+    "read_ahead": (1, 10_000),
+    "prefetch": (0, 10_000),  # a queue without an end would take all memory
+    "read_threads": (0, 1_000),
+    "cache_megabytes": (0, 2**40),
+}
+
+
+def _check_ranges(where: str, config: object, ranges: Mapping[str, tuple[int, int]]) -> None:
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise UsageError(f"{where}{name}={value} must be {bound}")
 
 
 Record = Mapping[str, object]
 """'id' with a medium and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'. The medium's key is its
 kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8 [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], and 'rate'),
-or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it."""
+or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it. Several
+captions stand in 'captions'; 'caption' is the first of them then."""

@@ -49,6 +49,7 @@ class Choice:
       draw_earlier: whether the image to be edited is drawn and then read, not only read.
       null: what stands in place of a caption that there is not, a key of `text.UNSEEN`.
       shift: rows and columns that the image or clip is moved by, down and to the right.
+      which: the number of its caption, of a record that has several.
     """
 
     caption: bool = True
@@ -60,6 +61,7 @@ class Choice:
     draw_earlier: bool = False
     null: str = "drop"
     shift: tuple[int, int] = (0, 0)
+    which: int = 0
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
@@ -90,6 +92,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     shift = tuple(int(chance(draw) * (2 * config.shift + 1)) - config.shift for draw in (-2, -3)) if seen else (0, 0)
     if "caption" not in record:
         return Choice(False, True, mirror, both, shift=shift)
+    which = int(chance(-4) * len(record["captions"])) if "captions" in record else 0
     if kind == "image" and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
@@ -97,8 +100,8 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         earlier = chance(-1) < config.draw_earlier
         return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption, shift)
     if chance(0) >= config.caption_first:
-        return Choice(True, False, mirror, both, shift=shift)
-    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift)
+        return Choice(True, False, mirror, both, shift=shift, which=which)
+    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift, which=which)
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -142,7 +145,8 @@ def to_document(
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     medium = moved(medium, *choice.shift) if any(choice.shift) else medium
     drawn, read = ("both", "both") if choice.both else ("target", "context")
-    words = _words(choice, choice.edit or str(record.get("caption", "")), tokenizer)
+    caption = record["captions"][choice.which] if "captions" in record else record.get("caption", "")
+    words = _words(choice, choice.edit or str(caption), tokenizer)
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
         return segment(medium, earlier, choice.dropped), *words, segment(EDITS[choice.edit](medium), drawn)

@@ -3,14 +3,13 @@
 import bisect
 import itertools
 import os
-from collections.abc import Sequence
 
 from transfusion.data import files
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA
 from transfusion.data.parquet import read_parquet
 from transfusion.data.patterns import expand
-from transfusion.data.tables import Row, read_text_table
+from transfusion.data.tables import Table, read_text_table
 from transfusion.errors import UsageError, check
 
 _NAMES = ("captions.jsonl", "captions.csv", "captions.parquet")
@@ -39,6 +38,11 @@ class FolderSource:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def key(self, index: int) -> str:
+        """See `hold_out.part_of`."""
+        table = bisect.bisect_right(self._starts, index) - 1
+        return self._tables[table].key(index - self._starts[table])
+
     def __getitem__(self, index: int) -> Record:
         table = bisect.bisect_right(self._starts, index) - 1
         record: dict = {"id": f"{self._config.path}#{index}"}
@@ -61,7 +65,7 @@ class FolderSource:
         return record
 
 
-def _read(path: str, config: SourceConfig) -> Sequence[Row]:
+def _read(path: str, config: SourceConfig) -> Table:
     return _READERS[os.path.splitext(path)[1].lower()](path, config.file_field, config.caption_field)
 
 

@@ -1,5 +1,6 @@
 """Batches of images or clips without text, for codecs: row r of the global batch reads the records r, r + B, ..."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy as np
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.documents import pixels
 from transfusion.data.packing import Bad
+from transfusion.data.position import check_same_batches, warn_of_changes
 from transfusion.data.records import BadRecords, Records
+from transfusion.data.sources import Source
 from transfusion.errors import UsageError
 
 ImageBatch = dict[str, np.ndarray]
@@ -17,7 +20,7 @@ class ImageBatches:
     """Endless {'images' float32 [rows, H, W, C] in [-1, 1], 'weight' [rows]} with an exact, elastic state.
 
     `rows` are those of the global batch that are made, all by default. `medium` is the key of the records that is read:
-    'video' gives clips [rows, T, H, W, C].
+    'video' gives clips [rows, T, H, W, C]. Of another `shape` than this, if it is given, no record can be used.
     """
 
     def __init__(
@@ -27,11 +30,12 @@ class ImageBatches:
         seed: int = 0,
         rows: Sequence[int] | None = None,
         medium: str = "image",
+        shape: tuple[int, ...] = (),
     ):
         """Raises UsageError if the sources cannot be opened."""
         self._records = Records(config, seed)
-        self._bad = BadRecords(config.max_bad_share, config.max_bad_after)
-        self._batch_size, self._medium = batch_size, medium
+        self._bad = BadRecords(config, self._records.epoch)
+        self._batch_size, self._seed, self._medium, self._shape = batch_size, seed, medium, shape
         self._cursors = {row: row for row in (range(batch_size) if rows is None else rows)}
         self._read = 0
 
@@ -53,37 +57,65 @@ class ImageBatches:
             record = self._records[self._cursors[row]]
             self._cursors[row] += self._batch_size
             self._read += 1
-            if self._medium in record:
-                return pixels(record[self._medium])
-            self._bad.add(Bad(str(record["id"]), str(record.get("error", f"has no {self._medium}"))))
+            found = usable_image(record, self._medium, self._shape)
+            if not isinstance(found, Bad):
+                return pixels(found)
+            self._bad.add(found)
             self._bad.check(self._read)
 
     def state(self) -> dict:
         """JSON: where each of these rows reads on."""
-        return {"batch_size": self._batch_size, "rows": {str(row): at for row, at in self._cursors.items()}}
+        rows = {str(row): at for row, at in self._cursors.items()}
+        data = self._records.identity()
+        return {"batch_size": self._batch_size, "seed": self._seed, "data": data, "rows": rows}
 
     def restore(self, state: Mapping) -> None:
-        """Raises UsageError if the state is of another batch size."""
-        if state.get("batch_size") != self._batch_size:
-            raise UsageError(
-                f"the data position was saved with batch_size={state.get('batch_size')}, not {self._batch_size}"
-            )
-        self._cursors = {row: state["rows"][str(row)] for row in self._cursors}
+        """Continues where `state` was taken. If the data has changed, a line of the log says what, and the rows go on
+        at the same places of the new data's order.
+
+        Raises:
+          UsageError: if the state is of another batch size or seed, or lacks rows of this host.
+        """
+        check_same_batches(state, self._batch_size, self._seed)
+        missing = [row for row in self._cursors if str(row) not in state.get("rows", ())]
+        if missing:
+            raise UsageError(f"the saved data position lacks rows {missing[:5]}: it was saved by other hosts only")
+        warn_of_changes(state, self._records)
+        self._cursors = {row: int(state["rows"][str(row)]) for row in self._cursors}
+        self._bad.restart()
+        self._read = 0
 
     def fingerprint(self) -> dict[str, str]:
         """See `Records.fingerprint`."""
         return self._records.fingerprint()
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The opened sources."""
+        return self._records.sources
 
     def stats(self) -> dict:
         """'bad' (count) and 'errors'; images fill their batch."""
         return {"bad": self._bad.count, "errors": dict(self._bad.errors), "efficiency": {"all": 1.0}}
 
 
-def image_epoch(records: Sequence[Record], batch_size: int, medium: str = "image") -> Iterator[ImageBatch]:
-    """Every image (or clip) once, in order; the last batch is filled with images of weight 0."""
-    images = [pixels(r[medium]) for r in (records[i] for i in range(len(records))) if medium in r]
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
+def usable_image(record: Record, medium: str, shape: tuple[int, ...]) -> np.ndarray | Bad:
+    """The image or clip of a record, or why it cannot be used; `shape` is that of the others, () for any."""
+    if medium not in record or "error" in record:
+        return Bad(str(record["id"]), str(record.get("error", f"has no {medium}")))
+    image = record[medium]
+    if shape and image.shape != tuple(shape):
+        return Bad(str(record["id"]), f"the {medium} is {list(image.shape)}, not {list(shape)}")
+    return image
+
+
+def image_epoch(
+    records: Sequence[Record], batch_size: int, medium: str = "image", shape: tuple[int, ...] = ()
+) -> Iterator[ImageBatch]:
+    """Every usable image (or clip) once, in order; the last batch is filled with images of weight 0."""
+    found = (usable_image(records[i], medium, shape) for i in range(len(records)))
+    images = (pixels(image) for image in found if not isinstance(image, Bad))
+    while part := list(itertools.islice(images, batch_size)):
         weight = np.zeros(batch_size, np.float32)
         weight[: len(part)] = 1
         yield {"images": np.stack(part + [part[0]] * (batch_size - len(part))), "weight": weight}

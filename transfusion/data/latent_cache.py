@@ -20,12 +20,16 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from transfusion.data.array_records import read_record
 from transfusion.data.config import DataConfig, Record, SourceConfig
+from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.media import medium_of
-from transfusion.errors import UsageError
+from transfusion.errors import PassingError, UsageError
+from transfusion.storage import lasting
 
 ABOUT = "latents.json"
 _FORMAT = 1
+_MOST = 1_000_000  # shards
 _HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that do not say what its records hold
 
 
@@ -77,7 +81,7 @@ def begin(folder: pathlib.Path, plan: Plan) -> list[int]:
         else:
             _write_about(folder, plan, None)
     except OSError as error:
-        raise UsageError(f"cannot write latents to {folder}: {error.strerror}") from error
+        raise lasting(f"cannot write latents to {folder}", error) from error
     return [i for i, name in enumerate(plan.shards) if not _holds(folder / name, len(plan.rows(i)))]
 
 
@@ -114,8 +118,10 @@ def write_shard(
 def _writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord's are not OSErrors
-        raise UsageError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from error
+    except OSError as error:
+        raise lasting(f"cannot write {path}", error) from error
+    except (RuntimeError, ValueError) as error:  # ArrayRecord's own
+        raise UsageError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def finish(folder: pathlib.Path, plan: Plan) -> int:
@@ -131,13 +137,15 @@ def _encoded(record: Record, encode: Callable[[np.ndarray], np.ndarray]) -> Reco
         return record
     try:
         return {**record, kind: np.ascontiguousarray(encode(record[kind]))}
-    except UsageError as error:  # of a size that the codec does not take: this record's fault
-        return {"id": record["id"], "error": str(error)}
+    except PassingError:
+        raise
+    except RECORD_FAULTS as error:  # such as a size that the codec does not take
+        return {"id": record["id"], "error": one_line(error)}
 
 
 def _to_bytes(record: Record) -> bytes:
     kind = medium_of(record) if "error" not in record else ""
-    fields = {name: value for name, value in record.items() if isinstance(value, (str, int, float))}
+    fields = {name: value for name, value in record.items() if isinstance(value, (str, int, float, tuple))}
     head = {"fields": fields}
     if kind:
         head |= {"kind": kind, "dtype": record[kind].dtype.str, "shape": record[kind].shape}
@@ -145,12 +153,19 @@ def _to_bytes(record: Record) -> bytes:
 
 
 def _from_bytes(data: bytes) -> Record:
-    line, _, rest = data.partition(b"\n")
-    head = json.loads(line)
-    if "kind" not in head:
-        return head["fields"]
-    array = np.frombuffer(rest, np.dtype(head["dtype"])).reshape(head["shape"])
-    return {**head["fields"], head["kind"]: array, "encoded": True}
+    """Raises ValueError if the bytes are not those of a record."""
+    try:
+        line, _, rest = data.partition(b"\n")
+        head = json.loads(line)
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in head["fields"].items()}
+        if "id" not in fields:
+            raise KeyError("id")
+        if "kind" not in head:
+            return fields
+        array = np.frombuffer(rest, np.dtype(head["dtype"])).reshape(head["shape"])
+        return {**fields, str(head["kind"]): array, "encoded": True}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"damaged latents: {one_line(error)}") from error
 
 
 class LatentSource:
@@ -175,13 +190,27 @@ class LatentSource:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise UsageError(f"{folder / name} {state}: remove it and write the latents again")
         self.codec = plan.codec
-        self._data = ArrayRecordDataSource([str(folder / name) for name in sizes])
+        self._folder = folder
+        self._files = [str(folder / name) for name in sizes]
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._data = ArrayRecordDataSource(self._files)
+        except (RuntimeError, ValueError, OSError) as error:  # ArrayRecord's are not OSErrors
+            raise UsageError(f"cannot read the latents in {self._folder}: {one_line(error)}") from error
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        return _from_bytes(self._data[index])
+        if not 0 <= index < len(self):
+            raise IndexError(f"no record {index}")
+        name = f"{self._folder}#{index}"
+        try:
+            return _from_bytes(read_record(name, self._folder, lambda: self._data[index], self._open))
+        except ValueError as error:
+            return {"id": name, "error": str(error)}
 
 
 def check_latents(
@@ -221,8 +250,16 @@ def _about(folder: pathlib.Path) -> tuple[Plan, dict[str, int] | None]:
         if about["format"] != _FORMAT:
             raise UsageError(f"{folder / ABOUT} is of format {about['format']}, not {_FORMAT}: write the latents again")
         plan = Plan(**{field.name: about[field.name] for field in dataclasses.fields(Plan)})
-        return plan, about["sizes"]
-    except (ValueError, KeyError, TypeError) as error:
+        sizes = about["sizes"]
+        if not (isinstance(plan.source, dict) and isinstance(plan.codec, str) and plan.records >= 0):
+            raise ValueError("fields of wrong types")
+        # Only the names of shards are read: others could lead out of the folder.
+        if sizes is not None and (plan.records > _MOST * plan.shard_records or tuple(sizes) != plan.shards):
+            raise ValueError("other files than its shards")
+        return plan, sizes
+    except OSError as error:
+        raise UsageError(f"cannot read {folder / ABOUT}: {one_line(error)}") from error
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise UsageError(f"{folder / ABOUT} is damaged: remove the folder and write the latents again") from error
 
 
@@ -246,8 +283,9 @@ def _check_plan(folder: pathlib.Path, there: Plan, wanted: Plan) -> None:
 
 
 def _check_source(folder: pathlib.Path, there: Plan, wanted: Mapping[str, object]) -> None:
+    default = content_of(SourceConfig())  # of fields that there were not yet when the latents were written
     for field in sorted({*there.source, *wanted}):
-        before, now = there.source.get(field), wanted.get(field)
+        before, now = there.source.get(field, default.get(field)), wanted.get(field)
         if before != now:
             raise UsageError(f"{folder} holds latents of a source with {field}={before!r}, not {now!r}")
 

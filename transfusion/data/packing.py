@@ -6,10 +6,8 @@ first. It knows of its items only `cost` (name of a resource -> amount) and `spl
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
-
-from transfusion.errors import UsageError
 
 
 class Item(Protocol):
@@ -107,7 +105,7 @@ class Lane:
             at = next((i for i, left in enumerate(self._left) if _fits(piece, left)), None)
             row = None
             if at is None:
-                if len(self._bins) == self._open_rows:
+                if len(self._bins) >= self._open_rows:
                     fullest = self._fullest()
                     self._fill(fullest)
                     row = self._take(fullest)
@@ -129,26 +127,43 @@ class Lane:
         """Where the lane stands after the last row; cheap, because rows are shared and never changed."""
         return Snapshot(self._cursor, tuple(self._waiting), tuple(self._bins))
 
-    def restore(self, state: Mapping) -> None:
+    def restore(self, state: Mapping, reopen: bool = True) -> list[str]:
         """Continues exactly where `snapshot().to_json()` was taken, by reading the examples of the open bins again.
 
-        Raises:
-          UsageError: if one of those examples cannot be read any more.
+        Examples that are no longer what they were are left out, as all are unless `reopen`; then the lane goes on
+        behind them. Returns one line about each that was left out although it was to be read.
         """
         examples: dict[int, Item | Bad] = {}
+        lost: list[str] = []
 
-        def read(index: int, cuts: Sequence[Mapping[str, int]], head: bool) -> Piece:
-            if index not in examples:
-                examples[index] = self._example(index)
-            return _recut(examples[index], index, cuts, head)
+        def read(saved: Sequence, room: Callable[[Piece], bool]) -> Iterator[Piece]:
+            for index, cuts, head in saved if reopen else ():
+                if index not in examples:
+                    examples[index] = self._example(index)
+                item = examples[index]
+                piece = None if isinstance(item, Bad) else _recut(item, index, cuts, head)
+                if piece is not None and room(piece):
+                    yield piece
+                else:
+                    lost.append(f"{item.name}: {item.error}" if isinstance(item, Bad) else f"example {index}: changed")
 
         self._cursor = int(state["cursor"])
-        self._waiting = [read(*piece) for piece in state["waiting"]]
         self._bins, self._left = [], []
+        self._waiting = list(read(state["waiting"], lambda piece: self._has_room(piece.item)))
         for row in state["bins"]:
             at = self._open()
-            for piece in row:
-                self._put(at, read(*piece))
+            for piece in read(row, lambda piece, at=at: _fits(piece, self._left[at])):
+                self._put(at, piece)
+            if not self._bins[at]:
+                self._take(at)
+        return lost
+
+    def _has_room(self, item: Item) -> bool:
+        """Whether an empty row takes the item, whole or, if items may be cut, its beginning."""
+        if any(name not in self._budgets for name in item.cost):
+            return False
+        whole = all(count <= self._budgets[name] for name, count in item.cost.items())
+        return whole or (self._split and item.split(self._budgets) is not None)
 
     def _next_piece(self) -> Piece:
         while True:
@@ -159,10 +174,8 @@ class Lane:
             if isinstance(item, Bad):
                 self._on_bad(item)
                 continue
-            piece = Piece(index, (), False, item)
-            unknown = set(item.cost) - set(self._budgets)
-            if not unknown and (_fits(piece, self._budgets) or (self._split and item.split(self._budgets))):
-                return piece
+            if self._has_room(item):
+                return Piece(index, (), False, item)
             self._on_bad(Bad(f"example {index}", f"takes {dict(item.cost)}, an empty row holds {self._budgets}"))
 
     def _to_fill(self) -> int | None:
@@ -228,7 +241,7 @@ class Lane:
 def _fits(piece: Piece, left: Mapping[str, int]) -> bool:
     # A loop, not all(...): this runs for every open bin and document.
     for name, count in piece.item.cost.items():  # noqa: SIM110
-        if count > left[name]:
+        if count > left.get(name, -1):
             return False
     return True
 
@@ -237,12 +250,11 @@ def _can_be_cut(item: Item) -> bool:
     return item.split({name: count - 1 for name, count in item.cost.items()}) is not None
 
 
-def _recut(item: Item | Bad, index: int, cuts: Sequence[Mapping[str, int]], head: bool) -> Piece:
-    if isinstance(item, Bad):
-        raise UsageError(f"cannot resume the data: {item.name} was readable before, but now: {item.error}")
+def _recut(item: Item, index: int, cuts: Sequence[Mapping[str, int]], head: bool) -> Piece | None:
+    """The part of an item that the cuts leave; None if it cannot be cut like this, because it is another one now."""
     for number, cut in enumerate(cuts):
         parts = item.split(cut)
         if parts is None:
-            raise UsageError(f"cannot resume the data: example {index} is not what it was; start in a new workdir")
+            return None
         item = parts[0] if head and number == len(cuts) - 1 else parts[1]
     return Piece(index, tuple(cuts), head, item)

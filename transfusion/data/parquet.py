@@ -3,8 +3,9 @@
 What a table will take in memory is known from its metadata before anything is read, and only the columns in use are.
 """
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import BinaryIO, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from transfusion import storage
 from transfusion.data import files
 from transfusion.data.faults import one_line
-from transfusion.data.tables import TABLE_BYTES, Row, Rows, check_columns, check_rows
+from transfusion.data.tables import TABLE_BYTES, Row, Rows, Table, check_columns, check_rows
 from transfusion.errors import UsageError, require
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ GROUP_BYTES = 2**30  # one row group, unpacked
 _BATCH_BYTES = 2**28
 
 
-def read_parquet(path: str, file_field: str, caption_field: str) -> Sequence[Row]:
+def read_parquet(path: str, file_field: str, caption_field: str) -> Table:
     """The rows of a Parquet file.
 
     `file_field` is a column of names, of bytes, or of `{bytes, path}`. Names and captions are kept in memory, files are
@@ -34,7 +35,7 @@ def read_parquet(path: str, file_field: str, caption_field: str) -> Sequence[Row
     """
     arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
 
-    def attempt() -> Sequence[Row]:
+    def attempt() -> Table:
         with files.open_regular(path) as file:
             table = parquet.ParquetFile(file)
             check_rows(path, table.metadata.num_rows)
@@ -61,7 +62,7 @@ def read_parquet(path: str, file_field: str, caption_field: str) -> Sequence[Row
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _translated(arrow: ModuleType, action) -> object:
+def _translated(arrow: ModuleType, action: Callable[[], T]) -> T:
     """`action()`; what pyarrow raises of its own becomes a ValueError of one line."""
     try:
         return action()
@@ -128,7 +129,7 @@ def _text_bytes(arrow: ModuleType, column) -> int:
         return column.nbytes
 
 
-class _Files(Sequence[Row]):
+class _Files(Table):
     """Rows with files inside; the row group that was asked for last is kept."""
 
     def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
@@ -142,6 +143,9 @@ class _Files(Sequence[Row]):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def key(self, index: int) -> str:
+        return f"{os.path.basename(self._path)}#{index}"
 
     def __getitem__(self, index: int) -> Row:
         where = f"{self._path}#{index}"

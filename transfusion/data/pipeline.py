@@ -6,21 +6,25 @@ lane a cursor and the indices of the documents in open bins.
 """
 
 import collections
-import concurrent.futures
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from absl import logging
 
 from transfusion.batch import Batch
 from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, Record
+from transfusion.data.examples import bytes_of, make_example
 from transfusion.data.packing import Bad, Lane, Row, Snapshot
+from transfusion.data.position import check_same_batches, warn_of_changes
 from transfusion.data.randomness import scramble
 from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
+from transfusion.data.threads import ReadAhead, Worker
 from transfusion.errors import UsageError, nearest
-from transfusion.rows import Expanded, assemble, expand
+from transfusion.rows import Expanded, assemble
 from transfusion.sequence import SequenceSpec
 
 _TURN = 1 << 32  # keeps these numbers apart from the draws of documents
@@ -53,13 +57,17 @@ class Pipeline:
             if name not in spec.streams:
                 raise UsageError(f"data.drop_conditions: no stream {name!r}{nearest(name, spec.streams)}")
         self._config, self._spec, self._batch_size, self._seed = config, spec, batch_size, seed
-        self._encode, self._tokenizer = encode, tokenizer
+        self._make_example = functools.partial(
+            make_example, spec=spec, encode=encode, tokenizer=tokenizer, split_text=config.split_text,
+            truncate=config.truncate,
+        )  # fmt: skip
         self._records = Records(config, seed, opened)
+        self._bad = BadRecords(config, self._records.epoch)
         # Expanding takes most of the time; a record has few forms, so that they all fit unless the data is large.
         self._expansions = Cache(config.cache_megabytes * 2**19) if config.cache else None
         self._rows = range(batch_size) if rows is None else list(rows)
-        self._reader: _ReadAhead | None = None
-        self._worker: _Worker | None = None
+        self._reader: ReadAhead | None = None
+        self._worker: Worker | None = None
         self._closed = False
         self._reset(None)
 
@@ -71,7 +79,7 @@ class Pipeline:
         if self._closed:
             raise RuntimeError("this Pipeline is closed")
         if self._worker is None and self._config.prefetch:
-            self._worker = _Worker(self._make, self._config.prefetch)
+            self._worker = Worker(self._make, self._config.prefetch)
         batch, self._delivered, self._stats = self._worker.get() if self._worker else self._make()
         return batch
 
@@ -85,33 +93,39 @@ class Pipeline:
         """JSON: where to continue after the batch delivered last, whatever was made ahead. Has the lanes of this host;
         `merge_states` joins those of all hosts."""
         lanes = {str(row): lane.to_json() for row, lane in zip(self._rows, self._delivered, strict=True)}
-        return {"batch_size": self._batch_size, "seed": self._seed, "lanes": lanes}
+        data = self._records.identity()
+        return {"batch_size": self._batch_size, "seed": self._seed, "data": data, "lanes": lanes}
 
     def restore(self, state: Mapping) -> None:
         """Continues after the batch that was delivered last when `state` was taken, on any number of hosts.
 
+        Exactly so if the data is what it was. If sources, their shares or their records have changed, a line of the log
+        says what, and the lanes go on at the same places of the new data's order, without the documents of unfinished
+        rows. A state of before the fingerprint was saved is taken as one of this data.
+
         Raises:
           UsageError: if the state is of another batch size or seed, or lacks lanes of this host.
         """
-        for name, ours in (("batch_size", self._batch_size), ("seed", self._seed)):
-            if state.get(name) != ours:
-                raise UsageError(
-                    f"the data position was saved with {name}={state.get(name)}, not {ours}: resume with that value"
-                )
-        missing = [row for row in self._rows if str(row) not in state["lanes"]]
+        check_same_batches(state, self._batch_size, self._seed)
+        missing = [row for row in self._rows if str(row) not in state.get("lanes", ())]
         if missing:
             raise UsageError(f"the saved data position lacks rows {missing[:5]}: it was saved by other hosts only")
-        self._reset(state["lanes"])
+        self._reset(state["lanes"], reopen=not warn_of_changes(state, self._records))
 
     def stats(self) -> dict:
         """Of the batches delivered since the start or `restore`: 'documents' (packed), 'records' (read), 'bad' (count),
-        'efficiency' ({stream: used / slots} and 'all'), 'mean_cost' ({stream: tokens per packed document}); and
-        'errors' ({name: why}) of everything read so far."""
+        'truncated' (documents whose text was cut), 'efficiency' ({stream: used / slots} and 'all'), 'mean_cost'
+        ({stream: tokens per packed document}); and 'errors' ({name: why}) of everything read so far."""
         return self._stats | {"errors": dict(self._bad.errors)}
 
     def fingerprint(self) -> dict[str, str]:
         """See `Records.fingerprint`."""
         return self._records.fingerprint()
+
+    def example_of(self, record: Record) -> Expanded | Bad:
+        """What packing would get of a record, with its caption."""
+        config = dataclasses.replace(self._config, drop_caption=0.0)
+        return self._make_example(record, documents.choose(record, config, (self._seed, 0)))
 
     def close(self) -> None:
         """Ends the background threads; `state` and `stats` can still be asked, batches cannot."""
@@ -124,16 +138,22 @@ class Pipeline:
                 thread.close()
         self._worker = self._reader = None
 
-    def _reset(self, lanes: Mapping[str, Mapping] | None) -> None:
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The opened sources."""
+        return self._records.sources
+
+    def _reset(self, lanes: Mapping[str, Mapping] | None, reopen: bool = True) -> None:
         self._stop_threads()
         config, example = self._config, self._example
         if config.read_threads:
-            self._reader = _ReadAhead(self._example, config.read_threads, config.read_ahead, self._batch_size)
+            self._reader = ReadAhead(self._example, config.read_threads, config.read_ahead, self._batch_size)
             example = self._reader
-        self._bad = BadRecords(config.max_bad_share, config.max_bad_after)
+        self._bad.restart()
         self._used: collections.Counter[str] = collections.Counter()
-        self._made = self._documents = 0
-        self._lanes = []
+        self._made = self._documents = self._truncated = 0
+        self._lanes: list[Lane] = []
+        lost: list[str] = []
         for row in self._rows:
             lane = Lane(
                 example,
@@ -146,8 +166,13 @@ class Pipeline:
                 self._on_bad,
             )
             if lanes is not None:
-                lane.restore(lanes[str(row)])
+                lost += lane.restore(lanes[str(row)], reopen)
             self._lanes.append(lane)
+        if lost:
+            logging.warning(
+                "%d documents of unfinished rows are not what they were when the checkpoint was saved, and are left "
+                "out; the order goes on behind them. The first: %s", len(lost), lost[0],
+            )  # fmt: skip
         self._delivered = [lane.snapshot() for lane in self._lanes]
         self._stats = self._count()
 
@@ -160,11 +185,8 @@ class Pipeline:
             return Bad(str(record["id"]), str(record["error"]))
         choice = documents.choose(record, self._config, (self._seed, index))
         if self._expansions is None:
-            return make_example(record, choice, self._spec, self._encode, self._tokenizer)
-        key = (record["id"], choice)
-        return self._expansions.get(
-            key, lambda: make_example(record, choice, self._spec, self._encode, self._tokenizer), _bytes_of
-        )
+            return self._make_example(record, choice)
+        return self._expansions.get((record["id"], choice), lambda: self._make_example(record, choice), bytes_of)
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)
@@ -178,6 +200,7 @@ class Pipeline:
             self._documents += len(row)
             for piece in row:
                 self._used.update(piece.item.cost)
+                self._truncated += piece.item.truncated
         batch = assemble([[piece.item for piece in row] for row in rows], self._spec)
         return batch, [lane.snapshot() for lane in self._lanes], self._count()
 
@@ -190,33 +213,10 @@ class Pipeline:
             "documents": self._documents,
             "records": sum(lane.read for lane in self._lanes),
             "bad": self._bad.count,
+            "truncated": self._truncated,
             "efficiency": efficiency,
             "mean_cost": {name: self._used[name] / max(self._documents, 1) for name in budgets},
         }
-
-
-def make_example(
-    record: Record,
-    choice: documents.Choice,
-    spec: SequenceSpec,
-    encode: documents.Encode = documents.pixels,
-    tokenizer: Tokenizer = BYTES,
-) -> Expanded | Bad:
-    """A record as packable tokens, or why it cannot be used."""
-    if "error" in record:
-        return Bad(str(record["id"]), str(record["error"]))
-    try:
-        frames = "video" not in spec.layout
-        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames, tokenizer)
-        return expand(document, spec)
-    except UsageError as error:  # an image of another size than the stream's: this record's fault
-        return Bad(str(record["id"]), str(error))
-
-
-def _bytes_of(example: Expanded | Bad) -> int:
-    if isinstance(example, Bad):
-        return 500
-    return 1000 + sum(array.nbytes + 200 for piece in example.pieces.values() for array in piece.values())
 
 
 def merge_states(states: Iterable[Mapping]) -> dict:
@@ -238,13 +238,14 @@ def epoch_batches(
     tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
     """Yields batches with every usable record once, in order, for held-out losses; the last rows may be empty."""
-    bad = BadRecords(config.max_bad_share, config.max_bad_after)
+    bad = BadRecords(config, len(records))
 
     def example(index: int) -> Expanded | Bad:
         if index >= len(records):
             raise _Exhausted
-        choice = documents.choose(records[index], config, (seed, index))
-        return make_example(records[index], choice, spec, encode, tokenizer)
+        record = records[index]
+        choice = documents.choose(record, config, (seed, index))
+        return make_example(record, choice, spec, encode, tokenizer, config.split_text, config.truncate)
 
     rows: list[Row] = []
     lane = Lane(example, spec.budgets, 0, 1, config.open_rows, config.split_text, config.min_piece, bad.add)
@@ -270,64 +271,3 @@ def _rows_of(lane: Lane) -> Iterator[Row]:
     except _Exhausted:
         while (row := lane.drain()) is not None:
             yield row
-
-
-class _ReadAhead:
-    """Calls `example` in threads for the indices that lanes of this stride will ask for next."""
-
-    def __init__(self, example: Callable[[int], Expanded | Bad], threads: int, ahead: int, stride: int):
-        self._example, self._ahead, self._stride = example, ahead, stride
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "transfusion-read")
-        self._pending: dict[int, concurrent.futures.Future] = {}
-
-    def __call__(self, index: int) -> Expanded | Bad:
-        for later in range(index, index + (self._ahead + 1) * self._stride, self._stride):
-            if later not in self._pending:
-                self._pending[later] = self._pool.submit(self._example, later)
-        return self._pending.pop(index).result()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Worker:
-    """Calls `make` in a thread and holds at most `ahead` results ready."""
-
-    def __init__(self, make: Callable[[], tuple], ahead: int):
-        self._queue: queue.Queue = queue.Queue(maxsize=ahead)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(make,), name="transfusion-data", daemon=True)
-        self._thread.start()
-
-    def get(self) -> tuple:
-        result, error = self._queue.get()
-        if error is not None:
-            self._queue.put((None, error))  # asked again, it fails again
-            raise error
-        return result
-
-    def close(self) -> None:
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
-
-    def _run(self, make: Callable[[], tuple]) -> None:
-        while not self._stop.is_set():
-            try:
-                result = (make(), None)
-            except BaseException as error:  # handed to the consumer, which raises it
-                result = (None, error)
-            self._put(result)
-            if result[1] is not None:
-                return
-
-    def _put(self, result: tuple) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(result, timeout=0.1)
-            except queue.Full:
-                continue

@@ -1,6 +1,7 @@
 """The mixture: endless, shuffled, weighted, addressed by one global index; with a cache and a count of bad records."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -15,6 +16,8 @@ from transfusion.data.packing import Bad
 from transfusion.errors import UsageError
 
 T = TypeVar("T")
+_NAMES = 1000
+_EPOCHS, _PATIENCE = 20, 20_000  # bad records in a row
 
 
 class Records:
@@ -23,23 +26,39 @@ class Records:
     def __init__(self, config: DataConfig, seed: int, opened: Mapping[str, sources.Source] | None = None):
         """`opened` replaces sources of the config by ready ones (anything with `len` and `[i]` that gives records)."""
         config.validate()
+        if seed < 0:
+            raise UsageError(f"seed must be 0 or more, not {seed}")
         cache = Cache(config.cache_megabytes * 2**19) if config.cache else None
         parts, weights = [], []
-        self._sources: dict[str, sources.Source] = {}
+        self.sources: dict[str, sources.Source] = {}
         for number, (name, source) in enumerate(config.sources.items()):
             data = (opened or {}).get(name) or sources.open_source(source, config.data_dir, config.pixel_limit)
-            self._sources[name] = data
+            self.sources[name] = data
             indexed = _Cached(data, name, cache) if cache else data
             parts.append(grain.MapDataset.source(indexed).seed(_mixed_seed(seed, number)).shuffle().repeat())
             weights.append(source.weight)
+        self._shares = {name: weight / sum(weights) for name, weight in zip(self.sources, weights, strict=True)}
         self._data = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+        self._found: dict[str, str] = {}
 
     def __getitem__(self, index: int) -> Record:
         return self._data[index]
 
+    @property
+    def epoch(self) -> int:
+        """How many records are read until every source has given all of its own."""
+        return max(math.ceil(len(source) / self._shares[name]) for name, source in self.sources.items())
+
     def fingerprint(self) -> dict[str, str]:
         """Of each source: how many records it has, and a digest of up to eight of them, evenly spaced."""
-        return {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self._sources.items()}
+        if not self._found:
+            self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
+        return dict(self._found)
+
+    def identity(self) -> list[list]:
+        """What decides the order of the records, as JSON: [name, share, fingerprint] of each source in its order."""
+        found = self.fingerprint()
+        return [[name, round(share, 9), found[name]] for name, share in self._shares.items()]
 
 
 def _digest(source: Sequence[Record]) -> str:
@@ -91,25 +110,45 @@ def _size(record: Record) -> int:
 
 
 class BadRecords:
-    """Counts and names bad records, each logged once; stops the run when they are too many."""
+    """Counts and names bad records, each logged once; stops the run when they are too many.
 
-    def __init__(self, max_share: float, after: int):
-        self._max_share, self._after = max_share, after
-        self.count = 0
+    What is counted is reads: a bad record that comes by in every epoch counts in each, as a good one does.
+    """
+
+    def __init__(self, config: DataConfig, epoch: int):
+        """`epoch`: how many records are read until all have been. A lane meets a share of them only, so that the only
+        good one may let it wait for some epochs; after `_EPOCHS` or `_PATIENCE` bad records in a row no other comes."""
+        self._max_share, self._after = config.max_bad_share, config.max_bad_after
+        self._patience = max(self._after, min(_EPOCHS * epoch, _PATIENCE))
+        self.count = self._in_a_row = self._last = 0
         self.errors: dict[str, str] = {}  # the first thousand names
+
+    def restart(self) -> None:
+        """Counts from 0 again, without logging again what was logged."""
+        self.count = self._in_a_row = self._last = 0
 
     def add(self, bad: Bad) -> None:
         self.count += 1
-        if bad.name not in self.errors and len(self.errors) < 1000:
+        if bad.name not in self.errors and len(self.errors) < _NAMES:
             self.errors[bad.name] = bad.error
             logging.warning("skipped %s: %s", bad.name, bad.error)
+            if len(self.errors) == _NAMES:
+                logging.warning("%d records were skipped: those that follow are counted, not named", _NAMES)
 
     def check(self, read: int) -> None:
-        """Raises UsageError if, of at least `after` records `read`, more than the allowed share was bad."""
-        if read < self._after or self.count <= self._max_share * read:
-            return
+        """To be asked after every bad record, when `read` have been read.
+
+        Raises:
+          UsageError: if, of at least `max_bad_after` records, more than the allowed share was bad, or if nothing was
+            usable for so long that nothing is.
+        """
+        self._in_a_row = self._in_a_row + 1 if read == self._last + 1 else 1
+        self._last = read
         first = "; ".join(f"{name}: {error}" for name, error in list(self.errors.items())[:5])
-        raise UsageError(
-            f"{self.count} of {read} records cannot be used, more than data.max_bad_share={self._max_share}: "
-            f"mend them or raise it. The first: {first}"
-        )
+        if read >= self._after and self.count > self._max_share * read:
+            raise UsageError(
+                f"{self.count} of {read} records cannot be used, more than data.max_bad_share={self._max_share}: "
+                f"mend them or raise it. The first: {first}"
+            )
+        if self._in_a_row >= self._patience:
+            raise UsageError(f"none of the last {self._in_a_row} records can be used. The first: {first}")

@@ -13,6 +13,7 @@ from transfusion.data import texts
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.folder import FolderSource
+from transfusion.data.hold_out import part_of
 from transfusion.data.latent_cache import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.text_source import TextSource
@@ -31,7 +32,10 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     """
     if config.kind not in SOURCES:
         raise UsageError(f"unknown source kind {config.kind!r}{nearest(config.kind, SOURCES)}: {', '.join(SOURCES)}")
-    source = LatentSource(config) if config.latents else SOURCES[config.kind](config, data_dir, pixel_limit)
+    if config.latents:  # they were written from the part that the config names
+        source = LatentSource(config)
+    else:
+        source = part_of(SOURCES[config.kind](config, data_dir, pixel_limit), config)
     if not len(source):
         raise UsageError(f"the {config.kind} source at {config.path or config.name} holds no records")
     return _Checked(source, config)

@@ -1,5 +1,6 @@
 """Captions files: the rows of .jsonl, .csv and .parquet as one table, of which only the columns in use are kept."""
 
+import abc
 import array
 import csv
 import dataclasses
@@ -33,7 +34,15 @@ class Row:
     data: bytes | None = None
 
 
-class Rows(Sequence[Row]):
+class Table(Sequence[Row]):
+    """The rows of one captions file."""
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """What names a row without reading its file, and stays when rows are added; see `hold_out.part_of`."""
+
+
+class Rows(Table):
     """Rows in memory, packed tightly: a few million rows of Python objects would take gigabytes."""
 
     def __init__(self, path: str, separator: str = ":"):
@@ -64,6 +73,9 @@ class Rows(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def key(self, index: int) -> str:
+        return self[index].name or f"#{index}"
 
     def __getitem__(self, index: int) -> Row:
         start, middle, end = self._ends[2 * index : 2 * index + 3]

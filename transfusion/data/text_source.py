@@ -28,7 +28,7 @@ class TextSource:
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
-        path = config.path
+        path = self._path = config.path
         if config.record_bytes < 4:
             raise UsageError(f"data.sources: record_bytes={config.record_bytes} is less than a character may take, 4")
         if os.path.isdir(path):
@@ -63,6 +63,11 @@ class TextSource:
             return {"id": name, "text": texts.decode(data).strip()}
         except (OSError, ValueError) as error:
             return {"id": name, "error": str(error)}
+
+    def key(self, index: int) -> str:
+        """See `hold_out.part_of`."""
+        number, start, _ = self._rows[index]
+        return f"{os.path.relpath(self._files[number], self._path)}:{start}"
 
     def _cut(self, number: int, path: str, config: SourceConfig) -> array.array:
         def cut(file: BinaryIO) -> array.array:

@@ -1,12 +1,15 @@
 """Any TFDS dataset that is on disk in a random-access format (array_record), read without TensorFlow."""
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from transfusion.data import builders, images
+from transfusion.data import images
+from transfusion.data.array_records import read_record
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA, medium_of
+from transfusion.data.tfds_open import open_builder, open_split
 from transfusion.errors import UsageError, nearest
 
 
@@ -14,89 +17,79 @@ class TfdsSource:
     """Split `split` of the dataset `name` below `path` or `data_dir`, or of the one whose directory is `path`.
 
     Images are stored compressed and decoded here, so that a broken one is an error record. The caption is the field
-    `caption_field`; where the dataset has none but a class label, `caption_template` around the name of the class.
+    `caption_field`; where the dataset has none but a class label, `caption_template` around the name of the class. A
+    field may be nested ('captions/text'). If it holds several captions, the record has them all as 'captions', of which
+    `documents.choose` takes one; 'caption' is the first.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         self._config, self._pixel_limit = config, pixel_limit
-        builder = _builder(config, config.path or data_dir)
-        if config.split not in builder.info.splits:
-            known = list(builder.info.splits)
-            raise UsageError(
-                f"dataset {config.name or config.path!r} has no split {config.split!r}{nearest(config.split, known)}: "
-                + ", ".join(known)
-            )
-        self._name = f"{builder.info.full_name}/{config.split}"
-        self._fields, self._class_names = _fields(config, builder.info.features, self._name)
+        builder = open_builder(config, config.path or data_dir)
         features = builder.info.features
-        self._raw_images = {stored for stored in features if isinstance(features[stored], tfds.features.Image)}
-        decoders = {stored: tfds.decode.SkipDecoding() for stored in self._raw_images}
-        try:
-            self._data = builder.as_data_source(split=config.split, decoders=decoders)
-        except NotImplementedError as error:
-            raise UsageError(
-                f"{self._name} is stored as {builder.info.file_format}, which gives no random access: "
-                "prepare it again with file_format='array_record'"
-            ) from error
+        self._name, self._folder = f"{builder.info.full_name}/{config.split}", str(builder.data_dir)
+        self._fields, self._class_names = _fields(config, features, self._name)
+        self._raw_images = {
+            path for path in self._fields.values() if isinstance(_feature(features, path), tfds.features.Image)
+        }
+        self._open = lambda: open_split(builder, config.split, _decoders(features))
+        self._data = self._open()
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        stored = self._data[index]
-        record: dict = {"id": f"{self._name}#{index}"}
-        for field, name in self._fields.items():
-            value = stored[name]
+        if not 0 <= index < len(self):
+            raise IndexError(f"no record {index}")
+        name = f"{self._name}#{index}"
+        try:
+            stored = read_record(name, self._folder, lambda: self._data[index], self._reopen)
+            return {"id": name} | self._record(stored)
+        except ValueError as error:
+            return {"id": name, "error": str(error)}
+
+    def _reopen(self) -> None:
+        self._data = self._open()
+
+    def _record(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for field, path in self._fields.items():
+            value = _value(stored, path)
             if field == "label":
                 record["label"] = int(value)
-            elif field == "image":
-                try:
-                    record["image"] = images.decode(value, self._pixel_limit) if name in self._raw_images else value
-                except ValueError as error:
-                    return {"id": record["id"], "error": str(error)}
+            elif field == "caption":
+                found = tuple(text for text in _texts(value) if text.strip())
+                record["caption"] = found[0] if found else ""
+                if len(found) > 1:
+                    record["captions"] = found
+            elif field == "text":
+                record["text"] = "\n".join(_texts(value))
+            elif path in self._raw_images:
+                record[field] = images.decode(value, self._pixel_limit)
             else:
-                record[field] = value.decode("utf-8") if isinstance(value, bytes) else value
+                record[field] = value
         if self._class_names and "caption" not in record:
+            if not 0 <= record["label"] < len(self._class_names):
+                raise ValueError(f"the label {record['label']} is none of {len(self._class_names)} classes")
             record["caption"] = self._config.caption_template.replace("{}", self._class_names[record["label"]])
         return record
 
 
-def _builder(config: SourceConfig, where: str) -> tfds.core.DatasetBuilder:
-    if not config.name:
-        if not Path(where, "dataset_info.json").is_file():
-            raise UsageError(f"no prepared TFDS dataset in {where!r}: it has no dataset_info.json; set name or path")
-        return tfds.builder_from_directory(where)
-    name, _, variant = config.name.partition("/")
-    advice = ": prepare it with file_format='array_record'"
-    if name in builders.BUILDERS:
-        advice = f": run `python -m transfusion.data.prepare --data_dir {where} {config.name}`"
-        builder_class, variant = builders.resolve(config.name)
-        name = builder_class.name
-    known = [path.name for path in Path(where).iterdir() if path.is_dir()] if Path(where).is_dir() else []
-    if name not in known:
-        if config.name.partition("/")[0] not in builders.BUILDERS:
-            advice = nearest(name, {*known, *builders.BUILDERS}) + advice
-        raise UsageError(f"no dataset {config.name!r} in {where!r}{advice}")
-    try:
-        builder = tfds.builder(f"{name}/{variant}" if variant else name, data_dir=where)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise UsageError(f"cannot open dataset {config.name!r} in {where!r}: {str(error).splitlines()[0]}") from error
-    if not Path(builder.data_dir, "dataset_info.json").is_file():
-        raise UsageError(f"dataset {config.name!r} is not prepared in {where!r}{advice}")
-    return builder
-
-
-def _fields(config: SourceConfig, features, name: str) -> tuple[dict[str, str], list[str]]:
-    """Returns {field of a record: stored name} and the class names that replace a missing caption."""
+def _fields(config: SourceConfig, features: Any, name: str) -> tuple[dict[str, str], list[str]]:
+    """Returns {field of a record: path of the stored one} and the class names that replace a missing caption."""
     known = list(features)
     wanted = {"image": config.image_field, "caption": config.caption_field, "text": config.text_field}
     wanted |= {kind: kind for kind in (*MEDIA, "rate") if kind not in wanted}
-    fields = {field: stored for field, stored in wanted.items() if stored and stored in known}
-    if config.label_field in known and isinstance(features[config.label_field], tfds.features.ClassLabel):
+    fields = {field: path for field, path in wanted.items() if path and _feature(features, path) is not None}
+    if isinstance(_feature(features, config.label_field), tfds.features.ClassLabel):
         fields["label"] = config.label_field
-    for field, stored in (wanted | {"label": config.label_field}).items():
-        if stored and stored not in known and stored != field:  # `field` is its default
-            raise UsageError(f"{name} has no field {stored!r}{nearest(stored, known)}: {', '.join(known)}")
+    for field, path in (wanted | {"label": config.label_field}).items():
+        if path and _feature(features, path) is None and path != field:  # `field` is its default
+            raise UsageError(f"{name} has no field {path!r}{nearest(path, known)}: {', '.join(known)}")
+    for field in fields.keys() & {"caption", "text"}:
+        if inner := _columns(_feature(features, fields[field])):
+            raise UsageError(
+                f"{name}: the field {fields[field]!r} holds {', '.join(inner)}: name '{fields[field]}/...'"
+            )
     medium = medium_of(fields)
     if not medium and "text" not in fields:
         raise UsageError(
@@ -111,3 +104,63 @@ def _fields(config: SourceConfig, features, name: str) -> tuple[dict[str, str], 
     if "label" not in fields:
         raise UsageError(f"{name} has no captions in {config.caption_field!r}: set caption_field, or '' for none")
     return fields, [str(n).replace("_", " ") for n in features[fields["label"]].names]
+
+
+# --- nested features --------------------------------------------------------------------------------------------------
+
+
+def _feature(features: Any, path: str) -> Any:
+    """The feature at 'a/b', also within sequences; None if there is none."""
+    if path in features:
+        return features[path]
+    for name in path.split("/"):
+        while isinstance(features, tfds.features.Sequence):
+            features = features.feature
+        if not isinstance(features, tfds.features.FeaturesDict) or name not in features:
+            return None
+        features = features[name]
+    return features
+
+
+def _columns(feature: Any) -> list[str]:
+    """The names in a feature that is a table, or a sequence of tables."""
+    while isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    return list(feature) if isinstance(feature, tfds.features.FeaturesDict) else []
+
+
+def _value(stored: Any, path: str) -> Any:
+    """What is stored at 'a/b'; a sequence of tables is a table of lists."""
+    if path in stored:
+        return stored[path]
+    for name in path.split("/"):
+        stored = [row[name] for row in stored] if isinstance(stored, list) else stored[name]
+    return stored
+
+
+def _decoders(features: Any) -> dict[str, Any]:
+    """Leaves all images compressed that do not stand in sequences."""
+    result: dict[str, Any] = {}
+    for name in features:
+        if isinstance(features[name], tfds.features.Image):
+            result[name] = tfds.decode.SkipDecoding()
+        elif isinstance(features[name], tfds.features.FeaturesDict) and (inner := _decoders(features[name])):
+            result[name] = inner
+    return result
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a value, one after the other.
+
+    Raises:
+      ValueError: if one is not UTF-8, or no text.
+    """
+    if isinstance(value, bytes):
+        yield value.decode("utf-8")
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping) or not hasattr(value, "__iter__"):
+        raise ValueError(f"a caption or text is {type(value).__name__}, not a text")
+    else:
+        for inner in value:
+            yield from _texts(inner)

@@ -49,6 +49,11 @@ class WebDatasetSource:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def key(self, index: int) -> str:
+        """See `hold_out.part_of`."""
+        sample = self._samples[index]
+        return f"{os.path.basename(sample.shard.path)}:{sample.key}"
+
     def __getitem__(self, index: int) -> Record:
         sample = self._samples[index]
         name = f"{sample.shard.path}:{sample.key}"

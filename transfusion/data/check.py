@@ -1,0 +1,81 @@
+"""What is found before the first step is made: data, held-out data included, of which nothing can be used."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from absl import logging
+
+from transfusion.config import Experiment
+from transfusion.data.config import HELD_OUT, DataConfig, Record, SourceConfig
+from transfusion.data.packing import Bad
+from transfusion.data.sources import Source, open_source
+from transfusion.errors import UsageError
+
+LOOK = 1000  # records of a source of which one must be usable
+
+
+def check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
+    """Refuses data of which nothing can be used, so that a run ends at its start, not at its first evaluation.
+
+    One usable record of each source is read and made into an example. Held-out sources are refused if training
+    evaluates (`eval.every`); if only a later program would, a line of the log says what is wrong with them.
+
+    Args:
+      opened: the training sources.
+      example: makes a record into what the task reads, or a Bad.
+
+    Raises:
+      UsageError: naming the source and its first record, or the setting that cannot work.
+    """
+    config, data = experiment.eval, experiment.data
+    for name, source in opened.items():
+        check_usable(f"data.sources.{name}", source, example)
+    if config.every and config.sources and config.batches < 1:
+        raise UsageError(f"eval.batches={config.batches} must be at least 1; eval.every=0 evaluates nothing")
+    for name, source in config.sources.items():
+        where = f"eval.sources.{name}"
+        try:
+            source.validate(where, data.pixel_limit)
+            _check_apart(where, source, data)
+            check_usable(where, _open(where, source, data), example)
+        except UsageError as error:
+            if config.every:
+                raise
+            logging.warning("the held-out data cannot be used: %s", error)
+
+
+def check_usable(where: str, source: Sequence[Record], example: Callable[[Record], object]) -> None:
+    """Refuses a source of which no record can be used: none at all of a small one, else none of `LOOK`, evenly spaced.
+
+    Raises:
+      UsageError: with the first record and what is wrong with it.
+    """
+    count, first = min(len(source), LOOK), None
+    for number in range(count):
+        made = example(source[number * len(source) // count])
+        if not isinstance(made, Bad):
+            return
+        first = first or made
+    if first is None:
+        raise UsageError(f"{where} holds no records")
+    tried = f"its {count} records" if count == len(source) else f"{count} records tried"
+    raise UsageError(f"{where}: none of {tried} can be used. The first: {first.name}: {first.error}")
+
+
+def _open(where: str, config: SourceConfig, data: DataConfig) -> Source:
+    try:
+        return open_source(config, data.data_dir, data.pixel_limit)
+    except UsageError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _check_apart(where: str, held_out: SourceConfig, data: DataConfig) -> None:
+    """Refuses records that are held out here and trained on there, because the two shares differ."""
+    if held_out.part != HELD_OUT:
+        return
+    for name, source in data.sources.items():
+        same = all(getattr(source, f) == getattr(held_out, f) for f in ("kind", "name", "path", "split", "captions"))
+        if same and (source.part == HELD_OUT or source.hold_out < held_out.hold_out):
+            raise UsageError(
+                f"{where} holds out records that data.sources.{name} trains on: "
+                f"set data.sources.{name}.hold_out={held_out.hold_out} and part='train'"
+            )

@@ -1,0 +1,103 @@
+"""From a record to an example that can be packed: whatever is wrong with one record makes it a bad one, with a name."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from transfusion.codecs.text import BYTES, Tokenizer
+from transfusion.data import documents
+from transfusion.data.config import Record
+from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.packing import Bad
+from transfusion.errors import PassingError
+from transfusion.rows import Expanded, expand
+from transfusion.sequence import TEXT, Document, SequenceSpec
+
+
+def make_example(
+    record: Record,
+    choice: documents.Choice,
+    spec: SequenceSpec,
+    encode: documents.Encode = documents.pixels,
+    tokenizer: Tokenizer = BYTES,
+    split_text: bool = True,
+    truncate: bool = False,
+) -> Expanded | Bad:
+    """A record as packable tokens, or why it cannot be used.
+
+    Args:
+      split_text: whether text-only documents may be longer than a row, because packing cuts them.
+      truncate: whether the text of other documents that are too long is cut to what a row holds.
+
+    Raises:
+      PassingError: if storage is away. That is no fault of the record: the same record may be read later.
+    """
+    if "error" in record:
+        return Bad(str(record["id"]), str(record["error"]))
+    try:
+        frames = "video" not in spec.layout
+        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames, tokenizer)
+        expanded = expand(document, spec)
+        if truncate and _too_much(expanded, spec.budgets, split_text):
+            expanded = _truncated(document, expanded, spec, tokenizer)
+        if wrong := _too_much(expanded, spec.budgets, split_text):
+            return Bad(str(record["id"]), _advice(wrong, expanded, spec.budgets, record, truncate))
+        return expanded
+    except PassingError:
+        raise
+    except RECORD_FAULTS as error:
+        return Bad(str(record["id"]), one_line(error))
+
+
+def _too_much(expanded: Expanded, budgets: Mapping[str, int], split_text: bool) -> list[str]:
+    """The resources of which a document takes more than an empty row holds; none, if packing may cut it."""
+    wrong = [name for name, count in expanded.cost.items() if count > budgets.get(name, 0)]
+    return [] if wrong and split_text and expanded.split(budgets) is not None else wrong
+
+
+def _advice(
+    wrong: Sequence[str], expanded: Expanded, budgets: Mapping[str, int], record: Record, truncate: bool
+) -> str:
+    """One line: what does not fit, and the fields that would help."""
+    parts, fields = [], []
+    for name in wrong:
+        stream, _, items = name.partition(":")
+        what = "items" if items else "tokens"
+        parts.append(f"takes {expanded.cost[name]} {what} of stream {stream!r}, a row holds {budgets.get(name, 0)}")
+        fields.append(f"streams.{stream}.{'items' if items else 'budget'} to {expanded.cost[name]}")
+    advice = f"{' and '.join(parts)}: raise {' and '.join(fields)}"
+    if "caption" not in record and "text" in record:
+        return f"{advice}, or set data.split_text=True"
+    return advice if truncate or wrong != [TEXT] else f"{advice}, or set data.truncate=True"
+
+
+def _truncated(document: Document, expanded: Expanded, spec: SequenceSpec, tokenizer: Tokenizer) -> Expanded:
+    """The document with its longest text cut, so that a row holds it; as it is, if that does not help."""
+    texts = [i for i, segment in enumerate(document) if segment.kind == "text"]
+    if not texts:
+        return expanded
+    longest = max(texts, key=lambda i: len(document[i].value))
+    streams = {run.stream for run in spec.runs(document[longest])}
+    over = max(expanded.cost.get(name, 0) - spec.budgets[name] for name in streams)
+    ids = whole_characters(document[longest].value, len(document[longest].value) - over, tokenizer)
+    if over <= 0 or not len(ids):
+        return expanded
+    shorter = dataclasses.replace(document[longest], value=ids)
+    document = (*document[:longest], shorter, *document[longest + 1 :])
+    return dataclasses.replace(expand(document, spec), truncated=True)
+
+
+def whole_characters(ids: np.ndarray, room: int, tokenizer: Tokenizer) -> np.ndarray:
+    """At most the first `room` of the ids, fewer where the last character would be cut in two."""
+    room = max(room, 0)
+    while room and tokenizer.decode(ids[:room]).endswith("\ufffd"):
+        room -= 1
+    return ids[:room]
+
+
+def bytes_of(example: Expanded | Bad) -> int:
+    """What an example takes of a cache."""
+    if isinstance(example, Bad):
+        return 500
+    return 1000 + sum(array.nbytes + 200 for piece in example.pieces.values() for array in piece.values())
