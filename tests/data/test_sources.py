@@ -30,9 +30,9 @@ def huge_png(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
 
 
-def png16():
+def tiff32():
     out = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(out, "PNG")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(out, "TIFF")
     return out.getvalue()
 
 
@@ -43,7 +43,7 @@ FILES = {
     "noise.png": b"no image at all",
     "huge.png": huge_png(8_000),
     "bomb.png": huge_png(100_000),
-    "sixteen.png": png16(),
+    "deep.png": tiff32(),
     "empty.png": b"",
 }
 ROWS = [
@@ -53,7 +53,7 @@ ROWS = [
     ("noise.png", "noise"),
     ("huge.png", "huge"),
     ("bomb.png", "bomb"),
-    ("sixteen.png", "deep"),
+    ("deep.png", "deep"),
     ("empty.png", "empty"),
     ("absent.png", "absent"),
     ("../outside.png", "outside"),
@@ -97,7 +97,7 @@ def test_a_folder_gives_records_and_names_each_broken_one(folder, kind):
     assert len(records) == len(ROWS)
     assert records[0]["caption"] == "a red box" and (records[0]["image"][0, 0] == (255, 0, 0)).all()
     assert records[0]["image"].shape == (6, 8, 3) and records[1]["image"].shape == (4, 4, 1)
-    whys = ["not a readable image", "not a readable image", "over the limit", "over the limit", "8 bits"]
+    whys = ["not a readable image", "not a readable image", "over the limit", "over the limit", "32 bits"]
     whys += ["not a readable image", "No such file", "outside the folder", "outside the folder", "caption is empty"]
     for (name, _), record, why in zip(ROWS[2:], records[2:], whys, strict=True):
         assert why in record["error"] and name in record["id"], record
@@ -202,15 +202,15 @@ def test_text_without_any_space_is_cut_between_characters():
 
 
 class Listed:
-    def __init__(self, records):
-        self.records = records
+    def __init__(self, records, error=ValueError):
+        self.records, self.error = records, error
 
     def __len__(self):
         return len(self.records)
 
     def __getitem__(self, index):
         if self.records[index] is None:
-            raise KeyError("a reader that breaks\nwith two lines")
+            raise self.error("a reader that breaks\nwith two lines")
         return self.records[index]
 
 
@@ -232,7 +232,10 @@ def test_wrong_types_and_reader_errors_become_error_records(monkeypatch):
     assert ["float32, not uint8" in records[0]["error"], "shape" in records[1]["error"]] == [True, True]
     assert all("caption" in records[i]["error"] for i in (2, 3))
     assert "neither" in records[4]["error"]
-    assert records[5] == {"id": "mine#5", "error": "KeyError: 'a reader that breaks\\nwith two lines'"}
+    assert records[5] == {"id": "mine#5", "error": "ValueError: a reader that breaks with two lines"}
+    with pytest.raises(KeyError):  # a programming error is none of the record's
+        listed.error = KeyError
+        source[5]
 
 
 def test_settings_that_cannot_work_say_what_to_do(folder, shards, tmp_path):

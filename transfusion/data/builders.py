@@ -146,10 +146,7 @@ class Emoji(_PackagedBuilder):
             prefix = STYLE_PREFIX[style] if len(config.styles) > 1 else ""
             font = _noto(config.noto_font) if style == "noto" else None
             for e in emoji_catalogue.catalogue(files):
-                if font is None:
-                    art = Image.open(io.BytesIO(files[e.codepoints].read_bytes()))
-                else:
-                    art = _draw(font, e.characters)
+                art = _draw(font, e.characters) if font else images.open_image(files[e.codepoints].read_bytes())
                 if art is None:
                     continue
                 art = images.on_white(art)

@@ -3,36 +3,48 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
 from transfusion.data import images
 
 SUFFIXES = (".webp", ".gif", ".png")
 
 
-def decode(data: bytes, pixel_limit: int = 50_000_000) -> np.ndarray:
-    """Returns uint8 [T, H, W, 3]; transparent parts become white, a still image is a clip of one frame.
+def decode(data: bytes, pixel_limit: int = images.PIXEL_LIMIT) -> np.ndarray:
+    """Returns uint8 [T, H, W, 3] by the rules of `images.decode`; a still image is a clip of one frame.
 
     Raises:
-      ValueError: with one line, when the bytes are no readable image, or hold more than `pixel_limit` pixels.
+      ValueError: with one line, when the bytes are no readable image, frames are missing, or all of them hold more than
+        `pixel_limit` pixels (checked before any is decoded).
     """
-    try:
-        file = Image.open(io.BytesIO(data))
-        count = getattr(file, "n_frames", 1)
-        if count * file.width * file.height > pixel_limit:
-            raise ValueError(f"{count} frames of {file.width}x{file.height} are over the limit of {pixel_limit} pixels")
-        return np.stack([np.asarray(images.on_white(frame)) for frame in ImageSequence.Iterator(file)])
-    except UnidentifiedImageError as error:  # whose message names a Python object
-        raise ValueError("not a readable image (no format that Pillow knows)") from error
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-        raise ValueError(f"not a readable animation ({str(error).splitlines()[0] if str(error) else error})") from error
+    file = images.open_image(data, pixel_limit)
+    first, count = images.translated(lambda: _frames(file))
+    if count * file.width * file.height > pixel_limit:
+        raise ValueError(f"{count} frames of {file.width}x{file.height} are over the limit of {pixel_limit} pixels")
+    frames: list[np.ndarray] = []
+    for number in range(first, first + count):
+        images.translated(lambda number=number: file.seek(number))
+        frame = images.frame_array(file, data)
+        if frames and frame.shape[:2] != frames[0].shape[:2]:
+            raise ValueError(f"frame {number} has another size than the first")
+        frames.append(np.repeat(frame, 3, axis=-1) if frame.shape[-1] == 1 else frame)
+    return np.stack(frames)
+
+
+def _frames(file: Image.Image) -> tuple[int, int]:
+    """The first frame and how many there are. An animated PNG may begin with a picture that is not one of them."""
+    if file.format not in images.ANIMATED:
+        return 0, 1
+    first = int(getattr(file, "default_image", False))
+    return first, getattr(file, "n_frames", 1) - first
 
 
 def is_animated(data: bytes) -> bool:
     """Whether the bytes are an image of several frames."""
     try:
-        return getattr(Image.open(io.BytesIO(data)), "n_frames", 1) > 1
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError):
+        file = images.open_image(data)
+        return images.translated(lambda: _frames(file))[1] > 1
+    except ValueError:
         return False  # what reads it says why
 
 

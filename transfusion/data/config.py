@@ -32,7 +32,8 @@ class SourceConfig:
     text_field: str = "text"
     label_field: str = "label"
     file_field: str = "file_name"  # folder only: the column with the path of the image
-    captions: str = ""  # folder only: the captions file; empty: captions.jsonl, .csv or .parquet
+    captions: str = ""  # folder only: the captions file, or 'NAME-*.parquet'; empty: captions.jsonl, .csv or .parquet
+    follow_links: bool = False  # whether links may lead out of `path`, as those of DVC, git-annex and caches do
     caption_template: str = "{}"  # tfds without captions: {} becomes the name of the label
     medium: str = "image"  # folder only: what its files hold, a key of `transfusion.data.media.MEDIA`
     length: int = 0  # frames of a clip, taken evenly; samples of a sound, cut or followed by silence; 0 keeps them

@@ -1,97 +1,103 @@
-"""A folder of images, clips or sounds with their captions in one .jsonl, .csv or .parquet file."""
+"""A folder of images, clips or sounds with their captions in a .jsonl or .csv file, or in .parquet files."""
 
-import csv
-import json
+import bisect
+import itertools
 import os
-from collections.abc import Iterator
 
+from transfusion.data import files
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA
-from transfusion.errors import UsageError, check, nearest, require
+from transfusion.data.parquet import read_parquet
+from transfusion.data.patterns import expand
+from transfusion.data.tables import Table, read_text_table
+from transfusion.errors import UsageError, check
 
 _NAMES = ("captions.jsonl", "captions.csv", "captions.parquet")
+_READERS = {".jsonl": read_text_table, ".csv": read_text_table, ".parquet": read_parquet}
+_SPLITS = ("train", "test", "validation", "valid", "dev", "eval")
 
 
 class FolderSource:
-    """Rows of the captions file: `file_field` is the path inside the folder, `caption_field` the caption."""
+    """Rows of the captions file: `file_field` is the path inside the folder, `caption_field` the caption.
+
+    In Parquet `file_field` may hold the files themselves, as bytes or as `{bytes, path}`.
+    """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         self._config, self._pixel_limit = config, pixel_limit
-        self._root = os.path.realpath(config.path)
         if not config.path or not os.path.isdir(config.path):
             raise UsageError(f"no folder {config.path!r}: set path to the folder with images and captions")
         check("data.sources: medium", config.medium, MEDIA)
-        self._table = _captions_file(config)
-        self._rows = list(_READERS[os.path.splitext(self._table)[1]](self._table))
-        columns = {column for row in self._rows for column in row}
-        for wanted in filter(None, (config.file_field, config.caption_field)):
-            if wanted not in columns and columns:
-                names = ", ".join(sorted(columns - {"error"}))
-                raise UsageError(f"{self._table} has no column {wanted!r}{nearest(wanted, columns)}: it has {names}")
+        if not config.file_field:
+            raise UsageError("data.sources: file_field is empty: set it to the column with the files' names")
+        tables = _captions_files(config)
+        self._folder = files.Folder(config.path, config.follow_links, tuple(tables))
+        self._tables = [_read(table, config) for table in tables]
+        self._starts = [0, *itertools.accumulate(map(len, self._tables))]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._starts[-1]
 
     def key(self, index: int) -> str:
         """See `hold_out.part_of`."""
-        name = self._rows[index].get(self._config.file_field)
-        return name if isinstance(name, str) and name else f"#{index}"
+        table = bisect.bisect_right(self._starts, index) - 1
+        return self._tables[table].key(index - self._starts[table])
 
     def __getitem__(self, index: int) -> Record:
-        row, config = self._rows[index], self._config
-        name = row.get(config.file_field)
-        if "error" in row or not isinstance(name, str) or not name:
-            return {"id": f"{self._table}#{index}", "error": row.get("error") or f"no {config.file_field}"}
-        path = os.path.realpath(os.path.join(self._root, name))
-        if os.path.commonpath((self._root, path)) != self._root:
-            return {"id": name, "error": f"lies outside the folder {config.path}"}
-        record: dict = {"id": os.path.join(config.path, name)}
+        table = bisect.bisect_right(self._starts, index) - 1
+        record: dict = {"id": f"{self._config.path}#{index}"}
         try:
-            with open(path, "rb") as file:
-                record |= MEDIA[config.medium].decode(file.read(), self._pixel_limit)
+            row = self._tables[table][index - self._starts[table]]
+            record["id"] = row.where
+            if row.error:
+                return {"id": row.where, "error": row.error}
+            data = row.data
+            if data is None:
+                if not row.name:
+                    return {"id": row.where, "error": f"no {self._config.file_field}"}
+                record["id"] = os.path.join(self._config.path, row.name)
+                data = self._folder.read(row.name)
+            record |= MEDIA[self._config.medium].decode(data, self._pixel_limit)
         except (OSError, ValueError) as error:
             return {"id": record["id"], "error": str(error)}
-        if config.caption_field:
-            record["caption"] = row.get(config.caption_field)
+        if self._config.caption_field:
+            record["caption"] = row.caption
         return record
 
 
-def _captions_file(config: SourceConfig) -> str:
+def _read(path: str, config: SourceConfig) -> Table:
+    return _READERS[os.path.splitext(path)[1].lower()](path, config.file_field, config.caption_field)
+
+
+def _captions_files(config: SourceConfig) -> list[str]:
+    """The captions file, or several of Parquet: what `captions` names, else what is usual."""
     names = (config.captions,) if config.captions else _NAMES
     for name in names:
-        path = os.path.join(config.path, name)
-        if os.path.isfile(path):
-            if os.path.splitext(path)[1] not in _READERS:
-                raise UsageError(f"captions file {path}: its name must end in {', '.join(_READERS)}")
-            return path
-    raise UsageError(f"no captions file in {config.path}: looked for {', '.join(names)}")
+        found = expand(name, config.path)
+        if found:
+            return _checked(found, config)
+    if not config.captions and (found := _parquet_files(config)):
+        return _checked(found, config)
+    raise UsageError(
+        f"no captions file in {config.path}: looked for {', '.join(names)}"
+        + ("" if config.captions else "; set captions to its name, or to 'NAME-*.parquet'")
+    )
 
 
-def _jsonl(path: str) -> Iterator[dict]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                yield row if isinstance(row, dict) else {"error": f"line {number} is no JSON object"}
-            except ValueError:
-                yield {"error": f"line {number} is no JSON"}
+def _parquet_files(config: SourceConfig) -> list[str]:
+    found = expand("*.parquet", config.path)
+    splits = {split for path in found for split in _SPLITS if os.path.basename(path).startswith(split)}
+    if len(splits) > 1:  # nobody wants to train on test data without a word
+        names = " and ".join(sorted(splits))
+        raise UsageError(f"{config.path} has Parquet files of {names}: set captions, as in captions='train*.parquet'")
+    return found
 
 
-def _csv(path: str) -> Iterator[dict]:
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        for row in csv.DictReader(file):
-            row.pop(None, None)  # cells beyond the header
-            yield row
-
-
-def _parquet(path: str) -> Iterator[dict]:
-    parquet = require("pyarrow.parquet", "dev")
-    try:
-        yield from parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-
-
-_READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+def _checked(paths: list[str], config: SourceConfig) -> list[str]:
+    for path in paths:
+        if os.path.splitext(path)[1].lower() not in _READERS:
+            raise UsageError(f"captions file {path}: its name must end in {', '.join(_READERS)}")
+        here = (config.path, os.path.dirname(path))  # the user may have named a file elsewhere
+        if not config.follow_links and all(files.leads_out(folder, path) for folder in here):
+            raise UsageError(f"captions file {path} is a link to outside {config.path}: set follow_links=True")
+    return paths

@@ -30,7 +30,7 @@ from transfusion.storage import lasting
 ABOUT = "latents.json"
 _FORMAT = 1
 _MOST = 1_000_000  # shards
-_HERE = ("path", "weight", "latents")  # fields of a source that do not say what its records hold
+_HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that do not say what its records hold
 
 
 @dataclasses.dataclass(frozen=True)

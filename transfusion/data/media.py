@@ -46,6 +46,8 @@ def _sound_fault(sound: np.ndarray) -> str | None:
 def _fit_sound(record: Record, config: SourceConfig) -> np.ndarray:
     sound = sounds.to_int16(record["sound"])
     if config.rate:
+        if "rate" not in record:
+            raise ValueError("the sound comes without its rate, and cannot be resampled")
         sound = sounds.resample(sound, int(record["rate"]), config.rate)
     return sounds.fit(sound, config.length)
 

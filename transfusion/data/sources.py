@@ -5,21 +5,21 @@ A source has `len(source)` and `source[i]`, and gives the same record for the sa
 such column) is a UsageError when it is opened.
 """
 
-import mmap
-import os
+import operator
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from transfusion.data import text_records
+from transfusion import storage
+from transfusion.data import texts
 from transfusion.data.config import Record, SourceConfig
+from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
 from transfusion.data.latent_cache import LatentSource
 from transfusion.data.media import MEDIA, medium_of
+from transfusion.data.text_source import TextSource
 from transfusion.data.tfds_source import TfdsSource
 from transfusion.data.webdataset import WebDatasetSource
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import PassingError, UsageError, nearest
 
 Source = Sequence[Record]
 
@@ -41,8 +41,11 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     return _Checked(source, config)
 
 
-class _Checked:
-    """Completes a source: no exception of a record gets out, records are well formed, images have the asked size."""
+class _Checked(Sequence[Record]):
+    """Completes a source: what is wrong with a record makes it an error record, and media have the asked size.
+
+    Errors of the program, and storage that is away, are no fault of a record and get out.
+    """
 
     def __init__(self, source: Source, config: SourceConfig):
         self._source, self._config = source, config
@@ -51,19 +54,32 @@ class _Checked:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):  # this ends `for record in source`
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
         name = f"{self._config.path or self._config.name}#{index}"
         try:
             record = self._source[index]
-            name = record["id"]
-            if "error" in record or "encoded" in record:
+            name = _printable(record["id"])
+            if "encoded" in record:
                 return record
-            error = _fault(record)
+            error = record.get("error") or _fault(record)
             kind = medium_of(record)
             if error is None and kind in MEDIA:
-                return {**record, kind: MEDIA[kind].fit(record, self._config)}
-        except Exception as exception:  # foreign readers raise what they like; the record is counted and named
-            error = " ".join(f"{type(exception).__name__}: {exception}".split())[:200]
-        return record if error is None else {"id": name, "error": error}
+                return {**record, "id": name, kind: MEDIA[kind].fit(record, self._config)}
+        except PassingError:
+            raise
+        except RECORD_FAULTS as exception:
+            if isinstance(exception, OSError) and storage.may_pass(exception):
+                raise storage.StorageError(f"cannot read {name}: {one_line(exception)}") from exception
+            error = one_line(exception)
+        return record if error is None else {"id": name, "error": _printable(error)}
+
+
+def _printable(text: object) -> str:
+    """The text with whatever cannot be written as an escape: names of files are bytes, which need not be UTF-8."""
+    return " ".join(str(text).encode("utf-8", "backslashreplace").decode("utf-8").split())
 
 
 def _fault(record: Record) -> str | None:
@@ -71,48 +87,13 @@ def _fault(record: Record) -> str | None:
     if not kind and "text" not in record:
         return "neither an image nor a text"
     for field in ("caption", "text"):
-        if field in record and not (isinstance(record[field], str) and record[field].strip()):
+        if field not in record:
+            continue
+        if not (isinstance(record[field], str) and record[field].strip()):
             return f"the {field} is empty or missing"
+        if not texts.is_unicode(record[field]):
+            return f"the {field} is not Unicode text (it holds half a character, as of an emoji that was cut)"
     return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
-
-
-class TextSource:
-    """A UTF-8 text file, or all .txt files below a folder, cut into records of at most `record_bytes`."""
-
-    def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
-        path = self._path = config.path
-        if os.path.isdir(path):
-            found = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-            self._files = sorted(name for name in found if name.endswith(".txt"))
-        elif os.path.isfile(path):
-            self._files = [path]
-        else:
-            raise UsageError(f"no text file or folder at {path!r}")
-        rows = []
-        for number, name in enumerate(self._files):
-            if os.path.getsize(name):
-                with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    rows += [(number, start, stop) for start, stop in text_records.spans(data, config.record_bytes)]
-        self._rows = np.array(rows, np.int64).reshape(-1, 3)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def key(self, index: int) -> str:
-        """See `hold_out.part_of`."""
-        number, start, _ = self._rows[index]
-        return f"{os.path.relpath(self._files[number], self._path)}:{start}"
-
-    def __getitem__(self, index: int) -> Record:
-        number, start, stop = (int(value) for value in self._rows[index])
-        name = f"{self._files[number]}:{start}"
-        with open(self._files[number], "rb") as file:
-            file.seek(start)
-            data = file.read(stop - start)
-        try:
-            return {"id": name, "text": data.decode("utf-8").strip()}
-        except UnicodeDecodeError as error:
-            return {"id": name, "error": f"not UTF-8 text ({error.reason})"}
 
 
 SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {

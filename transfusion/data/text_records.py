@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 
-def spans(data, limit: int) -> Iterator[tuple[int, int]]:
-    """Yields (start, stop) byte offsets that cover the UTF-8 `data` in order, each at most `limit` bytes.
+def spans(data, limit: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yields (start, stop) byte offsets that cover the UTF-8 `data` from `start` in order, each at most `limit` bytes.
 
     `data` is bytes or an mmap: only the neighbourhood of a cut is looked at.
     """
-    size, start = len(data), 0
+    size = len(data)
     while start < size:
         stop = start + limit
         if stop >= size:

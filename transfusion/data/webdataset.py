@@ -1,41 +1,50 @@
 """WebDataset tars, read in place: indexed once, then random access by offset."""
 
+import collections
 import dataclasses
-import glob
-import json
 import os
-import tarfile
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
 
-from transfusion.data import images
+from absl import logging
+
+from transfusion.data import files, images, tars, texts
 from transfusion.data.config import Record, SourceConfig
+from transfusion.data.patterns import expand
 from transfusion.errors import UsageError
+
+T = TypeVar("T")
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _CAPTIONS = (".txt", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A tar, and the size and time by which it is known not to have been replaced since it was indexed."""
+
+    path: str
+    state: tuple[int, int] = (0, 0)
+
+
+@dataclasses.dataclass
 class _Sample:
-    shard: str
+    shard: _Shard
     key: str
-    parts: dict[str, tuple[int, int]]  # extension -> (offset, size)
+    parts: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # extension -> (offset, size)
     error: str = ""
 
 
 class WebDatasetSource:
     """Samples of one or more tars: files that share the name up to the first dot, an image and a .txt or .json caption.
 
-    `path` is a tar, a folder of tars or a glob. Nothing is extracted to disk. A tar that breaks off keeps the samples
-    before the break and adds one error record.
+    `path` is a tar, a folder of tars, a glob, or has braces as in `shards-{000..099}.tar`. Nothing is extracted to the
+    disk. A tar that is damaged keeps the samples before the damage and adds one error record, which says where it is.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         self._config, self._pixel_limit = config, pixel_limit
-        pattern = os.path.join(config.path, "*.tar") if os.path.isdir(config.path) else config.path
-        shards = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
-        if not shards:
-            raise UsageError(f"no tar file matches {pattern!r}")
-        self._samples = [sample for shard in shards for sample in _index(shard)]
+        self._samples = [sample for path in _shards(config.path) for sample in _index(path, config)]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -43,18 +52,18 @@ class WebDatasetSource:
     def key(self, index: int) -> str:
         """See `hold_out.part_of`."""
         sample = self._samples[index]
-        return f"{os.path.basename(sample.shard)}:{sample.key}"
+        return f"{os.path.basename(sample.shard.path)}:{sample.key}"
 
     def __getitem__(self, index: int) -> Record:
         sample = self._samples[index]
-        name = f"{sample.shard}:{sample.key}"
+        name = f"{sample.shard.path}:{sample.key}"
         image = next((ext for ext in _IMAGES if ext in sample.parts), None)
         caption = next((ext for ext in _CAPTIONS if ext in sample.parts), None)
         if sample.error or image is None:
             return {"id": name, "error": sample.error or f"no image ({', '.join(_IMAGES)})"}
         record: dict = {"id": name}
         try:
-            record["image"] = images.decode(self._read(sample, image), self._pixel_limit)
+            record["image"] = images.decode(self._read(sample, image, files.MEDIA_BYTES), self._pixel_limit)
             if self._config.caption_field:
                 record["caption"] = None if caption is None else self._caption(sample, caption)
         except (OSError, ValueError) as error:
@@ -62,34 +71,109 @@ class WebDatasetSource:
         return record
 
     def _caption(self, sample: _Sample, extension: str) -> object:
-        text = self._read(sample, extension).decode("utf-8")
-        if extension == ".txt":
-            return text.strip()
-        content = json.loads(text)
+        try:
+            text = texts.decode(self._read(sample, extension, texts.TEXT_BYTES))
+            if extension == ".txt":
+                return text.strip()
+            content = texts.parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{sample.key}{extension} {error}") from error
         return content.get(self._config.caption_field) if isinstance(content, dict) else None
 
-    def _read(self, sample: _Sample, extension: str) -> bytes:
+    def _read(self, sample: _Sample, extension: str, limit: int) -> bytes:
         offset, size = sample.parts[extension]
-        with open(sample.shard, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) != size:
-            raise ValueError(f"{extension} breaks off after {len(data)} of {size} bytes")
-        return data
+        if size > limit:
+            raise ValueError(f"{sample.key}{extension} holds {size} bytes, over the limit of {limit}")
+
+        def read(file: BinaryIO) -> bytes:
+            if _state(file) != sample.shard.state:
+                raise ValueError(f"{sample.shard.path} has changed since it was opened")
+            return files.read_part(file, offset, size)
+
+        # A shard that could be indexed and is missing now is storage that is away.
+        return _with_file(sample.shard.path, read, (sample.shard.path,))
 
 
-def _index(shard: str) -> list[_Sample]:
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
+def _with_file(path: str, use: Callable[[BinaryIO], T], home: tuple[str, ...]) -> T:
+    """`use(file)`, tried again while the storage that holds `home` is away."""
+
+    def attempt() -> T:
+        with files.open_regular(path) as file:
+            return use(file)
+
+    return files.patiently(path, attempt, home)
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _shards(path: str) -> list[str]:
+    """The tars that a source's path names."""
+    if not os.path.isdir(path):
+        shards = expand(path)
+        if not shards:
+            raise UsageError(f"no tar file matches {path!r}")
+        return shards
+    names = sorted(entry.name for entry in os.scandir(path))
+    shards = [os.path.join(path, name) for name in names if name.lower().endswith(".tar")]
+    if not shards:
+        packed = next((name for name in names if ".tar." in name.lower() or name.lower().endswith(".tgz")), None)
+        advice = f"; {packed} is compressed: unpack it to a .tar (gunzip, unxz, unzstd)" if packed else ""
+        raise UsageError(f"no tar file in {path!r}{advice}")
+    return shards
+
+
+def _index(path: str, config: SourceConfig) -> list[_Sample]:
+    """The samples of one tar, and an error record if it cannot be read to its end.
+
+    Raises:
+      StorageError: if the storage fails and goes on failing.
+      UsageError: if the tar is compressed.
+    """
+    try:
+        # A link that the user named in full is the user's own; one that was found may be a stranger's.
+        if path != config.path and not config.follow_links and files.leads_out(os.path.dirname(path) or ".", path):
+            raise ValueError("is a link to outside its folder: set follow_links=True if it may be read")
+        return _with_file(path, lambda file: _index_file(path, file), (os.path.dirname(path) or ".",))
+    except (OSError, ValueError) as error:
+        return [_Sample(_Shard(path), "?", error=f"not a readable tar: {error}")]
+
+
+def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
+    start = file.read(8)
+    for magic, tool in tars.COMPRESSED.items():
+        if start.startswith(magic):  # offsets into a compressed tar mean nothing
+            raise UsageError(f"{path} is compressed, and can be read only as a plain tar: unpack it with {tool}")
+    shard = _Shard(path, _state(file))
+    samples: dict[str, _Sample] = {}
+    left_out: collections.Counter = collections.Counter()
     broken = ""
     try:
-        with tarfile.open(shard, "r:") as tar:  # uncompressed only: offsets into a compressed tar mean nothing
-            for member in tar:
-                folder, base = os.path.split(member.name)
-                stem, dot, extension = base.partition(".")
-                if member.isreg() and stem and dot:
-                    key = os.path.join(folder, stem)
-                    parts.setdefault(key, {})["." + extension.lower()] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        broken = f"not a readable uncompressed tar from here on ({error})"
-    samples = [_Sample(shard, key, files) for key, files in parts.items()]
-    return samples + ([_Sample(shard, "?", {}, broken)] if broken else [])
+        for member in tars.members(file, shard.state[0]):
+            _add(member, shard, samples, left_out)
+    except tars.TarFault as error:
+        broken = f"not a readable uncompressed tar from here on: {error}"
+    if left_out:
+        logging.info("%s: left out %s", path, ", ".join(f"{count} {what}" for what, count in left_out.items()))
+    return [*samples.values(), *([_Sample(shard, "?", error=broken)] if broken else [])]
+
+
+def _add(member: tars.Member, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
+    folder, base = os.path.split(member.name)
+    stem, dot, extension = base.partition(".")
+    if not member.is_file:
+        if not member.is_folder:
+            left_out["links and devices"] += 1
+        return
+    if not stem or not dot:
+        left_out["files whose names have no key before a dot"] += 1
+        return
+    key, extension = os.path.join(folder, stem), "." + extension.lower()
+    sample = samples.setdefault(key, _Sample(shard, key))
+    if extension in sample.parts:  # which of the two is meant, nobody knows
+        sample.error = sample.error or f"the tar holds {member.name} twice"
+    if member.fault and extension in (*_IMAGES, *_CAPTIONS):
+        sample.error = sample.error or f"{member.name} {member.fault}"
+    sample.parts[extension] = (member.data, member.size)

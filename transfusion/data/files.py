@@ -1,0 +1,159 @@
+"""The one way to a file of data: a regular file inside of its folder, of a bounded size, asked for again while the
+storage that holds it is away.
+
+A source is written by others: a name in it may be that of a pipe that blocks for ever, of a device without end, of a
+link to /etc, or of a file of four terabytes that takes no room on the disk. All of that is known before the first byte
+is read.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from typing import BinaryIO, TypeVar
+
+from transfusion import storage
+
+T = TypeVar("T")
+
+MEDIA_BYTES = 2**30  # an image, clip or sound of more than 1 GiB is refused
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Opens a file to read its bytes, without waiting for anything.
+
+    Raises:
+      OSError: if it cannot be opened.
+      ValueError: with one line, if it is a folder, a pipe, a socket or a device.
+    """
+    _check_regular(os.stat(path))  # before it is opened, because to open a device may set something going
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()))  # it may have been replaced in between
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
+        raise ValueError(f"it is {kind}, not a file")
+
+
+def read_part(file: BinaryIO, start: int, size: int) -> bytes:
+    """`size` bytes from `start`.
+
+    Raises:
+      ValueError: if the file ends before.
+    """
+    file.seek(start)
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"it breaks off after {len(data)} of {size} bytes")
+    return data
+
+
+def read_whole(path: str, limit: int = MEDIA_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: with one line, if it is no regular file or holds more than `limit` bytes (known before it is read).
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"it holds {size} bytes, over the limit of {limit}")
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise ValueError("it grew while it was read")
+    return data
+
+
+def patiently(path: str, action: Callable[[], T], home: Iterable[str]) -> T:
+    """`action()`, which reads `path`, tried again while the storage fails or is away.
+
+    A file that does not exist is a fault of the data while all paths of `home` are there. Without them it is the
+    storage that is away (an unmounted disk, a folder that is being moved), which may come back.
+
+    Raises:
+      StorageError: if the storage goes on failing.
+      OSError: what another try cannot change.
+    """
+
+    def attempt() -> T:
+        try:
+            return action()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            gone = next((place for place in home if not os.path.exists(place)), None)
+            if gone is None:
+                raise
+            raise OSError(errno.EIO, f"{gone} is not there any more") from error
+
+    return storage.insist(f"cannot read {path}", attempt)
+
+
+def leads_out(root: str, path: str) -> bool:
+    """Whether `path` lies outside of the folder `root` once all links are followed."""
+    root = os.path.realpath(root)
+    return os.path.commonpath((root, os.path.realpath(path))) != root
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder of data, whose files are named by something that a stranger wrote.
+
+    Attributes:
+      path: of the folder, as the user gave it.
+      follow_links: whether links may lead out of it.
+      home: further paths that are there as long as the storage is.
+    """
+
+    path: str
+    follow_links: bool = False
+    home: tuple[str, ...] = ()
+
+    def path_of(self, name: str) -> str:
+        """The path of the file `name`.
+
+        Raises:
+          ValueError: with one line, if the name or a link leads out of the folder.
+        """
+        path = os.path.join(self.path, name)
+        inside = os.path.normpath(name)
+        if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir:
+            raise ValueError(f"lies outside the folder {self.path}")
+        if not self.follow_links and leads_out(self.path, path):
+            raise ValueError(f"is a link to outside the folder {self.path}: set follow_links=True if it may be read")
+        return path
+
+    def read(self, name: str, limit: int = MEDIA_BYTES) -> bytes:
+        """The bytes of the file `name`.
+
+        Raises:
+          StorageError: if the storage is away, or fails and goes on failing.
+          OSError: if there is no such file, or it cannot be read.
+          ValueError: with one line, if it leads out of the folder, is no regular file, or holds more than `limit`.
+        """
+        path = self.path_of(name)
+        return patiently(path, lambda: read_whole(path, limit), (self.path, *self.home))
+
+
+@contextlib.contextmanager
+def named(path: str):
+    """Puts the path before the one line of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

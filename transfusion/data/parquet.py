@@ -1,0 +1,189 @@
+"""Parquet tables: names of files with captions, or the files themselves, as Hugging Face `datasets` writes them.
+
+What a table will take in memory is known from its metadata before anything is read, and only the columns in use are.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from transfusion import storage
+from transfusion.data import files
+from transfusion.data.faults import one_line
+from transfusion.data.tables import TABLE_BYTES, Row, Rows, Table, check_columns, check_rows
+from transfusion.errors import UsageError, require
+
+T = TypeVar("T")
+
+GROUP_BYTES = 2**30  # one row group, unpacked
+_BATCH_BYTES = 2**28
+
+
+def read_parquet(path: str, file_field: str, caption_field: str) -> Table:
+    """The rows of a Parquet file.
+
+    `file_field` is a column of names, of bytes, or of `{bytes, path}`. Names and captions are kept in memory, files are
+    read a row group at a time.
+
+    Raises:
+      StorageError: if the storage fails and goes on failing.
+      UsageError: if the file cannot be read, lacks a column, or holds more than is read.
+    """
+    arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
+
+    def attempt() -> Table:
+        with files.open_regular(path) as file:
+            table = parquet.ParquetFile(file)
+            check_rows(path, table.metadata.num_rows)
+            schema = table.schema_arrow
+            held = [name for name in schema.names if _holds(arrow, schema, name) in ("bytes", "files")]
+            hint = f"; files lie in {held[0]!r}: set file_field={held[0]!r}" if held and file_field else ""
+            check_columns(path, schema.names, (file_field, caption_field), hint)
+            kind = _holds(arrow, schema, file_field)
+            if not kind:
+                raise UsageError(
+                    f"{path}: the column {file_field!r} holds {schema.field(file_field).type}: file_field must be a "
+                    "column of file names, or of files as bytes"
+                )
+            _check_groups(path, table.metadata, {file_field, caption_field})
+            if kind == "names":
+                return _names(arrow, parquet, file, path, file_field, caption_field)
+            return _Files(path, table.metadata, kind, file_field, caption_field)
+
+    try:
+        return files.patiently(path, lambda: _translated(arrow, attempt), ())
+    except OSError as error:
+        raise storage.lasting(f"cannot read {path}", error) from error
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def _translated(arrow: ModuleType, action: Callable[[], T]) -> T:
+    """`action()`; what pyarrow raises of its own becomes a ValueError of one line."""
+    try:
+        return action()
+    except arrow.ArrowException as error:
+        raise ValueError(f"no readable Parquet ({one_line(error)})") from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's word for damaged bytes
+            raise ValueError(f"no readable Parquet ({one_line(error)})") from error
+        raise
+
+
+def _holds(arrow: ModuleType, schema, name: str) -> str:
+    """What a column gives: 'names', 'bytes', 'files' ({bytes, path}), or '' for none of these."""
+    kind = schema.field(schema.names.index(name)).type
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    if arrow.types.is_struct(kind):
+        return "files" if {"bytes", "path"} <= {field.name for field in kind} else ""
+    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+        return "names"
+    return "bytes" if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind) else ""
+
+
+def _check_groups(path: str, metadata, columns: set[str]) -> None:
+    for number in range(metadata.num_row_groups):
+        if (size := _group_bytes(metadata, number, columns)) > GROUP_BYTES:
+            raise UsageError(
+                f"{path}: row group {number} unpacks to {size} bytes, over the limit of {GROUP_BYTES}: write it with "
+                "row_group_size=100"
+            )
+
+
+def _group_bytes(metadata, number: int, columns: set[str]) -> int:
+    group = metadata.row_group(number)
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+
+
+def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, name: str, caption: str) -> Rows:
+    # As a dictionary, a text that is there a million times is held once.
+    columns = [name] + [caption] * bool(caption)
+    table = parquet.ParquetFile(file, read_dictionary=columns)
+    rows, total = Rows(path, "#"), 0
+    for batch in table.iter_batches(batch_size=65536, columns=columns):
+        total += sum(_text_bytes(arrow, column) for column in batch.columns)
+        if total > TABLE_BYTES:
+            raise UsageError(f"{path} holds more than {TABLE_BYTES} bytes of names and captions: split it")
+        values = {column: _plain(arrow, batch.column(column)).to_pylist() for column in columns}
+        for each in zip(values[name], values[caption] if caption else [None] * len(batch), strict=True):
+            rows.add(len(rows), *each)
+    return rows
+
+
+def _plain(arrow: ModuleType, column):
+    return column.dictionary_decode() if arrow.types.is_dictionary(column.type) else column
+
+
+def _text_bytes(arrow: ModuleType, column) -> int:
+    compute = require("pyarrow.compute", "parquet")
+    if not arrow.types.is_dictionary(column.type):
+        return column.nbytes
+    try:
+        return compute.sum(compute.take(compute.binary_length(column.dictionary), column.indices)).as_py() or 0
+    except arrow.ArrowNotImplementedError:  # a dictionary of something else than text
+        return column.nbytes
+
+
+class _Files(Table):
+    """Rows with files inside; the row group that was asked for last is kept."""
+
+    def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
+        self._path, self._metadata, self._file, self._caption = path, metadata, file_field, caption_field
+        leaves = [f"{file_field}.bytes", f"{file_field}.path"] if kind == "files" else [file_field]
+        self._columns = leaves + [caption_field] * bool(caption_field)
+        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._lock = threading.Lock()
+        self._kept: tuple[int, list] = (-1, [])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def key(self, index: int) -> str:
+        return f"{os.path.basename(self._path)}#{index}"
+
+    def __getitem__(self, index: int) -> Row:
+        where = f"{self._path}#{index}"
+        number = int(np.searchsorted(self._starts, index, "right")) - 1
+        with self._lock:  # pyarrow's readers are not made for several threads
+            if self._kept[0] != number:
+                self._kept = (-1, [])  # two groups would take twice the memory
+                self._kept = (number, self._read(number))
+            batches = self._kept[1]
+        place = index - int(self._starts[number])
+        for batch in batches:
+            if place < len(batch):
+                return self._row(where, batch, place)
+            place -= len(batch)
+        return Row(where, error=f"row group {number} of {self._path} breaks off")
+
+    def _row(self, where: str, batch, place: int) -> Row:
+        file = batch.column(self._file)[place].as_py()
+        caption = batch.column(self._caption)[place].as_py() if self._caption else None
+        if isinstance(file, dict):
+            return Row(where, file["path"] or "", caption, data=file["bytes"])
+        return Row(where, caption=caption, error="" if file else "no file", data=file)
+
+    def _read(self, number: int) -> list:
+        arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
+        size = _group_bytes(self._metadata, number, {self._file, self._caption})
+        # No value is larger than the whole group, so that this bounds a batch, even where a value is there many times.
+        rows = max(1, min(_BATCH_BYTES // max(size, 1), 65536))
+
+        def attempt() -> list:
+            batches, total = [], 0
+            with files.open_regular(self._path) as file:
+                table = parquet.ParquetFile(file, metadata=self._metadata)
+                for batch in table.iter_batches(rows, row_groups=[number], columns=self._columns):
+                    batches.append(batch)
+                    total += batch.nbytes
+                    if total > GROUP_BYTES:
+                        raise ValueError(f"row group {number} unpacks to more than the limit of {GROUP_BYTES} bytes")
+            return batches
+
+        return files.patiently(self._path, lambda: _translated(arrow, attempt), (self._path,))
