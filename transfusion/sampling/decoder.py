@@ -31,8 +31,9 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import DRAWINGS, latents_of, solve
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
+from transfusion.sampling.layout import Conditions, Layout, Prefill, bucket, lay
 from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
+from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
     DONE,
@@ -314,8 +315,18 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decode
 
 
 def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
-    """The decoder for a config, and what of it may change without compiling anew."""
+    """The decoder for a config, and what of it may change without compiling anew.
+
+    Raises:
+      UsageError: on an unknown solver, or if what a prompt leaves behind depends on what is drawn after it.
+    """
     check("sampling.solver", config.solver, SOLVERS)
+    for name, stream in task.spec.streams.items():
+        if stream.condition:
+            raise UsageError(
+                f"this model does not sample: the noise level of {stream.condition!r} modulates its stream {name!r} "
+                f"(streams.{name}.condition), and the decoder keeps what it has read"
+            )
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
@@ -373,12 +384,12 @@ def generate(
         conditions = made.layout.conditions(filled, config, images)
         prefill = made.layout.prefill(filled, think=config.think > 0)
         out = jax.device_get(made.run(params, prefill, conditions, keys, settings))
-        results += [_document(made.layout, *(array[i] for array in out)) for i in range(len(part))]
+        results += [_document(made.layout, *(array[i] for array in out), prompt) for i, prompt in enumerate(part)]
     return results
 
 
-def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -> Document:
-    """A row's output as segments."""
+def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray, prompt: Prompt) -> Document:
+    """A row's output as segments; what was drawn keeps the class that was asked for, as the next turn's prompt."""
     if layout.spelled:
         return spelled.document(layout, ids[:count])
     segments, text, drawn = [], [], 0
@@ -388,7 +399,8 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
             continue
         if text:
             segments.append(Segment("text", np.array(text, np.int32)))
-        segments.append(Segment(layout.kind, latents_of(layout, images[drawn]), "context"))
+        drawing = latents_of(layout, images[drawn])
+        segments.append(Segment(layout.kind, drawing, "context", prompt.label, pooled=prompt.pooled))
         text, drawn = [], drawn + 1
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))
