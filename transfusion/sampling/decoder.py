@@ -32,6 +32,7 @@ from transfusion.sampling.drawing import DRAWINGS, latents_of, solve
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Conditions, Layout, Prefill, bucket, lay
+from transfusion.sampling.memory import check_memory
 from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
 from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.solvers import SOLVERS
@@ -50,7 +51,9 @@ from transfusion.sampling.state import (
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
-__all__ = ["Prompt", "generate"]
+__all__ = ["ROWS", "Prompt", "generate"]
+
+ROWS = 64  # prompts at a time
 
 # On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
 UNROLLED_LAYERS = 16
@@ -139,6 +142,16 @@ class Decoder:
     @cached_property
     def trace(self):
         return jax.jit(self._trace)
+
+    def check_memory(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts that do not fit the memory, before they are laid out.
+
+        Raises:
+          UsageError: saying what would take less.
+        """
+        different = {id(prompt): prompt for prompt in prompts}.values()  # one may be asked for many times
+        longest = max(self.layout.length(prompt) for prompt in different)
+        check_memory(self.task, len(prompts), bucket(longest, 16), self._room())
 
     # --- pieces of the loop -------------------------------------------------------------------------------------------
 
@@ -280,16 +293,21 @@ class Decoder:
         state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
         return state.ids, state.count, state.images
 
-    def _start(self, cache: KeyValues, prefill: Prefill) -> State:
+    def _room(self) -> int:
+        """Slots of the cache behind the prompts."""
         limits, layout = self.limits, self.layout
         if not limits.images:
-            return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
+            return limits.ids
         if layout.spelled:
-            room = limits.ids + limits.images * (self.grammar.longest + 1)
-            return start(cache, prefill, room, room, (0, 0, 0), layout.opener)
+            return limits.ids + limits.images * (self.grammar.longest + 1)
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
-        room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
+        return limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
+
+    def _start(self, cache: KeyValues, prefill: Prefill) -> State:
+        limits, layout, room = self.limits, self.layout, self._room()
+        if not limits.images or layout.spelled:
+            return start(cache, prefill, room, room, (0, 0, 0), layout.opener if limits.images else -1)
         content = layout.content
         shape = (limits.images, *content.shape)
         return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener, content.dtype)
@@ -348,8 +366,9 @@ def generate(
     seed: int,
     config: SamplerConfig,
     *,
-    batch: int = 64,
+    batch: int = ROWS,
     size: tuple[int, ...] = (0, 0),
+    first: int = 0,
 ) -> list[Document]:
     """Continues each prompt with what the model writes and draws.
 
@@ -359,8 +378,10 @@ def generate(
       prompts: see `Prompt`.
       seed: with the number of a prompt in the list it decides all its random numbers, whatever the batch.
       config: how.
-      batch: prompts at a time.
+      batch: prompts at a time. Their number is filled up to a power of two, or to this: one compilation serves all
+        numbers in between.
       size: height and width of the latents, for models that draw any size.
+      first: the number of the first prompt, where the list is a part of a longer one.
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
@@ -368,19 +389,21 @@ def generate(
       turn's prompt.
 
     Raises:
-      UsageError: on an unknown solver, or a prompt that does not fit the model.
+      UsageError: on an unknown solver, or a prompt that does not fit the model or the memory.
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
     made, settings = prepare(task, config, size)
     images = any(map(has_images, prompts))
     results: list[Document] = []
-    for first in range(0, len(prompts), batch):
-        part = list(prompts[first : first + batch])
-        # The last part is filled up to the shape of the others: one compilation.
-        rows = batch if len(prompts) > batch else len(part)
+    for start_of_part in range(0, len(prompts), batch):
+        part = list(prompts[start_of_part : start_of_part + batch])
+        # The last part is filled up to the shape of the others: one compilation. What it is filled with is its last
+        # row once more, which takes no step that this one does not take.
+        rows = batch if len(prompts) > batch else min(batch, bucket(len(part), 1))
         filled = part + part[-1:] * (rows - len(part))
-        keys = row_keys(seed, first + np.arange(rows))
+        keys = row_keys(seed, first + start_of_part + np.minimum(np.arange(rows), len(part) - 1))
+        made.check_memory(filled)
         conditions = made.layout.conditions(filled, config, images)
         prefill = made.layout.prefill(filled, think=config.think > 0)
         out = jax.device_get(made.run(params, prefill, conditions, keys, settings))

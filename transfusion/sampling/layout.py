@@ -392,6 +392,14 @@ class Layout:
         pooled = np.stack([zeros if p.pooled is None else np.float32(p.pooled) for p in prompts]) if size else None
         return Asked(label, pooled)
 
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+          UsageError: as `prefill`.
+        """
+        return self._expand(prompt.segments, prompt.draw).length
+
     def _expand(self, segments: Document, draw: bool) -> Expanded:
         for segment in segments:
             if not self.spec.reads(segment.kind):
