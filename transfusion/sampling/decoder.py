@@ -151,7 +151,7 @@ class Decoder:
         """
         different = {id(prompt): prompt for prompt in prompts}.values()  # one may be asked for many times
         longest = max(self.layout.length(prompt) for prompt in different)
-        check_memory(self.task, len(prompts), bucket(longest, 16), self._room())
+        check_memory(self.task, len(prompts), longest, self._room())
 
     # --- pieces of the loop -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
+from transfusion.sampling.layout import bucket
 from transfusion.tasks import SequenceTask
 
 SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
@@ -25,7 +26,7 @@ def check_memory(task: SequenceTask, rows: int, length: int, room: int) -> None:
     Raises:
       UsageError: saying what would take less.
     """
-    needed, there = needed_bytes(task, rows, length, room), memory_bytes()
+    needed, there = needed_bytes(task, rows, bucket(length, 16), room), memory_bytes()
     if needed > SHARE * there:
         raise UsageError(
             f"a prompt of {length:,} tokens with room for {room:,} more takes over {needed / 1e9:,.0f} GB for {rows} "
