@@ -46,7 +46,7 @@ from transfusion.summary import summary
 from transfusion.tasks import SequenceTask, make_task
 
 MOST_SEED = 2**32 - 1
-MOST_NUMBERS = 2**24  # latents or codes of a drawing whose size is asked for
+MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -151,7 +151,8 @@ class Decoder:
         """
         different = {id(prompt): prompt for prompt in prompts}.values()  # one may be asked for many times
         longest = max(self.layout.length(prompt) for prompt in different)
-        check_memory(self.task, len(prompts), longest, self._room())
+        drawn = self.layout.tokens if self.limits.images and not self.layout.spelled else 0
+        check_memory(self.task, len(prompts), longest, self._room(), drawn)
 
     # --- pieces of the loop -------------------------------------------------------------------------------------------
 

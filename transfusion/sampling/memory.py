@@ -14,7 +14,7 @@ SHARE = 0.8  # of the memory that there is; the rest is for what is not counted 
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def check_memory(task: SequenceTask, rows: int, length: int, room: int) -> None:
+def check_memory(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> None:
     """Refuses what surely does not fit.
 
     Args:
@@ -22,29 +22,31 @@ def check_memory(task: SequenceTask, rows: int, length: int, room: int) -> None:
       rows: that are decoded together.
       length: tokens of the longest prompt.
       room: tokens that may follow it.
+      drawn: tokens of a drawing; 0: there is none.
 
     Raises:
       UsageError: saying what would take less.
     """
-    needed, there = needed_bytes(task, rows, bucket(length, 16), room), memory_bytes()
+    needed, there = needed_bytes(task, rows, bucket(length, 16), room, drawn), memory_bytes()
     if needed > SHARE * there:
         raise UsageError(
-            f"a prompt of {length:,} tokens with room for {room:,} more takes over {needed / 1e9:,.0f} GB for {rows} "
-            f"sample{'s' * (rows > 1)} at a time, and this machine has {there / 1e9:,.0f} GB: give a shorter "
-            "prompt, or ask for fewer samples or less text (max_tokens, think)"
+            f"a prompt of {length:,} tokens with room for {room + drawn:,} more takes over {needed / 1e9:,.0f} GB for "
+            f"{rows} sample{'s' * (rows > 1)} at a time, and this machine has {there / 1e9:,.0f} GB: give a shorter "
+            "prompt, or ask for fewer samples, less text (max_tokens, think) or a smaller size"
         )
 
 
-def needed_bytes(task: SequenceTask, rows: int, length: int, room: int) -> int:
-    """The cache of keys and values, and where attention is dense, the scores of one layer over a prompt and their
-    weights. It is less than what is really taken, so that nothing is refused that would fit."""
+def needed_bytes(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> int:
+    """The cache of keys and values, and the scores of one layer with their weights: of a drawing, and where attention
+    is dense, of the prompt. It is less than what is really taken, so that nothing is refused that would fit."""
     trunks = [task.model, *(stage.trunk for stage in task.model.stages.values())]
     cache = scores = 0
     for trunk in trunks:
         per_token = 2 * trunk.layers * trunk.groups * trunk.size * jnp.dtype(trunk.dtype).itemsize
         cache += rows * (length + room) * per_token
-        if trunk.attention == "dense":
-            scores = max(scores, rows * trunk.heads * length**2 * 4 * 2)
+        if not trunk.streams:  # a trunk of some streams sees fewer tokens
+            pairs = max(drawn * (length + room + drawn), length**2 * (trunk.attention == "dense"))
+            scores = max(scores, rows * trunk.heads * pairs * 4 * 2)
     return cache + scores
 
 
