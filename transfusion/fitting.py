@@ -229,7 +229,7 @@ def _of_pillow(image: Image.Image) -> Record:
 
 def _decoded(image: Image.Image) -> np.ndarray:
     if image.mode not in _PNG_MODES and image.mode != "F":
-        image = image.convert("RGBA" if image.mode in ("La", "PA", "RGBa") else "RGB")
+        image = image.convert({"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     if image.mode == "F":
         raise UsageError("a PIL image of mode F has no known range: convert it to 'L' or 'RGB' first")
     out = io.BytesIO()
