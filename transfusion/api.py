@@ -46,6 +46,7 @@ from transfusion.summary import summary
 from transfusion.tasks import SequenceTask, make_task
 
 MOST_SEED = 2**32 - 1
+MOST_FIRST = 2**30
 MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
 
 
@@ -192,7 +193,7 @@ class Run:
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
-        seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_SEED)
+        seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
             self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
             size=checked_size(size), first=first,

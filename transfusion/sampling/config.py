@@ -102,7 +102,7 @@ class SamplerConfig:
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if self.spacing in ("leading", "trailing") and self.steps > STEPS:
-            raise UsageError(f"sampling.steps={self.steps}: {STEPS} steps are the most of the spacing {self.spacing!r}")
+            raise UsageError(f"sampling.steps={self.steps}: {STEPS} steps are the most of {self.spacing!r}")
 
     @property
     def goes_on(self) -> bool:
