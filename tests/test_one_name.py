@@ -187,9 +187,9 @@ def test_pictures_are_fitted_as_in_training_with_one_note(run, tmp_path, notes):
     picture, path = still(), tmp_path / "a.png"
     path.write_bytes(images.encode_png(picture))
     wanted = images.fit(picture, 8, 1)
-    for name in (picture, Image.fromarray(picture), path):
+    for name in (picture, jax.numpy.asarray(picture), Image.fromarray(picture), path, str(path)):
         np.testing.assert_array_equal(run.fitted(name), wanted)
-    assert notes == ["a picture of 160x137 is cropped and resized to 8x8, in grey, as in training"] * 3
+    assert notes == ["a picture of 160x137 is cropped and resized to 8x8, in grey, as in training"] * 5
     notes.clear()
     run.caption([picture] + [still(1)[: 8 + i] for i in range(3)], max_tokens=4)
     assert len(notes) == 1 and "and 3 more" in notes[0]

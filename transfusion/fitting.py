@@ -107,13 +107,12 @@ class Fitter:
         Raises:
           UsageError: if it cannot be read, or is nothing that the model reads.
         """
-        if isinstance(part, os.PathLike):
+        if isinstance(part, str | os.PathLike):
             return self._fitted(self._read(part))
         if isinstance(part, Image.Image):
             return self._fitted(_of_pillow(part))
-        if not self.forms:
-            return part
-        return self._fitted(self._of_array(part))
+        array = np.asarray(part)
+        return self._fitted(self._of_array(array)) if self.forms else array
 
     def _fitted(self, record: Record) -> np.ndarray:
         kind = next(kind for kind in MEDIA if kind in record)
@@ -186,15 +185,15 @@ class Fitter:
             raise UsageError(f"{wanted[kind]}, not {array.dtype} {list(array.shape)} ({fault})")
         return record
 
-    def _read(self, path: os.PathLike) -> Record:
+    def _read(self, path: str | os.PathLike) -> Record:
         """The record of a file.
 
         Raises:
           UsageError: naming the file, if it cannot be read.
         """
-        shown = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+        shown = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
         try:
-            data = read_whole(os.fspath(path))
+            data = read_whole(os.fsdecode(path))
             return MEDIA[self._kind(data)].decode(data, PIXEL_LIMIT)
         except OSError as error:
             raise UsageError(f"cannot read {shown}: {error.strerror or error}") from error
