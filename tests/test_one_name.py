@@ -276,6 +276,9 @@ def test_sounds_have_the_models_rate_and_length(tmp_path):
     (tmp_path / "a.wav").write_bytes(sounds.encode_wav(sound, 16000))
     np.testing.assert_array_equal(some.fit(tmp_path / "a.wav"), sounds.resample(sound, 16000, 8000)[:100])
     assert len(some.notes) == 4 and "cut after 100" in some.notes[0] and "silence" in some.notes[1]
+    (tmp_path / "slow.wav").write_bytes(sounds.encode_wav(np.zeros(6000, np.int16), 1))
+    with pytest.raises(UsageError, match="60,000,000 samples at 10000 a second"):
+        fitter(sound=Form(rate=10_000)).fit(tmp_path / "slow.wav")  # 12 kB that would become 60 million samples
     for wrong in (np.zeros((100, 2), np.int16), np.zeros(100, np.uint8), np.zeros((8, 8, 3), np.uint8)):
         with pytest.raises(UsageError, match="a sound is int16 or float"):
             some.fit(wrong)

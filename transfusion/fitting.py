@@ -155,6 +155,11 @@ class Fitter:
 
     def _sound(self, record: Record, form: Form) -> np.ndarray:
         fields = {"rate": form.rate} | dict(record)
+        count = len(record["sound"]) * form.rate / max(fields["rate"], 1)
+        if count > PIXEL_LIMIT:
+            raise UsageError(
+                f"a sound of {count:,.0f} samples at {form.rate} a second is over the limit of {PIXEL_LIMIT:,}"
+            )
         sound = MEDIA["sound"].fit(fields, SourceConfig(rate=form.rate))
         if form.length and len(sound) > form.length:
             self.notes.append(f"a sound of {len(sound)} samples is cut after {form.length}")
