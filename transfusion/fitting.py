@@ -108,7 +108,7 @@ class Fitter:
           UsageError: if it cannot be read, or is nothing that the model reads.
         """
         if isinstance(part, str | os.PathLike):
-            return self._fitted(self._read(part))
+            return self._of_file(part)
         if isinstance(part, Image.Image):
             return self._fitted(_of_pillow(part))
         array = np.asarray(part)
@@ -190,19 +190,19 @@ class Fitter:
             raise UsageError(f"{wanted[kind]}, not {array.dtype} {list(array.shape)} ({fault})")
         return record
 
-    def _read(self, path: str | os.PathLike) -> Record:
-        """The record of a file.
+    def _of_file(self, path: str | os.PathLike) -> np.ndarray:
+        """What a file holds, fitted.
 
         Raises:
-          UsageError: naming the file, if it cannot be read.
+          UsageError: naming the file, if it cannot be read, or the model reads nothing of its kind.
         """
         shown = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
         try:
             data = read_whole(os.fsdecode(path))
-            return MEDIA[self._kind(data)].decode(data, PIXEL_LIMIT)
+            return self._fitted(MEDIA[self._kind(data)].decode(data, PIXEL_LIMIT))
         except OSError as error:
             raise UsageError(f"cannot read {shown}: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, UsageError) as error:
             raise UsageError(f"cannot read {shown}: {error}") from error
 
     def _kind(self, data: bytes) -> str:

@@ -151,3 +151,14 @@ def test_text_that_a_drawing_modulates_is_not_sampled():
     streams = {"text": tiny.text_stream(condition="image"), "image": tiny.image_stream(time="adaln", head="adaln")}
     with pytest.raises(UsageError, match="streams.text.condition"):
         prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
+
+
+def test_an_item_of_a_document_has_the_streams_classes_and_vector():
+    spec = FORMS["both, a vector for each layer"]
+    good = Segment("image", X, "target", 2, pooled=pooled())
+    part = assemble([[expand((WORDS, good), spec)]], spec)["image"]
+    assert part.label[0].tolist() == [2, 3, 3, 3]  # what is padding has no class
+    np.testing.assert_array_equal(part.pooled[0, 0], pooled())
+    for wrong in ({"label": 3}, {"pooled": np.zeros(SIZE + 1)}):
+        with pytest.raises(UsageError, match="class 3 of a stream of 3|pooled vector has shape"):
+            expand((WORDS, dataclasses.replace(good, **wrong)), spec)
