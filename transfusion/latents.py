@@ -37,6 +37,7 @@ class Codec:
         the first (see `MultiScaleQuantizer.features_of_scales`).
       time_down: T / t of clips.
       parts: all that `encode` depends on, dataclasses and parameters: latents that are kept are those of its digest.
+      channels: of the images that it reads; 0: it takes any.
     """
 
     encode: Callable[[np.ndarray], np.ndarray]
@@ -48,6 +49,7 @@ class Codec:
     features: Callable[[np.ndarray], np.ndarray] | None = None
     time_down: int = 1
     parts: tuple[Any, ...] = ()
+    channels: int = 0
 
     @functools.cached_property
     def digest(self) -> str:
@@ -93,6 +95,7 @@ def _open_levels(config: CodecConfig) -> Codec:
         levels.patch,
         scales=levels.scales,
         parts=(levels,),
+        channels=levels.channels,
     )
 
 
@@ -156,6 +159,7 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
         features=over(1, lambda m, ids: m.quantizer.features_of_scales(ids)) if scales else None,
         time_down=config.time_down,
         parts=(config, params),
+        channels=config.image_channels,
     )
 
 

@@ -111,6 +111,9 @@ class _Builder:
         of_item = {}
         if stream.labels:
             of_item["label"] = np.int32(stream.labels if segment.label < 0 else segment.label)
+        if stream.pooled:
+            zeros = np.zeros(stream.pooled, np.float32)
+            of_item["pooled"] = zeros if segment.pooled is None else np.asarray(segment.pooled, np.float32)
         n, start = len(content), self.counter
         if run.position in ("grid", "grid_hold"):
             position = self.placed(places, start)
@@ -216,7 +219,7 @@ def _spans(segment: Segment, stream: Stream) -> int:
 
 _ONE_INDEX = ("item", "hold", "frame", "frame_hold")  # of `Run.position`: the whole item has one index in time
 _DTYPES = {"values": np.float32, "loss_weight": np.float32}
-_OF_ITEMS = ("time_low", "label")
+_OF_ITEMS = ("time_low", "label", "pooled")
 
 
 def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: bool = True) -> Expanded:
@@ -289,6 +292,9 @@ def _check_value(segment: Segment, stream: Stream) -> None:
     shape = np.shape(_content(segment, stream))
     if stream.labels and segment.label >= stream.labels:
         raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {stream.labels} classes")
+    if stream.pooled and segment.pooled is not None and np.shape(segment.pooled) != (stream.pooled,):
+        found = list(np.shape(segment.pooled))
+        raise UsageError(f"{segment.kind}: the pooled vector has shape {found}, not [{stream.pooled}]")
     if stream.discrete:
         if len(shape) != 1:
             raise UsageError(f"segment {segment.kind!r} holds ids [n], not an array of shape {shape}")

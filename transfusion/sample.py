@@ -12,19 +12,21 @@ clips as animated WebP, sounds as WAV.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
-from transfusion import programs
-from transfusion.api import Run, load_run
-from transfusion.data import clips, media
-from transfusion.data.config import SourceConfig
+from transfusion import programs, storage
+from transfusion.api import MOST_SEED, Run, load_run
+from transfusion.data import media
 from transfusion.errors import UsageError
+from transfusion.prompts import checked_text
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import ROWS
 
-PIXEL_LIMIT = 50_000_000
+MOST_SAMPLES = 1_000_000
 
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
@@ -32,46 +34,69 @@ _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 def main(argv: Sequence[str]) -> None:
     del argv
     programs.set_up_jax()
+    # Paths may hold bytes that are no UTF-8, and what the model writes may be more than the terminal can show.
+    sys.stdout.reconfigure(errors="backslashreplace")
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: give the folder of a training run, for example --workdir runs/digits")
     if (FLAGS.prompt is None) == (FLAGS.caption is None):
         raise UsageError("give either --prompt 'some text' or --caption FILE")
     if FLAGS.output and FLAGS.prompt is None:
         raise UsageError("--output is where a --prompt is drawn; --caption reads a file and prints text")
-    run = load_run(FLAGS.workdir)
+    if FLAGS.label is not None and FLAGS.prompt is None:
+        raise UsageError("--label is the class of what a --prompt draws; --caption reads a file and prints text")
     settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig)}
     settings = {name: value for name, value in settings.items() if value is not None}
+    SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
+    run = load_run(FLAGS.workdir)
     if FLAGS.caption is not None:
-        medium = read_medium(run, FLAGS.caption)
-        for line in run.caption([medium] * FLAGS.num, seed=FLAGS.seed, **settings):
-            print(line)
-    elif FLAGS.output:
-        draw(run, read_prompt(run, FLAGS.prompt), pathlib.Path(FLAGS.output), settings)
+        return caption(run, read_medium(run, FLAGS.caption), settings)
+    if FLAGS.label is not None:
+        settings["label"] = FLAGS.label
+    prompt = read_prompt(run, FLAGS.prompt)
+    if FLAGS.output:
+        draw(run, prompt, pathlib.Path(FLAGS.output), settings)
     else:
-        write(run, read_prompt(run, FLAGS.prompt), pathlib.Path(FLAGS.workdir) / "samples", settings)
+        write(run, prompt, pathlib.Path(FLAGS.workdir) / "samples", settings)
+
+
+def parts() -> Iterator[tuple[int, int, int]]:
+    """The --num samples in parts that fit the memory: the number of the first, how many there are, and how many are
+    asked for. The last part is as large as the others, for another size would be compiled anew."""
+    for first in range(0, FLAGS.num, ROWS):
+        count = min(ROWS, FLAGS.num - first)
+        yield first, count, ROWS if FLAGS.num > ROWS else count
+
+
+def caption(run: Run, medium: np.ndarray, settings: dict) -> None:
+    """Prints --num captions of a picture, clip or sound."""
+    for first, count, asked in parts():
+        for line in run.caption([medium] * asked, seed=FLAGS.seed, first=first, **settings)[:count]:
+            print(line)
 
 
 def draw(run: Run, prompt: list[str | np.ndarray], path: pathlib.Path, settings: dict) -> None:
     """Draws the prompt --num times and saves what is drawn."""
-    drawn = run.draw([prompt] * FLAGS.num, seed=FLAGS.seed, **settings)
-    path = path if path.suffix else path.with_suffix(suffix_of(drawn[0]))
-    for i, medium in enumerate(drawn):
-        save(run, medium, path if len(drawn) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}"))
+    for first, count, asked in parts():
+        drawn = run.draw([prompt] * asked, seed=FLAGS.seed, first=first, **settings)[:count]
+        path = path if path.suffix else path.with_suffix(suffix_of(drawn[0]))
+        for i, medium in enumerate(drawn, start=first):
+            save(run, medium, path if FLAGS.num == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}"))
 
 
 def write(run: Run, prompt: list[str | np.ndarray], folder: pathlib.Path, settings: dict) -> None:
     """Continues the prompt --num times, prints texts and saves what is drawn."""
-    results = run.generate([prompt] * FLAGS.num, seed=FLAGS.seed, **settings)
-    for i, result in enumerate(results):
-        line, count = "", 0
-        for part in result:
-            if isinstance(part, str):
-                line += part
-                continue
-            path = folder / f"sample-{FLAGS.seed}-{i}-{count}{suffix_of(part)}"
-            save(run, part, path)
-            line, count = f"{line}<{kind_of(part)}:{path}>", count + 1
-        print(line)
+    for first, count, asked in parts():
+        results = run.generate([prompt] * asked, seed=FLAGS.seed, first=first, **settings)[:count]
+        for number, result in enumerate(results, start=first):
+            line, drawn = "", 0
+            for part in result:
+                if isinstance(part, str):
+                    line += part
+                    continue
+                path = folder / f"sample-{FLAGS.seed}-{number}-{drawn}{suffix_of(part)}"
+                save(run, part, path)
+                line, drawn = f"{line}<{kind_of(part)}:{path}>", drawn + 1
+            print(line)
 
 
 def kind_of(medium: np.ndarray) -> str:
@@ -87,59 +112,35 @@ def suffix_of(medium: np.ndarray) -> str:
 def save(run: Run, medium: np.ndarray, path: pathlib.Path) -> None:
     """Writes an image, a clip or a sound; see `transfusion.data.media.to_file`."""
     data = media.to_file(medium, path.suffix.lower(), run.codec.rate)
-    try:
+
+    def put() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+    try:
+        storage.insist(f"cannot write {path}", put)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise storage.lasting(f"cannot write {path}", error) from error
     print(f"saved {path}")
 
 
 def read_prompt(run: Run, prompt: str) -> list[str | np.ndarray]:
-    """The texts and media of a prompt in reading order."""
+    """The texts and media of a prompt in reading order.
+
+    Raises:
+      UsageError: if a text is none, or a medium cannot be read.
+    """
     parts = _PLACEHOLDER.split(prompt)
-    return [read_medium(run, part) if i % 2 else part for i, part in enumerate(parts) if i % 2 or part]
+    return [read_medium(run, part) if i % 2 else checked_text(part) for i, part in enumerate(parts) if i % 2 or part]
 
 
 def read_medium(run: Run, path: str) -> np.ndarray:
-    """An image, animation or WAV file as what the run's codec reads: uint8 [H, W, C] or [T, H, W, C], int16 [samples].
-
-    A clip's frames are taken evenly, a sound is cut or followed by silence, so that they have the model's length.
+    """An image, animation or WAV file as what the run's codec reads, fitted as in training; see `Run.fitted`.
 
     Raises:
-      UsageError: if it cannot be read, is of another kind than the model's media, or a picture has another size.
+      UsageError: if it cannot be read, or is of another kind than the model's media.
     """
-    stream = next((s for s in run.spec.streams.values() if s.media and s.source != "none"), None)
-    spelling = run.spec.spelling
-    if spelling is None and stream is None:
-        raise UsageError("this model has no images")
-    grids = spelling.grids if spelling else (stream.grid,)
-    kind = {1: "sound", 2: "image", 3: "video"}[len(grids[0])]
-    try:
-        data = pathlib.Path(path).read_bytes()
-        if kind == "image" and clips.is_animated(data):
-            kind = "video"  # its frames are the images
-        record = media.MEDIA[kind].decode(data, PIXEL_LIMIT)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    if kind == "sound":
-        config = SourceConfig(rate=run.codec.rate, length=grids[0][0] * run.codec.down)
-        return media.MEDIA[kind].fit(record, config)
-    found = record[kind].shape[-3:-1]
-    sizes = [tuple(side * run.codec.down for side in grid[-2:]) for grid in grids]
-    if all(map(all, sizes)) and found not in sizes:
-        wanted = " or ".join(f"{height}x{width}" for height, width in sizes)
-        raise UsageError(f"{path} has {found[0]}x{found[1]} pixels: resize it to {wanted}, as in training")
-    sources, codec = run.experiment.data.sources.values(), run.experiment.codec
-    channels = next((source.channels for source in sources if source.channels), 3)
-    if codec.kind == "levels":
-        channels = codec.levels.channels
-    if stream is not None and "pixels" in (codec.kind, stream.source):
-        channels = stream.channels
-    length = grids[0][0] if len(grids[0]) == 3 else 0
-    return media.MEDIA[kind].fit(record, SourceConfig(channels=channels, length=length))
+    return run.fitted(pathlib.Path(path))
 
 
 def define_flags() -> None:
@@ -154,8 +155,9 @@ def define_flags() -> None:
     )  # fmt: skip
     flags.DEFINE_alias("image", "output")
     flags.DEFINE_string("caption", None, "Print a caption of this image, animation or WAV file.")
-    flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Same seed, same result.")
+    flags.DEFINE_integer("label", None, "The class of what is drawn, of models that have classes.", lower_bound=0)
+    flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1, upper_bound=MOST_SAMPLES)
+    flags.DEFINE_integer("seed", 0, "Same seed, same result.", lower_bound=0, upper_bound=MOST_SEED)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(SamplerConfig):
         define[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")

@@ -295,6 +295,7 @@ class Segment:
       pixels: float32 [H, W, C] in [-1, 1], for streams that read the image itself; None: they read `value`.
       dropped: streams whose runs are left out, as if the document had them: what follows keeps its positions (BAGEL's
         condition dropout).
+      pooled: float32 [C], for streams with a pooled vector; None: zeros.
     """
 
     kind: str
@@ -303,6 +304,7 @@ class Segment:
     label: int = -1
     pixels: np.ndarray | None = None
     dropped: tuple[str, ...] = ()
+    pooled: np.ndarray | None = None
 
     def of(self, source: str) -> np.ndarray:
         """What a stream with this `source` reads."""

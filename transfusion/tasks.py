@@ -44,10 +44,10 @@ from transfusion.errors import UsageError, check
 from transfusion.evaluation.features import lpips
 from transfusion.fakes import fake_batch
 from transfusion.latents import Codec, open_codec
-from transfusion.masks import Metadata, metadata, visible_pairs
+from transfusion.masks import visible_pairs
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
-from transfusion.model.unified import Inputs, UnifiedModel, model_template, parameter_count
+from transfusion.model.unified import Inputs, UnifiedModel, inputs_of, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
 from transfusion.sequence import SequenceSpec
 
@@ -118,9 +118,7 @@ class SequenceTask:
         part = batch[name]
         objective, config = self._objective(name)
         time = draws[name].get("time", part.time_low)
-        meta: Metadata = metadata(batch, self.spec, [name])
-        content = objective.content(part, draws[name], config)
-        return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
+        return inputs_of(name, batch, self.spec, objective.content(part, draws[name], config), time)
 
     def activations(self, rows: int) -> Activations:
         """The tokens of every stream, and every trunk's heads and hidden width."""

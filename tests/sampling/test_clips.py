@@ -90,5 +90,5 @@ def test_a_world_model_draws_frame_after_frame(world):
 def test_a_clip_in_a_prompt_is_its_frames_to_a_world_model(world):
     task, params = world
     run = Run(Experiment(), task, params, Codec(lambda x: np.asarray(x, np.float32), np.asarray), 0)
-    kinds = [segment.kind for segment in run.segments(np.zeros((3, 2, 4, 1)))]
+    kinds = [segment.kind for segment in run.segments(np.zeros((3, 2, 4, 1), np.uint8))]
     assert kinds == ["image"] * 3

@@ -131,7 +131,7 @@ def test_the_shift_of_a_sampler_may_follow_the_image_s_size():
     [
         ({"spacing": "trailign"}, "did you mean 'trailing'?"),
         ({"shift_by": "size"}, "sampling.shift_by"),
-        ({"terminal": 1.0}, "terminal must be in [0, 1)"),
+        ({"terminal": 1.0}, "sampling.terminal=1.0 must be at least 0 and less than 1"),
         ({"spacing": "leading", "steps": 2000}, "1000 steps are the most of 'leading'"),
     ],
 )

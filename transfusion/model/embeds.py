@@ -78,11 +78,14 @@ class ItemCondition(nnx.Module):
             self.pooled = Perceptron(stream.pooled, width, rngs, lead)
 
     def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
-        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D]."""
+        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
+
+        A class or a pooled vector that is missing is an error, for without it the result would be another model's.
+        """
         vector = self.time(t)
-        if label is not None:
+        if hasattr(self, "label"):
             vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
-        if pooled is not None:
+        if hasattr(self, "pooled"):
             vector += self.pooled(pooled)
         return vector
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transfusion.batch import Batch
 from transfusion.errors import UsageError, check, nearest
-from transfusion.masks import Metadata, causal
+from transfusion.masks import Metadata, causal, metadata
 from transfusion.model.block import per_token
 from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
@@ -60,6 +61,24 @@ class Inputs:
     metadata: Metadata
     label: jax.Array | None = None
     pooled: jax.Array | None = None
+
+
+def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, time: jax.Array | None) -> Inputs:
+    """The inputs of one stream of packed rows, or of the part that the decoder appends to some.
+
+    Training, held-out losses, prompts and the decoder's steps all come here, so that none of them can forget what
+    another one knows of an item, such as its class.
+
+    Args:
+      name: of the stream.
+      batch: has this stream; others may be missing.
+      spec: numbers the streams.
+      content: what the embed reads in place of the batch's own ids or patches.
+      time: noise level of each item [B, M]; None for text.
+    """
+    part = batch[name]
+    meta = metadata(batch, spec, [name])
+    return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
 
 
 @jax.tree_util.register_dataclass

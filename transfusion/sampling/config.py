@@ -10,6 +10,29 @@ from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
 
+MOST_STEPS = 100_000
+MOST_TOKENS = 2**24
+MOST_IMAGES = 4096
+LARGE = 1e6  # no setting means anything beyond it, and float32 would soon be infinite
+# Least and most of each number, both of them allowed but for those that `OPEN` names. Others lie in [-LARGE, LARGE].
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, MOST_STEPS),
+    "shift": (0, LARGE),
+    "temperature": (0, LARGE),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "code_temperature": (0, LARGE),
+    "code_top_k": (0, 2**31 - 1),
+    "code_top_p": (0, 1),
+    "unmask_noise": (0, LARGE),
+    "think": (0, MOST_TOKENS),
+    "max_tokens": (0, MOST_TOKENS),
+    "max_images": (0, MOST_IMAGES),
+    "min_images": (0, MOST_IMAGES),
+    "terminal": (0, 1),
+}
+OPEN = {"shift": 0, "top_p": 0, "code_top_p": 0, "terminal": 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
@@ -72,24 +95,14 @@ class SamplerConfig:
     negative: str = ""
 
     def __post_init__(self):
-        if self.steps < 1 or self.shift <= 0 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(
-                "sampling: steps and shift must be positive, temperature and top_k not negative, 0 < top_p <= 1"
-            )
-        if min(self.think, self.max_tokens, self.max_images, self.min_images) < 0:
-            raise UsageError("sampling: think, max_tokens, max_images and min_images must not be negative")
-        if min(self.code_temperature, self.code_top_k, self.unmask_noise) < 0 or not 0 < self.code_top_p <= 1:
-            raise UsageError(
-                "sampling: code_temperature, code_top_k and unmask_noise must not be negative, 0 < code_top_p <= 1"
-            )
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "without_text": text.UNSEEN}
         tables["image_against"] = AGAINST
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
-        if not 0 <= self.terminal < 1 or (self.spacing in ("leading", "trailing") and self.steps > STEPS):
-            raise UsageError(
-                f"sampling: terminal must be in [0, 1), and {STEPS} steps are the most of {self.spacing!r}"
-            )
+        if self.spacing in ("leading", "trailing") and self.steps > STEPS:
+            raise UsageError(f"sampling.steps={self.steps}: {STEPS} steps are the most of {self.spacing!r}")
 
     @property
     def goes_on(self) -> bool:
@@ -100,3 +113,26 @@ class SamplerConfig:
         """The time grid float32 [steps + 1] for images of so many tokens."""
         shift = SHIFTS[self.shift_by](self.shift, tokens)
         return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)
+
+
+def _checked(field: dataclasses.Field, value: object) -> object:
+    """A setting of the right type and size; NumPy's numbers become Python's.
+
+    Raises:
+      UsageError: naming the field, what it is and what it must be.
+    """
+    name, value = f"sampling.{field.name}", value.item() if isinstance(value, np.generic) else value
+    if field.type is str:
+        if not isinstance(value, str):
+            raise UsageError(f"{name}={value!r} must be a string")
+        return value
+    whole = field.type is int
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise UsageError(f"{name}={value!r} must be a {'whole ' if whole else ''}number")
+    low, high = RANGES.get(field.name, (-LARGE, LARGE))
+    if not low <= value <= high or value == OPEN.get(field.name):  # a NaN is in no range
+        edge = OPEN.get(field.name)
+        least = f"{'more than' if edge == low else 'at least'} {low:.12g}"
+        most = f"{'less than' if edge == high else 'at most'} {high:.12g}"
+        raise UsageError(f"{name}={f'{value!r}':.40} must be {least} and {most}")
+    return value

@@ -31,8 +31,10 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import DRAWINGS, latents_of, solve
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Conditions, Layout, Prefill, Prompt, bucket, has_images, lay
+from transfusion.sampling.layout import Conditions, Layout, Prefill, bucket, lay
+from transfusion.sampling.memory import check_memory
 from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
+from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
     DONE,
@@ -49,7 +51,9 @@ from transfusion.sampling.state import (
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.tasks import SequenceTask
 
-__all__ = ["Prompt", "generate"]
+__all__ = ["ROWS", "Prompt", "generate"]
+
+ROWS = 64  # prompts at a time
 
 # On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
 UNROLLED_LAYERS = 16
@@ -138,6 +142,17 @@ class Decoder:
     @cached_property
     def trace(self):
         return jax.jit(self._trace)
+
+    def check_memory(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts that do not fit the memory, before they are laid out.
+
+        Raises:
+          UsageError: saying what would take less.
+        """
+        different = {id(prompt): prompt for prompt in prompts}.values()  # one may be asked for many times
+        longest = max(self.layout.length(prompt) for prompt in different)
+        drawn = self.layout.tokens if self.limits.images and not self.layout.spelled else 0
+        check_memory(self.task, len(prompts), longest, self._room(), drawn)
 
     # --- pieces of the loop -------------------------------------------------------------------------------------------
 
@@ -279,16 +294,21 @@ class Decoder:
         state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
         return state.ids, state.count, state.images
 
-    def _start(self, cache: KeyValues, prefill: Prefill) -> State:
+    def _room(self) -> int:
+        """Slots of the cache behind the prompts."""
         limits, layout = self.limits, self.layout
         if not limits.images:
-            return start(cache, prefill, limits.ids, limits.ids, (0, 0, 0), -1)
+            return limits.ids
         if layout.spelled:
-            room = limits.ids + limits.images * (self.grammar.longest + 1)
-            return start(cache, prefill, room, room, (0, 0, 0), layout.opener)
+            return limits.ids + limits.images * (self.grammar.longest + 1)
         # A drawing without text before or after it needs no room in the cache.
         per_image = (layout.finished.length if limits.goes_on else 0) + 1
-        room = limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
+        return limits.ids + limits.images * per_image if limits.ids or limits.goes_on else 0
+
+    def _start(self, cache: KeyValues, prefill: Prefill) -> State:
+        limits, layout, room = self.limits, self.layout, self._room()
+        if not limits.images or layout.spelled:
+            return start(cache, prefill, room, room, (0, 0, 0), layout.opener if limits.images else -1)
         content = layout.content
         shape = (limits.images, *content.shape)
         return start(cache, prefill, room, limits.ids + limits.images, shape, layout.opener, content.dtype)
@@ -314,8 +334,18 @@ def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decode
 
 
 def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
-    """The decoder for a config, and what of it may change without compiling anew."""
+    """The decoder for a config, and what of it may change without compiling anew.
+
+    Raises:
+      UsageError: on an unknown solver, or if what a prompt leaves behind depends on what is drawn after it.
+    """
     check("sampling.solver", config.solver, SOLVERS)
+    for name, stream in task.spec.streams.items():
+        if stream.condition:
+            raise UsageError(
+                f"this model does not sample: the noise level of {stream.condition!r} modulates its stream {name!r} "
+                f"(streams.{name}.condition), and the decoder keeps what it has read"
+            )
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0
     layout = Layout(task.spec, size)
@@ -337,8 +367,9 @@ def generate(
     seed: int,
     config: SamplerConfig,
     *,
-    batch: int = 64,
+    batch: int = ROWS,
     size: tuple[int, ...] = (0, 0),
+    first: int = 0,
 ) -> list[Document]:
     """Continues each prompt with what the model writes and draws.
 
@@ -348,8 +379,10 @@ def generate(
       prompts: see `Prompt`.
       seed: with the number of a prompt in the list it decides all its random numbers, whatever the batch.
       config: how.
-      batch: prompts at a time.
+      batch: prompts at a time. Their number is filled up to a power of two, or to this: one compilation serves all
+        numbers in between.
       size: height and width of the latents, for models that draw any size.
+      first: the number of the first prompt, where the list is a part of a longer one.
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
@@ -357,28 +390,30 @@ def generate(
       turn's prompt.
 
     Raises:
-      UsageError: on an unknown solver, or a prompt that does not fit the model.
+      UsageError: on an unknown solver, or a prompt that does not fit the model or the memory.
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
     made, settings = prepare(task, config, size)
     images = any(map(has_images, prompts))
     results: list[Document] = []
-    for first in range(0, len(prompts), batch):
-        part = list(prompts[first : first + batch])
-        # The last part is filled up to the shape of the others: one compilation.
-        rows = batch if len(prompts) > batch else len(part)
+    for start_of_part in range(0, len(prompts), batch):
+        part = list(prompts[start_of_part : start_of_part + batch])
+        # The last part is filled up to the shape of the others: one compilation. What it is filled with is its last
+        # row once more, which takes no step that this one does not take.
+        rows = batch if len(prompts) > batch else min(batch, bucket(len(part), 1))
         filled = part + part[-1:] * (rows - len(part))
-        keys = row_keys(seed, first + np.arange(rows))
+        keys = row_keys(seed, first + start_of_part + np.minimum(np.arange(rows), len(part) - 1))
+        made.check_memory(filled)
         conditions = made.layout.conditions(filled, config, images)
         prefill = made.layout.prefill(filled, think=config.think > 0)
         out = jax.device_get(made.run(params, prefill, conditions, keys, settings))
-        results += [_document(made.layout, *(array[i] for array in out)) for i in range(len(part))]
+        results += [_document(made.layout, *(array[i] for array in out), prompt) for i, prompt in enumerate(part)]
     return results
 
 
-def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -> Document:
-    """A row's output as segments."""
+def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray, prompt: Prompt) -> Document:
+    """A row's output as segments; what was drawn keeps the class that was asked for, as the next turn's prompt."""
     if layout.spelled:
         return spelled.document(layout, ids[:count])
     segments, text, drawn = [], [], 0
@@ -388,7 +423,8 @@ def _document(layout: Layout, ids: np.ndarray, count: int, images: np.ndarray) -
             continue
         if text:
             segments.append(Segment("text", np.array(text, np.int32)))
-        segments.append(Segment(layout.kind, latents_of(layout, images[drawn]), "context"))
+        drawing = latents_of(layout, images[drawn])
+        segments.append(Segment(layout.kind, drawing, "context", prompt.label, pooled=prompt.pooled))
         text, drawn = [], drawn + 1
     if text:
         segments.append(Segment("text", np.array(text, np.int32)))

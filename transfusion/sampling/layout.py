@@ -11,40 +11,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.codecs import text
+from transfusion.batch import StreamSlice
 from transfusion.errors import UsageError
-from transfusion.masks import Metadata, metadata
-from transfusion.model.unified import Inputs
+from transfusion.model.unified import Inputs, inputs_of
 from transfusion.model.vit import patchify as patchify_images
 from transfusion.rows import Expanded, assemble, expand, unpatchify
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.prompt import Prompt, has_images, without_images, without_text
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
 from transfusion.spelling import Grid
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of the items that rows draw besides their prompts' tokens: the class int32 [B], -1 for none, and
+    the pooled vector float32 [B, C]; each is None of a model that has no such condition."""
+
+    label: jax.Array | None = None
+    pooled: jax.Array | None = None
+
+    def of(self, stream: Stream) -> dict[str, jax.Array]:
+        """The same as the fields of a `StreamSlice` whose rows have one item each."""
+        fields = {}
+        if stream.labels:
+            fields["label"] = jnp.where(self.label < 0, stream.labels, self.label)[:, None]
+        if stream.pooled:
+            fields["pooled"] = self.pooled[:, None]
+        return fields
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Place:
-    """Where rows stand, int32 [B] each: reading order, rotary index and number of spans so far."""
+    """Where rows stand, int32 [B] each: reading order, rotary index and number of spans so far; and what is asked of
+    what they draw."""
 
     order: jax.Array
     counter: jax.Array
     spans: jax.Array
+    asked: Asked = Asked()
 
     def after(self, part: Expanded, rows: jax.Array) -> "Place":
         """The place after `part`, for the rows bool [B]."""
         n = rows.astype(jnp.int32)
-        return Place(self.order + n * part.length, self.counter + n * part.counter, self.spans + n * part.spans)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """What a row begins with: text and clean images in reading order; `draw`: an image must be drawn, at once or, with
-    `SamplerConfig.think`, after a text. Guidance by the text compares with `negative` in its place."""
-
-    segments: Document = ()
-    draw: bool = False
-    negative: Document = ()
+        order, counter = self.order + n * part.length, self.counter + n * part.counter
+        return Place(order, counter, self.spans + n * part.spans, self.asked)
 
 
 @jax.tree_util.register_dataclass
@@ -85,31 +97,39 @@ def lay(
       part: numbered from 0.
       place: of the rows.
       rows: bool [B]; the others' tokens are padding.
-      content: ids [B, N] or patches [B, N, E] per stream; what it lacks is the part's own.
+      content: ids [B, N] or patches [B, N, E] per stream; streams that it lacks keep the part's own.
       time: noise level [B] of the part's items.
     """
-    numbers = {name: i for i, name in enumerate(spec.streams)}
+    batch = {name: _slice(name, part, spec, place, rows) for name in part.pieces}
     result = {}
-    for name, piece in part.pieces.items():
-        b, n = len(rows), len(piece["order"])
-        meta = Metadata(
-            document=jnp.broadcast_to(rows[:, None], (b, n)).astype(jnp.int32),
-            order=place.order[:, None] + piece["order"],
-            span=jnp.where(piece["span"] > 0, place.spans[:, None] + piece["span"], 0),
-            private=jnp.broadcast_to(jnp.asarray(piece["private"]), (b, n)),
-            stream=jnp.full((b, n), numbers[name], jnp.int32),
-        )
+    for name, piece in batch.items():
+        own = piece.tokens if piece.values is None else piece.values
         media = spec.streams[name].media
-        own = jnp.asarray(piece["tokens" if spec.streams[name].discrete else "values"])
-        result[name] = Inputs(
-            content[name] if name in content else jnp.broadcast_to(own, (b, *own.shape)),
-            time[:, None] if media else None,
-            place.counter[:, None, None] + piece["position"],
-            jnp.zeros((b, n), jnp.int32),
-            jnp.broadcast_to(jnp.asarray(piece["place"]), (b, *piece["place"].shape)) if media else None,
-            meta,
-        )
+        result[name] = inputs_of(name, batch, spec, content.get(name, own), time[:, None] if media else None)
     return result
+
+
+def _slice(name: str, part: Expanded, spec: SequenceSpec, place: Place, rows: jax.Array) -> StreamSlice:
+    """One stream of a part that is appended at `place`, as if it were packed: a row holds one item at most."""
+    stream, piece = spec.streams[name], part.pieces[name]
+    b, n = len(rows), len(piece["order"])
+
+    def spread(x: np.ndarray) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(x), (b, *x.shape))
+
+    return StreamSlice(
+        document=jnp.broadcast_to(rows[:, None], (b, n)).astype(jnp.int32),
+        order=place.order[:, None] + piece["order"],
+        span=jnp.where(piece["span"] > 0, place.spans[:, None] + piece["span"], 0),
+        private=spread(piece["private"]),
+        position=place.counter[:, None, None] + piece["position"],
+        item=jnp.zeros((b, n), jnp.int32),
+        loss_weight=spread(piece["loss_weight"]),
+        tokens=spread(piece["tokens"]) if stream.discrete else None,
+        values=None if stream.discrete else spread(piece["values"]),
+        place=spread(piece["place"]) if stream.media else None,
+        **place.asked.of(stream),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -312,7 +332,7 @@ class Layout:
         if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
             rows = rows[:1]
         keeps = config.image_against == "text"
-        others = [without_images(prompt, self.spec) if keeps else Prompt((), draw=True) for prompt in prompts]
+        others = [without_images(prompt, self.spec) if keeps else Prompt(draw=True) for prompt in prompts]
         return Conditions(self.prefill(rows), self.prefill(others) if images_guide else None, np.array(images))
 
     def prefill(self, prompts: Sequence[Prompt], think: bool = False) -> Prefill:
@@ -345,11 +365,40 @@ class Layout:
             part = batch[name]
             content = part.tokens if part.values is None else part.values
             time = None if part.time_low is None else np.ones_like(part.time_low)
-            meta = metadata(batch, spec, [name])
-            inputs[name] = Inputs(content, time, part.position, part.item, part.place, meta)
+            inputs[name] = inputs_of(name, batch, spec, content, time)
         last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
         where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
-        return Prefill(inputs, last, draw, thinks, Place(*where))
+        return Prefill(inputs, last, draw, thinks, Place(*where, self._asked(prompts)))
+
+    def _asked(self, prompts: Sequence[Prompt]) -> Asked:
+        """What the prompts ask of their drawings.
+
+        Raises:
+          UsageError: if the model has no such classes or vectors.
+        """
+        streams = self.spec.streams.values()
+        classes = min((stream.labels for stream in streams if stream.labels), default=0)
+        size = max((stream.pooled for stream in streams), default=0)
+        for prompt in prompts:
+            if prompt.label >= classes:
+                known = f"its classes are 0 to {classes - 1}" if classes else "it has no classes"
+                raise UsageError(f"this model draws nothing of class {prompt.label}: {known}")
+            if prompt.pooled is not None and np.shape(prompt.pooled) != (size,):
+                raise UsageError(
+                    f"a pooled vector of shape {list(np.shape(prompt.pooled))}: this model's has {size} numbers"
+                )
+        label = np.array([prompt.label for prompt in prompts], np.int32) if classes else None
+        zeros = np.zeros(size, np.float32)
+        pooled = np.stack([zeros if p.pooled is None else np.float32(p.pooled) for p in prompts]) if size else None
+        return Asked(label, pooled)
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+          UsageError: as `prefill`.
+        """
+        return self._expand(prompt.segments, prompt.draw).length
 
     def _expand(self, segments: Document, draw: bool) -> Expanded:
         for segment in segments:
@@ -366,30 +415,6 @@ class Layout:
         if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
             raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
         return part
-
-
-def has_images(prompt: Prompt) -> bool:
-    return any(segment.kind != TEXT for segment in prompt.segments)
-
-
-def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
-    """Its images, and for its text `negative` or, without one, what `text.UNSEEN[how]` makes of it, about to draw."""
-    parts = []
-    for segment in prompt.segments:
-        if segment.kind != TEXT:
-            parts.append(segment)
-        elif not prompt.negative and (ids := text.UNSEEN[how](segment.value)) is not None:
-            parts.append(dataclasses.replace(segment, value=ids))
-    return Prompt((*parts, *prompt.negative), draw=True)
-
-
-def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:
-    """Its texts at their old positions, about to draw."""
-
-    def dropped(segment: Segment) -> Segment:
-        return dataclasses.replace(segment, dropped=tuple(run.stream for run in spec.runs(segment)))
-
-    return Prompt(tuple(s if s.kind == TEXT else dropped(s) for s in prompt.segments), draw=True)
 
 
 def bucket(count: int, least: int) -> int:

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.masks import metadata
 from transfusion.model.parameters import Params
-from transfusion.model.unified import Inputs
+from transfusion.model.unified import inputs_of
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout, Prompt, has_images, without_images, without_text
+from transfusion.sampling.layout import Layout
+from transfusion.sampling.prompt import Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
@@ -34,8 +34,7 @@ def _forward(task: SequenceTask, params: Params, batch, times) -> dict[str, jax.
     inputs = {}
     for name, part in batch.items():
         content = part.tokens if part.values is None else part.values
-        meta = metadata(batch, task.spec, [name])
-        inputs[name] = Inputs(content, times.get(name), part.position, part.item, part.place, meta)
+        inputs[name] = inputs_of(name, batch, task.spec, content, times.get(name))
     encoded, _ = model.encode(inputs)
     return {name: model.head(name, encoded[name]) for name in inputs}
 
@@ -136,24 +135,25 @@ class _Row:
             return w + image * (v - w)
         return w + image * (u - w) + config.guidance * (c - u)
 
-    def predicted(self, document: Document, x: jax.Array, t: jax.Array) -> jax.Array:
+    def predicted(self, prompt: Prompt, x: jax.Array, t: jax.Array) -> jax.Array:
         layout, stream = self.layout, self.layout.stream
         latents = np.asarray(unpatchify(x, layout.shape[:-1], stream.patch_sides))[0]
-        out, cost = self.outputs((*document, Segment(layout.kind, latents, "target")), float(t))
+        drawn = Segment(layout.kind, latents, "target", prompt.label, pooled=prompt.pooled)
+        out, cost = self.outputs((*prompt.segments, drawn), float(t))
         name, n = layout.run.stream, x.shape[1]
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
 
-    def guided(self, t: float, predict: Callable[[Document], jax.Array], ramp: float = 1.0) -> jax.Array:
+    def guided(self, t: float, predict: Callable[[Prompt], jax.Array], ramp: float = 1.0) -> jax.Array:
         """What `predict` says after the document, guided at the time t by `ramp` times the guidance."""
-        config, v = self.config, predict(self.document)
+        config, v = self.config, predict(dataclasses.replace(self.prompt, segments=self.document))
         by_images = has_images(self.prompt) and config.image_guidance != 1
         scales = (1 + ramp * (config.guidance - 1), config.guidance_low, config.guidance_high)
         scales += (config.image_guidance, config.renorm_least)
         guidance = Guidance(*scales, config.renorm, config.image_against)
         if not (by_images or config.guidance != 1) or not guidance.applies(t):
             return v
-        u = predict(without_text(self.prompt, config.without_text).segments)
-        texts = without_images(self.prompt, self.task.spec).segments if config.image_against == "text" else ()
+        u = predict(without_text(self.prompt, config.without_text))
+        texts = without_images(self.prompt, self.task.spec) if config.image_against == "text" else Prompt()
         return guidance.combine(v, u, predict(texts) if by_images else None)
 
     def image(self, drawn: int) -> np.ndarray:
@@ -166,7 +166,7 @@ class _Row:
         path = PATHS[continuous.path]
 
         def field(x, t):
-            v = self.guided(t, lambda document: self.predicted(document, x, t))
+            v = self.guided(t, lambda prompt: self.predicted(prompt, x, t))
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
@@ -211,7 +211,7 @@ def generate_one(
                 content, count = row.spelled(count)
             else:
                 content = row.image(drawn)
-            new = Segment(row.layout.kind, content, "context")
+            new = Segment(row.layout.kind, content, "context", prompt.label, pooled=prompt.pooled)
             drawn += 1
             if (not config.max_tokens and drawn >= least) or not row.layout.goes_on:
                 return (*made, new)

@@ -11,15 +11,16 @@ import numpy as np
 
 from transfusion.objectives.masked import still_masked
 from transfusion.sampling.choose import Choice
+from transfusion.sampling.prompt import Prompt
 from transfusion.sampling.state import step_keys
-from transfusion.sequence import Document, Segment
+from transfusion.sequence import Segment
 
 
-def _logits(row: Any, document: Document, codes: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
-    """Of all tokens of an image of these codes [n], drawn after the document; start token included: [1, N, V]."""
+def _logits(row: Any, prompt: Prompt, codes: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
+    """Of all tokens of an image of these codes [n], drawn after the prompt; start token included: [1, N, V]."""
     layout = row.layout
     image = Segment(layout.kind, codes.reshape(layout.shape).astype(np.int32), "target")
-    out, cost = row.outputs((*document, image), hidden=hidden)
+    out, cost = row.outputs((*prompt.segments, image), hidden=hidden)
     name = layout.run.stream
     return jnp.asarray(out[name][cost[name] - layout.tokens : cost[name]])[None]
 
@@ -45,7 +46,7 @@ def unmasked(row: Any, drawn: int) -> np.ndarray:
     codes, hidden = np.zeros(n, np.int64), np.ones(n, bool)
     noise = config.unmask_noise
     for step, left in enumerate(still_masked(n, config.steps, row.task.objectives.masked.schedule)):
-        logits = row.guided(step / config.steps, lambda d: _logits(row, d, codes, hidden))
+        logits = row.guided(step / config.steps, lambda p: _logits(row, p, codes, hidden))
         drawing, ranking = jax.random.split(_key(row, drawn, step))
         ids = _choose(row, logits, drawing)
         noise *= 1 - (step + 1) / config.steps
@@ -63,7 +64,7 @@ def one_after_another(row: Any, drawn: int) -> np.ndarray:
     n = row.layout.tokens - 1
     codes = np.zeros(n, np.int64)
     for i in range(n):
-        logits = row.guided(i / n, lambda d: _logits(row, d, codes))
+        logits = row.guided(i / n, lambda p: _logits(row, p, codes))
         codes[i] = _choose(row, logits[:, i : i + 1], _key(row, drawn, i))[0]
     return codes.reshape(row.layout.shape).astype(np.int32)
 
@@ -73,7 +74,7 @@ def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
     scales, first = row.layout.stream.scales, 0
     codes = np.zeros(row.layout.tokens, np.int64)
     for k, side in enumerate(scales):
-        logits = row.guided(k / len(scales), lambda d: _logits(row, d, codes), k / max(len(scales) - 1, 1))
+        logits = row.guided(k / len(scales), lambda p: _logits(row, p, codes), k / max(len(scales) - 1, 1))
         here = slice(first, first + side * side)
         codes[here] = _choose(row, logits[:, here], _key(row, drawn, k))
         first += side * side

@@ -10,7 +10,7 @@ from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import prepare
 from transfusion.sampling.drawing import latents_of
-from transfusion.sampling.layout import Prompt, has_images
+from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.state import row_keys
 from transfusion.tasks import SequenceTask
 

@@ -1,0 +1,144 @@
+"""What people hand to a run: a text, an array, a picture or a path, or a list of them.
+
+One name in, one thing out: what stands alone is one prompt, and a list (or tuple) is several. Each item of a list is a
+prompt of one part, or itself a list of the parts of one prompt, in reading order.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from transfusion.errors import UsageError
+
+Part = str | np.ndarray | Image.Image | os.PathLike
+Prompts = Part | Sequence[Part | Sequence[Part]]
+MOST_CHARACTERS = 1_000_000
+WHAT = "a text, an array, a PIL image, a pathlib.Path or a list of these"
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Prompts, each a tuple of its parts, and whether it is `one` that came without a list."""
+
+    prompts: list[tuple[Part, ...]]
+    one: bool
+
+
+def as_prompts(value: Any, several_axes: int = 0) -> Given:
+    """What a user hands in as prompts.
+
+    Args:
+      value: see the top of this file; an array of texts is a list of them.
+      several_axes: axes of an array that holds several media, one for each prompt; 0: an array is one medium.
+
+    Raises:
+      UsageError: if it is nothing of this kind.
+    """
+    value = _plain(value)
+    if isinstance(value, np.ndarray) and several_axes and value.ndim == several_axes:
+        value = list(value)
+    if not isinstance(value, list | tuple):
+        return Given([(_part(value),)], True)
+    if not len(value):
+        raise UsageError("there are no prompts: the list is empty")
+    return Given([_parts(_plain(item)) for item in value], False)
+
+
+def _parts(item: Any) -> tuple[Part, ...]:
+    return tuple(_part(_plain(part)) for part in item) if isinstance(item, list | tuple) else (_part(item),)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays of other libraries as NumPy's, and arrays of texts as lists."""
+    if isinstance(value, str | Image.Image) or not hasattr(value, "__array__"):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # an array on a device that NumPy cannot read
+        raise UsageError(f"a prompt is {WHAT}; this {type(value).__name__} is no array for NumPy: {error}") from error
+    return array.tolist() if array.dtype.kind in "UO" else array
+
+
+def _part(value: Any) -> Part:
+    if isinstance(value, str):
+        return checked_text(value)
+    if isinstance(value, Image.Image | os.PathLike) or (isinstance(value, np.ndarray) and value.ndim):
+        return value
+    raise UsageError(f"a prompt is {WHAT}, not {type(value).__name__}")
+
+
+def checked_text(text: str) -> str:
+    """A text that can be encoded.
+
+    Raises:
+      UsageError: if it is too long, or holds what is no character.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"a prompt of {len(text):,} characters: at most {MOST_CHARACTERS:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a prompt is not Unicode text: its character {error.start + 1} is a byte that is no UTF-8, or half of a "
+            "surrogate pair"
+        ) from error
+    return text
+
+
+def as_paths(value: Any) -> Any:
+    """The same with every text as the path that it is, where only media are read.
+
+    Raises:
+      UsageError: if a prompt has several parts.
+    """
+    value = _plain(value)
+    if isinstance(value, str):
+        return pathlib.Path(value)
+    if not isinstance(value, list | tuple):
+        return value
+    if any(isinstance(item, list | tuple) for item in value):
+        raise UsageError("a caption is of one picture, clip or sound: use generate for prompts of several parts")
+    return [pathlib.Path(item) if isinstance(item, str) else item for item in value]
+
+
+def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
+    """A class for each prompt, -1 for none; one prompt with several classes becomes as many prompts.
+
+    Raises:
+      UsageError: if their numbers differ, or a class is no whole number from 0 on.
+    """
+    count = len(given.prompts)
+    if label is None:
+        return given, [-1] * count
+    label = label.tolist() if hasattr(label, "tolist") else label
+    labels = list(label) if isinstance(label, list | tuple | range) else [label]
+    for number in labels:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < 2**31:
+            raise UsageError(f"label={number!r} is no class: give a whole number from 0 on, or a list of them")
+    if not labels:
+        raise UsageError("label is an empty list: leave it out, or give a class for each prompt")
+    if not isinstance(label, list | tuple | range):
+        return given, [int(label)] * count
+    if given.one:
+        return Given(given.prompts * len(labels), False), [int(number) for number in labels]
+    if len(labels) != count:
+        raise UsageError(f"{len(labels)} labels for {count} prompts: give one for each, or one for all")
+    return given, [int(number) for number in labels]
+
+
+def whole_number(name: str, value: Any, most: int) -> int:
+    """A whole number from 0 to `most`.
+
+    Raises:
+      UsageError: naming it, if it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UsageError(f"{name}={value!r} must be a whole number")
+    if not 0 <= value <= most:
+        raise UsageError(f"{name}={f'{value}':.40} must be between 0 and {most}")
+    return int(value)

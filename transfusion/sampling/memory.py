@@ -1,0 +1,64 @@
+"""What the decoder takes of memory, known before any of it is taken."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.errors import UsageError
+from transfusion.sampling.layout import bucket
+from transfusion.tasks import SequenceTask
+
+SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
+_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def check_memory(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> None:
+    """Refuses what surely does not fit.
+
+    Args:
+      task: of the model.
+      rows: that are decoded together.
+      length: tokens of the longest prompt.
+      room: tokens that may follow it.
+      drawn: tokens of a drawing; 0: there is none.
+
+    Raises:
+      UsageError: saying what would take less.
+    """
+    needed, there = needed_bytes(task, rows, bucket(length, 16), room, drawn), memory_bytes()
+    if needed > SHARE * there:
+        raise UsageError(
+            f"a prompt of {length:,} tokens with room for {room + drawn:,} more takes over {needed / 1e9:,.0f} GB for "
+            f"{rows} sample{'s' * (rows > 1)} at a time, and this machine has {there / 1e9:,.0f} GB: give a shorter "
+            "prompt, or ask for fewer samples, less text (max_tokens, think) or a smaller size"
+        )
+
+
+def needed_bytes(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> int:
+    """The cache of keys and values, and the scores of one layer with their weights: of a drawing, and where attention
+    is dense, of the prompt. It is less than what is really taken, so that nothing is refused that would fit."""
+    trunks = [task.model, *(stage.trunk for stage in task.model.stages.values())]
+    cache = scores = 0
+    for trunk in trunks:
+        per_token = 2 * trunk.layers * trunk.groups * trunk.size * jnp.dtype(trunk.dtype).itemsize
+        cache += rows * (length + room) * per_token
+        if not trunk.streams:  # a trunk of some streams sees fewer tokens
+            pairs = max(drawn * (length + room + drawn), length**2 * (trunk.attention == "dense"))
+            scores = max(scores, rows * trunk.heads * pairs * 4 * 2)
+    return cache + scores
+
+
+def memory_bytes() -> int:
+    """Of the device that decodes: its own, or on a CPU what the machine has or the process may use."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in _GROUP_LIMITS:
+        path = pathlib.Path(name)
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
