@@ -8,7 +8,6 @@ import dataclasses
 import io
 import math
 import os
-import stat
 
 import numpy as np
 from absl import logging
@@ -18,6 +17,7 @@ from transfusion.codecs import pixels
 from transfusion.config import Experiment
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
+from transfusion.data.files import read_whole
 from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError
 from transfusion.latents import Codec
@@ -25,7 +25,6 @@ from transfusion.prompts import Part
 from transfusion.sequence import Run, SequenceSpec, Stream
 
 PIXEL_LIMIT = 50_000_000
-BYTE_LIMIT = 2**30
 _KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -247,24 +246,3 @@ def _opaque(array: np.ndarray) -> np.ndarray:
         return np.stack([_opaque(frame) for frame in array])
     bands = [Image.fromarray(np.ascontiguousarray(array[..., i])) for i in range(array.shape[-1])]
     return _decoded(Image.merge("LA" if len(bands) == 2 else "RGBA", bands))
-
-
-def read_whole(path: str, limit: int = BYTE_LIMIT) -> bytes:
-    """The bytes of a regular file: a pipe would block for ever, a device has no end.
-
-    Raises:
-      OSError: if it cannot be read.
-      ValueError: with one line, if it is no regular file or holds more than `limit` bytes.
-    """
-    _check_regular(os.stat(path))  # before it is opened, because to open a device may set something going
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        _check_regular(status)
-        if status.st_size > limit:
-            raise ValueError(f"it holds {status.st_size} bytes, over the limit of {limit}")
-        return file.read(limit)
-
-
-def _check_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is a folder, a pipe or a device, not a file")

@@ -50,6 +50,7 @@ class Choice:
       null: what stands in place of a caption that there is not, a key of `text.UNSEEN`.
       shift: rows and columns that the image or clip is moved by, down and to the right.
       which: the number of its caption, of a record that has several.
+      label: whether streams with classes are told the record's class; else they get the class that stands for none.
     """
 
     caption: bool = True
@@ -62,13 +63,15 @@ class Choice:
     null: str = "drop"
     shift: tuple[int, int] = (0, 0)
     which: int = 0
+    label: bool = False
 
 
 def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     """Draws from `seed` = (seed of the run, index of the record) in which form the record becomes a document.
 
     With probability 1 - `caption_first` the medium stands first. With probability `drop_caption` a caption-first
-    document has its medium only: what classifier-free guidance calls the null condition.
+    document has its medium only: what classifier-free guidance calls the null condition. The class of a record is a
+    condition too, and is left out as its caption is, or would be if it had one.
 
     Before all that, a captioned image becomes with probability `edit` an example of editing: the image, what to do
     (left out with probability `drop_caption`), the result. Of the image to be edited each stream that
@@ -91,7 +94,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     # Numbers that the conditions' draws, however many, do not reach.
     shift = tuple(int(chance(draw) * (2 * config.shift + 1)) - config.shift for draw in (-2, -3)) if seen else (0, 0)
     if "caption" not in record:
-        return Choice(False, True, mirror, both, shift=shift)
+        return Choice(False, True, mirror, both, shift=shift, label=caption)
     which = int(chance(-4) * len(record["captions"])) if "captions" in record else 0
     if kind == "image" and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
@@ -101,7 +104,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
         return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption, shift)
     if chance(0) >= config.caption_first:
         return Choice(True, False, mirror, both, shift=shift, which=which)
-    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift, which=which)
+    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift, which=which, label=caption)
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -137,10 +140,12 @@ def to_document(
     if not kind:
         return (Segment("text", tokenizer.encode(record["text"])),)
 
+    label = int(record.get("label", -1)) if choice.label else -1
+
     def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
         shown = pixels(medium) if keep_pixels else None
         latents = content(medium if "encoded" in record else encode(medium))
-        return Segment(kind, latents, role, pixels=shown, dropped=dropped)
+        return Segment(kind, latents, role, label, pixels=shown, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]
     medium = moved(medium, *choice.shift) if any(choice.shift) else medium
