@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,12 +178,24 @@ def _without_place(workdir: str | os.PathLike, imported: Imported, params: Mappi
     left = [path for path in missing if not any(_matches(pattern, path) for pattern in drop)]
     if left:
         listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-        top = os.path.commonpath([left[0].rpartition("/")[0], *(path.rpartition("/")[0] for path in left[:5])])
+        flags = " ".join(f"--drop '{pattern}'" for pattern in _patterns(left, placed))
         raise UsageError(
             f"{workdir}: the released form has no place for {len(left)} of the {len(every)} parameters of step {step}: "
-            f"{listed}; to leave them out, give --drop '{top or left[0].partition('/')[0]}/*' (repeatable)"
+            f"{listed}; to leave them out, give {flags}"
         )
     return missing
+
+
+def _patterns(paths: Sequence[str], placed: Collection[str]) -> list[str]:
+    """The shortest shell patterns that name all `paths` and nothing that has a place."""
+    above = {path.rsplit("/", up)[0] for path in placed for up in range(path.count("/") + 1)}
+    found = {}
+    for path in paths:
+        names = path.split("/")
+        heads = ["/".join(names[: i + 1]) for i in range(len(names))]
+        head = next((head for head in heads if head not in above), path)
+        found[head if head == path else f"{head}/*"] = None
+    return list(found)
 
 
 def _named(node: Mapping) -> dict[str, Any]:
