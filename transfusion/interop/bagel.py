@@ -45,8 +45,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     normed, _ = given(llm, "qk_norm", bool, True, "config.json, llm_config"), llm.pop("freeze_und", None)
     llm.pop("qk_norm", None)
     tied = given(llm, "tie_word_embeddings", bool, False) and f"{HEAD}.weight" not in keys
-    if vit.pop("rope", None):
-        raise UsageError("config.json, vit_config: rope is not understood: the tower has a learned table of positions")
+    vit.pop("rope", None)  # their code sets it to False, whatever the file says
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
     held = len({key.removeprefix(stem).partition(".")[0] for key in keys if key.startswith(stem)})
