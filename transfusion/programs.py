@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import json
 import logging as standard_logging
@@ -153,6 +154,18 @@ def read_experiment(workdir: str | os.PathLike) -> Experiment:
     if not path.exists():
         raise UsageError(f"{path} does not exist: {workdir} is not the workdir of a training run")
     try:
-        return from_json(path.read_text())
+        experiment = from_json(path.read_text())
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is damaged: {error}") from error
+    tokenizer, codec = (_beside(path.parent, found.path) for found in (experiment.tokenizer, experiment.codec))
+    return dataclasses.replace(
+        experiment,
+        tokenizer=dataclasses.replace(experiment.tokenizer, path=tokenizer),
+        codec=dataclasses.replace(experiment.codec, path=codec),
+    )
+
+
+def _beside(workdir: epath.Path, path: str) -> str:
+    """A path that is relative to the workdir, as an import writes it, where there is something."""
+    inside = workdir / path
+    return str(inside) if path and not os.path.isabs(path) and inside.exists() else path

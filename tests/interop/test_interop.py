@@ -21,10 +21,11 @@ from safetensors.numpy import load_file, save_file
 from transfusion.checkpoint import Checkpoints, restore_params
 from transfusion.codecs import CodecConfig
 from transfusion.errors import UsageError
+from transfusion.interop.export import export_checkpoint
 from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.leaves import read_params, their_shapes
-from transfusion.interop.workdir import export_checkpoint, import_checkpoint, load_params
+from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.latents import open_codec
 
 CASES = {"siglip": released.SIGLIP, "autoencoder": released.AUTOENCODER}
@@ -121,7 +122,7 @@ def test_bagel_as_it_lies_in_its_folder(tmp_path):
     save_file({"encoder.conv_in.weight": np.ones((1, 1))}, folder / "ae.safetensors")
     (folder / "llm_config.json").write_text(json.dumps(llm))
     (folder / "vit_config.json").write_text(json.dumps(vit | {"num_hidden_layers": 3}))
-    import_checkpoint(folder, tmp_path / "work")
+    import_checkpoint(folder, tmp_path / "work", text_as_bytes=True)
     export_checkpoint(tmp_path / "work", tmp_path / "back")
     np.testing.assert_equal(load_file(tmp_path / "back" / "ema.safetensors"), weights)
 
@@ -168,7 +169,7 @@ REFUSED = {
         released.AUTOENCODER | {"act_fn": "gelu"},
         lambda w: w,
     ),
-    "norm_num_groups must be whole": (released.AUTOENCODER | {"norm_num_groups": 0}, lambda w: w),
+    "norm_num_groups must be positive, not 0": (released.AUTOENCODER | {"norm_num_groups": 0}, lambda w: w),
     "shift_factor must be of type float, not 'x'": (released.AUTOENCODER | {"shift_factor": "x"}, lambda w: w),
     "up_block_types is": (released.AUTOENCODER | {"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, lambda w: w),
     "use_post_quant_conv is False": (released.AUTOENCODER | {"use_post_quant_conv": False}, lambda w: w),
@@ -295,7 +296,8 @@ def test_published_autoencoders_without_a_config(maker):
 # VmHWM, not ru_maxrss: the latter begins with what the parent had.
 MEASURE = """
 import sys
-from transfusion.interop.workdir import export_checkpoint, import_checkpoint
+from transfusion.interop.export import export_checkpoint
+from transfusion.interop.workdir import import_checkpoint
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

@@ -6,9 +6,10 @@ import released
 from oracles import assert_same_checkpoint
 
 from transfusion.errors import UsageError
+from transfusion.interop.export import export_checkpoint
 from transfusion.interop.families import FAMILIES
 from transfusion.interop.vocabulary import image_tokens
-from transfusion.interop.workdir import export_checkpoint, import_checkpoint
+from transfusion.interop.workdir import import_checkpoint
 from transfusion.latents import open_codec
 from transfusion.model.unified import parameter_count
 from transfusion.programs import read_experiment
@@ -58,7 +59,7 @@ def test_a_model_and_its_codec_come_back_and_the_codec_opens(tmp_path, name):
     family = name.partition(",")[0]
     weights = released.weights(family, config, prefix) | aside
     folder = released.write(tmp_path / "in", config, *released.halves(weights))
-    assert import_checkpoint(folder, tmp_path / "work").name == family
+    assert import_checkpoint(folder, tmp_path / "work", text_as_bytes=True).name == family
     export_checkpoint(tmp_path / "work", tmp_path / "back")
     assert_same_checkpoint(folder, tmp_path / "back")
     if prefix:

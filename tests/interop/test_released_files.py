@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from transfusion.errors import UsageError
-from transfusion.interop.files import Checkpoint, write_checkpoint
+from transfusion.interop.files import Checkpoint
+from transfusion.interop.writing import write_checkpoint
 
 
 def put(folder, name="model.safetensors", **arrays):

@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from transfusion.interop.export import export_checkpoint
 from transfusion.interop.families import find_family
 from transfusion.interop.family import Imported
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.workdir import export_checkpoint, import_checkpoint, load_params
+from transfusion.interop.workdir import import_checkpoint, load_params
 
 FOLDER = pathlib.Path(
     os.environ.get("TRANSFUSION_ORACLES") or pathlib.Path(__file__).parents[2].parent / "shared" / "oracles"
@@ -94,7 +95,7 @@ class Oracle:
     def load(self, config: dict[str, Any] | None = None) -> tuple[Imported, Any, pathlib.Path]:
         """(how it was imported, parameters, workdir), by way of a checkpoint; export gives the same file back."""
         folder, workdir, back = self.folder(config), self.tmp_path / "imported", self.tmp_path / "exported"
-        import_checkpoint(folder, workdir)
+        import_checkpoint(folder, workdir, text_as_bytes=True)
         export_checkpoint(workdir, back)
         assert_same_checkpoint(folder, back)
         _, imported = find_family(Checkpoint(folder))

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from oracles import Oracle, assert_same_checkpoint, run
 from transfusion.codecs.kl_autoencoder import Autoencoder, kl_divergence
+from transfusion.interop.export import export_checkpoint
 from transfusion.interop.families import find_family
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.workdir import export_checkpoint, import_checkpoint, load_params
+from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.programs import read_experiment
 
 
@@ -58,7 +59,7 @@ def same_under_original_names(oracle: Oracle, config: dict, params: Any) -> None
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderKL"}))
     weights = original_names(load_file(oracle.weights), len(config["block_out_channels"]))
     save_file({key: np.ascontiguousarray(value) for key, value in weights.items()}, folder / "ae.safetensors")
-    import_checkpoint(folder, workdir)
+    import_checkpoint(folder, workdir, text_as_bytes=True)
     export_checkpoint(workdir, oracle.tmp_path / "original_again")
     assert_same_checkpoint(folder, oracle.tmp_path / "original_again")
     _, imported = find_family(Checkpoint(folder))

@@ -3,9 +3,10 @@ r"""Weights of released checkpoints in and out.
   python -m transfusion.interop import FOLDER --workdir runs/sd_vae
   python -m transfusion.interop export FOLDER --workdir runs/sd_vae
 
-FOLDER is a checkpoint as published: config.json and *.safetensors, in one file or several with an index. `import`
-writes a new workdir, which the other programs open as any run (an autoencoder: as codec.path). `export` writes FOLDER
-in the form that was imported; of a run that was trained further, name the imported workdir with --source.
+FOLDER is a checkpoint as published: config.json, *.safetensors (in one file or several with an index) and the files of
+the tokenizer. `import` writes a new workdir, which the other programs open as any run (an autoencoder: as codec.path).
+`export` writes FOLDER in the form that was imported, with the files of the tokenizer; of a run that was trained
+further, name the imported workdir with --source. What the form has no place for is refused, or left out with --drop.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from absl import flags
 
 from transfusion import programs
 from transfusion.errors import UsageError, nearest
-from transfusion.interop.workdir import DTYPE_NAMES, export_checkpoint, import_checkpoint
+from transfusion.interop.export import DTYPE_NAMES, export_checkpoint
+from transfusion.interop.workdir import import_checkpoint
 
 COMMANDS = ("import", "export")
 
@@ -29,11 +31,20 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--workdir is missing: give the folder of the run")
     # Without set_up_jax: it makes malloc keep what is freed, and weights are to leave no trace in memory.
     if command == "import":
-        family = import_checkpoint(folder, FLAGS.workdir)
+        family = import_checkpoint(
+            folder, FLAGS.workdir, text_as_bytes=FLAGS.bytes, ignore_fields=FLAGS.ignore_field,
+            follow_links=FLAGS.follow_links,
+        )  # fmt: skip
         print(f"imported {folder} ({family.name}) into {FLAGS.workdir}")
         return
+    if FLAGS.max_shard_gb is not None and not 0 < FLAGS.max_shard_gb < 1e6:
+        raise UsageError(f"--max_shard_gb must be positive, not {FLAGS.max_shard_gb}")
     size = None if FLAGS.max_shard_gb is None else max(int(FLAGS.max_shard_gb * 1e9), 1)
-    export_checkpoint(FLAGS.workdir, folder, source=FLAGS.source, dtype=FLAGS.dtype, max_shard_bytes=size)
+    dropped = export_checkpoint(
+        FLAGS.workdir, folder, source=FLAGS.source, dtype=FLAGS.dtype, max_shard_bytes=size, drop=FLAGS.drop
+    )
+    if dropped:
+        print(f"left out {len(dropped)} parameters: {', '.join(dropped)}")
     print(f"exported {FLAGS.workdir} to {folder}")
 
 
@@ -42,6 +53,12 @@ def define_flags() -> None:
     flags.DEFINE_string("source", None, "Export in the form of this imported workdir (default: --workdir).")
     flags.DEFINE_enum("dtype", None, list(DTYPE_NAMES), "Dtype of the exported arrays (default: as imported).")
     flags.DEFINE_float("max_shard_gb", None, "Split exported weights into files of at most this many GB.")
+    flags.DEFINE_multi_string(
+        "drop", [], "Export without these parameters, which the form has no place for: 'parts/image/*'. Repeatable."
+    )
+    flags.DEFINE_bool("bytes", False, "Import a model of text without its tokenizer: text is bytes.")
+    flags.DEFINE_multi_string("ignore_field", [], "Import in spite of this field of config.json. Repeatable.")
+    flags.DEFINE_bool("follow_links", False, "Import through links that lead out of FOLDER.")
 
 
 FLAGS = flags.FLAGS

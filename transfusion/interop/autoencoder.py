@@ -13,8 +13,10 @@ import jax
 from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive, whole_numbers
 from transfusion.interop.leaves import Convert, Leaf, conv, matrix, pointwise, same
+from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 
 Rules = tuple[tuple[str, str], ...]
@@ -116,14 +118,14 @@ def original_config(config: Mapping[str, Any], quant: bool) -> AutoencoderConfig
     Raises:
       UsageError: naming the field that is not understood.
     """
-    config = dict(config.get("ddconfig") or {}) | {k: v for k, v in config.items() if k != "ddconfig"}
+    config = given(config, "ddconfig", dict, {}) | {k: v for k, v in config.items() if k != "ddconfig"}
     used = ("ch", "ch_mult", "num_res_blocks", "z_channels", "in_channels", "scale_factor", "shift_factor")
     images, latents = given(config, "in_channels", default=3), given(config, "z_channels")
     fixed = {"out_ch": images, "embed_dim": latents, "double_z": True, "attn_resolutions": [], "attn_type": "vanilla"}
     fields(config, used, ("resolution", "dropout"), fixed)
-    factors, width = given(config, "ch_mult", list), given(config, "ch")
-    if not factors or any(type(factor) is not int for factor in factors) or factors[0] != 1:
-        raise UsageError(f"config.json: ch_mult {factors} must be whole numbers, of which the first is 1")
+    factors, width = whole_numbers(config, "ch_mult"), given(config, "ch")
+    if not factors or factors[0] != 1:
+        raise UsageError(f"config.json: ch_mult {short(list(factors))} must be whole numbers, of which the first is 1")
     return AutoencoderConfig(
         image_channels=images,
         channels=tuple(width * factor for factor in factors),
@@ -131,7 +133,7 @@ def original_config(config: Mapping[str, Any], quant: bool) -> AutoencoderConfig
         layers_per_block=given(config, "num_res_blocks"),
         norm_groups=32,
         quant_convs=quant,
-        scale=given(config, "scale_factor", float),
+        scale=positive(config, "scale_factor"),
         shift=given(config, "shift_factor", float, 0.0),
     )
 
@@ -142,9 +144,9 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
     Raises:
       UsageError: naming the field that is not understood.
     """
-    channels = tuple(given(config, "block_out_channels", list))
-    if any(type(c) is not int for c in channels) or config.get("norm_num_groups") == 0:
-        raise UsageError(f"config.json: block_out_channels {list(channels)} and norm_num_groups must be whole numbers")
+    channels = whole_numbers(config, "block_out_channels")
+    if not channels:
+        raise UsageError("config.json: block_out_channels is missing or empty")
     used = [
         "in_channels",
         "out_channels",
@@ -166,7 +168,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
     images, quant = given(config, "in_channels", default=3), given(config, "use_quant_conv", bool, True)
     for name, other, kind in (("out_channels", images, int), ("use_post_quant_conv", quant, bool)):
         if given(config, name, kind, 3 if kind is int else True) != other:
-            raise UsageError(f"config.json: {name} is {config.get(name)!r}, and only {other!r} is understood")
+            raise UsageError(f"config.json: {name} is {short(config.get(name))}, and only {other!r} is understood")
     return AutoencoderConfig(
         image_channels=images,
         channels=channels,
@@ -175,21 +177,9 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
         norm_groups=given(config, "norm_num_groups", default=32),
         middle_attention=given(config, "mid_block_add_attention", bool, True),
         quant_convs=quant,
-        scale=given(config, "scaling_factor", float, 0.18215),
+        scale=positive(config, "scaling_factor", 0.18215),
         shift=given(config, "shift_factor", float, 0.0),
     )
-
-
-def whole_numbers(config: Mapping[str, Any], name: str, where: str = "config.json") -> tuple[int, ...]:
-    """A list of whole numbers; () where it is missing or null.
-
-    Raises:
-      UsageError: if it is anything else.
-    """
-    values = given(config, name, list, [], where)
-    if any(type(value) is not int for value in values):
-        raise UsageError(f"{where}: {name} {values} must be whole numbers")
-    return tuple(values)
 
 
 def _convert(path: tuple[str | int, ...], convolved: bool) -> Convert:

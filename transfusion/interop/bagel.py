@@ -10,7 +10,8 @@ from typing import Any
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, token_leaves, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
 from transfusion.interop.siglip import vit_config, vit_leaves
@@ -38,12 +39,13 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         "freeze_vae": True,
     }  # fmt: skip
     fields(config, used.split(), fixed=fixed)
-    llm, vit, vae = (dict(config.get(name) or {}) for name in ("llm_config", "vit_config", "vae_config"))
+    llm, vit, vae = (dict(given(config, name, dict, {})) for name in ("llm_config", "vit_config", "vae_config"))
     if llm.pop("layer_module", "Qwen2MoTDecoderLayer") != "Qwen2MoTDecoderLayer":
         raise UsageError("config.json, llm_config: only the layer_module 'Qwen2MoTDecoderLayer' is understood")
-    normed, _ = llm.pop("qk_norm", True), llm.pop("freeze_und", None)
+    normed, _ = given(llm, "qk_norm", bool, True, "config.json, llm_config"), llm.pop("freeze_und", None)
+    llm.pop("qk_norm", None)
     tied = given(llm, "tie_word_embeddings", bool, False) and f"{HEAD}.weight" not in keys
-    vit.pop("rope", None)
+    vit.pop("rope", None)  # their code sets it to False, whatever the file says
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
     held = len({key.removeprefix(stem).partition(".")[0] for key in keys if key.startswith(stem)})
@@ -73,7 +75,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     experiment = Experiment(
         model=model, streams=streams, layout=bagel_layout(),
         sampling=SamplerConfig(
-            steps=49, shift=given(config, "timestep_shift", float, 1.0), guidance=4.0, guidance_high=0.6,
+            steps=49, shift=positive(config, "timestep_shift", 1.0), guidance=4.0, guidance_high=0.6,
             renorm="global",
         ),
     )  # fmt: skip

@@ -4,14 +4,17 @@ Stable Diffusion 3 and Cosmos3 predict noise - data and call noise t = 1: their 
 are reversed. OmniGen has our direction; DiT predicts the noise.
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.language import block_leaves, layer_keys, rotary
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive, whole_numbers
+from transfusion.interop.language import block_leaves, check_factors, layer_keys, rotary
 from transfusion.interop.leaves import Convert, Leaf, matrix, negated, patches, reshaped, same
+from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.objectives import ObjectivesConfig
@@ -19,10 +22,17 @@ from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, TimeConfig
 
 IMAGE, CONTEXT = "image", "context"
+SD3, OMNIGEN, COSMOS3 = "SD3Transformer2DModel", "OmniGenTransformer2DModel", "Cosmos3OmniTransformer"
 
 
 def claims_of(name: str) -> Callable[[Mapping[str, Any], Collection[str]], bool]:
     return lambda config, keys: name in class_names(config)
+
+
+def claims_dit(config: Mapping[str, Any], keys: Collection[str]) -> bool:
+    """DiT was published before diffusers split a class of many models: Transformer2DModel with these norms."""
+    old = "Transformer2DModel" in class_names(config) and config.get("norm_type") == "ada_norm_zero"
+    return old or "DiTTransformer2DModel" in class_names(config)
 
 
 def imported(experiment: Experiment, leaves: list[Leaf], ignore: tuple[str, ...] = ()) -> Imported:
@@ -50,8 +60,10 @@ def embedder_leaves(at: tuple[str, ...], theirs: str) -> list[Leaf]:
 
 def side(config: Mapping[str, Any], default: int = 32) -> int:
     """The latent side of a square model; rounded down to whole patches."""
-    patch = given(config, "patch_size", default=2)
-    return given(config, "sample_size", default=default) // patch * patch
+    patch, size = given(config, "patch_size", default=2), given(config, "sample_size", default=default)
+    if size < patch:
+        raise UsageError(f"config.json: sample_size {size} holds no patch of patch_size {patch}")
+    return size // patch * patch
 
 
 # --- DiT --------------------------------------------------------------------------------------------------------------
@@ -65,7 +77,7 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     )
     fixed = {
         "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "norm_elementwise_affine": False,
-        "dropout": 0.0,
+        "attention_type": "default",
     }  # fmt: skip
     # upcast_attention asks for float32, which attention weights are computed in here.
     fields(config, used.split(), ("norm_num_groups", "upcast_attention"), fixed)
@@ -77,14 +89,14 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         width=d, layers=n, heads=heads, head_size=size, ffn=4 * d, ffn_kind="gelu_tanh", norm="plain",
         final_norm=False, biases=("qkv", "out", "ffn") if biased else ("out", "ffn"), rope_theta=0.0,
         # Their field is of the norm before the feed-forward layer only.
-        norm_epsilon=1e-6, ffn_norm_epsilon=given(config, "norm_eps", float, 1e-5),
+        norm_epsilon=1e-6, ffn_norm_epsilon=positive(config, "norm_eps", 1e-5),
     )  # fmt: skip
     grid = (side(config),) * 2
     image = Stream(
         embed="linear", head="adaln", objective="continuous", attention="block", time="adaln",
         time_embedding=TimeConfig(reversed=True, ends=True, per_layer=True),
         labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels,
-        out_channels=config.get("out_channels") or channels, patch=patch, grid=grid,
+        out_channels=given(config, "out_channels", default=channels), patch=patch, grid=grid,
         budget=(grid[0] // patch) ** 2, table="sincos_xy", table_grid=(grid[0] // patch,) * 2,
     )  # fmt: skip
     experiment = Experiment(
@@ -125,7 +137,11 @@ def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     n, d = given(config, "num_layers", default=18), heads * size
     if given(config, "caption_projection_dim", default=1152) != d:
         raise UsageError(f"config.json: caption_projection_dim must be the width {d}")
-    dual = tuple(config.get("dual_attention_layers") or ())
+    dual = whole_numbers(config, "dual_attention_layers", least=0)
+    if len({*dual}) < len(dual) or any(layer >= n for layer in dual):
+        raise UsageError(
+            f"config.json: dual_attention_layers {short(list(dual))} must be some of {n} layers, each once"
+        )
     model = TransformerConfig(
         width=d, layers=n, heads=heads, head_size=size, ffn=4 * d, ffn_kind="gelu_tanh", norm="plain",
         final_norm=False, biases=("qkv", "out", "ffn"), rope_theta=0.0, norm_epsilon=1e-6,
@@ -133,11 +149,13 @@ def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     )  # fmt: skip
     channels, patch = given(config, "in_channels", default=16), given(config, "patch_size", default=2)
     table = given(config, "pos_embed_max_size", default=96)
+    # Without the field their class has 16; null stands for as many as come in.
+    drawn = given(config, "out_channels", default=channels if "out_channels" in config else 16)
     grid = (side(config, 128),) * 2
     image = Stream(
         embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", expert=IMAGE,
         time_embedding=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
-        channels=channels, out_channels=config.get("out_channels", 16) or channels, patch=patch, grid=grid,
+        channels=channels, out_channels=drawn, patch=patch, grid=grid,
         budget=(grid[0] // patch) ** 2, table="centred", table_grid=(table, table),
     )  # fmt: skip
     context = Stream(
@@ -236,12 +254,13 @@ def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     theta, scaling = rotary(
         {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
         | {k: v for k, v in config.items() if k != "rope_base"}
-        | {"rope_theta": given(config, "rope_base", float, 10_000.0)}
-        | ({"rope_scaling": {"type": "su"} | config["rope_scaling"]} if config.get("rope_scaling") else {})
+        | {"rope_theta": positive(config, "rope_base", 10_000.0)}
+        | ({"rope_scaling": {"type": "su"} | given(config, "rope_scaling", dict)} if config.get("rope_scaling") else {})
     )
+    check_factors(scaling, d // heads, "config.json, rope_scaling")
     model = TransformerConfig(
         width=d, layers=n, heads=heads, kv_heads=given(config, "num_key_value_heads", default=32), ffn=f,
-        norm_epsilon=given(config, "rms_norm_eps", float, 1e-5), rope_theta=theta, rope_scaling=scaling,
+        norm_epsilon=positive(config, "rms_norm_eps", 1e-5), rope_theta=theta, rope_scaling=scaling,
     )  # fmt: skip
     channels, patch = given(config, "in_channels", default=4), given(config, "patch_size", default=2)
     table = given(config, "pos_embed_max_size", default=192)
@@ -288,40 +307,59 @@ def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 # --- Cosmos3 ----------------------------------------------------------------------------------------------------------
 
 
+UNDERSTANDING, GENERATION = "understanding", "generation"
+
+
+def _sections(config: Mapping[str, Any], half: int) -> tuple[int, ...]:
+    """How many of a head's `half` frequencies turn with each of three axes."""
+    sections = whole_numbers(config, "rope_axes_dim")
+    if not sections:
+        table = given(config, "rope_scaling", dict, {})
+        fields(table, ("mrope_section",), (), _MROPE, "config.json, rope_scaling")
+        sections = whole_numbers(table, "mrope_section", "config.json, rope_scaling") or (24, 20, 20)
+    if len(sections) != 3 or sum(sections) != half:
+        raise UsageError(f"config.json: the rotary axes {short(list(sections))} must be three that sum to {half}")
+    return sections
+
+
+_MROPE = {"rope_type": "default", "type": ("default", "mrope"), "mrope_interleaved": True}
+
+
 def build_cosmos3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """Cosmos3OmniTransformer: causal text and noised frames that see everything, an expert each."""
     used = (
         "attention_bias head_dim hidden_size intermediate_size latent_channel latent_patch_size num_attention_heads "
         "num_hidden_layers num_key_value_heads patch_latent_dim rms_norm_eps rope_theta timestep_scale vocab_size "
-        "rope_axes_dim rope_scaling"
+        "rope_axes_dim rope_scaling qk_norm_for_text"
     )
     harmless = (
         "base_fps enable_fps_modulation unified_3d_mrope_reset_spatial_ids unified_3d_mrope_temporal_modality_margin "
         "action_dim num_embodiment_domains sound_dim sound_latent_fps"
     )
     fixed = {
-        "action_gen": False, "sound_gen": False, "hidden_act": "silu", "qk_norm_for_text": True,
+        "action_gen": False, "sound_gen": False, "hidden_act": "silu",
         "use_und_k_norm_for_gen": False, "joint_attn_implementation": "two_way",
     }  # fmt: skip
     fields(config, used.split(), harmless.split(), fixed)
     heads, d = given(config, "num_attention_heads"), given(config, "hidden_size")
     n, patch = given(config, "num_hidden_layers"), given(config, "latent_patch_size")
-    sections = config.get("rope_axes_dim") or (config.get("rope_scaling") or {}).get("mrope_section", (24, 20, 20))
+    text_norm, size = given(config, "qk_norm_for_text", bool, True), given(config, "head_dim")
     model = TransformerConfig(
         width=d, layers=n, heads=heads, kv_heads=given(config, "num_key_value_heads"),
-        head_size=given(config, "head_dim"), ffn=given(config, "intermediate_size"),
-        norm_epsilon=given(config, "rms_norm_eps", float, 1e-6), qk_norm="rms",
+        head_size=size, ffn=given(config, "intermediate_size"),
+        norm_epsilon=positive(config, "rms_norm_eps", 1e-6), qk_norm="rms",
+        qk_norm_absent=() if text_norm else (UNDERSTANDING,),
         biases=("qkv", "out") if given(config, "attention_bias", bool, False) else (),
-        rope_theta=given(config, "rope_theta", float, 5e6), rope_axes=3, rope_sections=tuple(sections),
+        rope_theta=positive(config, "rope_theta", 5e6), rope_axes=3, rope_sections=_sections(config, size // 2),
         rope_interleaved=True,
     )  # fmt: skip
     channels = given(config, "latent_channel")
     if given(config, "patch_latent_dim", default=channels * patch**2) != channels * patch**2:
         raise UsageError("config.json: patch_latent_dim must be latent_channel * latent_patch_size ** 2")
-    text = Stream(vocabulary=given(config, "vocab_size"), budget=512, expert="understanding")
+    text = Stream(vocabulary=given(config, "vocab_size"), budget=512, expert=UNDERSTANDING)
     image = Stream(
-        embed="linear", head="linear", objective="continuous", attention="block", time="added", expert="generation",
-        time_embedding=TimeConfig(scale=1000 * given(config, "timestep_scale", float, 0.001), reversed=True),
+        embed="linear", head="linear", objective="continuous", attention="block", time="added", expert=GENERATION,
+        time_embedding=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True),
         channels=channels, patch=patch, items=8, budget=4096,
     )  # fmt: skip
     experiment = Experiment(
@@ -340,11 +378,12 @@ def build_cosmos3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         "k_norm": "self_attn.norm_added_k", "ffn_norm": "post_attention_layernorm_moe_gen",
         "gate": "mlp_moe_gen.gate_proj", "up": "mlp_moe_gen.up_proj", "down": "mlp_moe_gen.down_proj",
     }  # fmt: skip
-    leaves = block_leaves(model, ("trunk", "blocks", "understanding"), layer, names)
-    leaves += block_leaves(model, ("trunk", "blocks", "generation"), layer, generation)
+    words = model if text_norm else dataclasses.replace(model, qk_norm="none")
+    leaves = block_leaves(words, ("trunk", "blocks", UNDERSTANDING), layer, names)
+    leaves += block_leaves(model, ("trunk", "blocks", GENERATION), layer, generation)
     leaves += [
-        Leaf(("trunk", "final_norm", "understanding"), "norm.weight", same()),
-        Leaf(("trunk", "final_norm", "generation"), "norm_moe_gen.weight", same()),
+        Leaf(("trunk", "final_norm", UNDERSTANDING), "norm.weight", same()),
+        Leaf(("trunk", "final_norm", GENERATION), "norm_moe_gen.weight", same()),
         Leaf(("parts", TEXT, "embed", "table"), "embed_tokens.weight", same()),
         Leaf(("parts", TEXT, "head", "kernel"), "lm_head.weight", matrix()),
         Leaf(("parts", IMAGE, "head", "kernel"), "proj_out.weight", negated(matrix())),

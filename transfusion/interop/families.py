@@ -1,41 +1,72 @@
 """The families of released checkpoints that are understood, and which of them a folder belongs to."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from transfusion.errors import UsageError
 from transfusion.interop import autoencoder, bagel, diffusion, janus, language, showo2, siglip, vocabulary, vq
-from transfusion.interop.family import Family, Imported, class_names
+from transfusion.interop.family import Family, Imported
+from transfusion.interop.fields import class_names, ignoring
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.opening import short
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("autoencoder", autoencoder.claims, autoencoder.build),
-        Family("vq", vq.claims, vq.build),
-        Family("bagel", bagel.claims, bagel.build, bagel.TOKENS),
-        Family("showo2", showo2.claims, showo2.build),
-        Family("chameleon", vocabulary.claims_chameleon, vocabulary.build_chameleon),
-        Family("emu3", vocabulary.claims_emu3, vocabulary.build_emu3),
-        Family("janus", janus.claims, janus.build),
-        Family("language", language.claims, language.build),
-        Family("dit", diffusion.claims_of("DiTTransformer2DModel"), diffusion.build_dit),
-        Family("sd3", diffusion.claims_of("SD3Transformer2DModel"), diffusion.build_sd3),
-        Family("omnigen", diffusion.claims_of("OmniGenTransformer2DModel"), diffusion.build_omnigen),
-        Family("cosmos3", diffusion.claims_of("Cosmos3OmniTransformer"), diffusion.build_cosmos3),
-        Family("siglip", siglip.claims, siglip.build),
+        Family("autoencoder", ("AutoencoderKL",), autoencoder.claims, autoencoder.build),
+        Family("vq", tuple(vq.KINDS), vq.claims, vq.build),
+        Family("bagel", ("BagelForConditionalGeneration",), bagel.claims, bagel.build, bagel.TOKENS),
+        Family("showo2", ("Showo2Qwen2_5",), showo2.claims, showo2.build),
+        Family("chameleon", (vocabulary.CHAMELEON,), vocabulary.claims_chameleon, vocabulary.build_chameleon),
+        Family("emu3", (vocabulary.EMU3,), vocabulary.claims_emu3, vocabulary.build_emu3),
+        Family("janus", ("JanusForConditionalGeneration",), janus.claims, janus.build),
+        Family("language", tuple(language.KINDS), language.claims, language.build),
+        Family("dit", ("DiTTransformer2DModel",), diffusion.claims_dit, diffusion.build_dit),
+        Family("sd3", (diffusion.SD3,), diffusion.claims_of(diffusion.SD3), diffusion.build_sd3),
+        Family("omnigen", (diffusion.OMNIGEN,), diffusion.claims_of(diffusion.OMNIGEN), diffusion.build_omnigen),
+        Family("cosmos3", (diffusion.COSMOS3,), diffusion.claims_of(diffusion.COSMOS3), diffusion.build_cosmos3),
+        Family("siglip", siglip.MODELS, siglip.claims, siglip.build),
     )
 }
+# Fields that count what has arrays of its own: no model has more layers than its files have arrays.
+_COUNTS = ("num_hidden_layers", "num_layers", "num_diffusion_layers", "layers_per_block", "num_res_blocks", "depth")
+_STAGES = ("block_out_channels", "channel_multiplier", "ch_mult", "down_block_types", "up_block_types")
 
 
-def find_family(checkpoint: Checkpoint) -> tuple[Family, Imported]:
-    """The family of a checkpoint, and how it becomes ours.
+def find_family(checkpoint: Checkpoint, ignore_fields: tuple[str, ...] = ()) -> tuple[Family, Imported]:
+    """The family of a checkpoint, and how it becomes ours; fields of config.json named in `ignore_fields` are passed
+    over.
 
     Raises:
       UsageError: if no family claims it, or it has a field that its family does not understand.
     """
-    keys = checkpoint.keys()
+    keys, config = checkpoint.keys(), ignoring(checkpoint.config, ignore_fields)
     for family in FAMILIES.values():
-        if family.claims(checkpoint.config, keys):
-            return family, family.build(checkpoint.config, keys)
-    names = ", ".join(class_names(checkpoint.config)) or checkpoint.config.get("model_type") or "no class"
-    raise UsageError(
-        f"{checkpoint.folder}: config.json names {names}, which is not understood; there are {', '.join(FAMILIES)}"
-    )
+        if family.claims(config, keys):
+            _check_counts(config, len(keys))
+            return family, family.build(config, keys)
+    names = ", ".join(class_names(config)) or config.get("model_type")
+    says = f"names {str(names)[:200]}, which is not understood" if names else "names no class"
+    known = ", ".join(name for family in FAMILIES.values() for name in family.classes)
+    raise UsageError(f"{checkpoint.folder}: config.json {says}; there are {known}")
+
+
+def _check_counts(config: Mapping[str, Any], arrays: int, where: str = "config.json") -> None:
+    """Refuses a config that asks for more layers than there are arrays in the files, before anything is built of it:
+    a list of a thousand million layers would fill the memory."""
+    blocks = 1
+    for name in _COUNTS:
+        value = config.get(name)
+        if type(value) is int and value > arrays:
+            raise UsageError(f"{where}: {name} is {short(value)}, and the files hold {arrays} arrays")
+        if name in ("layers_per_block", "num_res_blocks") and type(value) is int:
+            blocks = value
+    for name in _STAGES:
+        value = config.get(name)
+        if isinstance(value, list) and len(value) * blocks > arrays:
+            raise UsageError(
+                f"{where}: {name} lists {len(value)} stages of {blocks} blocks, and the files hold {arrays} arrays"
+            )
+    for name, part in config.items():
+        if isinstance(part, dict) and (name.endswith("_config") or name == "ddconfig") and where == "config.json":
+            _check_counts(part, arrays, f"config.json, {name}")

@@ -10,7 +10,8 @@ from transfusion import layouts
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.diffusion import dense_leaves, imported
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.language import (
     IGNORED,
     block_leaves,
@@ -21,6 +22,7 @@ from transfusion.interop.language import (
     with_defaults,
 )
 from transfusion.interop.leaves import Leaf, matrix, same
+from transfusion.interop.opening import short
 from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
@@ -57,9 +59,9 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         for field, defaults in (("text_config", _LLAMA), ("vision_config", _VISION), ("vq_config", _CODES))
     )
     where = "config.json, text_config"
-    kind = kind_of({"model_type": text["model_type"]})
+    kind = kind_of({"model_type": given(text, "model_type", str, where=where)})
     if kind is None:
-        raise UsageError(f"{where}: model_type {text['model_type']!r} is not understood")
+        raise UsageError(f"{where}: model_type {short(text['model_type'])} is not understood")
     model = trunk_config(text, kind, where)
     tower, reads = _tower(vision, model.width)
     model = dataclasses.replace(model, towers={SEMANTIC: tower})
@@ -98,7 +100,7 @@ def _tower(vision: dict[str, Any], width: int) -> tuple[ViTConfig, ConnectorConf
     fields(vision, (*_VISION, *fixed), ("num_image_tokens", "hidden_dropout_rate", "projection_dropout"), fixed, where)
     for name in (*fixed, "num_image_tokens", "hidden_dropout_rate", "projection_dropout"):
         rest.pop(name, None)
-    ratio = given(vision, "mlp_ratio", float, where=where)
+    ratio = positive(vision, "mlp_ratio", where=where)
     ffn = int(given(vision, "hidden_size", where=where) * ratio)
     tower = vit_config(rest | {"intermediate_size": ffn, "vision_use_head": False}, where)
     _equal(vision, "projection_dim", width, where)
@@ -114,7 +116,7 @@ def _equal(config: Mapping[str, Any], name: str, width: int, where: str) -> None
 def _activation(config: Mapping[str, Any], where: str) -> str:
     name = given(config, "hidden_act", str, where=where)
     if name not in ACTIVATIONS:
-        raise UsageError(f"{where}: hidden_act {name!r} is none of {', '.join(ACTIVATIONS)}")
+        raise UsageError(f"{where}: hidden_act {short(name)} is none of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

@@ -1,12 +1,15 @@
 """Text models of transformers: Llama, Qwen2 and Qwen3."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, same
+from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
@@ -31,8 +34,7 @@ _USED = """
     max_position_embeddings original_max_position_embeddings
 """.split()  # noqa: SIM905 - a list would be one name a line
 _HARMLESS = ("max_window_layers", "sliding_window", "pretraining_tp", "image_area")
-_HARMLESS += tuple(f"{name}_token_id" for name in ("img", "boi", "eoi", "eol", "eof"))  # Emu3's own
-_FIXED = {"hidden_act": "silu", "use_sliding_window": False}
+_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "is_causal": True, "causal": True}
 # Buffers that old checkpoints carry, and a head that is the table of tokens again.
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
@@ -79,7 +81,7 @@ def trunk_config(
     """
     fields(config, _USED, _HARMLESS, _FIXED, where)
     config = with_defaults(config, KINDS[kind].get("defaults", {}))
-    if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
+    if any(layer != "full_attention" for layer in given(config, "layer_types", list, [], where)):
         raise UsageError(f"{where}: layer_types may name full_attention only")
     facts = KINDS[kind]
     heads = given(config, "num_attention_heads", where=where)
@@ -91,14 +93,18 @@ def trunk_config(
     if given(config, "mlp_bias", bool, False, where):
         biases += ("ffn",)
     theta, scaling = rotary(config, where)
+    if width // heads == 0:
+        raise UsageError(f"{where}: num_attention_heads {heads} is more than hidden_size {width}")
+    size = given(config, "head_dim", default=128 if kind == "Qwen3ForCausalLM" else width // heads, where=where)
+    check_factors(scaling, size, where)
     return TransformerConfig(
         width=width,
         layers=given(config, "num_hidden_layers", where=where),
         heads=heads,
         kv_heads=given(config, "num_key_value_heads", default=heads, where=where),
-        head_size=config.get("head_dim") or (width // heads if kind != "Qwen3ForCausalLM" else 128),
+        head_size=size,
         ffn=given(config, "intermediate_size", where=where),
-        norm_epsilon=given(config, "rms_norm_eps", float, 1e-6, where),
+        norm_epsilon=positive(config, "rms_norm_eps", 1e-6, where),
         qk_norm=qk_norm or facts["qk_norm"],
         biases=biases,
         rope_theta=theta,
@@ -112,28 +118,71 @@ def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float
     Raises:
       UsageError: naming the kind or field of scaling that is not understood.
     """
-    table = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    theta = float(table.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0)
-    kind = table.pop("rope_type", None) or table.pop("type", None) or "default"
-    table.pop("type", None)
-    original = table.pop("original_max_position_embeddings", None) or config.get("original_max_position_embeddings")
+    table = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        table |= {key: value for key, value in given(config, name, dict, {}, where).items() if value is not None}
+    theta = positive(table if "rope_theta" in table else config, "rope_theta", 10_000.0, where)
     maximum = given(config, "max_position_embeddings", default=2048, where=where)
-    if kind == "default":
-        scaling = RopeScaling()
-    elif kind == "linear":
-        scaling = RopeScaling("linear", factor=float(table.pop("factor")))
-    elif kind == "llama3":
-        names = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor"}
-        values = {ours: float(table.pop(theirs)) for ours, theirs in names.items()}
-        scaling = RopeScaling("llama3", original=int(original or maximum), **values)
-    elif kind in ("longrope", "su"):
-        short, long = (tuple(map(float, table.pop(name))) for name in ("short_factor", "long_factor"))
-        scaling = RopeScaling("longrope", original=int(original or maximum), maximum=maximum, short=short, long=long)
-    else:
-        raise UsageError(f"{where}: rotary scaling {kind!r} is not understood")
-    if table:
-        raise UsageError(f"{where}: the field {next(iter(table))!r} of the rotary scaling {kind!r} is not understood")
-    return theta, scaling
+    own = "original_max_position_embeddings"
+    original = given(table if own in table else config, own, default=maximum, where=where)
+    kinds = {given(table, name, str, "default", where) for name in ("rope_type", "type") if name in table} or {
+        "default"
+    }
+    if len(kinds) > 1 or not kinds <= _SCALINGS.keys():
+        raise UsageError(
+            f"{where}: the rotary scaling {' and '.join(sorted(map(short, kinds)))} is not understood; there are "
+            f"{', '.join(_SCALINGS)}"
+        )
+    (kind,) = kinds
+    read = _SCALINGS[kind]
+    for name in table.keys() - {"rope_theta", "rope_type", "type", own, *read.fields}:
+        if table[name] is not False:
+            raise UsageError(f"{where}: the field {short(name)} of the rotary scaling {kind!r} is not understood")
+    return theta, read(table, f"{where}, rotary scaling {kind!r}", original, maximum)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaling:
+    """A kind of scaling under their names; `fields` is what their table says of it."""
+
+    name: str
+    fields: tuple[str, ...] = ()
+
+    def __call__(self, table: Mapping[str, Any], where: str, original: int, maximum: int) -> RopeScaling:
+        if self.name == "none":
+            return RopeScaling()
+        if self.name == "longrope":
+            short, long = (_factors(table, name, where) for name in self.fields)
+            if original < 2:
+                raise UsageError(f"{where}: original_max_position_embeddings must be at least 2, not {original}")
+            return RopeScaling("longrope", original=original, maximum=maximum, short=short, long=long)
+        factor, *ends = (positive(table, name, where=where) for name in self.fields)
+        if not ends:
+            return RopeScaling(self.name, factor=factor)
+        if ends[0] >= ends[1]:
+            raise UsageError(f"{where}: low_freq_factor {ends[0]} must be below high_freq_factor {ends[1]}")
+        return RopeScaling(self.name, factor=factor, low=ends[0], high=ends[1], original=original)
+
+
+_SCALINGS = {
+    "default": _Scaling("none"),
+    "linear": _Scaling("linear", ("factor",)),
+    "llama3": _Scaling("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
+    **dict.fromkeys(("longrope", "su"), _Scaling("longrope", ("short_factor", "long_factor"))),
+}
+
+
+def _factors(table: Mapping[str, Any], name: str, where: str) -> tuple[float, ...]:
+    """One number above 0 for every frequency."""
+    values = given(table, name, list, where=where)
+    return tuple(positive({name: value}, name, where=where) for value in values)
+
+
+def check_factors(scaling: RopeScaling, head_size: int, where: str) -> None:
+    """Refuses a scaling that does not have one factor for each pair of a head."""
+    for name, values in (("short_factor", scaling.short), ("long_factor", scaling.long)):
+        if scaling.kind == "longrope" and len(values) != head_size // 2:
+            raise UsageError(f"{where}: {name} has {len(values)} values, and a head of {head_size} asks for half of it")
 
 
 def token_leaves(table: str, head: str | None) -> list[Leaf]:

@@ -210,6 +210,13 @@ def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignor
     Raises:
       UsageError: naming the key, if one is missing, has another shape, is no float, or is not asked for at all.
     """
+    # Before any array is made of the shapes, even one without memory: NumPy has no arrays of 2^63 numbers.
+    asked = sum(math.prod(shape.shape) for shape in jax.tree.leaves(dict(shapes)))
+    held = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    if asked > 100 * held + 1_000_000:
+        raise UsageError(
+            f"{checkpoint.folder}: config.json asks for {asked:,} numbers in all, and the files hold {held:,}"
+        )
     wanted = their_shapes(leaves, shapes)
     unclaimed = [key for key in checkpoint.entries if key not in wanted]
     for key, shape in wanted.items():

@@ -1,17 +1,18 @@
 """Show-o2 (arXiv 2506.15564): a text model over text and fused image tokens, a flow head over all of it."""
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
-from transfusion.interop.family import Imported, class_names, fields, given
-from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, trunk_config
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive
+from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, rotary, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, patches, same
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.layouts import transfusion as transfusion_layout
 from transfusion.model.config import Stage, TransformerConfig
-from transfusion.model.rope import RopeScaling
 from transfusion.sequence import TEXT, Stream, TimeConfig
 
 IMAGE, HEAD = "image", "head"
@@ -42,24 +43,13 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         "frozen_params params_not_load"
     )
     fields(config, used.split(), harmless.split(), {"add_time_embeds": True, "add_qk_norm": (False, True)})
-    llm = trunk_config(config["llm_config"], "Qwen2ForCausalLM", "config.json, llm_config")
+    llm = trunk_config(given(config, "llm_config", dict), "Qwen2ForCausalLM", "config.json, llm_config")
     channels, patch = given(config, "image_latent_dim", default=16), given(config, "patch_size", default=2)
     rows, columns = (given(config, f"image_latent_{side}", default=16) for side in ("height", "width"))
-    tower = vit_config(dict(config["vision_config"]) | {"vision_use_head": False}, "config.json, vision_config")
+    tower = vit_config(given(config, "vision_config", dict) | {"vision_use_head": False}, "config.json, vision_config")
     changes = {"channels": channels, "patch": patch, "grid": (rows, columns), "final_norm": False}
     tower = type(tower)(**{**vars(tower), **changes})
-    head = dict(HEAD_CONFIG) | dict(config.get("diffusion_head_config") or {})
-    scaling = head["rope_scaling"]
-    flow = TransformerConfig(
-        width=head["hidden_size"], layers=given(config, "num_diffusion_layers", default=10),
-        heads=head["num_attention_heads"], kv_heads=head["num_key_value_heads"], head_size=head["head_dim"],
-        ffn=head["intermediate_size"], norm_epsilon=head["rms_norm_eps"], final_norm=False,
-        qk_norm="rms" if head["qk_norm"] else "none", rope_theta=head["rope_theta"], streams=(TEXT, IMAGE),
-        rope_scaling=RopeScaling(
-            "llama3", factor=scaling["factor"], low=scaling["low_freq_factor"], high=scaling["high_freq_factor"],
-            original=scaling["original_max_position_embeddings"],
-        ),
-    )  # fmt: skip
+    flow = _flow(config)
     bridged = "diff_proj.0.weight" in keys
     stage = Stage(flow, "mlp" if bridged else "none")
     model = type(llm)(**{**vars(llm), "towers": {IMAGE: tower}, "stages": {HEAD: stage}})
@@ -71,6 +61,22 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     text = Stream(vocabulary=given(config, "llm_vocab_size"), budget=512, head_after="trunk")
     experiment = Experiment(model=model, streams={TEXT: text, IMAGE: image}, layout=transfusion_layout(cap=0.0))
     return imported(experiment, _leaves(experiment, bridged), IGNORED)
+
+
+def _flow(config: Mapping[str, Any]) -> TransformerConfig:
+    """The trunk of the flow head."""
+    where = "config.json, diffusion_head_config"
+    head = HEAD_CONFIG | given(config, "diffusion_head_config", dict, {})
+    fields(head, HEAD_CONFIG, where=where)
+    number = functools.partial(given, head, where=where)
+    theta, scaling = rotary(head, where)
+    return TransformerConfig(
+        width=number("hidden_size"), layers=given(config, "num_diffusion_layers", default=10),
+        heads=number("num_attention_heads"), kv_heads=number("num_key_value_heads"), head_size=number("head_dim"),
+        ffn=number("intermediate_size"), norm_epsilon=positive(head, "rms_norm_eps", where=where), final_norm=False,
+        qk_norm="rms" if number("qk_norm", bool) else "none", rope_theta=theta, rope_scaling=scaling,
+        streams=(TEXT, IMAGE),
+    )  # fmt: skip
 
 
 def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:

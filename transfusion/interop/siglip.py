@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.errors import UsageError
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, patches, reshaped, same
+from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig
 
@@ -17,13 +19,13 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
+MODELS = ("SiglipVisionModel", "SiglipModel")
 # What a SiglipModel holds besides the vision tower.
 _REST = (r"text_model\..*", "logit_scale", "logit_bias", r"(vision_model\.)?embeddings\.position_ids")
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
-    models = ("SiglipVisionModel", "SiglipModel")
-    return any(name in models for name in class_names(config)) or (
+    return any(name in MODELS for name in class_names(config)) or (
         not class_names(config) and config.get("model_type") in ("siglip", "siglip_vision_model")
     )
 
@@ -33,9 +35,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     where = "config.json"
     if "vision_config" in config:
         fields(config, ("vision_config",), ("text_config", "tie_word_embeddings"))
-        config, where = config["vision_config"], "config.json, vision_config"
-        if not isinstance(config, Mapping):
-            raise UsageError("config.json: vision_config must be a table of fields")
+        config, where = given(config, "vision_config", dict), "config.json, vision_config"
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in keys) else ""
     ours = vit_config(config, where)
     return Imported(Template(lambda rngs: ViT(ours, rngs=rngs)), vit_leaves(ours, prefix), ignore=_REST)
@@ -52,11 +52,11 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
     fields(config, used, where=where)
     number = functools.partial(given, config, where=where)
     image, patch = number("image_size", default=224), number("patch_size", default=16)
-    if not patch or image < patch:
+    if image < patch:
         raise UsageError(f"{where}: image_size {image} holds no patch of patch_size {patch}")
     activation = number("hidden_act", str, "gelu_pytorch_tanh")
     if activation not in ACTIVATIONS:
-        raise UsageError(f"{where}: hidden_act {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        raise UsageError(f"{where}: hidden_act {short(activation)} is none of {', '.join(ACTIVATIONS)}")
     return ViTConfig(
         width=number("hidden_size", default=768),
         ffn=number("intermediate_size", default=3072),
@@ -66,7 +66,7 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
         channels=number("num_channels", default=3),
         grid=(image // patch, image // patch),
         activation=ACTIVATIONS[activation],
-        epsilon=number("layer_norm_eps", float, 1e-6),
+        epsilon=positive(config, "layer_norm_eps", 1e-6, where),
         pool=number("vision_use_head", bool, True),
     )
 

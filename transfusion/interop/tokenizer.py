@@ -1,49 +1,102 @@
-"""The tokenizer that lies beside released weights: it moves into the workdir, and its special tokens are found."""
+"""The files beside released weights: a tokenizer, with what belongs to it, moves into the workdir and out again.
+
+They are kept in the folder `FILES` of a workdir, under their own names and unchanged, and no code in them is run.
+"""
 
 import dataclasses
+import os
 import pathlib
+import re
 import shutil
-from typing import Any
-
-from absl import logging
 
 from transfusion.codecs.text import TokenizerConfig, recorded, tokens
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Family
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.opening import Folder
 from transfusion.sequence import TEXT
 
+FILES = "tokenizer"
 KINDS = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
+_BYTES = ", or give --bytes: text is then bytes, whose ids mean nothing to released weights"
+MOST = 200_000_000  # bytes of one file; the largest tokenizer.json that is published has 35 million
+# What AutoTokenizer, AutoProcessor and generate() look for, and the licence of the weights.
+_NAMES = re.compile(
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|generation_config\.json"
+    r"|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|tiktoken)|\w+_tokens\.txt|chat_template\.\w+"
+    r"|(pre)?processor_config\.json|image_processor_config\.json|tokenization_\w+\.py|(LICENSE|NOTICE|USE_POLICY)[\w.-]*"
+)
+
+
+def names_beside(folder: Folder) -> list[str]:
+    """The names of the files that go with the weights."""
+    return [name for name in folder.names() if _NAMES.fullmatch(name)]
+
+
+def keep(checkpoint: Checkpoint, target: pathlib.Path) -> None:
+    """Copies the files that go with the weights into the folder `FILES` of the workdir `target`.
+
+    Raises:
+      UsageError: if one cannot be read, leads out of the folder, or is too large.
+    """
+    names = names_beside(checkpoint.files)
+    for name in names:
+        (target / FILES).mkdir(exist_ok=True)
+        with checkpoint.files.open(name) as file, open(target / FILES / name, "wb") as out:
+            if (size := os.fstat(file.fileno()).st_size) > MOST:
+                raise UsageError(
+                    f"{checkpoint.folder / name} has {size:,} bytes, more than {MOST:,}: is it a tokenizer's?"
+                )
+            shutil.copyfileobj(file, out)
+
+
+def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The files that go out with the weights of an imported workdir; older ones hold only what they use of them."""
+    inside = workdir / FILES
+    if inside.is_dir():
+        return [inside / name for name in names_beside(Folder(inside))]
+    return [workdir / name for name in KINDS if (workdir / name).is_file()]
 
 
 def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target: pathlib.Path) -> TokenizerConfig:
-    """Copies the checkpoint's tokenizer into the folder `target`, and says how it is opened from there.
+    """How text becomes ids with the checkpoint's tokenizer, whose files are in the workdir `target`; the path is
+    relative to it.
 
-    Begin and end of a document are `family.tokens`, or the ids that config.json gives. Where there is no tokenizer, or
-    none that can be used, which is logged, the ids of the text stream mean nothing here.
+    Begin and end of a document are `family.tokens`, or the ids that config.json gives.
+
+    Raises:
+      UsageError: if there is no tokenizer, or none that can be used.
     """
-    nothing = TokenizerConfig(fixed=True)
-    name = next((name for name in KINDS if (checkpoint.folder / name).is_file()), None)
-    if name is None or TEXT not in experiment.streams:
-        return nothing
-    found = TokenizerConfig(KINDS[name], str(checkpoint.folder / name), fixed=True)
+    name = next((name for name in KINDS if (target / FILES / name).is_file()), None)
+    if name is None:
+        raise UsageError(f"{checkpoint.folder} has no tokenizer: put the model's {' or '.join(KINDS)} there{_BYTES}")
+    found = TokenizerConfig(KINDS[name], str(target / FILES / name), fixed=True)
     try:
         known = tokens(found)
         names = {field: token for field, token in family.tokens.items() if token in known.values()}
         for field in {"bos", "eos"} - names.keys():
-            number = _number(checkpoint.config, f"{field}_token_id")
+            number = _number(checkpoint, f"{field}_token_id")
             names |= {field: known[number]} if number in known else {}
         found = recorded(dataclasses.replace(found, **names))
         _ = dataclasses.replace(experiment, tokenizer=found).spec  # refuses what does not fit the vocabulary
     except UsageError as error:
-        logging.warning("the tokenizer is left behind: %s", error)
-        return nothing
-    shutil.copyfile(checkpoint.folder / name, target / name)
-    return found
+        said = str(error).replace(found.path, str(checkpoint.folder / name))
+        raise UsageError(f"{said}{_BYTES}") from error
+    return dataclasses.replace(found, path=f"{FILES}/{name}")
 
 
-def _number(config: dict[str, Any], field: str) -> int | None:
-    """An id of config.json, or of the language model that is a part of it; the first, where it lists several."""
-    value = config.get(field, (config.get("llm_config") or {}).get(field))
-    return next(iter(value), None) if isinstance(value, list) else value
+def has_text(experiment: Experiment | None) -> bool:
+    """Whether a model reads or writes text."""
+    return experiment is not None and TEXT in experiment.streams
+
+
+def _number(checkpoint: Checkpoint, field: str) -> int | None:
+    """An id of config.json, or of the text model that is a part of it; the first, where it lists several."""
+    parts = (checkpoint.config.get(name) for name in ("llm_config", "text_config"))
+    for table in (checkpoint.config, *parts):
+        value = table.get(field) if isinstance(table, dict) else None
+        value = next(iter(value), None) if isinstance(value, list) else value
+        if type(value) is int:
+            return value
+    return None

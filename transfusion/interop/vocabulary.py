@@ -11,7 +11,8 @@ from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given
 from transfusion.interop.language import (
     IGNORED,
     KINDS,
@@ -27,6 +28,7 @@ from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
 
+CHAMELEON, EMU3 = "ChameleonForConditionalGeneration", "Emu3ForConditionalGeneration"
 # The names that image codes have in a vocabulary -> the code: IMGIMGBCZ is 12, <|visual token 000012|> too.
 _NAMES: tuple[tuple[str, Callable[[str], int]], ...] = (
     (r"IMGIMG([A-J]+)Z", lambda letters: int("".join(str(ord(letter) - ord("A")) for letter in letters))),
@@ -41,12 +43,12 @@ _CHAMELEON = {
 
 def claims_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> bool:
     names = class_names(config)
-    return "ChameleonForConditionalGeneration" in names or (not names and config.get("model_type") == "chameleon")
+    return CHAMELEON in names or (not names and config.get("model_type") == "chameleon")
 
 
 def claims_emu3(config: Mapping[str, Any], keys: Collection[str]) -> bool:
     names = class_names(config)
-    return "Emu3ForConditionalGeneration" in names or (not names and config.get("model_type") == "emu3")
+    return EMU3 in names or (not names and config.get("model_type") == "emu3")
 
 
 def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Imported:

@@ -12,10 +12,12 @@ from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.autoencoder import DIFFUSERS, ORIGINAL, Rules, finest_first, renamed, whole_numbers
-from transfusion.interop.family import Imported, class_names, fields, given
+from transfusion.interop.autoencoder import DIFFUSERS, ORIGINAL, Rules, finest_first, renamed
+from transfusion.interop.family import Imported
+from transfusion.interop.fields import class_names, fields, given, whole_numbers
 from transfusion.interop.language import with_defaults
 from transfusion.interop.leaves import Convert, Leaf, conv, conv3d, matrix, pointwise, same
+from transfusion.interop.opening import short
 
 # What their configs leave out where it is their class's default.
 _CHAMELEON = {
@@ -43,16 +45,24 @@ def _codes(number: int, channels: int, output: str = "") -> QuantizerConfig:
     return QuantizerConfig(codes=number, channels=channels, output=output, codebook="gradient")
 
 
+def _stages(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
+    """A number for each resolution."""
+    numbers = whole_numbers(config, name, where)
+    if not numbers:
+        raise UsageError(f"{where}: {name} must not be empty")
+    return numbers
+
+
 def _common(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What all three of transformers say in the same words. 32 groups are theirs; `norm_num_groups` is a field of ours,
     for small models."""
     number = functools.partial(given, config, where=where)
-    base = number("base_channels")
-    multiples = whole_numbers(config, "channel_multiplier", where)
-    if number("out_channels", default=config["in_channels"]) != config["in_channels"]:
-        raise UsageError(f"{where}: out_channels must be in_channels, {config['in_channels']}")
+    base, images = number("base_channels"), number("in_channels")
+    multiples = _stages(config, "channel_multiplier", where)
+    if number("out_channels", default=images) != images:
+        raise UsageError(f"{where}: out_channels must be in_channels, {images}")
     return {
-        "image_channels": number("in_channels"), "channels": tuple(base * m for m in multiples), "stem": base,
+        "image_channels": images, "channels": tuple(base * m for m in multiples), "stem": base,
         "latent_channels": number("latent_channels"), "layers_per_block": number("num_res_blocks"),
         "norm_groups": number("norm_num_groups", default=32),
     }  # fmt: skip
@@ -60,7 +70,8 @@ def _common(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def chameleon_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     """Of a ChameleonVQVAEConfig; there is no decoder."""
-    fields(config, (*_CHAMELEON, "attn_resolutions", "norm_num_groups"), (), {"double_latent": False}, where)
+    fixed = {"double_latent": False, "attn_type": ("vanilla", "none")}
+    fields(config, (*_CHAMELEON, "attn_resolutions", "norm_num_groups"), (), fixed, where)
     attends = config["attn_type"] == "vanilla"
     sides = whole_numbers(config, "attn_resolutions", where) if attends else ()
     side, common = given(config, "resolution", where=where), _common(config, where)
@@ -93,7 +104,7 @@ def emu3_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     fields(config, (*_EMU3, "norm_num_groups"), (), {"double_latent": False}, where)
     common = _common(config, where)
     channels, time = common["channels"], given(config, "temporal_downsample_factor", where=where)
-    levels = whole_numbers(config, "attn_resolutions", where)
+    levels = whole_numbers(config, "attn_resolutions", where, least=0)
     levels = tuple(i for i in range(len(channels)) if i in levels)
     width = given(config, "hidden_size", where=where)
     if any(channels[i] != width for i in (*levels, -1)):
@@ -111,27 +122,28 @@ def emu3_own_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     words = {"ch": "base_channels", "ch_mult": "channel_multiplier", "z_channels": "latent_channels"}
     words |= {"double_z": "double_latent"}
     config = with_defaults({words.get(name, name): value for name, value in config.items()}, _EMU3)
-    base, multiples = given(config, "base_channels", where=where), whole_numbers(config, "channel_multiplier", where)
+    base, multiples = given(config, "base_channels", where=where), _stages(config, "channel_multiplier", where)
     return emu3_config(config | {"hidden_size": base * multiples[-1], "num_attention_heads": 1}, where)
 
 
 def vqmodel_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
     """Of diffusers' VQModel (latent diffusion's, and with 'spatial' norms Kandinsky's)."""
     harmless = ("sample_size", "force_upcast", "scaling_factor", "lookup_from_codebook")
-    fixed = {"act_fn": "silu", "norm_type": ("group", "spatial"), "out_channels": config["in_channels"]}
+    images = given(config, "in_channels", where=where)
+    fixed = {"act_fn": "silu", "norm_type": ("group", "spatial"), "out_channels": images}
     fields(config, (*_VQMODEL, "vq_embed_dim"), harmless, fixed, where)
-    channels = whole_numbers(config, "block_out_channels", where)
+    channels = _stages(config, "block_out_channels", where)
     attends = {}
     for name, plain in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        blocks = config[name]
+        blocks = given(config, name, list, where=where)
         if len(blocks) != len(channels) or any(block not in (plain, f"Attn{plain}") for block in blocks):
-            raise UsageError(f"{where}: {name} must be {len(channels)} of {plain} and Attn{plain}, not {blocks}")
+            raise UsageError(f"{where}: {name} must be {len(channels)} of {plain} and Attn{plain}, not {short(blocks)}")
         attends[name] = [block != plain for block in blocks]
     if config["norm_type"] == "spatial" and config["norm_num_groups"] != 32:
         raise UsageError(f"{where}: spatial norms have 32 groups, so norm_num_groups must be 32")
     number, latent = functools.partial(given, config, where=where), given(config, "latent_channels", where=where)
     return AutoencoderConfig(
-        form="vq", image_channels=number("in_channels"), channels=channels, latent_channels=latent,
+        form="vq", image_channels=images, channels=channels, latent_channels=latent,
         layers_per_block=number("layers_per_block"), norm_groups=number("norm_num_groups"),
         middle_attention=number("mid_block_add_attention", bool), code_norms=config["norm_type"] == "spatial",
         encoder_attention=tuple(i for i, yes in enumerate(attends["down_block_types"]) if yes),

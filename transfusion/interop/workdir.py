@@ -1,71 +1,95 @@
-"""From a released checkpoint folder to a workdir of ours, and back.
+"""From a released checkpoint folder to a workdir of ours; `export` is the way back.
 
-An imported workdir holds config.json (if our programs can open the model), the file of its tokenizer (if there is one),
-a checkpoint of step 0 with the item 'params', source.json (family, released config, and which file held which key in
-which dtype, so that export gives the same files back) and source.safetensors (arrays that the model does not read, if
-there are any). The codec of a model of image codes is a workdir inside it, 'codec'.
+An imported workdir holds config.json (if our programs can open the model), the folder 'tokenizer' (its tokenizer's
+files, as they were), a checkpoint of step 0 with the item 'params', source.json (family, released config, and which
+file held which key in which dtype, so that export gives the same files back) and source.safetensors (arrays that the
+model does not read, if there are any). The codec of a model of image codes is a workdir inside it, 'codec'. Paths in
+config.json are relative to the workdir, which can be moved.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
-from transfusion import programs
 from transfusion.checkpoint import restore_leaves, saved_shapes
 from transfusion.codecs import CodecConfig
+from transfusion.codecs.text import TokenizerConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
-from transfusion.interop.families import FAMILIES, find_family
+from transfusion.interop.families import find_family
 from transfusion.interop.family import CODEC, Family, Imported
-from transfusion.interop.files import Checkpoint, Form, read_json, write_checkpoint, write_file
-from transfusion.interop.leaves import check, chunks, fill, lookup, pieces, their_shapes, theirs_from
-from transfusion.interop.tokenizer import adopt
+from transfusion.interop.files import Checkpoint
+from transfusion.interop.leaves import check, chunks, fill, lookup, pieces
+from transfusion.interop.tokenizer import adopt, has_text, keep
+from transfusion.interop.writing import new_folder, write_file
 from transfusion.interop.zarr import Array
-from transfusion.orbax_noise import one_line, silence
+from transfusion.orbax_noise import silence
 from transfusion.seals import write_seal
 
 SOURCE, REST = "source.json", "source.safetensors"
-# Names of dtypes in configs and flags -> in safetensors headers.
-DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
-def import_checkpoint(folder: str | os.PathLike, workdir: str | os.PathLike) -> Family:
+def import_checkpoint(
+    folder: str | os.PathLike,
+    workdir: str | os.PathLike,
+    *,
+    text_as_bytes: bool = False,
+    ignore_fields: Sequence[str] = (),
+    follow_links: bool = False,
+) -> Family:
     """Writes a workdir from a released checkpoint; no more than a few MiB of the weights are held at any time.
 
+    Args:
+      folder: config.json, *.safetensors and the files of the tokenizer.
+      workdir: must not exist, or be empty.
+      text_as_bytes: do without the tokenizer; the ids of text mean nothing then.
+      ignore_fields: fields of config.json, in any of its tables, that are passed over, with a warning.
+      follow_links: whether links in the folder may lead out of it.
+
     Raises:
-      UsageError: if the folder is not understood (naming the file, key or field), or the workdir is not empty.
+      UsageError: if the folder is not understood (naming the file, key or field), has no tokenizer for a model of text,
+        or the workdir is not empty.
     """
-    checkpoint = Checkpoint(folder)
-    family, imported = find_family(checkpoint)
+    checkpoint = Checkpoint(folder, follow_links)
+    family, imported = find_family(checkpoint, tuple(ignore_fields))
+    for name in ignore_fields:
+        logging.warning("config.json: %s is passed over; if it changes the model, what is imported is another", name)
     rest = check(checkpoint, *imported.whole, imported.ignore)
     _check_computed(checkpoint, imported, rest)
-    with _new_folder(workdir) as target:
+    with new_folder(workdir, _bytes_of(checkpoint, imported, rest)) as target:
         if imported.codec is not None:
             _write_part(target / CODEC, checkpoint, imported.codec)
-            codec = CodecConfig("autoencoder", os.path.join(workdir, CODEC))
+            codec = CodecConfig("autoencoder", CODEC)
             imported = dataclasses.replace(imported, experiment=dataclasses.replace(imported.experiment, codec=codec))
-        if imported.experiment is not None:
-            found = adopt(imported.experiment, checkpoint, family, target)
-            if found.path:
-                found = dataclasses.replace(found, path=str(_absolute(workdir) / pathlib.Path(found.path).name))
+        keep(checkpoint, target)
+        if has_text(imported.experiment):
+            found = TokenizerConfig(fixed=True)
+            if not text_as_bytes:
+                found = adopt(imported.experiment, checkpoint, family, target)
             experiment = dataclasses.replace(imported.experiment, tokenizer=found)
             imported = dataclasses.replace(imported, experiment=experiment)
         _write_part(target, checkpoint, imported)
         if rest:
             forms = {key: (checkpoint.shape(key), checkpoint.entry(key).dtype) for key in rest}
             write_file(target / REST, forms, ((key, checkpoint.raw(key)) for key in rest))
-        (target / SOURCE).write_text(json.dumps(_source(family, checkpoint), indent=1))
+        (target / SOURCE).write_text(json.dumps(_source(family, checkpoint, ignore_fields), indent=1))
     return family
+
+
+def _bytes_of(checkpoint: Checkpoint, imported: Imported, rest: list[str]) -> int:
+    """What the workdir's arrays take: float32, and the rest as it is."""
+    shapes = jax.tree.leaves(dict(imported.whole[1]))
+    return 4 * sum(math.prod(s.shape) for s in shapes) + sum(checkpoint.entry(key).nbytes for key in rest)
 
 
 def _write_part(target: pathlib.Path, checkpoint: Checkpoint, imported: Imported) -> None:
@@ -86,37 +110,17 @@ def _check_computed(checkpoint: Checkpoint, imported: Imported, rest: list[str])
                 raise UsageError(f"{checkpoint.folder}: key {key} holds other values than those that are computed here")
 
 
-def _source(family: Family, checkpoint: Checkpoint) -> dict[str, Any]:
+def _source(family: Family, checkpoint: Checkpoint, ignore_fields: Sequence[str]) -> dict[str, Any]:
     files = {name: {"metadata": metadata, "keys": {}} for name, metadata in checkpoint.metadata.items()}
     for key, entry in checkpoint.entries.items():
         files[entry.file]["keys"][key] = entry.dtype
     return {
         "family": family.name,
         "config": checkpoint.config,
+        "ignore_fields": list(ignore_fields),
         "files": files,
         "index_metadata": checkpoint.index_metadata,
     }
-
-
-def _absolute(path: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(path).expanduser().absolute()
-
-
-@contextlib.contextmanager
-def _new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder that takes the name `path` when all went well, and is removed otherwise."""
-    target = _absolute(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{path} exists already: give a new folder")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.rename(temporary, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_params(
@@ -148,75 +152,6 @@ def write_params(
     write_seal(root, 0)
 
 
-def export_checkpoint(
-    workdir: str | os.PathLike,
-    folder: str | os.PathLike,
-    *,
-    source: str | os.PathLike | None = None,
-    dtype: str | None = None,
-    max_shard_bytes: int | None = None,
-) -> None:
-    """Writes the newest checkpoint of a workdir as a released folder, part by part: of imported weights no more than a
-    few MiB are held at any time, see `open_params`.
-
-    Args:
-      workdir: imported, or trained from an imported one.
-      folder: must not exist, or be empty.
-      source: the imported workdir whose source.json tells the form; by default `workdir`.
-      dtype: a key of `DTYPE_NAMES`; by default each array has the dtype that it was imported in.
-      max_shard_bytes: by default the files are those that were imported.
-
-    Raises:
-      UsageError: if there is no source.json, the parameters are of another shape, or the folder is not empty.
-    """
-    path = pathlib.Path(source or workdir) / SOURCE
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: give an imported workdir with --source")
-    about = read_json(path)
-    try:
-        family, files, config = FAMILIES[about["family"]], about["files"], about["config"]
-        found = {key: (file, kind) for file in files for key, kind in files[file]["keys"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
-    imported = family.build(config, found.keys())
-    rest = Checkpoint(path.parent) if (path.parent / REST).is_file() else None
-    shapes = their_shapes(*imported.whole)
-    forms: dict[str, Form] = {}
-    for key, (_, kind) in found.items():
-        if key not in shapes and (rest is None or key not in rest.entries):
-            raise UsageError(f"{path.parent / REST} does not hold {key}")
-        forms[key] = (shapes[key], DTYPE_NAMES[dtype] if dtype else kind) if key in shapes else (rest.shape(key), kind)
-    names = [name for name in ("torch_dtype", "dtype") if config.get(name)] if dtype else []
-    keep = max_shard_bytes is None and not (dtype and len(files) > 1)
-    write_checkpoint(
-        folder,
-        config | dict.fromkeys(names, dtype),
-        _arrays(workdir, path.parent, imported, rest),
-        forms,
-        max_shard_bytes or 5_000_000_000,
-        name=_stem(next(iter(files))),
-        layout={key: file for key, (file, _) in found.items()} if keep else None,
-        metadata={file: files[file]["metadata"] for file in files} if keep else None,
-        index_metadata=about.get("index_metadata") if keep else None,
-    )
-
-
-def _stem(file: str) -> str:
-    """'model' of 'model.safetensors' and of 'model-00001-of-00002.safetensors'."""
-    return file.removesuffix(".safetensors").split("-0")[0]
-
-
-def _arrays(
-    workdir: str | os.PathLike, source: pathlib.Path, imported: Imported, rest: Checkpoint | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    params = open_params(workdir, imported)
-    if imported.codec is not None:  # as it was imported: a run of the model does not train it
-        params = {**params, CODEC: open_params(source / CODEC, imported.codec)}
-    yield from theirs_from(params, imported.whole[0])
-    for key in rest.keys() if rest is not None else ():
-        yield key, rest.raw(key)
-
-
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """An array of a checkpoint that `read` reads as a whole, whatever part is asked for."""
@@ -228,6 +163,11 @@ class Saved:
         return self.read()[index]
 
 
+def averaged(saved: Mapping) -> str:
+    """The part of a state that is exported: the averaged parameters, where the run keeps an average."""
+    return "ema" if jax.tree.leaves(saved.get("ema")) else "params"
+
+
 def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
     """The parameters of the newest checkpoint (averaged, where the run keeps an average), as nested dicts of arrays of
     which a part is read when it is asked for, by an index that ends in an Ellipsis. What was imported is read in parts;
@@ -236,10 +176,8 @@ def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
     Raises:
       UsageError: if there is none, or a parameter has another shape than `imported` says.
     """
-    part = "params"
-    if (pathlib.Path(workdir) / "config.json").is_file() and programs.read_experiment(workdir).optim.ema:
-        part = "ema"
     step, saved = saved_shapes(workdir)
+    part = averaged(saved)
     if not jax.tree.leaves(saved.get(part)):
         raise UsageError(f"{workdir}: the checkpoint of step {step} has no {part!r}")
     for leaf in imported.leaves:

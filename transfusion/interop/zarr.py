@@ -6,6 +6,8 @@ tensorstore would do, but its threads keep what they have freed, so that in the 
 
 import itertools
 import json
+import math
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -100,7 +102,9 @@ class Array:
         if value.shape == self.chunks:
             np.ascontiguousarray(value, "<f4").tofile(path)
             return
-        mode = "r+" if path.exists() else "w+"
-        file = np.memmap(path, "<f4", mode, shape=self.chunks or (1,))
+        if not path.exists():
+            with open(path, "wb") as new:  # a map of a file without room on the disk would kill the process
+                os.posix_fallocate(new.fileno(), 0, 4 * math.prod(self.chunks))
+        file = np.memmap(path, "<f4", "r+", shape=self.chunks or (1,))
         file[where] = value
         file.flush()

@@ -49,6 +49,7 @@ class TransformerConfig:
       qk_norm: a key of `transfusion.model.block.QK_NORMS`: 'none', 'rms' (RMSNorm of queries and keys over the head
         size), 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon), or 'l2' (both have length 1 per
         head, and a learned factor per head, 4 at first and 100 at most, takes the place of 1 / sqrt(K); VAR).
+      qk_norm_absent: experts whose queries and keys are not normed all the same (the text of some Cosmos 3 models).
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
       rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
       streams: those that enter this trunk; () means all.
@@ -79,6 +80,7 @@ class TransformerConfig:
     final_norm: bool = True
     biases: tuple[str, ...] = ()
     qk_norm: str = "none"
+    qk_norm_absent: tuple[str, ...] = ()
     untied: tuple[str, ...] = GROUPS
     norm_epsilon: float = 1e-5
     ffn_norm_epsilon: float = 0.0
@@ -104,6 +106,8 @@ class TransformerConfig:
             values = getattr(self, field)
             for value in values if isinstance(values, tuple) else (values,):
                 check(f"model.{field}", value, known)
+        if self.qk_norm_absent and {*self.untied} != {*GROUPS}:
+            raise UsageError("model.qk_norm_absent: the experts must own all of their weights (model.untied)")
         if min(self.width, self.layers, self.heads) < 1:
             raise UsageError("model: width, layers and heads must be positive")
         if not self.head_size and self.width % self.heads:

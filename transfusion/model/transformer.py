@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, check
 from transfusion.masks import Metadata, see
 from transfusion.model import rope
 from transfusion.model.attention import masked_attention
@@ -75,7 +75,11 @@ class Trunk(nnx.Module):
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
         own = {name: GROUPS if name == self.first else config.untied for name in names}
-        self.blocks = nnx.Dict({name: Block(config, rngs, own[name]) for name in names})
+        for name in config.qk_norm_absent:
+            check("model.qk_norm_absent", name, names)
+        plain = dataclasses.replace(config, qk_norm="none", qk_norm_absent=())
+        kinds = {name: plain if name in config.qk_norm_absent else config for name in names}
+        self.blocks = nnx.Dict({name: Block(kinds[name], rngs, own[name]) for name in names})
         norm = Norm(config.norm, config.norm_epsilon)
         finals = {name: norm.declare(rngs, (), config.width) for name in names if "final_norm" in own[name]}
         if config.final_norm:
@@ -147,7 +151,7 @@ class Trunk(nnx.Module):
 
         def layer(carry, scanned):
             (weights, modulation, cross), vectors, cached, given, dual = scanned
-            blocks = {e: _bind(self.blocks[self.first], weights[self.first] | weights[e]) for e in groups}
+            blocks = {e: self._block(e, weights) for e in groups}
             parts = {
                 s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
                 for s, w in modulation.items()
@@ -189,6 +193,12 @@ class Trunk(nnx.Module):
             return result, None
         every = _tokens(metadata, self.order(x)) if at is None else cache.metadata
         return result, KeyValues(*kept, every).like(cache)
+
+    def _block(self, expert: str, weights: Mapping[str, dict[str, jax.Array]]) -> Block:
+        """An expert with one layer's weights: what it does not own is the first expert's."""
+        if self.config.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
+            return _bind(self.blocks[expert], weights[expert])
+        return _bind(self.blocks[self.first], weights[self.first] | weights[expert])
 
     def _through(self, layer, joined, scanned, cache: KeyValues | None):
         """Runs all layers, as a scan or as a loop that the compiler sees; `scanned` is what each has a part of."""

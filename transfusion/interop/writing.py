@@ -1,0 +1,161 @@
+"""Released checkpoint folders, written: config.json, safetensors files and an index, one part of an array at a time."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from transfusion.errors import UsageError
+from transfusion.interop.files import DTYPES, INDEX, NAMES, SUFFIX, Entry
+from transfusion.storage import StorageError, lasting
+
+Form = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
+
+
+def write_file(
+    path: pathlib.Path, forms: Mapping[str, Form], leaves: Iterator[tuple[str, np.ndarray]], metadata: Mapping = {}
+) -> None:
+    """One safetensors file of the arrays that `leaves` yields, in the order and dtypes of `forms`; see
+    `write_checkpoint`."""
+    _write(path.parent, {path.name: dict(forms)}, leaves, {path.name: metadata})
+
+
+def write_checkpoint(
+    folder: str | os.PathLike,
+    config: Mapping[str, Any],
+    leaves: Iterator[tuple[str, np.ndarray]],
+    forms: Mapping[str, Form],
+    max_shard_bytes: int = 5_000_000_000,
+    *,
+    name: str = NAMES[0],
+    layout: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Mapping[str, str]] | None = None,
+    index_metadata: Mapping[str, Any] | None = None,
+    beside: Collection[pathlib.Path] = (),
+) -> None:
+    """Writes a checkpoint folder, array by array; the folder appears when it is complete.
+
+    Args:
+      folder: must not exist, or be empty.
+      config: becomes config.json ({}: none is written).
+      leaves: (key, array) of each key of `forms`, in any order; an array may come in several parts of its rows, in
+        order. They are cast to the dtype of `forms`.
+      forms: shape and dtype of every key, in the order of the file.
+      max_shard_bytes: above it the weights are split into files, with an index.
+      name: the files are NAME.safetensors, or NAME-00001-of-00002.safetensors and so on.
+      layout: file of each key, instead of `max_shard_bytes` and `name`.
+      metadata: of the headers, by file; by default that of PyTorch's files.
+      index_metadata: of the index; its presence asks for an index even of one file.
+      beside: further files, which are copied as they are.
+
+    Raises:
+      UsageError: if the folder holds files, or cannot be written.
+    """
+    layout = shards(forms, max_shard_bytes, name) if layout is None else layout
+    files: dict[str, dict[str, Form]] = {}
+    for key, form in forms.items():
+        files.setdefault(layout[key], {})[key] = form
+    metadata = {file: {"format": "pt"} for file in files} if metadata is None else metadata
+    total = sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in forms.values())
+    with new_folder(folder, total) as temporary:
+        if config:
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _write(temporary, files, leaves, metadata)
+        if index_metadata is not None or len(files) > 1:
+            about = {"metadata": dict(index_metadata or {"total_size": total}), "weight_map": dict(layout)}
+            name = min(files).removesuffix(SUFFIX).split("-0")[0]
+            (temporary / f"{name}{INDEX}").write_text(json.dumps(about, indent=2) + "\n")
+        for path in beside:
+            shutil.copyfile(path, temporary / path.name)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, needs: int = 0) -> Iterator[pathlib.Path]:
+    """A folder that takes the name `path` when all went well, and is removed otherwise.
+
+    Args:
+      path: must not exist, or be empty.
+      needs: how many bytes are going to be written.
+
+    Raises:
+      UsageError: if it holds files, or cannot be written.
+      StorageError: if there is less room on the disk.
+    """
+    try:
+        target = pathlib.Path(path).expanduser().absolute()
+        if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{path} exists already: give a new folder")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a null byte; a home that is not known
+        raise UsageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        free = shutil.disk_usage(temporary).free
+        if needs > free:
+            raise StorageError(f"cannot write {path}: it takes {needs / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
+        yield temporary
+        os.rename(temporary, target)
+    except OSError as error:
+        raise lasting(f"cannot write {path}", error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def shards(forms: Mapping[str, Form], max_shard_bytes: int, name: str) -> dict[str, str]:
+    """The file of each key: filled in order, each up to `max_shard_bytes` (or one array, where that is larger)."""
+    number, used, numbers = 1, 0, {}
+    for key, (shape, dtype) in forms.items():
+        size = math.prod(shape) * DTYPES[dtype].itemsize
+        if used and used + size > max_shard_bytes:
+            number, used = number + 1, 0
+        used += size
+        numbers[key] = number
+    if number == 1:
+        return dict.fromkeys(numbers, f"{name}{SUFFIX}")
+    return {key: f"{name}-{i:05}-of-{number:05}{SUFFIX}" for key, i in numbers.items()}
+
+
+def _write(
+    folder: pathlib.Path,
+    files: Mapping[str, Mapping[str, Form]],
+    leaves: Iterator[tuple[str, np.ndarray]],
+    metadata: Mapping[str, Mapping[str, str]],
+) -> None:
+    places: dict[str, Entry] = {}
+    for file, forms in files.items():
+        header: dict[str, Any] = {"__metadata__": dict(metadata[file])} if metadata.get(file) else {}
+        end = 0
+        for key, (shape, dtype) in forms.items():
+            places[key] = Entry(file, dtype, tuple(shape), end)
+            header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end := end + places[key].nbytes]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / file, "wb") as out:
+            out.write(struct.pack("<Q", len(text)) + text)
+            out.truncate(8 + len(text) + end)
+        places |= {key: dataclasses.replace(places[key], start=places[key].start + 8 + len(text)) for key in forms}
+    filled = dict.fromkeys(places, 0)  # bytes
+    for key, array in leaves:
+        place = places[key]
+        part = np.ascontiguousarray(array, DTYPES[place.dtype]).reshape(array.shape)  # it makes numbers arrays
+        if (
+            part.shape[1:] != place.shape[1:]
+            or part.ndim != len(place.shape)
+            or filled[key] + part.nbytes > place.nbytes
+        ):
+            raise ValueError(f"{key}: an array {array.shape} for the place of {place.shape}, or one too many")
+        with open(folder / place.file, "r+b") as out:
+            out.seek(place.start + filled[key])
+            part.tofile(out)
+        filled[key] += part.nbytes
+    missing = [key for key, size in filled.items() if size != places[key].nbytes]
+    if missing:
+        raise ValueError(f"nothing was given for {missing[0]}, or a part of it")
