@@ -29,6 +29,7 @@ from transfusion.errors import UsageError
 from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
 from transfusion.programs import read_experiment
+from transfusion.resume import as_trained
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.layout import Layout
@@ -157,8 +158,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
       UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
     """
     experiment = read_experiment(workdir)
-    task = make_task(experiment)
-    if not isinstance(task, SequenceTask):
+    if experiment.task == "autoencoder":
         raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    step, params, _ = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    experiment = as_trained(experiment, config, workdir)
+    task = make_task(experiment)
     return Run(experiment, task, params, open_codec(experiment.codec), step)

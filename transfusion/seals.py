@@ -107,6 +107,13 @@ def mark_unfinished(root: epath.Path, step: int) -> None:
     _saving_path(root, step).write_text("")
 
 
+def unfinished(root: epath.Path) -> set[int]:
+    """The steps whose saving did not end, which `remove_leftovers` removes; raises OSError."""
+    names = [path.name.removeprefix(".saving-") for path in epath.Path(root).glob(".saving-*")]
+    steps = {int(name) for name in names if name.isdecimal()}
+    return {step for step in steps if not seal_path(root, step).exists()}
+
+
 def _saving_path(root: epath.Path, step: int) -> epath.Path:
     return epath.Path(root) / f".saving-{step}"
 
