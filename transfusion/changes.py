@@ -62,7 +62,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (f"data.sources.*{field}" for field in
          ("", ".kind", ".name", ".path", ".split", ".weight", ".image_field", ".caption_field", ".text_field",
-          ".label_field", ".file_field", ".captions", ".record_bytes", ".latents")), Rule.FREE,
+          ".label_field", ".file_field", ".captions", ".record_bytes", ".latents", ".hold_out", ".part",
+          ".follow_links")), Rule.FREE,
     ),
     "data.null_caption": Rule.MEANING,
     "data.open_rows": Rule.GROWS,
@@ -70,7 +71,7 @@ RULES: dict[str, Rule] = {
         (f"data.{field}" for field in
          ("data_dir", "caption_first", "drop_caption", "drop_conditions.**", "both", "edit", "draw_earlier", "flip",
           "shift", "split_text", "min_piece", "cache", "cache_megabytes", "prefetch", "read_threads", "read_ahead",
-          "pixel_limit", "max_bad_share", "max_bad_after")), Rule.FREE,
+          "pixel_limit", "max_bad_share", "max_bad_after", "truncate")), Rule.FREE,
     ),
     **dict.fromkeys(
         (f"{part}.**" for part in ("init", "optim", "checkpoint", "guard", "eval", "sampling", "mesh")), Rule.FREE
@@ -119,28 +120,23 @@ def differences(old: Experiment, new: Experiment) -> list[Change]:
         objectives = dataclasses.replace(one.objectives, continuous=streams | dict(one.objectives.continuous))
         complete = dataclasses.replace(portable.recorded(one), objectives=objectives)
         trees.append(json.loads(to_json(complete)))
-    found = [change for change in _walk("", *trees) if change.rule is not Rule.BY_CONTENT]
     # A relative path of an older workdir is shown as it stands there: from which folder it counts is not known.
-    there = json.loads(to_json(old))
-    return [dataclasses.replace(c, old=_at(there, c.field)) if isinstance(c.old, str) else c for c in found]
+    found = _walk("", *trees, json.loads(to_json(old)))
+    return [change for change in found if change.rule is not Rule.BY_CONTENT]
 
 
-def _at(tree: Any, field: str) -> Any:
-    for name in re.findall(r"[^.\[\]]+", field):
-        tree = tree[int(name)] if isinstance(tree, list) else tree[name]
-    return tree
-
-
-def _walk(field: str, old: Any, new: Any) -> Iterator[Change]:
+def _walk(field: str, old: Any, new: Any, shown: Any) -> Iterator[Change]:
+    """Compares `old` with `new`; `shown` is `old` as the user is to see it."""
     if isinstance(old, dict) and isinstance(new, dict):
+        shown = shown if isinstance(shown, dict) else old
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{field}.{name}" if field else name
-            yield from _walk(inner, old.get(name), new.get(name))
+            yield from _walk(inner, old.get(name), new.get(name), shown.get(name, old.get(name)))
     elif tables(old) and tables(new) and len(old) == len(new):
-        for i, pair in enumerate(zip(old, new, strict=True)):
-            yield from _walk(f"{field}[{i}]", *pair)
+        for i, parts in enumerate(zip(old, new, shown, strict=True)):
+            yield from _walk(f"{field}[{i}]", *parts)
     elif old != new:
-        yield Change(field, old, new)
+        yield Change(field, shown, new)
 
 
 def tables(value: Any) -> bool:

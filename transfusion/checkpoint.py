@@ -189,13 +189,12 @@ class Checkpoints:
             self._thread.shutdown()
             self._manager.close()
 
-    def restore(self, abstract_state: PyTree, newest: "Newest | None" = None) -> tuple[int, PyTree, dict, dict] | None:
+    def restore(self, abstract_state: PyTree) -> tuple[int, PyTree, dict, dict] | None:
         """Restores the newest intact checkpoint and moves damaged newer ones to `damaged-<step>`.
 
         Args:
           abstract_state: the state's structure with arrays or ShapeDtypeStructs; their shardings decide where the
             arrays go, whatever mesh they were saved from (no sharding: the first device).
-          newest: which one that is, if `find_newest` has looked already: every checksum is computed once only.
 
         Returns:
           (step, state, data_state, config), or None if there is no checkpoint at all.
@@ -205,10 +204,12 @@ class Checkpoints:
             `abstract_state` in a leaf's name, shape or dtype.
         """
         self.wait()
-        step, rejected = _choose(self.root) if newest is None else (newest.step, list(newest.rejected))
+        step, rejected = _choose(self.root)
         if step is None:
             return None
-        state = restore_state(self.root.parent, step, abstract_state)
+        check_form(step, _metadata(self.root, step), abstract_state)
+        target = jax.tree.map(_placed, abstract_state)
+        state = _read(self.root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
         if _first():
             move_aside(self.root, rejected)
         _barrier("damaged_moved")
@@ -311,25 +312,17 @@ def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyT
     return _read(seals.folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
 
 
-@dataclasses.dataclass(frozen=True)
-class Newest:
-    """The newest intact checkpoint: its step, the damaged newer ones, and the config in it."""
-
-    step: int
-    rejected: tuple[int, ...]
-    config: dict
-
-
-def find_newest(workdir: str | os.PathLike) -> Newest | None:
-    """Looks for the newest intact checkpoint, changing nothing; None if there is no checkpoint. Collective.
+def find_newest(workdir: str | os.PathLike) -> tuple[int, dict] | None:
+    """(step, config) of the newest intact checkpoint, changing nothing; None if none was ever finished. Collective.
 
     Raises:
       UsageError: if there are checkpoints but none is intact.
     """
-    silence()
     root = seals.folder_of(workdir)
-    step, rejected = _choose(root)
-    return None if step is None else Newest(step, tuple(rejected), _read_json(root, step, "config"))
+    if not _agreed(_first() and bool(seals.finished(root))):
+        return None
+    root, step, *_ = _newest(workdir)
+    return step, _read_json(root, step, "config")
 
 
 def restore_state(workdir: str | os.PathLike, step: int, abstract_state: PyTree) -> PyTree:
@@ -359,8 +352,6 @@ def _choose(root: epath.Path) -> tuple[int | None, list[int]]:
     step, rejected = _NONE, {}
     if _first():
         found, rejected = newest_intact(root)
-        gone = storage.insist(f"cannot read {root}", lambda: seals.unfinished(root)) if rejected else set()
-        rejected = {bad: reason for bad, reason in rejected.items() if bad not in gone}  # the next start removes these
         step = (_ALL_DAMAGED if rejected else _NONE) if found is None else found
         for bad, reason in rejected.items() if found is not None else ():
             logging.warning("checkpoint %d is damaged (%s): falling back to %d", bad, reason, step)

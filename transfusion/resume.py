@@ -17,7 +17,7 @@ from absl import logging
 
 from transfusion import portable, storage
 from transfusion.changes import Change, Rule, differences, listed, tables
-from transfusion.checkpoint import Newest, find_newest
+from transfusion.checkpoint import find_newest
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.errors import UsageError, nearest
 from transfusion.optim import schedule
@@ -29,18 +29,14 @@ class Going:
     """A run that goes on from a checkpoint.
 
     Attributes:
-      newest: that checkpoint.
+      step: that checkpoint's.
       trained: the experiment that its weights were trained with; its paths are those of the checkpoint.
       changes: what is different from now on.
     """
 
-    newest: Newest
+    step: int
     trained: Experiment
     changes: tuple[Change, ...]
-
-    @property
-    def step(self) -> int:
-        return self.newest.step
 
 
 # --- what a checkpoint was trained with -------------------------------------------------------------------------------
@@ -96,18 +92,19 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
     newest = find_newest(workdir)
     if newest is None:
         return None
-    trained = _believed(newest, workdir)
+    step, config = newest
+    trained = _believed(step, config, workdir)
     changes = differences(trained, experiment)
     if portable.codec_differs(trained, experiment, workdir):
         changes.append(Change("codec.path", portable.CODEC, experiment.codec.path))
     _check_allowed(allowed, experiment, trained)
-    _refuse(changes, newest.step, workdir, allowed)
-    if newest.step > experiment.steps:
+    _refuse(changes, step, workdir, allowed)
+    if step > experiment.steps:
         raise UsageError(
-            f"{workdir} has made {newest.step} steps, and --config.steps={experiment.steps} are fewer: give at least "
-            f"{newest.step}, or another --workdir"
+            f"{workdir} has made {step} steps, and --config.steps={experiment.steps} are fewer: give at least "
+            f"{step}, or another --workdir"
         )
-    return Going(newest, trained, tuple(changes))
+    return Going(step, trained, tuple(changes))
 
 
 def _check_folder(workdir: str | os.PathLike) -> None:
@@ -124,13 +121,13 @@ def _check_folder(workdir: str | os.PathLike) -> None:
         raise UsageError(f"--workdir={workdir} is no folder")
 
 
-def _believed(newest: Newest, workdir: str | os.PathLike) -> Experiment:
+def _believed(step: int, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
     """The checkpoint's experiment; where this version cannot read it, that of config.json, which can be mended."""
     try:
-        return trained_with(newest.config)
+        return trained_with(config)
     except UsageError as error:
         logging.warning("the config in checkpoint %d is of another version (%s): config.json is compared instead",
-                        newest.step, error)  # fmt: skip
+                        step, error)  # fmt: skip
         return read_experiment(workdir)
 
 

@@ -107,11 +107,14 @@ def mark_unfinished(root: epath.Path, step: int) -> None:
     _saving_path(root, step).write_text("")
 
 
-def unfinished(root: epath.Path) -> set[int]:
-    """The steps whose saving did not end, which `remove_leftovers` removes; raises OSError."""
-    names = [path.name.removeprefix(".saving-") for path in epath.Path(root).glob(".saving-*")]
-    steps = {int(name) for name in names if name.isdecimal()}
-    return {step for step in steps if not seal_path(root, step).exists()}
+def finished(root: epath.Path) -> list[int]:
+    """The steps on disk but for those whose saving never ended, which `remove_leftovers` removes."""
+
+    def look() -> list[int]:
+        begun = {path.name.removeprefix(".saving-") for path in epath.Path(root).glob(".saving-*")}
+        return [step for step in steps_on_disk(root) if str(step) not in begun or seal_path(root, step).exists()]
+
+    return storage.insist(f"cannot read {root}", look)
 
 
 def _saving_path(root: epath.Path, step: int) -> epath.Path:

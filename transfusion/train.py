@@ -238,7 +238,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         RunLog(workdir, task, experiment) as log,
         distributed.Interruption() as interruption,
     ):
-        restored = checkpoints.restore(abstract, going and going.newest)
+        restored = checkpoints.restore(abstract)
         if restored is None:
             given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
             state, at = compile_init(task, experiment, shardings)(given), 0

@@ -167,7 +167,7 @@ def _read(config: TokenizerConfig) -> tuple[bytes, str]:
     try:
         data = storage.insist(f"tokenizer.path: cannot read {config.path}", path.read_bytes)
     except OSError as error:
-        raise storage.lasting(f"tokenizer.path: cannot read {config.path}", error) from error
+        raise UsageError(f"tokenizer.path: cannot read {config.path}: {error.strerror or error}") from error
     return data, hashlib.sha256(data).hexdigest()
 
 
