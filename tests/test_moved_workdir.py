@@ -4,16 +4,19 @@ import dataclasses
 import json
 import shutil
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
+from test_buckets import Bucket
 
 import transfusion
-from transfusion import json_config, portable, programs, train
+from transfusion import json_config, portable, programs, storage, train
 from transfusion.changes import differences
 from transfusion.checkpoint import Checkpoints
-from transfusion.codecs import CodecConfig
+from transfusion.codecs import CodecConfig, text
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.text import TokenizerConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
@@ -128,3 +131,22 @@ def test_a_copy_that_was_cut_short_is_made_again(here):
     state = train.train(experiment, here / "run")
     assert (here / "run" / "tokenizer.json").read_bytes() == (here / "mine.json").read_bytes()
     assert jax.tree.leaves(state.params)
+
+
+def test_a_workdir_in_a_bucket_holds_its_tokenizer_and_codec(here):
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    Bucket.store.clear()
+    Bucket.clear_instance_cache()
+    codec_run(here / "codecs")
+    experiment = tiny.experiment(
+        "images", tokenizer=TokenizerConfig("huggingface", "mine.json"), codec=CodecConfig("autoencoder", "codecs")
+    )
+    workdir = epath.Path("gs://bucket/run")
+    for _ in range(2):  # the second time all is there
+        portable.bring_in(experiment, workdir)
+    storage.write_whole(workdir / "config.json", to_json(portable.recorded(experiment)))
+    found = programs.read_experiment(workdir)
+    assert found.tokenizer.path == "gs://bucket/run/tokenizer.json" and found.codec.path == "gs://bucket/run/codec"
+    assert text.open_tokenizer(found.tokenizer).size == text.open_tokenizer(experiment.tokenizer).size
+    assert not portable.codec_differs(found, experiment, workdir)
+    assert (workdir / "codec" / "checkpoints" / "1").exists() and (workdir / "codec" / "config.json").exists()

@@ -163,4 +163,5 @@ def load_run(workdir: str | os.PathLike) -> Run:
     step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
     experiment = as_trained(experiment, config, workdir)
     task = make_task(experiment)
+    assert isinstance(task, SequenceTask)
     return Run(experiment, task, params, open_codec(experiment.codec), step)

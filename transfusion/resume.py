@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from transfusion import portable, storage
+from transfusion import portable
 from transfusion.changes import Change, Rule, differences, listed, tables
 from transfusion.checkpoint import find_newest
 from transfusion.config import Experiment, from_config, from_json, to_json
@@ -49,7 +49,11 @@ def trained_with(config: Mapping[str, Any]) -> Experiment:
       UsageError: if this version cannot read it.
     """
     text = config.get("experiment")
-    return from_config(config) if text is None else from_json(text)
+    if isinstance(text, str):
+        return from_json(text)
+    if "task" not in config:
+        raise UsageError("it holds no experiment")
+    return from_config(config)  # of imported weights
 
 
 def as_trained(experiment: Experiment, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
@@ -116,7 +120,7 @@ def _check_folder(workdir: str | os.PathLike) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise storage.lasting(f"--workdir={workdir}", error) from error
+        raise UsageError(f"--workdir={workdir}: {error.strerror}") from error
     if not stat.S_ISDIR(there.st_mode):
         raise UsageError(f"--workdir={workdir} is no folder")
 
