@@ -158,10 +158,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
       UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
     """
     experiment = read_experiment(workdir)
-    if experiment.task == "autoencoder":
-        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
     step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
     experiment = as_trained(experiment, config, workdir)
     task = make_task(experiment)
-    assert isinstance(task, SequenceTask)
+    if not isinstance(task, SequenceTask):
+        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
     return Run(experiment, task, params, open_codec(experiment.codec), step)
