@@ -69,7 +69,7 @@ WRONG = [
     ("streams", [], "config.streams must be a table of names, not []"),
     ("streams.image.table_grid", (4, 4, 4), "config.streams.image.table_grid must have 2 values, not 3"),
     ("streams.image.visible_to", "text", "config.streams.image.visible_to must be a list of values, not 'text'"),
-    ("steps", 0, "steps must be positive, not 0"),
+    ("steps", 0, "config.steps must be at least 1, not 0"),
     ("task", "sequences", "task: 'sequences' is neither 'sequence' nor 'autoencoder'"),
     ("optim.accumulate", 3, "optim.accumulate 3 does not divide batch_size 4"),
 ]

@@ -306,6 +306,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(config, tmp_path, name):
         (RAISES, "wrong.py, line 2: ZeroDivisionError"),
         ("import nonsens\n", "wrong.py, line 1: ModuleNotFoundError: No module named 'nonsens'"),
         ("x = 1\n", "wrong.py: no function get_config"),
+        ("import sys\nsys.exit(0)\n", "wrong.py, line 2: SystemExit: 0"),
+        ("def get_config():\n    raise KeyboardInterrupt\n", "wrong.py, line 2: KeyboardInterrupt"),
         (None, "wrong.py does not exist (did you mean"),
     ],
 )
@@ -340,8 +342,10 @@ def test_a_second_training_in_the_same_workdir_is_refused(config, tmp_path):
 def test_another_model_on_a_workdir_that_holds_one(config, tmp_path):
     arguments = [f"--config={config}", f"--workdir={tmp_path}", "--config.steps=2"]
     assert run_program(tmp_path, "transfusion.train", *arguments).code == 0
-    result = run_program(tmp_path, "transfusion.train", *arguments, "--config.model.width=32", "--config.steps=4")
-    line = one_line_error(result)
+    changed = [*arguments, "--config.model.width=32", "--config.steps=4"]
+    line = one_line_error(run_program(tmp_path, "transfusion.train", *changed))
+    assert "model.width: 16 -> 32 (the checkpoint of step 2 -> now)" in line
+    line = one_line_error(run_program(tmp_path, "transfusion.train", *changed, "--allow_change=seed,model"))
     assert "checkpoint 2 does not fit this config" in line
     assert "in the checkpoint and" in line
 

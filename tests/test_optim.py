@@ -1,5 +1,7 @@
 """The optimizer: schedule, decay, clipping, average."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from closeness import assert_close
 from transfusion.errors import UsageError
 from transfusion.model.paths import by_path
 from transfusion.optim import (
+    SCHEDULES,
     LearningRateGroup,
     OptimConfig,
     average,
@@ -27,6 +30,40 @@ def test_the_schedule_warms_up_and_ends_on_the_final_rate():
     assert_close([rate(5), rate(10)], [0.5, 1.0], 16)
     assert_close(rate(60), 0.55, 16)  # half of the cosine
     assert_close([rate(110), rate(500)], [0.1, 0.1], 16)
+
+
+def test_warmup_stable_decay_can_be_prolonged():
+    config = OptimConfig(learning_rate=1.0, final_learning_rate=0.1, warmup=10, schedule="wsd", decay_share=0.2)
+    short, long = schedule(config, 100), schedule(config, 200)
+    assert [float(short(step)) for step in (0, 5, 10, 80, 90, 100, 300)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.55, 0.1, 0.1]
+    )
+    assert all(float(short(step)) == float(long(step)) for step in range(81))
+    assert float(long(100)) == float(long(160)) == 1.0
+    assert float(long(180)) == pytest.approx(0.55)
+
+
+def test_a_constant_rate_is_the_same_for_any_number_of_steps():
+    config = OptimConfig(learning_rate=0.5, warmup=4, schedule="constant")
+    assert [float(schedule(config, 10)(step)) for step in (0, 2, 4, 9, 50)] == [0, 0.25, 0.5, 0.5, 0.5]
+    assert float(schedule(dataclasses.replace(config, warmup=0), 10)(0)) == 0.5
+    with pytest.raises(UsageError, match=r"optim.schedule: 'wds' is none of .* \(did you mean 'wsd'\?\)"):
+        OptimConfig(schedule="wds")
+
+
+def test_every_schedule_has_the_same_state():
+    """So that a run can go on with another."""
+    states = [make_optimizer(OptimConfig(schedule=name), 10).init(PARAMS) for name in SCHEDULES]
+    assert len({str(jax.tree.structure(state)) for state in states}) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_fall_is_within_the_run(share):
+    rate = schedule(
+        OptimConfig(learning_rate=1.0, final_learning_rate=0.5, warmup=5, schedule="wsd", decay_share=share), 20
+    )
+    assert float(rate(5)) == 1.0 and float(rate(20)) == 0.5
+    assert all(0 <= float(rate(step)) <= 1 for step in range(25))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])

@@ -43,7 +43,7 @@ def test_the_step_and_the_sampler_compile_for_a_mesh():
 
 def test_a_plan_for_gpus_is_told_from_shapes(tmp_path):
     topologies = "h100:8,v5p:2x2x2"
-    arguments = [f"--config={CONFIGS / 'transfusion.py'}:7B", "--config.batch_size=16", "--nocompile"]
+    arguments = [f"--config={CONFIGS / 'transfusion_paper.py'}:7B", "--config.batch_size=16", "--nocompile"]
     done = run_program(
         tmp_path, "transfusion.plan", *arguments, f"--topology={topologies}", f"--json={tmp_path}/p.json"
     )
@@ -72,7 +72,7 @@ def test_what_is_missing_is_said(monkeypatch):
     assert plan.table([result, result]).count("| v5e:2x2 |") == 2
 
 
-@pytest.mark.parametrize("form", ["transfusion.py:7B", "bagel.py:7b"])
+@pytest.mark.parametrize("form", ["transfusion_paper.py:7B", "bagel.py:7b"])
 def test_the_large_configs_fit_a_pod(form):
     result = plan.plan(load_experiment(CONFIGS / form), parse_topology("v5p:8x8x8"), plan.Options(compile=False))
     assert result["step"]["fits"] and result["step"]["peak"] < 20 * GIB

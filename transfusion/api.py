@@ -37,6 +37,7 @@ from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
 from transfusion.programs import read_experiment
 from transfusion.prompts import Given, Part, Prompts, as_labels, as_paths, as_prompts, checked_text, whole_number
+from transfusion.resume import as_trained
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.layout import Layout
@@ -274,8 +275,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
       UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
     """
     experiment = read_experiment(workdir)
+    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    experiment = as_trained(experiment, config, workdir)
     task = make_task(experiment)
     if not isinstance(task, SequenceTask):
         raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    step, params, _ = restore_params(workdir, "ema" if experiment.optim.ema else "params")
     return Run(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))

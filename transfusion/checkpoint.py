@@ -312,6 +312,27 @@ def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyT
     return _read(seals.folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
 
 
+def find_newest(workdir: str | os.PathLike) -> tuple[int, dict] | None:
+    """(step, config) of the newest intact checkpoint, changing nothing; None if none was ever finished. Collective.
+
+    Raises:
+      UsageError: if there are checkpoints but none is intact.
+    """
+    root = seals.folder_of(workdir)
+    if not _agreed(_first() and bool(seals.finished(root))):
+        return None
+    root, step, *_ = _newest(workdir)
+    return step, _read_json(root, step, "config")
+
+
+def restore_state(workdir: str | os.PathLike, step: int, abstract_state: PyTree) -> PyTree:
+    """The whole state of an intact checkpoint, changing nothing: see `Checkpoints.restore`. Collective."""
+    root = seals.folder_of(workdir)
+    check_form(step, _metadata(root, step), abstract_state)
+    target = jax.tree.map(_placed, abstract_state)
+    return _read(root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+
+
 def read_config(workdir: str | os.PathLike) -> dict:
     """Returns the config stored in the newest intact checkpoint; raises UsageError if there is none."""
     return _read_json(*_newest(workdir), "config")

@@ -8,6 +8,7 @@ frozen dataclasses, strictly: an unknown field or a wrong type is an error that 
 import dataclasses
 import json
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import ml_collections
 
+from transfusion import ranges
 from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig, text
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
@@ -87,9 +89,8 @@ class Experiment:
     def __post_init__(self):
         if self.task not in ("sequence", "autoencoder"):
             raise UsageError(f"task: {self.task!r} is neither 'sequence' nor 'autoencoder'")
-        for field in ("steps", "batch_size", "log_every"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} must be positive, not {getattr(self, field)}")
+        for field in ("seed", "steps", "batch_size", "log_every"):
+            ranges.check(field, f"Experiment.{field}", getattr(self, field))
         if self.batch_size % self.optim.accumulate:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
 
@@ -164,45 +165,99 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     return _convert(Experiment, config, "config")
 
 
-def from_json(data: str) -> Experiment:
-    """The experiment of a workdir's config.json."""
-    return from_config(json.loads(data))
+def checked(experiment: Experiment) -> Experiment:
+    """The same experiment, as strictly checked as one from a file: in Python any value can be put into a field."""
+    return from_config(dataclasses.asdict(experiment))
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`; `where` names it in errors."""
+def from_json(data: str | bytes) -> Experiment:
+    """The experiment of a workdir's config.json.
+
+    Raises:
+      UsageError: if it is no JSON, or as `from_config` does.
+    """
+    try:
+        return from_config(_parsed(data))
+    except RecursionError:
+        raise UsageError("the config is no experiment: it is nested too deeply") from None
+
+
+def _parsed(data: str | bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise UsageError(f"the config is damaged, it is no JSON: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _convert(kind: Any, value: Any, where: str, field: str = "") -> Any:
+    """`value` as the type `kind`; `where` names it in errors, and `field` ('Class.field') in the table of ranges."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        return _convert(next(a for a in arguments if a is not type(None)), value, where, field)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{where} must be a list of values, not {value!r}")
+            raise UsageError(f"{where} must be a list of values, not {_short(value)}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]", field) for i, item in enumerate(value))
         if len(arguments) != len(value):
             raise UsageError(f"{where} must have {len(arguments)} values, not {len(value)}")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+        pairs = enumerate(zip(arguments, value, strict=True))
+        return tuple(_convert(a, v, f"{where}[{i}]", field) for i, (a, v) in pairs)
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, int])):
         if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
-            raise UsageError(f"{where} must be a table of names, not {value!r}")
-        return {key: _convert(arguments[1], value[key], f"{where}.{key}") for key in value}
+            raise UsageError(f"{where} must be a table of names, not {_short(value)}")
+        names = [_convert(str, key, f"a name in {where}") for key in value]
+        return {key: _convert(arguments[1], value[key], f"{where}.{key}", field) for key in names}
+    return _scalar(kind, value, where, field)
+
+
+def _scalar(kind: type, value: Any, where: str, field: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r}")
+        ranges.check(where, field, value)  # before it is a float: a number of 400 digits cannot be one
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{where} must be of type {kind.__name__}, not {_short(value)}")
+    if kind in (int, float):
+        ranges.check(where, field, value)
+    return _text(value, where) if kind is str else value
+
+
+def _text(value: str, where: str) -> str:
+    """A string that can be printed and can name a file."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} is not Unicode text: {_short(value)}") from error
+    if "\0" in value:
+        raise UsageError(f"{where} holds a zero byte: {_short(value)}")
     return value
+
+
+def _short(value: Any) -> str:
+    """What the user gave, in few characters. A number may have too many digits to be shown at all."""
+    if isinstance(value, int) and abs(value) >= 10**15:
+        return "a number of more than 15 digits"
+    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else reprlib.repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
-        raise UsageError(f"{where} must be a table of fields, not {value!r}")
+        raise UsageError(f"{where} must be a table of fields, not {_short(value)}")
     fields = {field.name for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise UsageError(f"{where}: unknown field {name!r}{nearest(name, fields)}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value[name], f"{where}.{name}") for name in value})
+            raise UsageError(f"{where}: unknown field {_short(name)}{nearest(name, fields)}")
+    for field in dataclasses.fields(kind):
+        if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}: the field {field.name!r} is missing")
+    hints, name_of = typing.get_type_hints(kind), kind.__name__
+    return kind(**{name: _convert(hints[name], value[name], f"{where}.{name}", f"{name_of}.{name}") for name in value})

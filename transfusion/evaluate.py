@@ -38,6 +38,7 @@ from transfusion.evaluation.losses import (
     velocity_loss,
 )
 from transfusion.programs import read_experiment
+from transfusion.resume import as_trained
 from transfusion.sequence import TEXT
 from transfusion.tasks import make_task
 
@@ -272,6 +273,7 @@ def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float
         "config": dataclasses.asdict(experiment),
         "command": provenance.command(),
         "versions": provenance.versions(),
+        "code": provenance.code(),
         "machine": provenance.machine(),
         "date": provenance.now(),
         "seconds": seconds,
@@ -281,7 +283,8 @@ def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float
 def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
     """The content of evaluation.json of an autoencoder's run."""
     start, experiment = time.perf_counter(), read_experiment(workdir)
-    step, params, _ = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    experiment = as_trained(experiment, config, workdir)
     seed = experiment.seed if options.seed is None else options.seed
     folder = pathlib.Path(workdir) / "samples"
     folder.mkdir(exist_ok=True)
@@ -324,7 +327,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, Score]]:
                 walk(f"{name} / {key.replace('_', ' ')}", inner)
 
     for name, value in result.items():
-        if name not in ("config", "machine", "versions", "sampler"):
+        if name not in ("config", "machine", "versions", "code", "sampler"):
             walk(name.replace("_", " "), value)
     return found
 

@@ -79,11 +79,23 @@ def load_config(path: str, *form: str) -> Any:
         raise
     except SyntaxError as error:
         raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # the config file is the user's code and raises what it likes
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isfile(f.filename)]
-        line = next((f.lineno for f in reversed(frames) if os.path.samefile(f.filename, path)), None)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the user's code: it raises what it likes
+        line = _line_in(path, error)
         where = f"{path}, line {line}" if line else path
-        raise UsageError(f"{where}: {type(error).__name__}: {error}") from error
+        said = f": {error}" if str(error) else ""
+        raise UsageError(f"{where}: {type(error).__name__}{said}") from error
+
+
+def _line_in(path: str, error: BaseException) -> int | None:
+    """The line of the file at which it raised the error or called what did; None if it has no part in it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isfile(f.filename)]
+    return next((f.lineno for f in reversed(frames) if os.path.samefile(f.filename, path)), None)
+
+
+def raised_in_config(error: BaseException, argv: Sequence[str]) -> bool:
+    """Whether the --config file raised the error, and not the program around it."""
+    path = _config_value(argv)[0]
+    return bool(path) and os.path.isfile(path) and _line_in(path, error) is not None
 
 
 def walk(config: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Params
 from transfusion.model.paths import by_path
 from transfusion.programs import read_experiment
+from transfusion.resume import as_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _open_mel_levels(config: CodecConfig) -> Codec:
 
 def _open_autoencoder(config: CodecConfig) -> Codec:
     experiment = read_experiment(config.path)
-    _, params, _ = restore_params(config.path, "ema" if experiment.optim.ema else "params")
+    _, params, saved = restore_params(config.path, "ema" if experiment.optim.ema else "params")
+    experiment = as_trained(experiment, saved, config.path)
     return autoencoder_codec(experiment.autoencoder, params)
 
 

@@ -1,4 +1,4 @@
-"""Optimizer: AdamW with warm-up and cosine decay, clipping, an exponential moving average of the parameters, and groups
+"""Optimizer: AdamW with warm-up and a schedule, clipping, an exponential moving average of the parameters, and groups
 of parameters with learning rates of their own.
 
 Frozen parameters are no part of what is optimized: `split` takes them out, gradients and moments are those of the rest,
@@ -23,6 +23,34 @@ EMA_WARMUPS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "none": lambda n, power: jnp.ones_like(n),
     "ratio": lambda n, power: (1 + n) / (10 + n),
     "power": lambda n, power: 1 - (1 + n) ** -power,
+}
+
+
+def _cosine(config: "OptimConfig", warmup: int, steps: int) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.final_learning_rate
+    )
+
+
+def _constant(config: "OptimConfig", warmup: int, steps: int) -> optax.Schedule:
+    flat = optax.constant_schedule(config.learning_rate)
+    if not warmup:
+        return flat
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), flat], [warmup])
+
+
+def _warmup_stable_decay(config: "OptimConfig", warmup: int, steps: int) -> optax.Schedule:
+    falling = min(max(round(config.decay_share * steps), 1), max(steps - warmup, 1))
+    fall = optax.linear_schedule(config.learning_rate, config.final_learning_rate, falling)
+    begin = max(steps - falling, warmup)
+    return optax.join_schedules([_constant(config, warmup, steps), fall], [begin])
+
+
+# Name -> the learning rate after so many steps, from the config, the steps of warm-up and all steps.
+SCHEDULES: dict[str, Callable[["OptimConfig", int, int], optax.Schedule]] = {
+    "cosine": _cosine,
+    "constant": _constant,
+    "wsd": _warmup_stable_decay,
 }
 
 
@@ -53,8 +81,13 @@ class OptimConfig:
     """Defaults are the Transfusion paper's (section 4.1), but for the average, which it does not mention.
 
     Attributes:
-      learning_rate, final_learning_rate: peak, and the end of the cosine.
+      learning_rate, final_learning_rate: peak, and the end of 'cosine' and 'wsd'.
       warmup: steps of linear warm-up.
+      schedule: what follows the warm-up, a key of `SCHEDULES`: 'cosine' falls over all steps; 'constant' stays at the
+        peak; 'wsd' (warmup, stable, decay; MiniCPM, arXiv 2404.06395, section 4.2) stays there and falls, here in a
+        straight line, over the last steps. Before the fall, a run with more `steps` has the same learning rates, so it
+        can be prolonged; under 'cosine' the rate jumps up.
+      decay_share: the share of `steps` over which 'wsd' falls.
       b1, b2, epsilon, weight_decay: AdamW; vectors (norm scales, biases) are not decayed.
       clip: global gradient norm; 0 turns clipping off.
       ema: decay of the average of the parameters; 0 keeps none (samplers then use the parameters).
@@ -80,8 +113,11 @@ class OptimConfig:
     ema_start: int = 0
     offload: bool = False
     groups: tuple[LearningRateGroup, ...] = ()
+    schedule: str = "cosine"
+    decay_share: float = 0.1
 
     def __post_init__(self):
+        check("optim.schedule", self.schedule, SCHEDULES)
         if self.learning_rate <= 0 or self.accumulate < 1 or not 0 <= self.ema < 1:
             raise UsageError("optim: learning_rate must be positive, accumulate at least 1, ema in [0, 1)")
         check("optim.ema_warmup", self.ema_warmup, EMA_WARMUPS)
@@ -90,11 +126,9 @@ class OptimConfig:
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine to the final learning rate at `steps`."""
+    """The learning rate after so many updates of `steps`: a linear warm-up from 0, then `config.schedule`."""
     warmup = min(config.warmup, max(steps - 1, 0))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.final_learning_rate
-    )
+    return SCHEDULES[config.schedule](config, warmup, steps)
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

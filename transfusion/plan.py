@@ -1,6 +1,6 @@
 """What a config needs on a pod that is not there: memory, FLOPs, collectives, the least time of a step, a sharding.
 
-  python -m transfusion.plan --config configs/transfusion.py:7B --topology v5p:8x8x8
+  python -m transfusion.plan --config configs/transfusion_paper.py:7B --topology v5p:8x8x8
   python -m transfusion.plan --config configs/bagel.py:7b --topology v5e:16x16,v6e:16x16 --table --json plan.json
 
 The training step is the one that `transfusion.train` runs, compiled for the topology (a TPU's, where libtpu is

@@ -2,9 +2,7 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import fcntl
-import json
 import logging as standard_logging
 import os
 import sys
@@ -15,11 +13,12 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from transfusion import distributed
+from transfusion import distributed, portable, storage
 from transfusion.config import Experiment, from_config, from_json
 from transfusion.errors import UsageError, check, require
-from transfusion.explain import check_config_file, explain, load_config
+from transfusion.explain import check_config_file, explain, load_config, raised_in_config
 
+CONFIG_BYTES = 16 << 20  # no config is as large
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
 BUCKETS = {"gs": ("gcsfs", "gcs")}  # what checkpoints can be written to: scheme, the module for it and its extra
 
@@ -29,11 +28,16 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
 
     `files` is the number of arguments that may stand without a flag's name.
     """
+    packages_first()
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             check_config_file(argv)
             return flags.FLAGS(list(argv))
+        except (SystemExit, KeyboardInterrupt) as error:
+            if not raised_in_config(error, argv):  # --help ends so, too
+                raise
+            _fail(explain(error, argv))
         except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
             _fail(explain(error, argv))
 
@@ -51,6 +55,13 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
             raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def packages_first() -> None:
+    """What is installed goes before files of the current folder, which `python -m` puts first: otherwise a config
+    emoji.py there takes the place of the package emoji. A config still imports its neighbours."""
+    if sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath("."):
+        sys.path.append(sys.path.pop(0))
 
 
 def check_workdir(workdir: str) -> None:
@@ -145,27 +156,32 @@ def load_experiment(path: str | os.PathLike) -> Experiment:
 
 
 def read_experiment(workdir: str | os.PathLike) -> Experiment:
-    """The experiment that a workdir was trained with.
+    """The experiment in a workdir's config.json, its tokenizer and codec found there (see `transfusion.portable`).
+
+    What the weights were trained with is in their checkpoint: see `transfusion.resume.as_trained`.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if there is none, or it is damaged.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / portable.CONFIG
     if not path.exists():
         raise UsageError(f"{path} does not exist: {workdir} is not the workdir of a training run")
+    return read_config_file(path)
+
+
+def read_config_file(path: str | os.PathLike) -> Experiment:
+    """The experiment in a JSON file, such as a workdir's config.json; raises UsageError naming the file."""
+    path = epath.Path(path)
+    if "://" not in str(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise UsageError(f"{path} is no file")
     try:
-        experiment = from_json(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
-    tokenizer, codec = (_beside(path.parent, found.path) for found in (experiment.tokenizer, experiment.codec))
-    return dataclasses.replace(
-        experiment,
-        tokenizer=dataclasses.replace(experiment.tokenizer, path=tokenizer),
-        codec=dataclasses.replace(experiment.codec, path=codec),
-    )
-
-
-def _beside(workdir: epath.Path, path: str) -> str:
-    """A path that is relative to the workdir, as an import writes it, where there is something."""
-    inside = workdir / path
-    return str(inside) if path and not os.path.isabs(path) and inside.exists() else path
+        with path.open("rb") as file:
+            data = storage.insist(f"cannot read {path}", lambda: file.read(CONFIG_BYTES + 1))
+    except OSError as error:
+        raise storage.lasting(f"cannot read {path}", error) from error
+    if len(data) > CONFIG_BYTES:
+        raise UsageError(f"{path} has more than {CONFIG_BYTES >> 20} MiB: it is no config")
+    try:
+        return portable.resolved(from_json(data), path.parent)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error

@@ -8,11 +8,14 @@ import os
 import pathlib
 import platform
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 
+from transfusion import storage
 from transfusion.metrics import append_line
 from transfusion.version import __version__
 
@@ -32,6 +35,37 @@ def source_code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\n" + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def code() -> dict[str, str | bool | None]:
+    """Which source this is: 'commit' of git and whether the checkout is 'dirty' (None: this package is in no checkout,
+    or there is no git), and 'source', the digest of its files."""
+    here = pathlib.Path(__file__)
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)  # a checkout around a venv is another's
+    commit = _git(here.parent, "rev-parse", "HEAD") if tracked else None
+    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"commit": commit, "dirty": None if changed is None else bool(changed), "source": source_code()}
+
+
+def code_text() -> str:
+    """`code` in a few words."""
+    found = code()
+    commit = found["commit"] or "no commit known"
+    return f"{commit}{', dirty' if found['dirty'] else ''} (source {found['source']})"
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str | None:
+    """What git says of the repository around a folder; None if it fails or is not there."""
+    # Inside of a hook they name the hook's repository.
+    around = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, env=around,
+            errors="replace", stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def machine() -> dict[str, str | int]:
@@ -57,14 +91,26 @@ def command() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
-def record_command(workdir: str | os.PathLike) -> None:
-    """Appends this process' command, versions and machine to the workdir's commands.jsonl."""
+def record_command(workdir: str | os.PathLike, step: int = 0, changes: Sequence[dict] = ()) -> None:
+    """Appends the command, the versions, the code and the machine to the workdir's commands.jsonl.
+
+    Args:
+      step: the one that the command goes on from.
+      changes: the fields of the config that are other than before, as {"field", "old", "new", "step"}.
+
+    Raises:
+      UsageError: if it cannot be written.
+    """
     if jax.process_index() != 0:
         return
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    row = {"date": now(), "command": command(), "versions": versions(), "machine": machine()}
-    append_line(folder / COMMANDS, json.dumps(row))
+    path = epath.Path(workdir) / COMMANDS
+    row = {"date": now(), "command": command(), "versions": versions(), "code": code(), "machine": machine()}
+    row |= {"step": step} | ({"changes": list(changes)} if changes else {})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(path, json.dumps(row))
+    except OSError as error:
+        raise storage.lasting(f"cannot write {path}", error) from error
 
 
 def read_commands(workdir: str | os.PathLike) -> list[dict]:

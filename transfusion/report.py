@@ -308,7 +308,8 @@ class Report:
             line = f"{self.evaluation['command']}  # {self.evaluation.get('date', '')}"
             parts.append(f"<p>Evaluation</p><pre>{page.escape(line)}</pre>")
         parts.append(f"<p>This report</p><pre>{page.escape(provenance.command())}  # {provenance.now()}</pre>")
-        facts = provenance.versions() | {k: str(v) for k, v in provenance.machine().items()}
+        facts = provenance.versions() | {"code": provenance.code_text()}
+        facts |= {k: str(v) for k, v in provenance.machine().items()}
         facts["metrics"] = f"{len(self.metrics)} rows up to step {self.run.step}"
         parts.append(
             page.table(("Versions and machine", ""), ([page.escape(k), page.escape(v)] for k, v in facts.items()))

@@ -107,6 +107,16 @@ def mark_unfinished(root: epath.Path, step: int) -> None:
     _saving_path(root, step).write_text("")
 
 
+def finished(root: epath.Path) -> list[int]:
+    """The steps on disk but for those whose saving never ended, which `remove_leftovers` removes."""
+
+    def look() -> list[int]:
+        begun = {path.name.removeprefix(".saving-") for path in epath.Path(root).glob(".saving-*")}
+        return [step for step in steps_on_disk(root) if str(step) not in begun or seal_path(root, step).exists()]
+
+    return storage.insist(f"cannot read {root}", look)
+
+
 def _saving_path(root: epath.Path, step: int) -> epath.Path:
     return epath.Path(root) / f".saving-{step}"
 

@@ -25,7 +25,8 @@ import ml_collections
 from absl import flags, logging
 
 from transfusion import json_config, programs
-from transfusion.config import Experiment, from_config, from_json, to_json
+from transfusion.changes import Change, differences
+from transfusion.config import Experiment, from_config, to_json
 from transfusion.errors import UsageError, nearest
 from transfusion.explain import load_config, walk
 from transfusion.metrics import human, read_metrics
@@ -148,7 +149,7 @@ def finished(member: Member) -> bool:
     return (
         evaluation is not None
         and evaluation["step"] == member.experiment.steps
-        and from_config(evaluation["config"]) == member.experiment
+        and not _changes(from_config(evaluation["config"]), member)
     )
 
 
@@ -175,16 +176,18 @@ def _another_run(member: Member) -> str | None:
     if not (member.workdir / "config.json").is_file():
         return None
     try:
-        there = from_json((member.workdir / "config.json").read_text())
-    except (UsageError, ValueError) as error:
+        there = programs.read_experiment(member.workdir)
+    except UsageError as error:
         return f"{member.workdir} holds a run that this version cannot read ({error}): remove it"
-    # A run knows its tokenizer's hash; training checks it.
-    there = dataclasses.replace(there, tokenizer=dataclasses.replace(there.tokenizer, sha256=""))
-    for field in dataclasses.fields(Experiment):
-        ours, theirs = getattr(member.experiment, field.name), getattr(there, field.name)
-        if field.name not in ("steps", "eval", "log_every", "checkpoint", "sampling") and ours != theirs:
-            return f"{member.workdir} holds a run with another {field.name!r}: remove it, or choose another name"
+    for change in _changes(there, member):
+        if change.field.partition(".")[0] not in ("steps", "eval", "log_every", "checkpoint", "sampling"):
+            return f"{member.workdir} holds a run with another {change.field!r}: remove it, or choose another name"
     return None
+
+
+def _changes(there: Experiment, member: Member) -> list[Change]:
+    """What the member has other than a run; of its tokenizer only a run knows the hash, which training checks."""
+    return [change for change in differences(there, member.experiment) if change.field != "tokenizer.sha256"]
 
 
 def _unfinished(member: Member) -> str | None:

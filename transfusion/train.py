@@ -12,29 +12,39 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import distributed, guard, initial, programs, provenance, sharding, supervise
-from transfusion.checkpoint import Checkpoints
+from transfusion import (
+    distributed,
+    guard,
+    initial,
+    portable,
+    programs,
+    provenance,
+    resume,
+    sharding,
+    storage,
+    supervise,
+)
+from transfusion.checkpoint import Checkpoints, restore_state
 from transfusion.codecs import text
 from transfusion.codecs.losses import STATISTICS
-from transfusion.config import Experiment, to_json
+from transfusion.config import Experiment, checked, to_json
 from transfusion.data.pipeline import merge_states
 from transfusion.errors import UsageError
-from transfusion.metrics import MetricWriter, Progress, means
-from transfusion.optim import average, make_optimizer, merge, schedule, split
+from transfusion.held_out import held_out_losses
+from transfusion.optim import average, make_optimizer, merge, split
+from transfusion.run_log import RunLog
 from transfusion.tasks import Task, make_task
-from transfusion.throughput import Throughput, model_flops_utilisation, peak_flops
 
 PyTree = Any
 
@@ -195,15 +205,22 @@ def abstract_state(task: Task, experiment: Experiment, shardings: TrainState) ->
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
+def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
+    Args:
+      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+
     Raises:
-      UsageError: if the config, the data or the checkpoints cannot be used.
+      UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
+      PassingError: if something outside fails; what was trained till then is saved.
     """
-    workdir = epath.Path(workdir)
-    task = make_task(experiment)
+    workdir, experiment = epath.Path(workdir), portable.given(checked(experiment), workdir)
     experiment = dataclasses.replace(experiment, tokenizer=text.recorded(experiment.tokenizer))
+    task = make_task(experiment)
+    going = resume.compare(experiment, workdir, allow_change)
+    if going and going.step == experiment.steps:
+        return _finished(task, experiment, going, workdir)
     mesh = sharding.make_mesh(experiment.mesh)
     shardings = state_shardings(task, experiment, mesh)
     batch_spec = task.batch_spec(experiment.batch_size)
@@ -226,28 +243,35 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
             given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
             state, at = compile_init(task, experiment, shardings)(given), 0
         else:
-            at, state, position, saved = restored
-            text.check_same(json.loads(saved["experiment"]).get("tokenizer", {}), experiment.tokenizer)
+            at, state, position, _ = restored
             data.restore(position)
             watch.restore(position.get("guard", {}))
-            logging.info("continuing %s at step %d", workdir, at)
+        _begin(going, experiment, workdir)
         log.start(at)
-        held_out = make_evaluation(task, experiment, rows)
+        held_out, first = held_out_losses(task, experiment, rows), at
+
+        def keep() -> None:
+            if at > first and at not in checkpoints.steps():
+                _save(checkpoints, at, state, data.state(), watch, experiment)
+                logging.warning("step %d is saved; the same command continues", at)
+
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, supervise.READS)
-            batch = distributed.place(next(data), rows, mine, experiment.batch_size)
+            with _on_the_way_out(keep):
+                batch = distributed.place(next(data), rows, mine, experiment.batch_size)
             pulse.beat(at, supervise.COMPUTES)
             state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 values = {}
-                if held_out and at % experiment.eval.every == 0:
-                    jax.block_until_ready(state)  # the steps still running count as training
-                    pulse.beat(at, supervise.EVALUATES)
-                    with log.clock.paused():
-                        values = held_out(state.best)
-                state, in_a_row = log.write(at, state, data.stats(), values)
+                with _on_the_way_out(keep):
+                    if held_out and at % experiment.eval.every == 0:
+                        jax.block_until_ready(state)  # the steps still running count as training
+                        pulse.beat(at, supervise.EVALUATES)
+                        with log.clock.paused():
+                            values = held_out(state.best)
+                    state, in_a_row = log.write(at, state, data.stats(), values)
                 if watch.should_roll_back(at, in_a_row):
                     at, state = _roll_back(checkpoints, abstract, at, state.skips)
                     log.start(at)
@@ -266,55 +290,46 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
     return state
 
 
-class RunLog:
-    """Writes config.json and a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
+def _finished(task: Task, experiment: Experiment, going: resume.Going, workdir: epath.Path) -> TrainState:
+    """The state of a run that has made all its steps. Nothing is written."""
+    logging.info(
+        "nothing to do: %s is at step %d of %d; raise --config.steps to go on", workdir, going.step, experiment.steps
+    )
+    optim = dataclasses.replace(going.trained.optim, offload=experiment.optim.offload)
+    experiment = dataclasses.replace(experiment, optim=optim)
+    mesh = sharding.make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(task, experiment, state_shardings(task, experiment, mesh))
+        state = restore_state(workdir, going.step, abstract)
+    supervise.Pulse().beat(going.step, supervise.DONE)
+    return state
 
-    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment):
-        self._workdir, self._experiment = workdir, experiment
-        self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
-        self._peak = peak_flops()
-        self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
-        self._schedule = schedule(experiment.optim, experiment.steps)
-        self._written = 0
-        self.clock = Throughput()
 
-    def __enter__(self) -> "RunLog":
-        return self
+def _begin(going: resume.Going | None, experiment: Experiment, workdir: epath.Path) -> None:
+    """Says what is gone on from, and writes down the command, the files that the run needs, and its config."""
+    if jax.process_index() != 0:
+        return
+    if going:
+        logging.info("continuing %s at step %d", workdir, going.step)
+        resume.say(going, experiment)
+    portable.bring_in(experiment, workdir)
+    storage.write_whole(workdir / portable.CONFIG, to_json(portable.recorded(experiment)))
+    provenance.record_command(workdir, going.step if going else 0, resume.rows(going))
 
-    def __exit__(self, *_) -> None:
-        self._progress.close()
-        self._writer.close()
 
-    def start(self, at: int) -> None:
-        """Begins or begins again after `at` steps: later rows of an earlier attempt are removed."""
-        if jax.process_index() == 0:
-            (self._workdir / "config.json").write_text(to_json(self._experiment))
-        self._writer.truncate(at)
-        self._written = at
-
-    def due(self, at: int) -> bool:
-        """Whether the step is logged; an evaluation is a reason too."""
-        config = self._experiment
-        self._progress.step(at)
-        evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
-        return at % config.log_every == 0 or at == config.steps or bool(evaluated)
-
-    def write(self, at: int, state: TrainState, stats: dict, held_out: dict) -> tuple[TrainState, int]:
-        """Writes the means since the last row; returns the state with empty sums, and how many updates in a row were
-        skipped."""
-        sums, skips = jax.device_get((state.log, state.skips))
-        self.clock.add(self._tokens * (at - self._written), at - self._written)
-        rates = self.clock.rates()
-        utilisation = model_flops_utilisation(self._flops, rates["seconds_per_step"], self._peak.flops)
-        row = means(sums) | {"learning_rate": float(self._schedule(at)), "skipped_updates": int(skips["skipped"])}
-        row |= {"bad_records": stats["bad"], "model_flops_utilisation": utilisation} | rates
-        row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
-        row |= {f"held_out_{name}": value for name, value in held_out.items()}
-        self._writer.write(at, row)
-        self._progress.show(at, row)
-        self._written = at
-        self.clock.begin()
-        return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
+@contextlib.contextmanager
+def _on_the_way_out(keep: Callable[[], None]) -> Iterator[None]:
+    """Calls `keep`, which saves a checkpoint, if data or storage fails. Several processes would have to agree on that,
+    and have their last periodic one."""
+    try:
+        yield
+    except UsageError:
+        if jax.process_count() == 1:
+            try:
+                keep()
+            except UsageError as failure:  # the error on its way out is the one the user must see
+                logging.error("%s", failure)
+        raise
 
 
 @contextlib.contextmanager
@@ -335,7 +350,8 @@ def _save(
 ) -> None:
     position = merge_states(distributed.gather(position)) | {"guard": watch.state()}
     last = at == experiment.steps
-    checkpoints.save(at, state, position, {"experiment": to_json(experiment)}, force=True, wait=last)
+    config = {"experiment": to_json(portable.recorded(experiment))}
+    checkpoints.save(at, state, position, config, force=True, wait=last)
 
 
 def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
@@ -349,36 +365,6 @@ def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: P
     return restored[0], dataclasses.replace(restored[1], skips=skips)
 
 
-def make_evaluation(task: Task, experiment: Experiment, rows: PyTree):
-    """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
-    if not experiment.eval.sources or not experiment.eval.every:
-        return None
-    batches: list[PyTree] = []
-    everywhere, total_rows = sharding.replicated(jax.tree.leaves(rows)[0].mesh), experiment.batch_size
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def sums(params, batch, i):
-        key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
-        loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
-        parts.pop(STATISTICS, None)
-        return parts | {"loss": (loss, jnp.ones(()))}
-
-    def held_out(params: PyTree) -> dict[str, float]:
-        batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
-        total = None
-        for i, batch in enumerate(batches):
-            placed = distributed.place(batch, rows, range(total_rows), total_rows)
-            new = jax.device_get(sums(params, placed, np.int32(i)))
-            total = new if total is None else jax.tree.map(lambda a, b: a + b, total, new)
-        return means(total)
-
-    return held_out
-
-
-def _take(batches: Iterator[PyTree], count: int) -> list[PyTree]:
-    return [batch for _, batch in zip(range(count), batches, strict=False)]
-
-
 def main(argv) -> None:
     programs.set_up_jax()
     programs.check_workdir(FLAGS.workdir)
@@ -386,8 +372,7 @@ def main(argv) -> None:
     if FLAGS.supervise:
         sys.exit(supervise.from_flags("transfusion.train").run())
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout)
-    provenance.record_command(FLAGS.workdir)
-    train(experiment, FLAGS.workdir)
+    train(experiment, FLAGS.workdir, [field for given in FLAGS.allow_change for field in given.split(",") if field])
 
 
 FLAGS = flags.FLAGS
@@ -395,6 +380,10 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file; fields are overridden by --config.a.b=c.")
     flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is continued.")
+    flags.DEFINE_multi_string(
+        "allow_change", [], "Field, such as objectives, that may differ from the checkpoint's though its weights were "
+        "trained with the old value; several with commas."
+    )  # fmt: skip
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

@@ -16,7 +16,7 @@ from transfusion.config import from_config
 from transfusion.explain import load_config
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
-CONFIGS = {"transfusion 7B": ("configs/transfusion.py", "7B"), "bagel 7B+7B": ("configs/bagel.py", "7b")}
+CONFIGS = {"transfusion 7B": ("configs/transfusion_paper.py", "7B"), "bagel 7B+7B": ("configs/bagel.py", "7b")}
 # (part, config, topology, overrides). A row of 4,096 tokens per device and microbatch, but on v6e: two.
 ENTRIES = [
     ("pods", "transfusion 7B", "v5p:8x8x8", {}),

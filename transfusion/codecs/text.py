@@ -9,12 +9,13 @@ replaced by flags, and nothing has to be read before a run starts.
 
 import dataclasses
 import hashlib
-import pathlib
+import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
+from etils import epath
 
+from transfusion import storage
 from transfusion.errors import UsageError, check, nearest, require
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
@@ -169,26 +170,14 @@ def recorded(config: TokenizerConfig) -> TokenizerConfig:
 
 def _read(config: TokenizerConfig) -> tuple[bytes, str]:
     """The file and its SHA-256."""
+    path = epath.Path(config.path)  # in a bucket, too
+    if "://" not in config.path and path.exists() and not os.path.isfile(path):  # a pipe would be waited for
+        raise UsageError(f"tokenizer.path: {config.path} is no file")
     try:
-        data = pathlib.Path(config.path).read_bytes()
+        data = storage.insist(f"tokenizer.path: cannot read {config.path}", path.read_bytes)
     except OSError as error:
-        raise UsageError(f"tokenizer.path: cannot read {config.path}: {error.strerror}") from error
+        raise UsageError(f"tokenizer.path: cannot read {config.path}: {error.strerror or error}") from error
     return data, hashlib.sha256(data).hexdigest()
-
-
-def check_same(saved: Mapping[str, Any], now: TokenizerConfig) -> None:
-    """Refuses to go on with another tokenizer than a checkpoint's fields `saved`; the file may have moved.
-
-    Raises:
-      UsageError: naming the field that differs.
-    """
-    for field in dataclasses.fields(TokenizerConfig):
-        before, after = saved.get(field.name, field.default), getattr(now, field.name)
-        if before != after and field.name != "path":
-            raise UsageError(
-                f"the checkpoint was trained with tokenizer.{field.name}={before!r}, not {after!r}: "
-                "give that tokenizer, or another --workdir"
-            )
 
 
 Opened = tuple[Tokenizer, Mapping[str, int]]

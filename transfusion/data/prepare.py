@@ -4,6 +4,7 @@ import sys
 
 from absl import app, flags
 
+from transfusion import programs
 from transfusion.data import builders
 from transfusion.errors import UsageError
 
@@ -32,4 +33,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    programs.packages_first()
     app.run(lambda argv: main(argv[1:]), flags_parser=_parse)

@@ -2,7 +2,7 @@
 
 What: the linear coder with 2x2 patches of 32x32x8 latents (256 patches per image), lambda 5, DDPM with the cosine
 schedule, AdamW and 250k steps of 2M tokens as in the paper's controlled comparison.
-Command: python -m transfusion.train --config configs/transfusion.py:7B --workdir FOLDER \
+Command: python -m transfusion.train --config configs/transfusion_paper.py:7B --workdir FOLDER \
            --config.codec.path=<autoencoder's run> --config.data.sources.images.path=<shards>
 Hardware: a TPU pod or GPU cluster. Not run by us; counts and shardings are tested without it.
 Differs from the paper: byte-level text, because no tokenizer is shipped (`--config.tokenizer.path` takes one). The
