@@ -213,13 +213,13 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
     abstract = abstract_state(task, experiment, shardings)
     watch, pulse = guard.Guard(experiment.guard), supervise.Pulse()
     with (
+        distributed.Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment) as log,
-        distributed.Interruption() as interruption,
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
@@ -233,6 +233,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
             logging.info("continuing %s at step %d", workdir, at)
         log.start(at)
         held_out = make_evaluation(task, experiment, rows)
+        interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, supervise.READS)
             batch = distributed.place(next(data), rows, mine, experiment.batch_size)
@@ -258,8 +259,9 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
                 pulse.beat(at, supervise.SAVES)
                 with log.clock.paused():
                     _save(checkpoints, at, state, data.state(), watch, experiment)
-        if interruption.requested and at not in checkpoints.steps():
-            _save(checkpoints, at, state, data.state(), watch, experiment)
+        if interruption.requested:
+            if at not in checkpoints.steps():
+                _save(checkpoints, at, state, data.state(), watch, experiment)
             logging.warning("stopped at step %d; the same command continues", at)
     if at >= experiment.steps:
         pulse.beat(at, supervise.DONE)
@@ -385,7 +387,7 @@ def main(argv) -> None:
     experiment = programs.experiment_of(FLAGS.config)
     if FLAGS.supervise:
         sys.exit(supervise.from_flags("transfusion.train").run())
-    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout)
+    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
     provenance.record_command(FLAGS.workdir)
     train(experiment, FLAGS.workdir)
 
