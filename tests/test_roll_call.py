@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from transfusion import distributed
+from transfusion.addresses import parse_address
 from transfusion.errors import PassingError, UsageError
 from transfusion.roll_call import roll_call
 
@@ -193,7 +193,7 @@ def test_a_name_that_nobody_knows_and_a_port_that_is_taken_are_one_line():
 )  # fmt: skip
 def test_addresses(address, expected):
     if expected:
-        assert distributed.parse_address("--coordinator", address) == expected
+        assert parse_address("--coordinator", address) == expected
         return
     with pytest.raises(UsageError, match="^--coordinator: .* is not of the form HOST:PORT"):
-        distributed.parse_address("--coordinator", address)
+        parse_address("--coordinator", address)

@@ -8,7 +8,6 @@ import collections
 import contextlib
 import glob
 import importlib.util
-import ipaddress
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from transfusion.addresses import parse_address
 from transfusion.errors import PassingError, UsageError
 from transfusion.roll_call import roll_call
 
@@ -37,8 +37,6 @@ _LEAVE = 5.0  # seconds
 _LONGEST_WAIT = 7 * 24 * 3600  # seconds; what a launcher starts has come by then or never will
 _MOST = 65536  # processes
 _NUMBER = re.compile(r"[0-9]{1,9}")
-# Of what resolvers take: labels of at most 63 letters. Others fail in Python's own codec before they are asked.
-_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 def define_flags() -> None:
@@ -77,28 +75,6 @@ def start(
         raise UsageError("--processes and --process_id need --coordinator=HOST:PORT, where process 0 listens")
     elif launcher := _launcher():
         _detect(launcher, timeout)
-
-
-def parse_address(flag: str, address: str) -> tuple[str, int]:
-    """Host and port of 'HOST:PORT'; an address of version 6 stands in brackets, and is given without.
-
-    Raises:
-      UsageError: naming the `flag`, if it is not of that form.
-    """
-    host, _, port = address.rpartition(":")
-    if not _NAME.fullmatch(host) and not (host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])):
-        raise UsageError(f"{flag}: {address!r} is not of the form HOST:PORT")
-    if not _NUMBER.fullmatch(port) or not 1 <= int(port) <= 65535:
-        raise UsageError(f"{flag}: {address!r} is not of the form HOST:PORT with a port from 1 to 65535")
-    return host.strip("[]"), int(port)
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _start_at(address: str, place: tuple[str, int], processes: int, process_id: int, timeout: float, run: str) -> None:

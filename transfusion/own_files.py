@@ -19,14 +19,23 @@ def open_own(path: str | os.PathLike, flags: int) -> int:
       StorageError: if the storage fails and goes on failing, or is full.
       UsageError: if something else than a regular file is there, or the file cannot be opened.
     """
-    if os.path.islink(path):
-        raise UsageError(f"{path} is a link, and a program's own files are not opened through one: remove it")
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
+        if os.path.lexists(path):  # checked once more below, as it may change
+            _refuse(path, os.lstat(path).st_mode)
         file = insist(f"cannot write to {path}", lambda: os.open(path, flags, 0o666))
     except OSError as error:
         raise lasting(f"cannot write to {path}", error) from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    try:
+        _refuse(path, os.fstat(file).st_mode)
+    except UsageError:
         os.close(file)
-        raise UsageError(f"{path} is no regular file, but a program writes one of that name: remove it")
+        raise
     return file
+
+
+def _refuse(path: str | os.PathLike, mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise UsageError(f"{path} is a link, and a program's own files are not opened through one: remove it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is no regular file, but a program writes one of that name: remove it")

@@ -23,6 +23,7 @@ from transfusion.errors import PassingError, UsageError
 _LONGEST = 4096  # bytes of a message
 _PATIENCE = 5.0  # seconds that somebody who has connected may take for a message
 _MOST_SILENT = 64  # who have connected and said nothing yet; of more, the first go
+_BACKLOG = 1024  # who may wait to be let in; the system takes fewer
 _MOST_NAMED = 5  # strangers in the log, and missing processes in an answer
 
 
@@ -89,7 +90,7 @@ def _server(address: tuple[str, int], me: Process, deadline: float) -> tuple[soc
     host, port = address
     for family, *_, place in _resolved(host, port, deadline):
         try:
-            server = socket.create_server(place, family=family, backlog=min(me.count, 1024))
+            server = socket.create_server(place, family=family, backlog=_BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 continue
@@ -99,7 +100,7 @@ def _server(address: tuple[str, int], me: Process, deadline: float) -> tuple[soc
     six = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if six else socket.AF_INET
     try:
-        return socket.create_server(("", port), family=family, backlog=min(me.count, 1024), dualstack_ipv6=six), ""
+        return socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=six), ""
     except OSError as error:
         raise _cannot_listen(port, me, error) from error
 

@@ -25,7 +25,7 @@ from absl import flags
 from etils import epath
 
 from transfusion import seals
-from transfusion.distributed import parse_address
+from transfusion.addresses import parse_address
 from transfusion.errors import PassingError, UsageError
 from transfusion.orbax_noise import one_line
 from transfusion.own_files import open_own
