@@ -7,10 +7,12 @@ import threading
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transfusion.addresses import parse_address
 from transfusion.errors import PassingError, UsageError
-from transfusion.roll_call import roll_call
+from transfusion.roll_call import Process, read_process, roll_call
 
 RUN = "runs/w"
 
@@ -197,3 +199,35 @@ def test_addresses(address, expected):
         return
     with pytest.raises(UsageError, match="^--coordinator: .* is not of the form HOST:PORT"):
         parse_address("--coordinator", address)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.fixed_dictionaries({name: JSON for name in Process._fields})
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.binary(max_size=60)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | FIELDS.map(lambda value: json.dumps(value).encode())
+)
+def test_any_message_is_a_process_or_none(data):
+    found = read_process(data)
+    if found is not None:
+        assert type(found.index) is int and found.index >= 0 and type(found.count) is int
+        assert all(isinstance(word, str) and word.isprintable() for word in found[2:])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.text(max_size=20), st.text(max_size=6) | st.integers().map(str))
+def test_any_address_is_a_host_and_a_port_or_one_line(host, port):
+    try:
+        found = parse_address("--coordinator", f"{host}:{port}")
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert found[0] and 1 <= found[1] <= 65535

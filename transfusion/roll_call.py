@@ -200,7 +200,7 @@ class _Desk:
 
     def _admit(self, caller: _Caller) -> None:
         """Takes the caller as one of the processes, or passes it over, or finds what is wrong."""
-        other = _process(caller.data)
+        other = read_process(caller.data)
         if other is None:
             self._dismiss(caller, "speaks another language")
             return
@@ -240,7 +240,7 @@ class _Desk:
                 line.recv(1)
 
 
-def _process(data: bytes) -> Process | None:
+def read_process(data: bytes) -> Process | None:
     """The process that a message tells of, or None if it is none of ours."""
     message = _read(data)
     if set(message) != set(Process._fields):
