@@ -69,7 +69,7 @@ def test_checkpoints_in_a_bucket_are_sealed_and_checked(bucket):
 def test_what_cannot_be_written_is_one_clear_line(tmp_path):
     with programs.sole_use(epath.Path("gs://bucket/run")):
         pass
-    for workdir, message in (("", "--workdir is missing"), ("s3://bucket/run", "'s3' is none of gs")):
+    for workdir, message in (("", "--workdir is missing"), ("s3://bucket/run", "buckets are gs://BUCKET/FOLDER only")):
         with pytest.raises(UsageError, match=message):
             programs.check_workdir(workdir)
     programs.check_workdir(str(tmp_path))

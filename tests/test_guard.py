@@ -76,3 +76,10 @@ def test_rollbacks_long_ago_are_forgotten():
     assert guard.should_roll_back(200, 5)
     with pytest.raises(UsageError):
         Guard(GuardConfig(max_rollbacks=1), rollbacks=1).should_roll_back(5, 9)
+
+
+@pytest.mark.parametrize("limits", [{"max_consecutive": 0}, {"max_rollbacks": -1}, {"recovery": 0}])
+def test_limits_that_cannot_be_are_refused(limits):
+    (name,) = limits
+    with pytest.raises(UsageError, match=f"^guard.{name} must be at least"):
+        GuardConfig(**limits)

@@ -80,7 +80,7 @@ def test_a_run_goes_on_with_other_processes_and_the_losses_of_one_device(names, 
 
 def calls(*given: tuple[int, int], timeout: float = 20) -> list[str]:
     """What processes, told (count, index), are answered."""
-    answers, address = [""] * len(given), f"localhost:{free_port()}"
+    answers, address = [""] * len(given), ("localhost", free_port())
 
     def call(place: int, count: int, index: int) -> None:
         try:
@@ -128,9 +128,15 @@ FLAGS = {"coordinator": "host:1", "processes": 2, "process_id": 1}
         ({"JAX_PLATFORMS": "tpu,cpu"}, {}, {}),
         ({}, {"processes": 2, "process_id": 1}, "need --coordinator=HOST:PORT"),
         ({}, {"coordinator": "host", "processes": 2, "process_id": 1}, "'host' is not of the form HOST:PORT"),
+        ({}, {"coordinator": "host:99999", "processes": 2, "process_id": 0}, "with a port from 1 to 65535"),
+        ({"JAX_COORDINATOR_ADDRESS": "host:0"}, {}, "JAX_COORDINATOR_ADDRESS: 'host:0' is not"),
         ({}, {"coordinator": "host:1", "processes": 2}, "--coordinator needs --processes=N and --process_id"),
         ({}, {"coordinator": "host:1", "processes": 2, "process_id": 2}, "--process_id=2 is not below --processes=2"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_NUM_PROCESSES": "two"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
+        (JAX | {"JAX_PROCESS_ID": "2"}, {}, "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=2 in the environment are not"),
+        ({}, {"timeout": float("nan")}, "--start_timeout=nan is not between 0 and"),
+        ({}, FLAGS | {"timeout": float("inf")}, "--start_timeout=inf is not between 0 and"),
     ],
 )  # fmt: skip
 def test_who_the_processes_are(monkeypatch, environment, flags, expected):
@@ -140,7 +146,7 @@ def test_who_the_processes_are(monkeypatch, environment, flags, expected):
         monkeypatch.setenv(name, value)
     begun = []
     monkeypatch.setattr(distributed, "_initialize", lambda **given: begun.append(given))
-    monkeypatch.setattr(distributed, "roll_call", lambda *given: None)
+    monkeypatch.setattr(distributed, "roll_call", lambda *given: "")
     if isinstance(expected, str):
         with pytest.raises(UsageError, match=expected):
             distributed.start(**flags)

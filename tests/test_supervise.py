@@ -1,6 +1,7 @@
 """What a supervisor does, with ranks that only play the part: they die, hang, are stopped, and are named."""
 
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -10,9 +11,10 @@ import threading
 import time
 
 import pytest
+from absl import flags
 
 from transfusion.errors import UsageError
-from transfusion.supervise import Patience, Supervisor
+from transfusion.supervise import Patience, Supervisor, _Fault, from_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -194,6 +196,73 @@ def _ended(pid: int) -> bool:
     return False
 
 
-def test_patience_is_checked():
-    with pytest.raises(UsageError, match="--max_failures.* must be positive"):
-        Patience(max_failures=0)
+@pytest.mark.parametrize(
+    "patience",
+    [
+        {"max_failures": 0},
+        {"backoff": -1.0},
+        {"hang_after": 0.0},
+        *({name: value} for name in ("backoff", "hang_after", "start_after") for value in (math.nan, math.inf)),
+    ],
+)
+def test_patience_is_checked(patience):
+    with pytest.raises(UsageError, match="--max_failures.* must be positive|must be finite"):
+        Patience(**patience)
+
+
+def test_failures_may_be_many(supervised, monkeypatch, capfd):
+    """Twice the wait 1100 times over is more than a float holds."""
+    monkeypatch.setattr(Supervisor, "_start", lambda *_: _Fault(0, "fell", None, "its log", "nothing"))
+    assert supervised("0", max_failures=1100, backoff=0.0) == 1
+    assert "given up after 1100 failures" in capfd.readouterr().err
+
+
+def test_a_signal_without_a_name_is_named_by_its_number(supervised, capfd):
+    assert supervised("os.kill(os.getpid(), signal.SIGRTMIN + 5)", max_failures=1) == 1
+    assert f"rank 0 was killed by signal {signal.SIGRTMIN + 5}" in capfd.readouterr().err
+
+
+def test_a_heartbeat_that_cannot_be_read_is_none(supervised, capfd):
+    act = "step == 1 and (open(os.environ['TRANSFUSION_HEARTBEAT'], 'w').write('xx|'), time.sleep(0.5))"
+    assert supervised(act) == 0
+    assert "done at step 3" in capfd.readouterr().err
+
+
+def test_signals_before_a_rank_starts_or_while_it_is_waited_for_are_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    early = supervisor(tmp_path, "0")
+    start = Supervisor._start
+
+    def signalled(self, beats):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return start(self, beats)
+
+    monkeypatch.setattr(Supervisor, "_start", signalled)
+    assert early.run() == 0
+    assert capfd.readouterr().err.splitlines()[-1] == "supervisor: stopped; the same command continues"
+    assert not (tmp_path / "attempts_0").exists()
+
+    monkeypatch.setattr(Supervisor, "_start", start)
+    waiting = supervisor(tmp_path, "sys.exit(1)", backoff=60.0)
+    threading.Thread(
+        target=lambda: (_wait_for(tmp_path / "attempts_0"), time.sleep(1.5), os.kill(os.getpid(), 15))
+    ).start()
+    assert waiting.run() == 0
+    said = capfd.readouterr().err.splitlines()
+    assert "all start again in 60 s" in said[-2] and said[-1] == "supervisor: stopped; the same command continues"
+
+
+def test_more_ranks_than_a_machine_takes_are_refused(monkeypatch, tmp_path):
+    given = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", given)
+    for name, value in {"processes": 10_000, "process_id": -1, "coordinator": "", "max_failures": 5, "backoff": 1.0,
+                        "hang_after": 1.0, "start_after": 1.0, "workdir": str(tmp_path)}.items():  # fmt: skip
+        flags.DEFINE_string(name, None, "", flag_values=given)
+        given[name].value = value
+    given.mark_as_parsed()
+    with pytest.raises(UsageError, match="would start all of them on this machine, which takes at most 256"):
+        from_flags("transfusion.train")
+    given["coordinator"].value = "host:99999"
+    with pytest.raises(UsageError, match="port from 1 to 65535"):
+        from_flags("transfusion.train")

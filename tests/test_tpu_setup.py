@@ -196,20 +196,6 @@ def test_mistakes_are_one_line(cloud, flags, says):
     assert not cloud.calls("create")
 
 
-def test_only_the_commit_is_sent(cloud):
-    """Uncommitted changes are refused; with --allow-dirty tracked files go as they are, and others never."""
-    cloud.set(queue={"run": "ACTIVE"})
-    (cloud.repository / "key.json").write_text("secret")
-    (cloud.repository / "configs/c.py").write_text("changed = 1")
-    out = cloud.run("tpu.sh", "install", *TPU, code=2)
-    assert "uncommitted changes (configs/c.py ...)" in out and out.count("\n") == 1
-    cloud.run("tpu.sh", "install", *TPU, "--allow-dirty")
-    (source,) = cloud.fake.glob("machines/0-0/transfusion/run/src-dirty-*")
-    assert (source / "configs/c.py").read_text() == "changed = 1"
-    assert not (source / "key.json").exists() and not list(cloud.fake.glob("machines/0-0/*.tar.gz"))
-    assert (cloud.repository / "configs/c.py").read_text() == "changed = 1" and cloud.git("stash", "list") == ""
-
-
 @pytest.mark.parametrize(
     ("program", "flags", "expected"),
     [
@@ -312,13 +298,14 @@ def test_slurm_job_saves_before_its_time_limit_and_goes_back_into_the_queue(clou
         (cloud.fake / "step").unlink()
 
 
-def job(cloud) -> subprocess.Popen:
+def job(cloud, *environment_words: str) -> subprocess.Popen:
     """train.sbatch with two failures at most, as Slurm starts it."""
     folder = cloud.fake / "job"
     python = folder / ".venv/bin/python"
     if not python.exists():
         subprocess.run(["uv", "venv", str(folder / ".venv")], env=cloud.environment, check=True)
-    command = ["bash", str(cloud.repository / "tpu_setup/train.sbatch"), str(folder), "2", "A=b", "--", *TRAIN]
+    command = ["bash", str(cloud.repository / "tpu_setup/train.sbatch"), str(folder), "2", "A=b"]
+    command += [*environment_words, "--", *TRAIN]
     environment = cloud.environment | {"SLURM_JOB_ID": "17", "FAKE_HOST": "node"}
     return subprocess.Popen(command, cwd=folder, env=environment)
 

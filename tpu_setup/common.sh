@@ -12,8 +12,10 @@ say() { printf '%s%s\n' "${FLAGS[dry-run]:+# }" "$*"; }
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly REPOSITORY
 readonly NAME_RULE='^[a-z]([a-z0-9-]{0,36}[a-z0-9])?$'
-readonly NUMBER_RULE='^[1-9][0-9]*$'
-readonly SECONDS_RULE='^[0-9]+$'
+readonly NUMBER_RULE='^[1-9][0-9]{0,5}$'
+readonly SECONDS_RULE='^(0|[1-9][0-9]{0,6})$' # bash takes numbers that begin with 0 as octal
+readonly MOST_NEW=102400 # KiB of new files, for --allow-dirty
+readonly VARIABLE_RULE='^[A-Za-z_][A-Za-z0-9_]*='
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
@@ -38,14 +40,15 @@ _declare() {
 
 common_flags() {
   switch dry-run "print the commands and run none of them"
-  switch allow-dirty "send uncommitted changes of tracked files, too"
+  switch allow-dirty "send uncommitted changes and new files, too, but for those that .gitignore names"
   flag retry-seconds 5 "$SECONDS_RULE" "wait before the first of 4 further attempts; doubles each time"
 }
 
 training_flags() {
-  flag config "" '^[^-].*$' "config file of the repository, as for transfusion.train (configs/digits.py:ddpm)"
+  flag config "" '^[^-].*$' "config file as for transfusion.train (configs/digits.py:ddpm); one from outside goes along"
   flag workdir "" '^[^-].*$' "folder of the run that outlives the machines: absolute, URL, or bucket/... with --bucket"
-  several env '^[A-Za-z_][A-Za-z0-9_]*=' "NAME=VALUE in the environment of the training; may be repeated"
+  several env "$VARIABLE_RULE" "NAME=VALUE in the environment of the training; may be repeated"
+  flag env-file "" '^[^-].*$' "file of lines NAME=VALUE, such as keys, which goes to the machines as a file"
 }
 
 # usage TEXT: what the program is for, its commands, and the declared flags.
@@ -80,12 +83,22 @@ parse() {
     fi
     [[ $value != *$'\n'* ]] || misuse "--$name holds a line break"
     _check "$name" "$value"
+    [[ ${KINDS[$name]} != several || -n $value ]] || misuse "--$name needs a value: ${NOTES[$name]}"
     [[ ${KINDS[$name]} != several ]] || value=${FLAGS[$name]:+${FLAGS[$name]}$'\n'}$value
     FLAGS[$name]=$value
     shift
   done
-  for name in "${NAMES[@]}"; do
-    [[ ${KINDS[$name]} == several ]] || _check "$name" "${FLAGS[$name]}"
+  for name in "${NAMES[@]}"; do # again, as they may come from the environment
+    if [[ ${KINDS[$name]} == several ]]; then
+      values "$name"
+      for value in "${VALUES[@]}"; do
+        [[ -n $value ]] || misuse "--$name has an empty line: ${NOTES[$name]}"
+        _check "$name" "$value"
+      done
+    else
+      [[ ${FLAGS[$name]} != *$'\n'* ]] || misuse "--$name holds a line break"
+      _check "$name" "${FLAGS[$name]}"
+    fi
   done
 }
 
@@ -101,10 +114,12 @@ need() {
   done
 }
 
-# training_arguments: sets ARGUMENTS to those of transfusion.train, and VALUES to its environment.
+# training_arguments: sets ARGUMENTS to those of transfusion.train, and VALUES to its environment, of which @env is what
+# the machines have of --env-file.
 training_arguments() {
   ARGUMENTS=(--config "${FLAGS[config]}" --workdir "${FLAGS[workdir]}" "${EXTRA_FLAGS[@]}")
   values env
+  [[ -z ${FLAGS[env-file]} ]] || VALUES+=(@env)
 }
 
 # values NAME: sets VALUES to the values of a flag that may be repeated.
@@ -113,13 +128,28 @@ values() {
   [[ -z ${FLAGS[$1]} ]] || mapfile -t VALUES <<<"${FLAGS[$1]}"
 }
 
-# need_training: a config of the repository, and a workdir that outlives the machines.
+# need_training: a config, a workdir that outlives the machines, and variables that can be. What is wrong with a line of
+# --env-file is said without the line, which may hold a key.
 need_training() {
-  local workdir=${FLAGS[workdir]} file=${FLAGS[config]%%:*}
+  local workdir=${FLAGS[workdir]} file=${FLAGS[env-file]} line count=0
   need config workdir
-  [[ -f $REPOSITORY/$file ]] || misuse "--config: there is no $file in $REPOSITORY"
   [[ $workdir == /* || $workdir == *://* || (-n ${FLAGS[bucket]:-} && $workdir == bucket/*) ]] ||
     misuse "--workdir=$workdir would be lost with the machine: ${NOTES[workdir]}"
+  [[ -n $file ]] || return 0
+  [[ -f $file && -r $file ]] || misuse "--env-file: there is no file $file that can be read"
+  while IFS= read -r line || [[ -n $line ]]; do
+    count=$((count + 1))
+    [[ $line =~ ^[[:space:]]*(#|$) || ($line =~ $VARIABLE_RULE && $line != *$'\r'*) ]] ||
+      misuse "--env-file: line $count of $file is not NAME=VALUE, or holds a carriage return"
+  done <"$file"
+}
+
+# environment_file: sets ENVIRONMENT_FILE to a copy of --env-file with its variables alone, which nobody else may read.
+environment_file() {
+  scratch
+  ENVIRONMENT_FILE=$SCRATCH/env
+  [[ ! -e $ENVIRONMENT_FILE ]] || return 0
+  (umask 077 && { grep -E "$VARIABLE_RULE" "${FLAGS[env-file]}" || true; } >"$ENVIRONMENT_FILE")
 }
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -170,19 +200,105 @@ scratch() {
 
 # source_commit: sets COMMIT to what is sent, and SOURCE to its name: only what git tracks, so no data and no keys.
 source_commit() {
-  local changes
+  local changes new
   git -C "$REPOSITORY" rev-parse --quiet --verify HEAD >/dev/null || misuse "$REPOSITORY is not a git repository"
-  changes=$(git -C "$REPOSITORY" status --porcelain)
-  if [[ -z $changes ]]; then
-    COMMIT=$(git -C "$REPOSITORY" rev-parse HEAD)
-    SOURCE=${COMMIT:0:12}
-  elif [[ -n ${FLAGS[allow-dirty]} ]]; then
-    COMMIT=$(git -C "$REPOSITORY" stash create)
-    COMMIT=${COMMIT:-HEAD}
-    SOURCE=dirty-$(git -C "$REPOSITORY" rev-parse --short=12 "$COMMIT^{tree}")
-  else
-    changes=${changes%%$'\n'*}
-    misuse "$REPOSITORY has uncommitted changes (${changes:3} ...): commit them, or give --allow-dirty"
+  changes=$(git -C "$REPOSITORY" status --porcelain --untracked-files=all)
+  COMMIT=$(git -C "$REPOSITORY" rev-parse HEAD)
+  SOURCE=${COMMIT:0:12}
+  if [[ -n $changes ]]; then
+    [[ -n ${FLAGS[allow-dirty]} ]] ||
+      misuse "$REPOSITORY has uncommitted changes ($(summary "$changes")): commit them, or give --allow-dirty"
+    new=$(grep '^??' <<<"$changes" || true)
+    [[ -z $new ]] || new_files "$new"
+    in_index git -C "$REPOSITORY" add --all "$(git -C "$REPOSITORY" rev-parse --show-cdup)." ||
+      fail "git cannot add what has changed"
+    COMMIT=$(in_index git -C "$REPOSITORY" write-tree)
+    SOURCE=dirty-${COMMIT:0:12}
+  fi
+  go_along setup
+  go_along config
+  go_not_along env-file
+}
+
+# new_files LINES: says which of git status are sent though git does not know them; refuses what is no source code.
+new_files() {
+  local kibibytes total=0
+  while read -r kibibytes _; do
+    total=$((total + kibibytes))
+  done < <(cd "$REPOSITORY" && git ls-files -z --others --exclude-standard ":(top)" | xargs -0 du -k --)
+  ((total <= MOST_NEW)) ||
+    misuse "new files of $((total / 1024)) MiB would be sent ($(summary "$1")): commit them, or name them in .gitignore"
+  say "sends new files, too: $(summary "$1")"
+}
+
+# summary LINES: the files of some lines of git status, of many the first three.
+summary() {
+  local -a lines
+  mapfile -t lines <<<"$1"
+  printf '%s' "${lines[0]:3}${lines[1]:+, ${lines[1]:3}}${lines[2]:+, ${lines[2]:3}}"
+  [[ -z ${lines[3]:-} ]] || printf ' and %d more' $((${#lines[@]} - 3))
+}
+
+# in_index COMMAND...: with an index of its own, which begins as what COMMIT holds. The user's stays as it is.
+in_index() {
+  scratch
+  [[ -e $SCRATCH/index ]] || GIT_INDEX_FILE=$SCRATCH/index git -C "$REPOSITORY" read-tree "$COMMIT"
+  GIT_INDEX_FILE=$SCRATCH/index "$@"
+}
+
+# found FILE: sets FOUND to the whole path of a file that is named from the repository or from here.
+found() {
+  FOUND=$1
+  [[ $FOUND == /* ]] || { FOUND=$REPOSITORY/$1; [[ -f $FOUND ]] || FOUND=$PWD/$1; }
+  [[ -f $FOUND && -r $FOUND ]] || return 1
+  FOUND=$(realpath -- "$FOUND")
+}
+
+# inside PATH: sets INSIDE to the path within the repository, and fails if it is elsewhere.
+inside() {
+  local root
+  root=$(realpath -- "$REPOSITORY")
+  INSIDE=${1#"$root"/}
+  [[ $INSIDE != "$1" ]]
+}
+
+is_sent() { git -C "$REPOSITORY" cat-file -e "$COMMIT:./$1" 2>/dev/null; }
+
+# go_along FLAG: what a flag names must be in what is sent; from outside of the repository it is added as
+# sent-along/FLAG/<its name>. Sets the flag to its place there.
+go_along() {
+  local name=$1 value=${FLAGS[$1]:-} file form='' prefix blob
+  [[ -n $value ]] || return 0
+  file=$value
+  [[ $name != config ]] || { file=${value%%:*}; form=${value:${#file}}; }
+  found "$file" || misuse "--$name: there is no $file in $REPOSITORY, nor here"
+  if inside "$FOUND"; then
+    [[ $INSIDE =~ ^[^-:[:cntrl:]][^:[:cntrl:]]*$ ]] || misuse "--$name: '$INSIDE' is no name for a file that is sent"
+    is_sent "$INSIDE" ||
+      misuse "--$name: $INSIDE would not be sent, as git ignores it: add it to git, or move it out of $REPOSITORY"
+    FLAGS[$name]=$INSIDE$form
+    return
+  fi
+  file=${FOUND##*/}
+  [[ $file =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
+    misuse "--$name: '$file' can only go along under a name of letters, digits, _ . -"
+  ! is_sent "sent-along/$name" || misuse "--$name: $REPOSITORY holds a sent-along/$name, which is where $file would go"
+  prefix=$(git -C "$REPOSITORY" rev-parse --show-prefix)
+  blob=$(git -C "$REPOSITORY" hash-object -w --no-filters -- "$FOUND") || fail "git cannot add $FOUND"
+  # From the top folder, as its paths are.
+  in_index git -C "$REPOSITORY/$(git -C "$REPOSITORY" rev-parse --show-cdup)" update-index --add \
+    --cacheinfo "100644,$blob,${prefix}sent-along/$name/$file"
+  COMMIT=$(in_index git -C "$REPOSITORY" write-tree)
+  SOURCE=${SOURCE%-with-*}-with-${COMMIT:0:12}
+  FLAGS[$name]=sent-along/$name/$file$form
+}
+
+# go_not_along FLAG: what a flag names holds keys, and must not be in what is sent.
+go_not_along() {
+  local value=${FLAGS[$1]:-}
+  [[ -n $value && -f $value ]] || return 0
+  if inside "$(realpath -- "$value")" && is_sent "$INSIDE"; then
+    misuse "--$1: $INSIDE would be sent with the source code: move it out of $REPOSITORY, or into .gitignore"
   fi
 }
 

@@ -90,7 +90,13 @@ submit() {
   values launch-option
   options=("${VALUES[@]}")
   training_arguments
-  for value in JAX_PLATFORMS=tpu,cpu "${VALUES[@]}"; do environment+=(--env="$value"); done
+  if [[ -n ${FLAGS[env-file]} ]]; then
+    environment_file
+    environment+=(--env-file="$ENVIRONMENT_FILE")
+  fi
+  for value in JAX_PLATFORMS=tpu,cpu "${VALUES[@]}"; do
+    [[ $value == @env ]] || environment+=(--env="$value")
+  done
   # 1 is what Python ends with after an error: one machine's crash ends the others so. 2, a mistake in the config, is
   # not begun again; 143 (stopped, saved) and other signals' codes are, by default.
   run xpk workload create "${WHERE[@]}" --workload="$NAME" --tpu-type="${FLAGS[type]}" --num-slices="${FLAGS[slices]}" \
@@ -98,6 +104,17 @@ submit() {
     --max-restarts="${FLAGS[restarts]}" --restart-on-exit-codes=1 --termination-grace-period-seconds="${FLAGS[grace]}" \
     "${options[@]}" --command="exec $(quoted bash tpu_setup/worker.sh here tpu -- "${ARGUMENTS[@]}")"
   say "$NAME is submitted: $SOURCE on ${FLAGS[slices]} x ${FLAGS[type]}"
+}
+
+# plain_values: xpk writes the variables between double quotes into YAML.
+plain_values() {
+  local value
+  values env
+  for value in "${VALUES[@]}"; do
+    [[ $value != *[\"\\]* ]] || misuse "--env=${value%%=*}=...: xpk takes no value with a double quote or a backslash"
+  done
+  [[ -z ${FLAGS[env-file]} ]] || ! grep -qE "$VARIABLE_RULE.*[\"\\\\]" "${FLAGS[env-file]}" ||
+    misuse "--env-file: xpk takes no value with a double quote or a backslash"
 }
 
 withdraw() { run xpk workload delete "${WHERE[@]}" --workload="$NAME" --force; }
@@ -165,7 +182,7 @@ main() {
   settle
   case $command in
     create | delete-cluster) ;;
-    up | launch | resume) need name type; need_training; source_commit ;;
+    up | launch | resume) need name type; need_training; plain_values; source_commit ;;
     *) need name ;;
   esac
   case $command in

@@ -27,7 +27,7 @@ declare_flags() {
   flag account "" '^[A-Za-z0-9_.-]+$' "Slurm's"
   several sbatch-option '^--[a-z]' "further flag of sbatch, such as --constraint=h100; may be repeated"
   training_flags
-  flag setup "" '^[^-/].*$' "script of the repository that runs before the installation"
+  flag setup "" '^[^-].*$' "script that runs before the installation; one from outside goes along"
   flag max-failures 5 "$NUMBER_RULE" "crashes after which the job is given up"
   flag grace 300 "$SECONDS_RULE" "seconds before the time limit at which the training saves"
   flag worker 0 "$SECONDS_RULE" "rank, for tail"
@@ -83,6 +83,11 @@ submit() {
   [[ -z ${FLAGS[partition]} ]] || request+=(--partition="${FLAGS[partition]}")
   [[ -z ${FLAGS[account]} ]] || request+=(--account="${FLAGS[account]}")
   request+=("${VALUES[@]}")
+  if [[ -n ${FLAGS[env-file]} ]]; then
+    environment_file
+    there run_from "$ENVIRONMENT_FILE" bash -c "umask 077; rm -f $(quoted "$ROOT/env"); cat >$(quoted "$ROOT/env")" ||
+      fail "$NAME: --env-file cannot be written to $ROOT"
+  fi
   training_arguments
   there run sbatch "${request[@]}" "$ROOT/src-$SOURCE/tpu_setup/train.sbatch" "$ROOT" "${FLAGS[max-failures]}" \
     "${VALUES[@]}" -- "${ARGUMENTS[@]}" || fail "$NAME cannot be submitted"

@@ -38,7 +38,7 @@ declare_flags() {
   several ssh-option '^--[a-z]' "further flag of gcloud's ssh and scp, such as --tunnel-through-iap; may be repeated"
   training_flags
   flag bucket "" '^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$' "mounted by gcsfuse as the folder bucket of the source code"
-  flag setup "" '^[^-/].*$' "script of the repository that every worker runs before it installs"
+  flag setup "" '^[^-].*$' "script that every worker runs before it installs; one from outside goes along"
   flag worker 0 "$SECONDS_RULE" "worker of the slice, for tail"
   flag slice 0 "$SECONDS_RULE" "slice, for tail"
   flag lines 50 "$NUMBER_RULE" "lines to begin with, for tail"
@@ -204,6 +204,10 @@ begin() {
   local -a order
   [[ $JOB == NONE ]] || end || return 1
   install || return 1
+  if [[ -n ${FLAGS[env-file]} ]]; then # once the folder is there; its mode goes along
+    environment_file
+    retry run "${QUEUE[@]}" scp "$ENVIRONMENT_FILE" "$NAME:$ROOT/env" "${REMOTE[@]}" --node=all --worker=all || return 1
+  fi
   training_arguments
   # Without JAX_PLATFORMS, a worker whose TPU does not start would go on with its CPU.
   order=(bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" "JAX_PLATFORMS=tpu,cpu" "${VALUES[@]}" -- "${ARGUMENTS[@]}")

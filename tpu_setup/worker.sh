@@ -8,6 +8,8 @@
 #   worker.sh stop    ROOT SECONDS                           SIGTERM, so that it saves; SIGKILL after SECONDS
 #   worker.sh here    EXTRA [NAME=VALUE...] -- ARGUMENT...   installs and trains in the foreground (in a container)
 #
+# Of the NAME=VALUEs one may be @env: those of the file ROOT/env, which stand on no command line.
+#
 # Each answers one line "transfusion-worker <host> <INSTALLED|STARTED|NONE|RUNNING|DONE|STOPPED|FAILED ...>". A training
 # that SIGTERM ended is STOPPED (code 143) although it saved and left with 0: only DONE has made all its steps.
 set -euo pipefail
@@ -68,7 +70,7 @@ run() {
   cd "$root/src-$2"
   shift 2
   printf '%s starts on %s: %s\n' "$(date -u +%FT%TZ)" "$(hostname)" "$*"
-  train .venv/bin/python "$@" || code=$?
+  train "$root/env" .venv/bin/python "$@" || code=$?
   case $code in
     0) echo DONE >"$root/state" ;;
     143) echo STOPPED >"$root/state" ;;
@@ -81,15 +83,28 @@ run() {
 child='' stopped=''
 hear_term() { trap 'stopped=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM; }
 
-# train PYTHON [NAME=VALUE...] -- ARGUMENT...: to its end; hands SIGTERM on, and then returns 143.
-train() {
-  local python=$1 code
-  local -a environment=()
+# set_environment FILE [NAME=VALUE...]: @env means the lines of FILE.
+set_environment() {
+  local file=$1 word
   shift
+  for word; do
+    if [[ $word == @env ]]; then
+      while IFS= read -r word || [[ -n $word ]]; do export "${word?}"; done <"$file" || return 1
+    else
+      export "${word?}"
+    fi
+  done
+}
+
+# train FILE PYTHON [NAME=VALUE...] -- ARGUMENT...: to its end; hands SIGTERM on, and then returns 143.
+train() {
+  local file=$1 python=$2 code
+  local -a environment=()
+  shift 2
   while [[ $1 != -- ]]; do environment+=("$1"); shift; done
   shift
   hear_term
-  env "${environment[@]}" "$python" -m transfusion.train "$@" &
+  (set_environment "$file" "${environment[@]}" && exec "$python" -m transfusion.train "$@") &
   child=$!
   [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
   while :; do
@@ -110,7 +125,7 @@ status() {
       state=RUNNING
     else
       state=$(cat "$1/state" 2>/dev/null || echo NONE)
-      [[ $state != RUNNING && $state != STARTING ]] || state="FAILED without a word" # killed, or the machine was started anew
+      [[ $state != RUNNING && $state != STARTING ]] || state="FAILED without a word" # killed, or started anew
     fi
   fi
   answer "$state"
@@ -133,7 +148,7 @@ here() {
   local extra=$1
   shift
   python3 -m pip install --quiet --constraint constraints.txt --editable ".[$extra]"
-  train python3 "$@"
+  train /dev/null python3 "$@"
 }
 
 command=$1

@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from transfusion.addresses import parse_address
 from transfusion.errors import PassingError, UsageError
 from transfusion.roll_call import roll_call
 
@@ -32,17 +34,22 @@ LAUNCHERS: dict[str, tuple[str, str]] = {
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 }
 _LEAVE = 5.0  # seconds
+_LONGEST_WAIT = 7 * 24 * 3600  # seconds; what a launcher starts has come by then or never will
+_MOST = 65536  # processes
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def define_flags() -> None:
     """--coordinator, --processes, --process_id and --start_timeout: the arguments of `start`."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
-    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0)
-    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1)
+    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0, _MOST)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1, _MOST)
     flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
 
 
-def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0) -> None:
+def start(
+    coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0, run: str = ""
+) -> None:
     """Joins the other processes, if there are any; before anything uses a device.
 
     Args:
@@ -50,28 +57,31 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, timeo
       processes: how many there are; 1 never looks for others, 0 leaves it to the environment.
       process_id: which of them this is; -1 leaves it to the environment.
       timeout: seconds to wait for the others.
+      run: the same in all of them, such as the workdir: who calls with another belongs to another run.
 
     Raises:
       UsageError: if the others do not come, or not all are told the same.
     """
+    if not 0 < timeout <= _LONGEST_WAIT:  # false for nan, too
+        raise UsageError(f"--start_timeout={timeout} is not between 0 and {_LONGEST_WAIT} seconds")
     if processes == 1:
         return
-    address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    flag, address = "--coordinator", coordinator
+    if not address:
+        flag, address = "JAX_COORDINATOR_ADDRESS", os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     if address:
-        _start_at(address, processes, process_id, timeout)
+        _start_at(address, parse_address(flag, address), processes, process_id, timeout, run)
     elif processes or process_id >= 0:
         raise UsageError("--processes and --process_id need --coordinator=HOST:PORT, where process 0 listens")
     elif launcher := _launcher():
         _detect(launcher, timeout)
 
 
-def _start_at(address: str, processes: int, process_id: int, timeout: float) -> None:
-    if not address.rpartition(":")[2].isdecimal() or not address.rpartition(":")[0]:
-        raise UsageError(f"--coordinator: {address!r} is not of the form HOST:PORT")
+def _start_at(address: str, place: tuple[str, int], processes: int, process_id: int, timeout: float, run: str) -> None:
     told = bool(processes) and process_id >= 0
     for name in LAUNCHERS:
-        found = _told(name)
-        if found and not told:
+        found = None if told else _told(name)
+        if found:
             processes, process_id = processes or found[0], found[1] if process_id < 0 else process_id
             told = name == "JAX_NUM_PROCESSES"
             break
@@ -81,13 +91,15 @@ def _start_at(address: str, processes: int, process_id: int, timeout: float) -> 
         raise UsageError(f"--process_id={process_id} is not below --processes={processes}")
     if processes == 1:
         return
-    roll_call(address, processes, process_id, timeout)
+    listens = roll_call(place, processes, process_id, timeout, run)
     # Told who it is, a process has all devices that it sees. A launcher's has the one of its place on the machine.
     method = "deactivate" if told else None
     with _deadline(timeout, f"after {timeout:g} seconds not all of {processes} processes have joined {address}"):
         _initialize(
             coordinator_address=address, num_processes=processes, process_id=process_id,
             cluster_detection_method=method, initialization_timeout=int(timeout) + 60,
+            # By default jax's service listens at all addresses of the machine.
+            **({"coordinator_bind_address": listens} if listens else {}),
         )  # fmt: skip
 
 
@@ -112,17 +124,25 @@ def _initialize(**arguments) -> None:
 
 
 def _told(name: str) -> tuple[int, int] | None:
-    """(processes, process id) as a row of `LAUNCHERS` says, or None."""
-    count, index = (os.environ.get(variable, "") for variable in LAUNCHERS[name])
-    return (int(count), int(index)) if count.isdecimal() and index.isdecimal() else None
+    """(processes, process id) as a row of `LAUNCHERS` says, or None.
+
+    Raises:
+      UsageError: if JAX's variables, which a user has set, cannot be.
+    """
+    (first, count), (second, index) = ((variable, os.environ.get(variable, "")) for variable in LAUNCHERS[name])
+    if _NUMBER.fullmatch(count) and _NUMBER.fullmatch(index) and int(index) < int(count) <= _MOST:
+        return int(count), int(index)
+    if name == "JAX_NUM_PROCESSES" and count and index:
+        raise UsageError(f"{first}={count} and {second}={index} in the environment are not N processes and one below N")
+    return None
 
 
 def _launcher() -> str | None:
     """What has started several processes and knows where the first is. Looks at the environment only."""
     has = os.environ.__contains__
-    several = [name for name in LAUNCHERS if (told := _told(name)) and told[0] > 1]
-    if "JAX_NUM_PROCESSES" in several:
+    if os.environ.get("JAX_NUM_PROCESSES", "1") not in ("", "1"):
         raise UsageError("JAX_NUM_PROCESSES needs JAX_COORDINATOR_ADDRESS=HOST:PORT, where process 0 listens")
+    several = [name for name in LAUNCHERS if (told := _told(name)) and told[0] > 1]
     # The batch script of a Slurm job has a number, too, but is no step of it.
     if "Slurm" in several and all(map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))):
         return "Slurm"
@@ -223,22 +243,27 @@ def check_same(facts: Mapping[str, Any]) -> None:
 class Interruption:
     """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
 
+    As a context manager it encloses all that must be done after that step: a launcher may signal more than once, and
+    the checkpoint is written until everything is closed. Until `listen` is called there is nothing to save, and signals
+    end the process as usual. A second SIGTERM asks for nothing new; a second Ctrl-C ends the process at once.
+
     If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
     which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
     """
 
     def __init__(self):
         self._several = jax.distributed.is_initialized()
-        self._asked = self.requested = False
+        self._asked = self._interrupted = self.requested = False
+        self._before = {}
 
     def __enter__(self) -> "Interruption":
-        self._before = {}
-        try:
+        return self
+
+    def listen(self) -> None:
+        """From now on signals ask for a checkpoint, up to the end of the context."""
+        with contextlib.suppress(ValueError):  # not in the main thread (a notebook's worker): as without this class
             for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
-        except ValueError:  # not in the main thread (a notebook's worker): then the process ends as it always does
-            self._before = {}
-        return self
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step` steps. Every process calls it after each."""
@@ -246,11 +271,15 @@ class Interruption:
         return self.requested
 
     def _ask(self, number, frame) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        if self._several:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            # Not by print or logging, which the signal may have interrupted.
+            os.write(2, b"\ninterrupted: saves after this step and ends; once more ends it at once\n")
+        if not self._asked and self._several:
             os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():

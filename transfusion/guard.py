@@ -29,6 +29,11 @@ class GuardConfig:
     max_rollbacks: int = 3
     recovery: int = 1000
 
+    def __post_init__(self):
+        for name, least in (("max_consecutive", 1), ("max_rollbacks", 0), ("recovery", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"guard.{name} must be at least {least}, not {getattr(self, name)}")
+
 
 def all_finite(*values: jax.Array) -> jax.Array:
     """Returns a boolean scalar: whether all entries of all arrays (e.g. loss and gradient norm) are finite."""

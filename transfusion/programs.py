@@ -5,6 +5,8 @@ import ctypes
 import fcntl
 import logging as standard_logging
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +15,9 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from transfusion import distributed, portable, storage
+from transfusion import distributed, own_files, portable, storage
 from transfusion.config import Experiment, from_config, from_json
-from transfusion.errors import UsageError, check, require
+from transfusion.errors import UsageError, require
 from transfusion.explain import check_config_file, explain, load_config, raised_in_config
 
 CONFIG_BYTES = 16 << 20  # no config is as large
@@ -54,7 +56,10 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
                 distributed.leave(1)
             raise
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except KeyboardInterrupt:
+        _interrupted()
 
 
 def packages_first() -> None:
@@ -65,16 +70,26 @@ def packages_first() -> None:
 
 
 def check_workdir(workdir: str) -> None:
-    """Refuses a --workdir that is missing, or a URL that nothing here can write.
+    """Refuses a --workdir that is missing, that no file system could have, or a URL that nothing here can write.
 
     Raises:
       UsageError: saying what is.
     """
     if not workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
-    scheme, url, _ = workdir.partition("://")
-    if url:
-        check(f"--workdir={workdir}", scheme, BUCKETS)
+    if workdir.startswith("~"):  # of which a part of the run would lie in a folder of that name
+        raise UsageError(f"--workdir={workdir}: the shell has left ~ as it is: write $HOME, or a space for the '='")
+    # A byte that is not UTF-8 stands in an argument as a surrogate, and the checkpoints' storage cannot name it.
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in workdir):
+        raise UsageError(f"--workdir={ascii(workdir)}: the name holds a control character, or is not UTF-8")
+    # One slash after the colon is a URL that was shortened as paths are, and would become a folder named 'gs:'.
+    if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", workdir):
+        scheme = url[1]
+        if scheme not in BUCKETS:
+            known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKETS)
+            raise UsageError(f"--workdir={workdir}: buckets are {known} only, other storage is mounted as a folder")
+        if not re.match(rf"{scheme}://[A-Za-z0-9]", workdir):
+            raise UsageError(f"--workdir={workdir} is not of the form {scheme}://BUCKET/FOLDER")
         require(*BUCKETS[scheme])
 
 
@@ -91,16 +106,20 @@ def sole_use(workdir: epath.Path, flag: str = "--workdir") -> Iterator[None]:
     if "://" in str(workdir):
         yield
         return
+    what = f"{flag}: cannot write to {workdir}"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - closed below
+        storage.insist(what, lambda: workdir.mkdir(parents=True, exist_ok=True))
+    except FileExistsError:
+        raise UsageError(f"{flag}: {workdir} is there already, and is no folder") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {workdir}: {error.strerror}") from error
-    with lock as file:
+        raise storage.lasting(what, error) from error
+    with open(own_files.open_own(workdir / ".lock", os.O_RDWR), "rb") as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another program is at work in {workdir}: wait, or give another {flag}") from None
+        except OSError as error:  # a network file system without locks
+            raise UsageError(f"cannot lock {workdir / '.lock'}: {error.strerror}") from error
         yield
 
 
@@ -110,6 +129,15 @@ def _fail(error: object) -> None:
     print(f"error: {line}", file=sys.stderr)
     distributed.leave(code)
     sys.exit(code)
+
+
+def _interrupted() -> None:
+    """Ends by the signal, as Ctrl-C ends programs, so that a shell's loop around this one ends too. No traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.stdout.flush()
+    print("\ninterrupted", file=sys.stderr, flush=True)
+    distributed.leave(128 + signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def set_up_jax() -> None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import faulthandler
+import math
 import os
 import pathlib
 import shlex
@@ -24,7 +25,10 @@ from absl import flags
 from etils import epath
 
 from transfusion import seals
-from transfusion.errors import UsageError
+from transfusion.addresses import parse_address
+from transfusion.errors import PassingError, UsageError
+from transfusion.orbax_noise import one_line
+from transfusion.own_files import open_own
 
 HEARTBEAT = "TRANSFUSION_HEARTBEAT"  # names a rank's file
 READS, COMPUTES, EVALUATES, SAVES = "waits for data", "computes", "evaluates", "saves a checkpoint"
@@ -32,6 +36,8 @@ DONE = "has made all steps"
 _POLL = 0.05  # seconds
 _LONGEST_WAIT = 300.0
 _USAGE_ERROR = 2
+_INTERRUPTED = 128 + signal.SIGINT  # how one of several processes ends at Ctrl-C
+_MOST_LOCAL = 256  # ranks of one machine
 # What launchers tell of which rank this is: JAX, Slurm, Open MPI, Kubernetes, a TPU pod. It names the log.
 _RANK_VARIABLES = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
 
@@ -48,7 +54,7 @@ class Pulse:
 
     def __init__(self):
         path = os.environ.get(HEARTBEAT)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT) if path else None
+        self._file = open_own(path, os.O_WRONLY) if path else None
         self._stepped = False
         if self._file is not None:
             self._parent = os.getppid()
@@ -91,8 +97,10 @@ class Patience:
     start_after: float = 1800.0
 
     def __post_init__(self):
-        if self.max_failures < 1 or self.backoff < 0 or self.hang_after <= 0 or self.start_after <= 0:
+        if self.max_failures < 1 or self.hang_after <= 0 or self.start_after <= 0 or self.backoff < 0:
             raise UsageError("--max_failures, --hang_after and --start_after must be positive, --backoff not negative")
+        if not all(map(math.isfinite, (self.backoff, self.hang_after, self.start_after))):
+            raise UsageError("--backoff, --hang_after and --start_after must be finite numbers of seconds")
 
 
 def define_flags() -> None:
@@ -108,9 +116,16 @@ def from_flags(module: str) -> "Supervisor":
     """The supervisor of this command: of N ranks on this machine if only --processes=N is given, else of the one rank
     that the flags or the environment say that this is."""
     given = flags.FLAGS
+    if given.coordinator:
+        parse_address("--coordinator", given.coordinator)
     patience = Patience(given.max_failures, given.backoff, given.hang_after, given.start_after)
     command = [sys.executable, "-m", module, *sys.argv[1:], "--nosupervise"]
     if given.processes > 1 and not (given.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ):
+        if given.processes > _MOST_LOCAL:
+            raise UsageError(
+                f"--supervise --processes={given.processes} would start all of them on this machine, which takes at "
+                f"most {_MOST_LOCAL}; with --coordinator=HOST:PORT and --process_id it starts one"
+            )
 
         def local(rank: int, port: int) -> list[str]:
             return [*command, f"--coordinator=127.0.0.1:{port}", f"--process_id={rank}"]
@@ -156,7 +171,7 @@ class Supervisor:
             raise UsageError(f"cannot write to {self._logs}: {error.strerror}") from error
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with tempfile.TemporaryDirectory(prefix="transfusion-") as beats:
+            with _heartbeats() as beats:
                 while (code := self._once(pathlib.Path(beats))) is None:
                     pass
                 return code
@@ -168,8 +183,7 @@ class Supervisor:
     def _once(self, beats: pathlib.Path) -> int | None:
         """One attempt; returns the exit code, or None if there is to be another."""
         self._attempt += 1
-        self._start(beats)
-        fault = self._watch()
+        fault = self._start(beats) or self._watch()
         _kill(self._ranks)
         if self._stop:
             return self._stopped(fault)
@@ -181,17 +195,24 @@ class Supervisor:
             return _USAGE_ERROR
         return self._again(fault)
 
-    def _start(self, beats: pathlib.Path) -> None:
+    def _start(self, beats: pathlib.Path) -> "_Fault | None":
+        """Starts the ranks; returns why one cannot be."""
         port = _free_port()
         self._ranks = []
         for number in self._numbers:
-            if not self._stop:
+            if self._stop:
+                break
+            try:
                 rank = _Rank(number, self._command(number, port), self._attempt, self._logs, beats)
-                self._ranks.append(rank)
+            except (OSError, PassingError) as error:  # a full disk, too many processes
+                log = self._logs / f"rank_{number}.log"
+                return _Fault(number, f"cannot be started: {one_line(error)}", None, log, "nothing")
+            self._ranks.append(rank)
         pids = ", ".join(f"rank {rank.number} is process {rank.process.pid}" for rank in self._ranks)
         _say(f"attempt {self._attempt}: {pids}; logs in {self._logs}")
         if self._stop:  # the signal came while they were being started
             _signal(self._ranks, self._stop)
+        return None
 
     def _watch(self) -> "_Fault | None":
         """Waits until all ranks have ended well (None), or one has not."""
@@ -228,17 +249,18 @@ class Supervisor:
             failures = f"{self._failures} failure{'s' if self._failures > 1 else ''}"
             print(f"error: given up after {failures} without a newer checkpoint since {since}: {line}", file=sys.stderr)
             return 1
-        wait = min(self._patience.backoff * 2 ** (self._failures - 1), _LONGEST_WAIT)
+        doublings = min(self._failures - 1, 60)  # of many more a float knows nothing
+        wait = min(self._patience.backoff * 2**doublings, _LONGEST_WAIT)
         count = f"failure {self._failures} of {self._patience.max_failures} since {since}"
         _say(f"{what}: all start again in {wait:g} s ({count})")
         end = time.monotonic() + wait
         while not self._stop and time.monotonic() < end:
             time.sleep(_POLL)
-        return 0 if self._stop else None
+        return self._stopped(None) if self._stop else None
 
     def _stopped(self, fault: "_Fault | None") -> int:
         # A rank that the signal meets before it listens has nothing to save.
-        if fault is None or fault.code == -self._stop:
+        if fault is None or fault.code in (-self._stop, -signal.SIGINT, _INTERRUPTED):
             _say("stopped; the same command continues")
             return 0
         print(f"error: {fault} while it was being stopped", file=sys.stderr)
@@ -265,7 +287,7 @@ class _Rank:
         self.step, self.doing, self.stepped = -1, "starts", False
         self._beats, self._last = beats / str(number), ""
         self._beats.write_text("")
-        with open(self.log, "a") as log:
+        with open(open_own(self.log, os.O_WRONLY | os.O_APPEND), "a") as log:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             log.write(f"=== attempt {attempt} of rank {number}, {now}: {shlex.join(command)}\n")
             log.flush()
@@ -278,11 +300,12 @@ class _Rank:
         self._since = time.monotonic()
 
     def look(self) -> None:
-        """Reads the heartbeat."""
-        beat = self._beats.read_text()
-        if beat != self._last:
-            step, self.doing, stepped, _ = beat.split("|")
-            self.step, self.stepped, self._last, self._since = int(step), stepped == "True", beat, time.monotonic()
+        """Reads the heartbeat. One that cannot be read is none."""
+        with contextlib.suppress(OSError, ValueError):
+            beat = self._beats.read_text()
+            if beat != self._last:
+                step, self.doing, stepped, _ = beat.split("|")
+                self.step, self.stepped, self._last, self._since = int(step), stepped == "True", beat, time.monotonic()
 
     @property
     def silent(self) -> float:
@@ -321,8 +344,14 @@ def _first_fault(ranks: Sequence[_Rank]) -> _Fault:
             break
         time.sleep(_POLL)
     code = cause.process.returncode
-    how = f"ended with exit code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+    how = f"ended with exit code {code}" if code > 0 else f"was killed by {_name(-code)}"
     return _Fault(cause.number, how, code, cause.log, cause.last_line())
+
+
+def _name(number: int) -> str:
+    with contextlib.suppress(ValueError):  # most of the real-time signals have no name
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _severity(code: int) -> int:
@@ -360,6 +389,14 @@ def _kill(ranks: Sequence[_Rank]) -> None:
             os.killpg(rank.process.pid, signal.SIGKILL)
     for rank in ranks:
         rank.process.wait()
+
+
+def _heartbeats() -> tempfile.TemporaryDirectory:
+    """A folder for the ranks' heartbeats, on a disk of this machine."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="transfusion-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(f"no folder for temporary files: {error.strerror}: set TMPDIR to one") from error
 
 
 def _free_port() -> int:

@@ -230,13 +230,13 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
     abstract = abstract_state(task, experiment, shardings)
     watch, pulse = guard.Guard(experiment.guard), supervise.Pulse()
     with (
+        distributed.Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment) as log,
-        distributed.Interruption() as interruption,
     ):
         restored = checkpoints.restore(abstract)
         if restored is None:
@@ -249,6 +249,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         _begin(going, experiment, workdir)
         log.start(at)
         held_out, first = held_out_losses(task, experiment, rows), at
+        interruption.listen()
 
         def keep() -> None:
             if at > first and at not in checkpoints.steps():
@@ -282,8 +283,9 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
                 pulse.beat(at, supervise.SAVES)
                 with log.clock.paused():
                     _save(checkpoints, at, state, data.state(), watch, experiment)
-        if interruption.requested and at not in checkpoints.steps():
-            _save(checkpoints, at, state, data.state(), watch, experiment)
+        if interruption.requested:
+            if at not in checkpoints.steps():
+                _save(checkpoints, at, state, data.state(), watch, experiment)
             logging.warning("stopped at step %d; the same command continues", at)
     if at >= experiment.steps:
         pulse.beat(at, supervise.DONE)
@@ -371,7 +373,7 @@ def main(argv) -> None:
     experiment = programs.experiment_of(FLAGS.config)
     if FLAGS.supervise:
         sys.exit(supervise.from_flags("transfusion.train").run())
-    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout)
+    distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
     train(experiment, FLAGS.workdir, [field for given in FLAGS.allow_change for field in given.split(",") if field])
 
 

@@ -69,7 +69,7 @@ class Run:
         extra = {
             "JAX_PLATFORMS": "cpu",
             # Each start compiles: on CPUs jax keeps compiled programs for the first process alone.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "TMPDIR": str(self._temporary),
             "SOAK_STORAGE_FAILS": str(self.storage_fails),
             "PYTHONPATH": os.pathsep.join([str(HERE / "storage"), str(ROOT)]),
