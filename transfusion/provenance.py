@@ -9,11 +9,12 @@ import pathlib
 import platform
 import shlex
 import sys
+from typing import Any
 
 import jax
 from etils import epath
 
-from transfusion.metrics import append_line
+from transfusion import storage
 from transfusion.version import __version__
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -61,21 +62,15 @@ def record_command(workdir: str | os.PathLike) -> None:
     """Appends this process' command, versions and machine to the workdir's commands.jsonl."""
     if jax.process_index() != 0:
         return
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(workdir)
     row = {"date": now(), "command": command(), "versions": versions(), "machine": machine()}
-    append_line(folder / COMMANDS, json.dumps(row))
+    storage.append_line(epath.Path(workdir) / COMMANDS, json.dumps(row))
 
 
 def read_commands(workdir: str | os.PathLike) -> list[dict]:
-    """The rows of commands.jsonl, oldest first; [] if there is none. Broken lines are left out."""
-    path = epath.Path(workdir) / COMMANDS
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("command"), str):
-            rows.append(row)
-    return rows
+    """The rows of commands.jsonl, oldest first; [] if there is none. Damaged lines are left out with a warning."""
+    return storage.read_json_lines(epath.Path(workdir) / COMMANDS, _is_command)[0]
+
+
+def _is_command(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("command"), str)
