@@ -8,6 +8,11 @@ from absl import logging
 
 from transfusion import storage
 
+# What is shown by name: a score, or null where it was not measured.
+SCORES = (
+    "generation_accuracy", "judge_accuracy", "caption_accuracy", "text_bits_per_byte",
+    "bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use",
+)  # fmt: skip
 _SCORE = ("value", "low", "high", "count")
 
 
@@ -24,7 +29,7 @@ def read_evaluation(path: str | os.PathLike) -> tuple[dict[str, Any] | None, str
         if found is None and not os.path.exists(path):
             return None, ""
         _check(found)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         reason = f"{path} is damaged ({str(error) or 'nested too deeply'}): run transfusion.evaluate again"
         logging.warning("%s", reason)
         return None, reason
@@ -44,7 +49,7 @@ def _check(found: Any) -> None:
         if name in ("config", "machine", "versions", "sampler", "absent", "how"):
             continue
         _check_scores(name, value)
-        if isinstance(value, int | float) and name.endswith(("_accuracy", "per_byte", "psnr", "ssim", "_use")):
+        if name in SCORES and value is not None and not is_score(value):
             raise ValueError(f"{name} is no score")
     for name, scores in (found.get("velocity_loss") or {}).items():
         for time, score in _entries(scores):
