@@ -41,6 +41,11 @@ def make_state(step: int, size: int = 64) -> State:
     return State(jnp.int32(step), params, opt_state, jax.tree.map(lambda x: x + 1, params), jax.random.key(7))
 
 
+def counted(state: State, step: int) -> State:
+    """The state with another count of its steps."""
+    return dataclasses.replace(state, step=jnp.int32(step))
+
+
 def abstract(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
@@ -174,8 +179,9 @@ for shape in ((4, 2), (2, 4)):
     with t.Checkpoints(sys.argv[1]) as checkpoints:
         step, state, _, _ = checkpoints.restore(placed(mesh))
         assert state.params['text']['w'].sharding == placed(mesh).params['text']['w'].sharding
-        t.assert_same(state, t.make_state(300))
-        checkpoints.save(step + shape[0], state, {}, {}, force=True)
+        t.assert_same(state, t.counted(t.make_state(300), step))
+        step += shape[0]
+        checkpoints.save(step, t.counted(state, step), {}, {}, force=True)
 """
     shutil.copytree(three, tmp_path / "run")
     # This process' flags too: random numbers differ in the last bit between levels of optimization.
@@ -185,7 +191,7 @@ for shape in ((4, 2), (2, 4)):
     subprocess.run(arguments, env=environment, check=True, timeout=120)
     step, state, _, _ = restored(tmp_path / "run")  # 8 devices -> 1
     assert step == 306
-    assert_same(state, make_state(300))
+    assert_same(state, counted(make_state(300), 306))
 
 
 def flip(root):
@@ -236,10 +242,11 @@ def test_falls_back_to_the_newest_intact_checkpoint_and_says_so(name, workdir, m
         (said,) = messages
         assert all(word in said for word in words) and said.endswith("falling back to 200"), said
         assert checkpoints.steps() == [100, 200]
-        assert checkpoints.save(300, make_state(301), {}, {})  # the same step again
+        again = counted(make_state(301), 300)
+        assert checkpoints.save(300, again, {}, {})  # the same step again
     step, state, _, _ = restored(workdir)
     assert step == 300
-    assert_same(state, make_state(301))
+    assert_same(state, again)
 
 
 def test_two_damaged_checkpoints_are_both_named(workdir, messages):
@@ -340,7 +347,7 @@ def test_rollback_makes_room_for_the_same_steps(workdir):
             checkpoints.rollback(150)
         checkpoints.rollback(100)
         assert checkpoints.steps() == [100]
-        assert checkpoints.save(150, make_state(1), {}, {})
+        assert checkpoints.save(150, make_state(150), {}, {})
         checkpoints.wait()
         assert checkpoints.steps() == [100, 150]
     assert restored(workdir)[0] == 150
@@ -385,7 +392,8 @@ def test_restore_params_does_not_read_the_optimizer(workdir, monkeypatch):
     original = checkpoint_lib._read
     monkeypatch.setattr(checkpoint_lib, "_read", lambda *a: read.append(original(*a)) or read[-1])
     restore_params(workdir, "params")
-    assert set(read[0]) == {"params"}
+    step, params, config = read
+    assert set(step) == {"step"} and set(params) == {"params"} and config == CONFIG
 
 
 def test_what_is_no_json_is_refused_before_anything_is_written(tmp_path):

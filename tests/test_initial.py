@@ -39,7 +39,7 @@ def text_run(tmp_path_factory):
     ema = jax.tree.map(lambda x: x + 0.125, state.params)
     workdir = tmp_path_factory.mktemp("text_run")
     with Checkpoints(workdir, CheckpointConfig()) as checkpoints:
-        checkpoints.save(7, dataclasses.replace(state, ema=ema), {}, {}, force=True)
+        checkpoints.save(7, dataclasses.replace(state, step=np.int32(7), ema=ema), {}, {}, force=True)
     return workdir, by_path(ema)
 
 
@@ -86,7 +86,7 @@ def test_a_dense_run_gives_both_experts(tmp_path):
     dense = experiment(dict(of.streams), dict(of.layout))
     state = jax.jit(train.make_init(make_task(dense), dense))()
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, dataclasses.replace(state, ema=None), {}, {}, force=True)
+        checkpoints.save(1, dataclasses.replace(state, step=np.int32(1), ema=None), {}, {}, force=True)
     copy = (("trunk/(blocks|final_norm)/(a|b)", r"trunk/\1/trunk"), ("trunk/blocks/a/(q|k)", "trunk/blocks/trunk/v"))
     with pytest.raises(UsageError, match="gives no parameter"):  # the first pair has them all
         start(experiment(init=InitConfig(str(tmp_path), copy)))

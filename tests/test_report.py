@@ -1,8 +1,10 @@
 import base64
+import errno
 import html.parser
 import io
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 from PIL import Image
 from program import run_program
 
+from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
-from transfusion.report import Report, training_seconds, write_report
+from transfusion.report import Report, _read_captions, training_seconds, write_report
 
 SECTIONS = ("scores", "curves", "samples", "trajectory", "captions", "mask", "origin")
 VOID = {"meta", "link", "img", "br", "line", "polyline", "polygon", "circle"}
@@ -148,12 +151,61 @@ def test_an_evaluation_of_another_step_or_with_hostile_text_is_shown_safely(tmp_
     assert "<script" not in scores and "<b>" not in scores and "&lt;script&gt;" in scores
 
 
-def test_a_damaged_evaluation_is_a_usage_error(tmp_path, tiny_run):
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"step": ',
+        b"\xff\xfe",
+        b"[" * 200_000,
+        b"[]",
+        b'{"step": 20, "absent": 3}',
+        b'{"step": 20, "psnr": {"value": 1e999, "low": 0, "high": 0, "count": 1}}',
+        b'{"step": 20, "generation_accuracy": {"value": "x", "low": 0, "high": 0, "count": 1}}',
+        b'{"step": 20, "retrieval": {"training_names": {"pixels": 5}}}',
+        b'{"step": 20, "velocity_loss": {"image": {"soon": {"value": 1, "low": 0, "high": 2, "count": 1}}}}',
+    ],
+)
+def test_a_damaged_evaluation_counts_as_none_and_the_page_says_so(damaged, tmp_path, tiny_run):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
-    (workdir / "evaluation.json").write_text('{"step": ')
-    with pytest.raises(UsageError, match="is damaged"):
+    (workdir / "evaluation.json").write_bytes(damaged)
+    report = Report(workdir)
+    assert "is damaged" in report.scores() and "transfusion.evaluate again" in report.scores()
+    assert "Drawn as asked" not in report.header()
+    assert list(report._velocity()) == []
+
+
+def test_damaged_lines_of_metrics_commands_and_captions_are_left_out(tmp_path, tiny_run):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    whole = Report(workdir)
+    for name in ("metrics.jsonl", "commands.jsonl"):
+        with open(workdir / name, "ab") as file:
+            file.write(b'\xff\n{"step": 1e999}\n' + b"[" * 200_000 + b'\n{"step": 19, "loss": "x", "command": 3}\n')
+    (workdir / "samples").mkdir(exist_ok=True)
+    (workdir / "samples" / "captions.jsonl").write_text('{"index": -1, "caption": "x", "reference": "y"}\n')
+    report = Report(workdir)
+    assert report.metrics == whole.metrics and report.curves() == whole.curves()
+    assert report.origin().count("# 20") == whole.origin().count("# 20")
+    assert _read_captions(workdir, report.held_out) == []
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, tiny_run, monkeypatch):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.setattr("transfusion.report.Report", None)  # the work
+    (workdir / "report.html").mkdir()
+    with pytest.raises(UsageError, match="cannot write .*report.html: Is a directory"):
         write_report(workdir)
-    assert not (workdir / "report.html").exists()
+    (workdir / "report.html").rmdir()
+    monkeypatch.setattr(storage, "_write_new", raises(errno.ENOSPC))
+    with pytest.raises(UsageError, match="cannot write .*report.html: No space left on device") as error:
+        write_report(workdir)
+    assert error.value.code == 1  # there may be room later
+
+
+def raises(number: int):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def test_a_wrong_workdir_is_one_line_and_exit_code_2(tmp_path):

@@ -13,6 +13,7 @@ from test_checkpoint import (  # noqa: F401 - some are fixtures
     CONFIG,
     abstract,
     assert_same,
+    counted,
     largest_file,
     make_state,
     messages,
@@ -154,7 +155,7 @@ def test_a_disk_that_fills_up_during_the_save_is_one_line(small_disk, monkeypatc
                     checkpoints.check()
                     time.sleep(0.05)
         assert not list((small_disk / "checkpoints").glob("*tmp*"))
-        assert checkpoints.save(3, small, {}, CONFIG)  # the run may go on
+        assert checkpoints.save(3, counted(small, 3), {}, CONFIG)  # the run may go on
     with Checkpoints(small_disk) as checkpoints:
         assert checkpoints.restore(abstract(small))[0] == 3
     assert messages == []

@@ -32,7 +32,7 @@ from jax.experimental import multihost_utils
 from transfusion import seals, storage
 from transfusion.errors import UsageError, nearest
 from transfusion.orbax_noise import one_line, silence
-from transfusion.seals import move_aside, newest_intact, remove_leftovers, seal_path, write_seal
+from transfusion.seals import discard, move_aside, newest_intact, remove_leftovers, seal_path, write_seal
 from transfusion.state_form import check_form
 
 PyTree = Any
@@ -75,8 +75,10 @@ class Checkpoints:
         self._saving: int | None = None
         self._sealing: concurrent.futures.Future | None = None
         self._tries, self._again = 0, None
+        self._in_the_way: set[int] = set()  # damaged checkpoints that could not be moved aside
+        self._undeletable: set[int] = set()
         if _first():
-            storage.insist(f"cannot write to {self.root}", lambda: remove_leftovers(self.root))
+            storage.attempt(f"cannot write to {self.root}", lambda: remove_leftovers(self.root))
         _barrier("checkpoints_opened")
         options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=self.config.asynchronous)
         self._manager = ocp.CheckpointManager(self.root, options=options)
@@ -95,7 +97,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps on disk, ascending, damaged ones included."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._in_the_way)
 
     def due(self, step: int) -> bool:
         """Whether `save` would save at this step without `force`: by the config, or as the last save failed."""
@@ -128,6 +130,9 @@ class Checkpoints:
         self.wait()
         steps = self.steps()
         if step in steps:
+            return False
+        if step in self._in_the_way:
+            logging.warning("checkpoint %d is not saved: a damaged one is in its place", step)
             return False
         if steps and step < steps[-1]:
             raise CheckpointError(f"cannot save step {step}: step {steps[-1]} exists already, roll back to before it")
@@ -204,16 +209,21 @@ class Checkpoints:
             `abstract_state` in a leaf's name, shape or dtype.
         """
         self.wait()
-        step, rejected = _choose(self.root)
-        if step is None:
-            return None
-        check_form(step, _metadata(self.root, step), abstract_state)
-        target = jax.tree.map(_placed, abstract_state)
-        state = _read(self.root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+        known: dict[int, str] = {}
+        while True:
+            step, rejected = _choose(self.root, known)
+            if step is None:
+                return None
+            check_form(step, _metadata(self.root, step), abstract_state)
+            target = jax.tree.map(_placed, abstract_state)
+            state = _read(self.root, step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+            if _is_of(step, state, known):
+                break
         if _first():
             move_aside(self.root, rejected)
         _barrier("damaged_moved")
         self._manager.reload()
+        self._in_the_way = {other for other in self._manager.all_steps() if other > step}
         return step, state, _read_json(self.root, step, "data"), _read_json(self.root, step, "config")
 
     def rollback(self, to_step: int) -> None:
@@ -225,7 +235,12 @@ class Checkpoints:
         self.wait()
         if to_step not in self.steps():
             raise CheckpointError(f"cannot roll back to step {to_step}: checkpoints are at {self.steps()}")
-        self._delete([step for step in self.steps() if step > to_step])
+        if _first():
+            self._delete([step for step in self.steps() if step > to_step])
+        _barrier("rolled_back")
+        self._manager.reload()
+        if self.steps()[-1] > to_step:
+            raise CheckpointError(f"cannot roll back to step {to_step}: checkpoint {self.steps()[-1]} stays")
 
     def _settle(self) -> None:
         if self._saving is not None:
@@ -248,7 +263,9 @@ class Checkpoints:
         sealing, self._sealing = self._sealing, None
         try:
             sealing.result()
-        except (OSError, storage.StorageError) as error:
+        except FileNotFoundError as error:
+            logging.warning("a checkpoint was moved away before it was sealed: %s", one_line(error))
+        except (OSError, UsageError) as error:
             raise CheckpointError(one_line(error)) from None
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
@@ -260,15 +277,27 @@ class Checkpoints:
         return failure
 
     def _prune(self) -> None:
-        steps = self.steps()
-        if steps and _agreed(seal_path(self.root, steps[-1]).exists()):
-            self._delete(steps[: -self.config.keep])
+        deleted = 0
+        if _first():
+            with contextlib.suppress(OSError):  # the next time, then
+                there = set(seals.steps_on_disk(self.root))  # orbax does not know of what was moved away
+                steps = [step for step in self.steps() if step in there]
+                if steps and seal_path(self.root, steps[-1]).exists():
+                    deleted = self._delete(steps[: -self.config.keep])
+        if _agreed(deleted):
+            self._manager.reload()
 
-    def _delete(self, steps: list[int]) -> None:
+    def _delete(self, steps: list[int]) -> int:
+        """Deletes checkpoints and returns how many; one that cannot be deleted stays, with a warning. Of process 0."""
+        deleted = 0
         for step in reversed(steps):
-            if _first():  # the seal goes first: killed halfway, the rest is a damaged checkpoint, not a wrong one
-                seal_path(self.root, step).unlink(missing_ok=True)
-            self._manager.delete(step)
+            try:
+                deleted += discard(self.root, step)
+            except OSError as error:
+                if step not in self._undeletable:
+                    logging.warning("checkpoint %d cannot be deleted, and stays: %s", step, one_line(error))
+                self._undeletable.add(step)
+        return deleted
 
 
 def restore_params(
@@ -284,8 +313,8 @@ def restore_params(
     Raises:
       UsageError: if there is no intact checkpoint, or no such part in it.
     """
-    root, step = _newest(workdir)
-    node, path = _metadata(root, step), subtree.split("/")
+    root, step, node = _newest(workdir)
+    path = subtree.split("/")
     for i, name in enumerate(path):
         known = node.keys() if isinstance(node, dict) else ()
         if name not in known or not jax.tree.leaves(node[name]):
@@ -302,8 +331,8 @@ def restore_params(
 
 def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
     """Returns (step, nested dicts of what the newest intact state holds); raises UsageError if there is none."""
-    root, step = _newest(workdir)
-    return step, _metadata(root, step)
+    _, step, metadata = _newest(workdir)
+    return step, metadata
 
 
 def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyTree:
@@ -335,23 +364,46 @@ def restore_state(workdir: str | os.PathLike, step: int, abstract_state: PyTree)
 
 def read_config(workdir: str | os.PathLike) -> dict:
     """Returns the config stored in the newest intact checkpoint; raises UsageError if there is none."""
-    return _read_json(*_newest(workdir), "config")
+    root, step, _ = _newest(workdir)
+    return _read_json(root, step, "config")
 
 
-def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int]:
+def _newest(workdir: str | os.PathLike) -> tuple[epath.Path, int, PyTree]:
+    """(folder, newest intact step, what its state holds)."""
     silence()
-    root = seals.folder_of(workdir)
-    step, _ = _choose(root)
-    if step is None:
-        raise UsageError(f"no checkpoint in {root}: train first (python -m transfusion.train --workdir {workdir})")
-    return root, step
+    root, known = seals.folder_of(workdir), {}
+    while True:
+        step, _ = _choose(root, known)
+        if step is None:
+            raise UsageError(f"no checkpoint in {root}: train first (python -m transfusion.train --workdir {workdir})")
+        held = _metadata(root, step)
+        counted = isinstance(held, dict) and _is_count(held.get("step"))
+        state = restore_leaves(workdir, step, {"step": _placed(held["step"])}) if counted else None
+        if _is_of(step, state, known):
+            return root, step, held
 
 
-def _choose(root: epath.Path) -> tuple[int | None, list[int]]:
-    """Returns (newest intact step or None if there are no checkpoints, newer damaged steps); the same everywhere."""
+def _is_of(step: int, state: PyTree, known: dict[int, str]) -> bool:
+    """Whether a state is that of `step`, as far as it counts its steps; if not, `known` says so."""
+    count = state.get("step") if isinstance(state, dict) else getattr(state, "step", None)
+    if not _is_count(count) or int(count) == step:
+        return True
+    known[step] = f"its state is of step {int(count)}"
+    return False
+
+
+def _is_count(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and leaf.shape == () and np.issubdtype(leaf.dtype, np.integer)
+
+
+def _choose(root: epath.Path, known: dict[int, str]) -> tuple[int | None, list[int]]:
+    """Returns (newest intact step or None if there are no checkpoints, newer damaged steps); the same everywhere.
+
+    `known` is what is wrong with steps beside their files.
+    """
     step, rejected = _NONE, {}
     if _first():
-        found, rejected = newest_intact(root)
+        found, rejected = newest_intact(root, known)
         step = (_ALL_DAMAGED if rejected else _NONE) if found is None else found
         for bad, reason in rejected.items() if found is not None else ():
             logging.warning("checkpoint %d is damaged (%s): falling back to %d", bad, reason, step)
@@ -384,7 +436,7 @@ def _read(root: epath.Path, step: int, item: str, handler: Any, arguments: Any) 
             return reader.restore(root / str(step) / item, args=arguments)
 
     # Restoring is collective: one process cannot try it again alone.
-    return storage.insist(f"cannot read checkpoint {step}", read) if jax.process_count() == 1 else read()
+    return storage.attempt(f"cannot read checkpoint {step}", read) if jax.process_count() == 1 else read()
 
 
 def _read_json(root: epath.Path, step: int, item: str) -> dict:
@@ -392,10 +444,12 @@ def _read_json(root: epath.Path, step: int, item: str) -> dict:
 
 
 def _check_space(root: epath.Path, step: int, state: PyTree) -> None:
-    if "://" in str(root):  # a bucket has no end
+    if storage.is_bucket(root):  # which has no end
         return
     leaves = [x for x in jax.tree.leaves(state) if hasattr(x, "nbytes")]
-    needed, free = sum(x.nbytes for x in leaves) + 2**18, shutil.disk_usage(root).free
+    needed, free = sum(x.nbytes for x in leaves) + 2**18, float("inf")
+    with contextlib.suppress(OSError):  # a folder that is away: saving says so
+        free = shutil.disk_usage(root).free
     if _agreed(needed > free):
         raise CheckpointError(
             f"checkpoint {step} not saved: it takes up to {needed / 2**20:,.1f} MiB and {root} has "

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from transfusion import pictures, programs, provenance
+from transfusion import pictures, programs, provenance, storage
 from transfusion.api import load_run
 from transfusion.batch import Batch
 from transfusion.checkpoint import restore_params
@@ -100,7 +100,6 @@ class Evaluation:
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.folder = self.workdir / "samples"
-        self.folder.mkdir(exist_ok=True)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -204,7 +203,7 @@ class Evaluation:
         self.fields["caption_accuracy"] = result.score
         self.absent.pop("caption_accuracy", None)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-        (self.folder / "captions.jsonl").write_text(lines)
+        storage.write_whole(self.folder / "captions.jsonl", lines)
         return result.rows
 
     def classes(self, real: Examples, held_out: Examples) -> None:
@@ -287,7 +286,6 @@ def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> 
     experiment = as_trained(experiment, config, workdir)
     seed = experiment.seed if options.seed is None else options.seed
     folder = pathlib.Path(workdir) / "samples"
-    folder.mkdir(exist_ok=True)
     found = reconstruction.measure(make_task(experiment), params, experiment, seed, folder / "reconstructions.png")
     other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
     absent = {name: other for name, value in found.items() if value is None}
@@ -305,13 +303,13 @@ def evaluate(workdir: str | os.PathLike, options: Options = Options()) -> dict[s
     """Measures the newest intact checkpoint of a run and writes evaluation.json; returns its content.
 
     Raises:
-      UsageError: if the workdir holds no run, or its data is missing.
+      UsageError: if the workdir holds no run or cannot be written, or its data is missing.
     """
-    result = EVALUATIONS[read_experiment(workdir).task](workdir, options)
-    path = pathlib.Path(workdir) / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False))
-    os.replace(temporary, path)
+    experiment, path = read_experiment(workdir), pathlib.Path(workdir) / "evaluation.json"
+    storage.check_writable(path)  # before minutes of work
+    storage.make_folder(path.parent / "samples")
+    result = EVALUATIONS[experiment.task](workdir, options)
+    storage.write_whole(path, json.dumps(result, indent=2, allow_nan=False))
     return result
 
 

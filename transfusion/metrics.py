@@ -16,6 +16,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from transfusion import storage
+from transfusion.tensorboard import Events
+
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
     """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device.
@@ -52,13 +55,11 @@ class MetricWriter:
 
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
         self.path = epath.Path(workdir) / "metrics.jsonl"
-        self._tensorboard = tensorboard
-        self._events = None
+        self._events = Events(self.path.parent / "tensorboard") if tensorboard else None
         self._last: int | None = None
         if jax.process_index() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            rows = read_metrics(self.path)
-            self._last = rows[-1]["step"] if rows else None
+            storage.make_folder(self.path.parent)
+            self._last = _last_step(read_metrics(self.path))
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -67,18 +68,24 @@ class MetricWriter:
         self.close()
 
     def truncate(self, step: int) -> None:
-        """Removes the rows after `step`. Call with the step restored (0: none) before writing on from it."""
+        """Removes the rows after `step`. Call with the step restored (0: none) before writing on from it.
+
+        If lines of the file are damaged, the whole of it is kept beside it as metrics.jsonl.damaged first.
+        """
         if jax.process_index() != 0:
             return
         self.close()
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self._last = rows[-1]["step"] if rows else None
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path)
+        rows, damaged = storage.read_json_lines(self.path, is_row)
+        if damaged:
+            kept = self.path.with_name(self.path.name + ".damaged")
+            storage.write_whole(kept, storage.content(self.path))
+            logging.warning("%s, as it was, is kept as %s", self.path, kept.name)
+        rows = [row for row in rows if row["step"] <= step]
+        self._last = _last_step(rows)
+        storage.write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one row, on disk when this returns.
+        """Appends one row, on disk when this returns. TensorBoard's files follow if they can.
 
         Args:
           step: larger than that of the row before.
@@ -86,6 +93,8 @@ class MetricWriter:
 
         Raises:
           ValueError: if `step` does not increase.
+          StorageError: if the storage fails and goes on failing, or is full.
+          UsageError: if the file cannot be written at all.
         """
         if jax.process_index() != 0:
             return
@@ -96,60 +105,46 @@ class MetricWriter:
         row = {"step": step} | {name: None if name in wild else x for name, x in numbers.items()}
         if wild:
             row["nonfinite"] = wild
-        append_line(self.path, json.dumps(row, allow_nan=False))
+        storage.append_line(self.path, json.dumps(row, allow_nan=False))
         self._last = step
-        self._write_events(step, numbers)
-
-    def _write_events(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
-        if not self._tensorboard:
-            return
-        if self._events is None:
-            try:
-                import tensorboardX
-            except ImportError:
-                logging.warning("tensorboardX is not installed: metrics go to %s only", self.path)
-                self._tensorboard = False
-                return
-            folder = str(self.path.parent / "tensorboard")
-            self._events = tensorboardX.SummaryWriter(folder, purge_step=step)  # hides rows of steps done again
-        for name, number in numbers.items():
-            if number is not None:
-                self._events.add_scalar(name, number, step)
+        if self._events is not None:
+            self._events.write(step, numbers)
 
     def close(self) -> None:
         """Closes the files; a later `write` opens them again."""
         if self._events is not None:
             self._events.close()
-        self._events = None
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """Returns the rows of a metrics.jsonl ([] if there is none); a line that a crash cut short is left out."""
-    path = epath.Path(path)
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            row = json.loads(line)
-            row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError):
-            logging.warning("%s line %d is not a row of metrics: left out", path, number)
-            continue
-        rows.append(row)
-    return rows
+    """Returns the rows of a metrics.jsonl ([] if there is none); damaged lines are left out with a warning.
+
+    Raises:
+      StorageError, UsageError: if the file cannot be read at all.
+    """
+    return storage.read_json_lines(path, is_row)[0]
 
 
-def append_line(path: epath.Path, line: str) -> None:
-    """Appends a line to a text file; in a bucket, whose files cannot grow, the file is written anew."""
-    if "://" in str(path):
-        path.write_text((path.read_text() if path.exists() else "") + line + "\n")
-        return
-    with open(path, "a") as file:
-        file.write(line + "\n")
+def is_row(row: Any) -> bool:
+    """Whether a line of JSON is a row of metrics: a step that counts, and numbers or null by name."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
+        return False
+    return all(_is_value(value) for name, value in row.items() if name != "nonfinite")
+
+
+def _is_value(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) < 2**1023  # as a float holds it
+    return value is None or (type(value) is float and math.isfinite(value))
+
+
+def _last_step(rows: list[dict]) -> int | None:
+    return max((row["step"] for row in rows), default=None)
 
 
 def _number(value: Any) -> float | int:
     value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, int) else float(value)
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def human(number: float) -> str:

@@ -5,6 +5,7 @@ grid(images, columns=8, captions=captions, path="samples.png")
 """
 
 import functools
+import io
 import math
 import os
 import textwrap
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from transfusion import storage
 from transfusion.batch import Batch
 from transfusion.errors import UsageError
 from transfusion.masks import metadata, see
@@ -91,8 +93,14 @@ def mask_picture(
     order = "memory order (padding included)" if stored else "reading order"
     picture = _framed(plot, fields, list(spec.streams), f"{length} tokens in {order}; rows: queries, columns: keys")
     if path is not None:
-        picture.save(path, "PNG")
+        _save(picture, path)
     return picture
+
+
+def _save(picture: Image.Image, path: str | os.PathLike) -> None:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    storage.write_whole(path, out.getvalue())
 
 
 def _row(part, row: int):
@@ -285,7 +293,7 @@ def grid(
         for k, text in enumerate(wrapped[i]):
             draw.text((x + cell // 2, y + height + 4 + k * line), text, font=font(12), fill=INK, anchor="ma")
     if path is not None:
-        canvas.save(path, "PNG")
+        _save(canvas, path)
     return canvas
 
 

@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from transfusion import programs
+from transfusion import programs, storage
 from transfusion.chips import GIB, Topology, parse_topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
@@ -206,11 +206,13 @@ def main(argv: Sequence[str]) -> None:
     wanted = [parse_topology(name, FLAGS.slices) for name in FLAGS.topology]
     options = Options(FLAGS.compile, FLAGS.sampler, FLAGS.confirm)
     results = []
+    if FLAGS.json:
+        storage.make_folder(pathlib.Path(FLAGS.json).parent)
+        storage.check_writable(FLAGS.json)
     for topology in wanted:
         results.append(plan(experiment, topology, options))
         if FLAGS.json:
-            pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
-            pathlib.Path(FLAGS.json).write_text(json.dumps(results, indent=1))
+            storage.write_whole(FLAGS.json, json.dumps(results, indent=1))
         if not FLAGS.table:
             print(text(results[-1]), flush=True)
     if FLAGS.table:

@@ -11,12 +11,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
 from transfusion import storage
-from transfusion.metrics import append_line
 from transfusion.version import __version__
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -103,25 +103,16 @@ def record_command(workdir: str | os.PathLike, step: int = 0, changes: Sequence[
     """
     if jax.process_index() != 0:
         return
-    path = epath.Path(workdir) / COMMANDS
+    storage.make_folder(workdir)
     row = {"date": now(), "command": command(), "versions": versions(), "code": code(), "machine": machine()}
     row |= {"step": step} | ({"changes": list(changes)} if changes else {})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        append_line(path, json.dumps(row))
-    except OSError as error:
-        raise storage.lasting(f"cannot write {path}", error) from error
+    storage.append_line(epath.Path(workdir) / COMMANDS, json.dumps(row))
 
 
 def read_commands(workdir: str | os.PathLike) -> list[dict]:
-    """The rows of commands.jsonl, oldest first; [] if there is none. Broken lines are left out."""
-    path = epath.Path(workdir) / COMMANDS
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("command"), str):
-            rows.append(row)
-    return rows
+    """The rows of commands.jsonl, oldest first; [] if there is none. Damaged lines are left out with a warning."""
+    return storage.read_json_lines(epath.Path(workdir) / COMMANDS, _is_command)[0]
+
+
+def _is_command(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("command"), str)

@@ -8,16 +8,15 @@ said on the page.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
-from transfusion import pictures, programs, provenance
+from transfusion import pictures, programs, provenance, storage
 from transfusion.api import Run, load_run
 from transfusion.config import to_json
 from transfusion.errors import UsageError
@@ -25,6 +24,7 @@ from transfusion.evaluate import FIXED, HOW, rows, shown
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
+from transfusion.evaluation.results import read_evaluation
 from transfusion.evaluation.scores import captioning
 from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
@@ -47,7 +47,8 @@ class Report:
         self.run: Run = load_run(workdir)
         self.experiment = self.run.experiment
         self.metrics = [row for row in read_metrics(self.workdir / "metrics.jsonl") if row["step"] <= self.run.step]
-        self.evaluation, self.evaluation_absent = _read_evaluation(self.workdir)
+        self.evaluation, why = read_evaluation(self.workdir / "evaluation.json")
+        self.evaluation_absent = why or f"Not evaluated yet: python -m transfusion.evaluate --workdir {workdir}"
         data = self.experiment.data
         self.real = read_examples(self.experiment.data.sources, data, ENOUGH)
         self.held_out = read_examples(self.experiment.eval.sources, data, ENOUGH)
@@ -326,28 +327,20 @@ def _first_batch(run: Run, experiment) -> Iterator[Any]:
         yield next(batches)
 
 
-def _read_evaluation(workdir: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
-    """The content of evaluation.json, or None and why there is none."""
-    path = workdir / "evaluation.json"
-    if not path.is_file():
-        return None, f"Not evaluated yet: python -m transfusion.evaluate --workdir {workdir}"
-    try:
-        found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is damaged ({error}): run transfusion.evaluate again") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged (not an object): run transfusion.evaluate again")
-    return found, ""
-
-
 def _read_captions(workdir: pathlib.Path, held_out: Examples) -> list[dict]:
-    """The captions that the evaluation wrote, of images that are read here; [] if there are none."""
-    path = workdir / "samples" / "captions.jsonl"
-    try:
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [row for row in found if held_out.captions[row["index"]] == row["reference"]]
-    except (json.JSONDecodeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} does not fit the held-out data: run transfusion.evaluate again") from error
+    """The captions that the evaluation wrote, of images that are read here; [] if there are none, or not these."""
+    path, captions = workdir / "samples" / "captions.jsonl", held_out.captions
+
+    def fits(row: Any) -> bool:
+        if not isinstance(row, dict) or type(row.get("index")) is not int or not 0 <= row["index"] < len(captions):
+            return False
+        texts = isinstance(row.get("caption"), str) and row.get("reference") == captions[row["index"]]
+        return texts and isinstance(row.get("right"), bool)
+
+    found, damaged = storage.read_json_lines(path, fits)
+    if damaged:
+        logging.warning("%s does not fit the held-out data, and captions are written anew", path)
+    return [] if damaged else found
 
 
 def training_seconds(metrics: list[dict]) -> float | None:
@@ -375,13 +368,12 @@ def write_report(workdir: str | os.PathLike, seed: int = 0) -> pathlib.Path:
     """Writes the workdir's report.html and returns its path.
 
     Raises:
-      UsageError: if the workdir holds no run that samples, its data is missing, or a file of it is damaged.
+      UsageError: if the workdir holds no run that samples or cannot be written, or its data is missing.
     """
     path = pathlib.Path(workdir) / "report.html"
-    content = Report(workdir, seed).html()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    programs.read_experiment(workdir)  # is it a run?
+    storage.check_writable(path)  # before a minute of work
+    storage.write_whole(path, Report(workdir, seed).html())
     return path
 
 

@@ -2,6 +2,8 @@
 
 `<root>/300/` is the checkpoint of step 300, `<root>/.seal-300.json` holds the size and SHA-256 of each of its files.
 `<root>/.saving-300` says that this is not so yet: what a process that died has left there was never finished.
+
+A seal stays when its checkpoint is moved away, so that the checkpoint is whole again once it is moved back.
 """
 
 import concurrent.futures
@@ -10,61 +12,70 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import logging
 from etils import epath
 
 from transfusion import storage
 
+LARGEST_SEAL = 2**26  # bytes: half a million files
+
 
 def folder_of(workdir: str | os.PathLike) -> epath.Path:
     """The folder of a run's checkpoints."""
     path = epath.Path(workdir)
-    return (path if "://" in str(path) else path.expanduser().absolute()) / "checkpoints"
+    return (path if storage.is_bucket(path) else path.expanduser().absolute()) / "checkpoints"
+
+
+# --- is it intact? ----------------------------------------------------------------------------------------------------
 
 
 def damage(root: epath.Path, step: int) -> str | None:
     """Returns None if every file of checkpoint `step` is as it was sealed, else what is wrong, in a few words.
+
+    Only regular files inside the checkpoint's folder are read, after their sizes have been compared: a seal that names
+    other files, and a link or a device in the place of a file, are damage. The folder itself may be a link. Files that
+    the seal does not name are passed over: systems put their own into folders (.nfs..., .DS_Store), and what a restore
+    reads is named in sealed files.
 
     Raises:
       OSError: if the storage fails in a way that may pass.
     """
     folder = epath.Path(root) / str(step)
     try:
-        files = _read_seal(root, step)
-        for name, (size, _) in files.items():
-            if not (folder / name).exists():
-                return f"file {name}: missing"
-            if (found := _size(folder / name)) != size:
-                return f"file {name}: {found} bytes instead of {size}"
-        digests = _digests(folder, files)
-    except FileNotFoundError:
-        return "no checksums: it was not finished"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{seal_path(root, step).name} is unreadable"
+        sealed = _read_seal(root, step)
+        sizes = dict(_sizes(folder))
+        for name, (size, _) in sealed.items():
+            if (found := sizes.get(name)) != size:
+                return f"file {_shown(name)}: " + ("missing" if found is None else f"{found} bytes instead of {size}")
+        digests = _digests(folder, sealed)
+    except ValueError as error:
+        return str(error)
     except OSError as error:
         if storage.may_pass(error):
             raise
         return " ".join(str(error).split())
-    wrong = [name for name, (_, digest) in files.items() if digests[name] != digest]
-    return f"file {wrong[0]}: checksum differs" if wrong else None
+    wrong = [name for name, (_, digest) in sealed.items() if digests[name] != digest]
+    return f"file {_shown(wrong[0])}: checksum differs" if wrong else None
 
 
-def newest_intact(root: epath.Path) -> tuple[int | None, dict[int, str]]:
+def newest_intact(root: epath.Path, known: Mapping[int, str] = {}) -> tuple[int | None, dict[int, str]]:
     """Returns (newest intact step or None, what is wrong with each newer one).
 
-    A checkpoint that cannot be read now is damaged only if an older one can be read then, time after time.
+    A checkpoint that cannot be read now is damaged only if an older one can be read then, time after time. Steps of
+    `known`, with what is wrong with them, are not looked at again.
 
     Raises:
       StorageError: if some cannot be read and no other is intact.
+      UsageError: if the folder can never be read.
     """
     for pause in (*storage.PAUSES, None):
         step, rejected, failing = None, {}, ""
         try:
             for candidate in reversed(steps_on_disk(root)):
                 try:
-                    reason = damage(root, candidate)
+                    reason = known[candidate] if candidate in known else damage(root, candidate)
                 except OSError as error:
                     reason = failing = " ".join(str(error).split())
                 if reason is None:
@@ -72,6 +83,8 @@ def newest_intact(root: epath.Path) -> tuple[int | None, dict[int, str]]:
                     break
                 rejected[candidate] = reason
         except OSError as error:  # of the folder itself
+            if not storage.may_pass(error):
+                raise storage.lasting(f"cannot read the checkpoints in {root}", error) from error
             failing = " ".join(str(error).split())
         if not failing or (pause is None and step is not None):
             return step, rejected
@@ -83,28 +96,49 @@ def newest_intact(root: epath.Path) -> tuple[int | None, dict[int, str]]:
 
 
 def _read_seal(root: epath.Path, step: int) -> dict[str, tuple[int, str]]:
-    files = json.loads(seal_path(root, step).read_text())["files"]
-    if not files:
-        raise ValueError("no files")
-    return {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+    """(size, digest) by name; raises OSError, or ValueError with what is wrong."""
+    path = seal_path(root, step)
+    try:
+        seal = storage.parse(storage.content(path, LARGEST_SEAL))
+    except FileNotFoundError:
+        raise ValueError("no checksums: it was not finished") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} is unreadable: {str(error)[:100]}") from error
+    if not isinstance(seal, dict) or not isinstance(files := seal.get("files"), dict) or not files:
+        raise ValueError(f"{path.name} is unreadable: it names no files")
+    if seal.get("step") != step or type(seal["step"]) is not int:
+        raise ValueError(f"{path.name} is of step {_shown(str(seal.get('step')))}")
+    for name, entry in files.items():
+        if not isinstance(entry, list) or [type(part) for part in entry] != [int, str]:
+            raise ValueError(f"{path.name} is unreadable: of file {_shown(name)} it says no size and checksum")
+        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"{path.name} names a file outside of the checkpoint: {_shown(name)}")
+    return {name: (size, digest) for name, (size, digest) in files.items()}
+
+
+def _shown(name: str) -> str:
+    """A name of a seal, which may be anybody's, for one line."""
+    return name if name.isprintable() and len(name) <= 200 else ascii(name)[:200]
 
 
 def write_seal(root: epath.Path, step: int) -> None:
     """Seals the committed checkpoint `step`; raises OSError."""
     folder = epath.Path(root) / str(step)
-    names = sorted(_files(folder))
-    digests = _digests(folder, names)
-    files = {name: [_size(folder / name), digests[name]] for name in names}
-    path = seal_path(root, step)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "files": files}))
-    temporary.replace(path)
+    sizes = dict(sorted(_sizes(folder)))
+    digests = _digests(folder, sizes)
+    files = {name: [size, digests[name]] for name, size in sizes.items()}
+    storage.put(seal_path(root, step), json.dumps({"step": step, "files": files}))
     _saving_path(root, step).unlink(missing_ok=True)
 
 
 def mark_unfinished(root: epath.Path, step: int) -> None:
-    """Says that a checkpoint of `step` comes, until it is sealed; raises OSError."""
-    _saving_path(root, step).write_text("")
+    """Says that a checkpoint of `step` comes, until it is sealed; raises OSError.
+
+    The folder is made anew if it was moved away since. A seal of an earlier checkpoint of this step goes.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    storage.put(_saving_path(root, step), "")
+    _remove(seal_path(root, step))
 
 
 def finished(root: epath.Path) -> list[int]:
@@ -121,18 +155,29 @@ def _saving_path(root: epath.Path, step: int) -> epath.Path:
     return epath.Path(root) / f".saving-{step}"
 
 
-def _files(folder: epath.Path, above: str = "") -> Iterator[str]:
-    """All files below a folder, by their path in it. `walk` would give those of a bucket without its scheme."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files(path, f"{above}{path.name}/")
-        else:
-            yield above + path.name
+def seal_path(root: epath.Path, step: int) -> epath.Path:
+    """Returns the file that holds the checksums of checkpoint `step`."""
+    return root / f".seal-{step}.json"
 
 
-def _size(path: epath.Path) -> int:
-    # epath's own `stat` asks for the owner's name, which not every owner has.
-    return path.stat().length if "://" in str(path) else os.stat(path).st_size
+def _sizes(folder: epath.Path, above: str = "") -> Iterator[tuple[str, int]]:
+    """(path in the folder, bytes) of all regular files below a folder; links below it are not followed."""
+    if storage.is_bucket(folder):  # `walk` would give the files of a bucket without its scheme
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _sizes(path, f"{above}{path.name}/")
+            else:
+                yield above + path.name, path.stat().length
+        return
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{below}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield below + entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
@@ -144,8 +189,20 @@ def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
+# --- house-keeping ----------------------------------------------------------------------------------------------------
+
+
+def steps_on_disk(root: epath.Path) -> list[int]:
+    """Returns the steps that have a folder, ascending, whatever is in it. Raises OSError if `root` cannot be read."""
+    try:  # `is_dir` would take a folder that cannot be read now for none
+        names = [path.name for path in epath.Path(root).iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if str(int(name)) == name)
+
+
 def remove_leftovers(root: epath.Path) -> None:
-    """Removes unfinished saves and seals of checkpoints that are gone; makes the folder if there is none."""
+    """Removes unfinished saves and what was to be deleted; makes the folder if there is none. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
     for _ in range(20):  # the last writes of a failed save may come later, and bring its folder back
         leftovers = list(epath.Path(root).glob("*.orbax-checkpoint-tmp*"))
@@ -159,16 +216,10 @@ def remove_leftovers(root: epath.Path) -> None:
         if step.isdecimal() and (root / step).exists() and not seal_path(root, int(step)).exists():
             logging.warning("checkpoint %s was not finished, and is removed", step)
             _remove(root / step)
-        path.unlink(missing_ok=True)
-    kept = {seal_path(root, step) for step in steps_on_disk(root)}
-    for path in root.glob(".seal-*"):
-        if path not in kept:
-            path.unlink(missing_ok=True)
-
-
-def _remove(folder: epath.Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmtree(missing_ok=True)
+        _remove(path)
+    for pattern in (".deleting-*", ".seal-*.tmp"):
+        for path in epath.Path(root).glob(pattern):
+            _remove(path)
 
 
 def without_leftovers(root: epath.Path, save: Callable[[], bool]) -> bool:
@@ -180,25 +231,57 @@ def without_leftovers(root: epath.Path, save: Callable[[], bool]) -> bool:
         return save()
 
 
-def move_aside(root: epath.Path, steps: list[int]) -> None:
-    """Renames damaged checkpoints to `damaged-<step>`, in place of those of an earlier call, which go."""
-    if steps:
-        for old in epath.Path(root).glob("damaged-*"):
-            _remove(old)
+def move_aside(root: epath.Path, steps: Iterable[int]) -> None:
+    """Renames damaged checkpoints to `damaged-<step>`, in place of those of an earlier call, which go.
+
+    One that cannot be moved stays, with a warning.
+    """
+    steps = list(steps)
+    for old in epath.Path(root).glob("damaged-*") if steps else ():
+        _remove(old)
     for step in steps:
-        (root / str(step)).rename(root / f"damaged-{step}")
+        try:
+            (root / str(step)).rename(root / f"damaged-{step}")
+            seal_path(root, step).unlink(missing_ok=True)
+        except OSError as error:
+            logging.warning("damaged checkpoint %d cannot be moved aside, and stays: %s", step, error.strerror or error)
+
+
+def discard(root: epath.Path, step: int) -> bool:
+    """Deletes a checkpoint; False if it was moved away, and then its seal stays.
+
+    It loses its name before its files, so that it is never there in part. A folder that is a link is not entered: the
+    link goes.
+
+    Raises:
+      OSError: if it stays.
+    """
+    folder, away = root / str(step), root / f".deleting-{step}"
+    if storage.is_bucket(root):  # whose folders have no name of their own
         seal_path(root, step).unlink(missing_ok=True)
-
-
-def steps_on_disk(root: epath.Path) -> list[int]:
-    """Returns the steps that have a folder, ascending, whatever is in it. Raises OSError if `root` cannot be read."""
-    try:  # `is_dir` would take a folder that cannot be read now for none
-        names = [path.name for path in epath.Path(root).iterdir() if path.name.isdecimal()]
+        folder.rmtree()
+        return True
+    _remove(away)
+    try:
+        os.rename(folder, away)
     except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if str(int(name)) == name)
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(seal_path(root, step))
+    if not _remove(away):
+        logging.warning("files of the deleted checkpoint %d are left in %s", step, away)
+    return True
 
 
-def seal_path(root: epath.Path, step: int) -> epath.Path:
-    """Returns the file that holds the checksums of checkpoint `step`."""
-    return root / f".seal-{step}.json"
+def _remove(path: epath.Path) -> bool:
+    """Removes a file, a link or a folder as far as it goes; whether it is gone."""
+    try:
+        if path.is_dir() and not os.path.islink(path):
+            path.rmtree()
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

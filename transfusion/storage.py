@@ -1,10 +1,18 @@
-"""Storage that is slow or fails for a while: what is tried again, how often, and the one line that follows."""
+"""Storage that is slow, full, away or damaged: what is tried again, the one line that follows, files replaced whole.
 
+A run's own files are opened without following symbolic links, so that a workdir from elsewhere cannot make a program
+write over other files. They are read up to a limit, so that no file of it can take all memory.
+"""
+
+import contextlib
 import errno
+import io
+import json
 import os
+import stat
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
@@ -15,10 +23,14 @@ from transfusion.orbax_noise import one_line
 T = TypeVar("T")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+LARGEST = 2**28  # bytes of a file that is read whole, such as metrics.jsonl
+MOST_LINES = 2**20  # of such a file
+ROOM = 2**20  # bytes that `check_writable` asks for
 # Another try helps against none of these.
 _LASTING = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EINVAL, errno.EILSEQ, errno.ENXIO,
+    errno.ENODEV, errno.EXDEV, errno.ESPIPE, errno.EMLINK, errno.ENOTSUP, errno.EBADF,
 }  # fmt: skip
 
 
@@ -52,27 +64,252 @@ def insist(what: str, action: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Replaces a text file as a whole: a reader, or a process that dies here, meets the old text or the new one.
+def attempt(what: str, action: Callable[[], T]) -> T:
+    """`insist`, where what another try cannot change is one line too.
 
     Raises:
       StorageError: if the storage fails and goes on failing, or is full (the same command may work later).
-      UsageError: if the path cannot be written at all.
+      UsageError: if it cannot work at all.
     """
-    path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-
-    def write() -> None:
-        temporary.write_text(text)
-        temporary.replace(path)
-
     try:
-        insist(f"cannot write {path}", write)
+        return insist(what, action)
     except OSError as error:
-        raise lasting(f"cannot write {path}", error) from error
+        raise lasting(what, error) from error
 
 
 def lasting(what: str, error: OSError) -> UsageError:
     """The one-line error for what `insist` did not try again: a full disk may have room later, the rest stays so."""
     kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
-    return kind(f"{what}: {one_line(error)}")
+    if error.errno == errno.ELOOP:
+        return kind(f"{what}: a symbolic link is in its place, which is not followed")
+    return kind(f"{what}: {error.strerror or one_line(error)}")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Replaces a file as a whole: a reader, or a process that dies here, meets the old content or the new one.
+
+    Text is written as UTF-8; what Unicode forbids, such as half of a surrogate pair, as '\\udc80'.
+
+    Raises:
+      StorageError: if the storage fails and goes on failing, or is full (the same command may work later).
+      UsageError: if the path cannot be written at all.
+    """
+    attempt(f"cannot write {path}", lambda: put(path, content))
+
+
+def put(path: str | os.PathLike, content: str | bytes) -> None:
+    """`write_whole` with one try and the errors of the system; for callers that try again themselves."""
+    data, path = _encoded(content), epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    if is_bucket(path):
+        temporary.write_bytes(data)
+        temporary.replace(path)
+        return
+    with _removed_on_failure(temporary):
+        _write_new(temporary, data)
+        os.replace(temporary, path)
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Appends a line to a text file, on disk when this returns; in a bucket, whose files cannot grow, anew.
+
+    A line that an earlier process left without its end does not swallow this one. A line that could not be written
+    whole is taken back.
+
+    Raises:
+      StorageError: if the storage fails and goes on failing, or is full, or the file's folder is away.
+      UsageError: if the file cannot be written at all.
+    """
+    path, data = epath.Path(path), _encoded(line + "\n")
+
+    def append() -> None:
+        try:
+            if is_bucket(path):
+                _append_to_bucket(path, data)
+            else:
+                _append(path, data)
+        except FileNotFoundError as error:  # the folder was there when the program began, and may come back
+            raise OSError(errno.ESTALE, "its folder is gone", str(path)) from error
+
+    attempt(f"cannot write {path}", append)
+
+
+def check_writable(path: str | os.PathLike, size: int = ROOM) -> None:
+    """Finds out whether `write_whole` could write `size` bytes there now; for programs that compute for long first.
+
+    Raises:
+      StorageError: if there is no room, or the storage goes on failing.
+      UsageError: if the path cannot be written.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+
+    def probe() -> None:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with _removed_on_failure(temporary):
+            _write_new(temporary, bytes(size))
+        os.unlink(temporary)
+
+    if not is_bucket(path):
+        attempt(f"cannot write {path}", probe)
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder and those above it, unless it is there; raises UsageError or StorageError in one line."""
+    attempt(f"cannot write to {path}", lambda: epath.Path(path).mkdir(parents=True, exist_ok=True))
+
+
+def is_bucket(path: str | os.PathLike) -> bool:
+    """Whether the path is of storage without a file system, such as gs://bucket/run."""
+    return "://" in str(path)
+
+
+def own_file(path: str, flags: int) -> int:
+    """An `opener` for `open`: a symbolic link is refused (ELOOP), and a pipe in the file's place does not wait."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+
+
+def _write_new(path: epath.Path, data: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # left by a process that died
+    with open(path, "xb", opener=own_file) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: epath.Path):
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _append(path: epath.Path, data: bytes) -> None:
+    with open(path, "a+b", buffering=0, opener=own_file) as file:  # a buffer would be written again when it is closed
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"cannot write {path}: it is no file")
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _append_to_bucket(path: epath.Path, data: bytes) -> None:
+    before = path.read_bytes() if path.exists() else b""
+    path.write_bytes(before + (b"" if before.endswith(b"\n") or not before else b"\n") + data)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def content(path: str | os.PathLike, most: int = LARGEST) -> bytes:
+    """The bytes of a file, with one try.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is no file but a pipe or a device, or is larger than `most` bytes.
+    """
+    if is_bucket(path):
+        path = epath.Path(path)
+        _check_size(path.stat().length, most)
+        return path.read_bytes()
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no file")
+        _check_size(about.st_size, most)
+        return file.read(most)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it holds {size / 2**20:,.0f} MiB, more than {most / 2**20:,.0f}")
+
+
+def parse(data: bytes) -> Any:
+    """JSON of UTF-8 bytes; raises ValueError, also where it is nested too deeply or holds NaN or Infinity."""
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_json(path: str | os.PathLike, most: int = LARGEST) -> Any:
+    """The JSON of a file, None if there is no file.
+
+    Raises:
+      ValueError: if the content is damaged; the message says in a few words how.
+      StorageError, UsageError: if it cannot be read.
+    """
+    try:
+        data = attempt(f"cannot read {path}", lambda: _or_none(path, most))
+        return None if data is None else parse(data)
+    except ValueError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def read_json_lines(path: str | os.PathLike, is_row: Callable[[Any], bool]) -> tuple[list[Any], int]:
+    """Reads a file of one JSON value per line, as far as it goes.
+
+    Lines that are no JSON, or of which `is_row` is false, are left out, with one warning for all of them.
+
+    Returns:
+      (rows, how many lines were left out, not counting a last one that was cut short as a crash does it). A file that
+      does not exist has no rows.
+
+    Raises:
+      StorageError, UsageError: if the file cannot be read, or is too large.
+    """
+    try:
+        data = attempt(f"cannot read {path}", lambda: _or_none(path, LARGEST)) or b""
+        if data.count(b"\n") > MOST_LINES:
+            raise ValueError(f"it holds more than {MOST_LINES:,} lines")
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}; move it away") from error
+    rows, wrong, cut = [], [], 0
+    for number, line in enumerate(io.BytesIO(data), 1):  # ends lines at '\n' alone, not at U+2028
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+            good = is_row(row)
+        except ValueError:
+            good = False
+        if good:
+            rows.append(row)
+        else:
+            wrong.append(number)
+            cut += not line.endswith(b"\n")
+    if wrong:
+        more = f" and {len(wrong) - 1} more lines are" if len(wrong) > 1 else " is"
+        logging.warning("%s: line %d%s damaged, and left out; %d rows were read", path, wrong[0], more, len(rows))
+    return rows, len(wrong) - cut
+
+
+def _or_none(path: str | os.PathLike, most: int) -> bytes | None:
+    try:
+        return content(path, most)
+    except FileNotFoundError:
+        return None

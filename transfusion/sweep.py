@@ -18,16 +18,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import ml_collections
 from absl import flags, logging
 
-from transfusion import json_config, programs
+from transfusion import json_config, programs, storage
 from transfusion.changes import Change, differences
 from transfusion.config import Experiment, from_config, to_json
 from transfusion.errors import UsageError, nearest
+from transfusion.evaluation.results import read_evaluation
 from transfusion.explain import load_config, walk
 from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
@@ -122,22 +123,21 @@ def _experiment(config: Any, changes: Mapping[str, Any]) -> Experiment:
 
 def run(member: Member) -> dict[str, Any]:
     """Trains and evaluates a member unless that is done; its row of the table."""
-    previous = _read(member.workdir / "sweep.json") or {}
-    seconds = previous.get("seconds", 0.0)
+    seconds = _seconds(member)
     if finished(member):
         return row(member, seconds)
-    member.workdir.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(member.workdir)
     reason = _another_run(member)
     if reason is None:
         wanted = member.workdir / "sweep_config.json"
-        wanted.write_text(to_json(member.experiment))
+        storage.write_whole(wanted, to_json(member.experiment))
         start = time.perf_counter()
         config = f"--config={json_config.__file__}:{wanted}"
         try:
             reason = _process(member, "transfusion.train", config, f"--workdir={member.workdir}") or _unfinished(member)
         finally:  # an interruption, too: what was trained so far counts
             seconds += time.perf_counter() - start
-            _write(member.workdir / "sweep.json", {"seconds": seconds})
+            storage.write_whole(member.workdir / "sweep.json", json.dumps({"seconds": seconds}, indent=2))
     if reason is None:
         reason = _process(member, "transfusion.evaluate", f"--workdir={member.workdir}")
     return row(member, seconds, reason)
@@ -145,19 +145,32 @@ def run(member: Member) -> dict[str, Any]:
 
 def finished(member: Member) -> bool:
     """Whether this very experiment has been trained to its end and evaluated."""
-    evaluation = _read(member.workdir / "evaluation.json")
-    return (
-        evaluation is not None
-        and evaluation["step"] == member.experiment.steps
-        and not _changes(from_config(evaluation["config"]), member)
-    )
+    evaluation, _ = read_evaluation(member.workdir / "evaluation.json")
+    if evaluation is None or evaluation["step"] != member.experiment.steps:
+        return False
+    try:
+        return not _changes(from_config(evaluation.get("config")), member)
+    except (UsageError, ValueError, TypeError):  # of another version
+        return False
+
+
+def _seconds(member: Member) -> float:
+    """How long the member has been trained before."""
+    path = member.workdir / "sweep.json"
+    try:
+        found = storage.read_json(path)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s): the time before counts as none", path, error)
+        found = None
+    seconds = found.get("seconds") if isinstance(found, dict) else None
+    return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e12 else 0.0
 
 
 def row(member: Member, seconds: float, reason: str | None = None) -> dict[str, Any]:
     """What sweep.json holds of a member; scores that were not measured are None."""
     logged = read_metrics(member.workdir / "metrics.jsonl")
     last = logged[-1] if logged else {}
-    evaluation = (None if reason else _read(member.workdir / "evaluation.json")) or {}
+    evaluation = (None if reason else read_evaluation(member.workdir / "evaluation.json")[0]) or {}
     return {
         "name": member.name,
         "parameters": member.parameters,
@@ -200,7 +213,7 @@ def _process(member: Member, module: str, *arguments: str) -> str | None:
     """Runs a program with its output in the member's log; None, or in one line why it failed."""
     logging.info("%s: %s", member.name, module)
     with (
-        open(member.log, "a") as log,
+        _open_log(member.log) as log,
         subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log) as process,
     ):
         try:
@@ -211,7 +224,7 @@ def _process(member: Member, module: str, *arguments: str) -> str | None:
             raise
     if code == 0:
         return None
-    said = [line.strip() for line in member.log.read_text(errors="replace").splitlines() if line.strip()]
+    said = [line.strip() for line in _tail(member.log).splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in said[-1:] if line.startswith("error: ")]
     if errors:
         return errors[0]
@@ -219,17 +232,15 @@ def _process(member: Member, module: str, *arguments: str) -> str | None:
     return f"{module} ended with {how}: {said[-1] if said else 'no output'} (see {member.log})"
 
 
-def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+def _open_log(path: pathlib.Path) -> IO[bytes]:
+    return storage.attempt(f"cannot write {path}", lambda: open(path, "ab", opener=storage.own_file))
 
 
-def _write(path: pathlib.Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, path)
+def _tail(path: pathlib.Path, most: int = 2**16) -> str:
+    """The end of a log, which may be long."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read(most).decode(errors="replace")
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -268,10 +279,13 @@ def sweep(members: Sequence[Member], workdir: str | os.PathLike) -> list[dict[st
     """Runs all members; writes and prints the table after each, so that it is there whatever happens later."""
     rows: list[dict[str, Any]] = []
     workdir = pathlib.Path(workdir)
+    storage.make_folder(workdir)
+    for name in ("sweep.json", "sweep.md"):
+        storage.check_writable(workdir / name)  # before a member is trained
     for member in members:
         rows.append(run(member))
-        _write(workdir / "sweep.json", rows)
-        (workdir / "sweep.md").write_text(table(rows) + "\n")
+        storage.write_whole(workdir / "sweep.json", json.dumps(rows, indent=2))
+        storage.write_whole(workdir / "sweep.md", table(rows) + "\n")
         if rows[-1]["error"]:
             logging.error("%s failed: %s", member.name, rows[-1]["error"])
     return rows

@@ -19,8 +19,9 @@ import numpy as np
 import optax
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from transfusion import storage
 from transfusion.codecs.blocks import Conv, GroupNorm, Linear
 from transfusion.errors import UsageError
 from transfusion.evaluation.intervals import Score, wilson
@@ -166,10 +167,10 @@ class Judge:
         return wilson(int(right.sum()), len(labels))
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes safetensors with the config in its metadata."""
+        """Writes safetensors with the config in its metadata; raises UsageError if the file cannot be written."""
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
         arrays = {_name(key): np.ascontiguousarray(leaf) for key, leaf in leaves}
-        save_file(arrays, path, metadata={"judge": json.dumps(dataclasses.asdict(self.config))})
+        storage.write_whole(path, save(arrays, metadata={"judge": json.dumps(dataclasses.asdict(self.config))}))
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -190,7 +191,7 @@ def load(path: str | pathlib.Path) -> Judge:
             config = JudgeConfig(**json.loads((file.metadata() or {})["judge"]))
             shapes = _template(config).shapes
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError, struct.error) as error:
         raise UsageError(f"{path} is not a judge or is damaged: remove it to train a new one") from error
     expected = {_name(key): leaf.shape for key, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     if {name: array.shape for name, array in arrays.items()} != expected:
