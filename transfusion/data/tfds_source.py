@@ -87,9 +87,8 @@ def _fields(config: SourceConfig, features: Any, name: str) -> tuple[dict[str, s
             raise UsageError(f"{name} has no field {path!r}{nearest(path, known)}: {', '.join(known)}")
     for field in fields.keys() & {"caption", "text"}:
         if inner := _columns(_feature(features, fields[field])):
-            raise UsageError(
-                f"{name}: the field {fields[field]!r} holds {', '.join(inner)}: name '{fields[field]}/...'"
-            )
+            parts = ", ".join(f"{fields[field]}/{part}" for part in sorted(inner))
+            raise UsageError(f"{name}: {field}_field={fields[field]!r} is a table: name one of {parts}")
     medium = medium_of(fields)
     if not medium and "text" not in fields:
         raise UsageError(
