@@ -6,7 +6,6 @@ link to /etc, or of a file of four terabytes that takes no room on the disk. All
 is read.
 """
 
-import contextlib
 import dataclasses
 import errno
 import os
@@ -148,12 +147,3 @@ class Folder:
         """
         path = self.path_of(name)
         return patiently(path, lambda: read_whole(path, limit), (self.path, *self.home))
-
-
-@contextlib.contextmanager
-def named(path: str):
-    """Puts the path before the one line of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
