@@ -213,11 +213,11 @@ def test_nothing_to_go_back_to(diverging):
 
 @pytest.fixture(scope="module")
 def broken_folder(tmp_path_factory):
-    """40 images, of which one is cut short, one has 16 bits per channel, and one has no caption."""
+    """40 images, of which one is cut short, one has floating-point pixels, and one has no caption."""
     folder = tmp_path_factory.mktemp("broken") / "images"
     tiny.write_folder(folder, 40)
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:40])
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "11.png")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(folder / "11.png", "TIFF")
     lines = (folder / "captions.jsonl").read_text().splitlines()
     lines[20] = json.dumps({"file_name": "20.png"})
     (folder / "captions.jsonl").write_text("\n".join(lines))
@@ -231,7 +231,7 @@ def test_broken_records_are_counted_and_named(config, broken_folder, tmp_path):
     row = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert row["bad_records"] >= 3
     assert row["loss"] > 0
-    for name, reason in (("3.png", "not a readable image"), ("11.png", "8 bits"), ("20.png", "caption")):
+    for name, reason in (("3.png", "not a readable image"), ("11.png", "F pixels"), ("20.png", "caption")):
         named = [line for line in result.err.splitlines() if f"/{name}" in line]
         assert len(named) == 1, result.err  # once, however often it comes by
         assert reason in named[0]

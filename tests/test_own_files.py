@@ -109,7 +109,7 @@ def test_a_full_disk_may_have_room_later(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "open", full)
-    with pytest.raises(UsageError, match="no space left") as caught:
+    with pytest.raises(UsageError, match="No space left") as caught:
         open_own(tmp_path / "file", os.O_RDWR)
     assert caught.value.code == 1
 

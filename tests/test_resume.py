@@ -161,7 +161,7 @@ def test_a_name_that_is_no_field_is_refused(run):
 def test_what_changes_is_said_and_logged(run, copy, caplog):
     experiment = replaced(run[0], "optim.learning_rate", 5e-4)
     experiment = replaced(replaced(experiment, "autoencoder.scale", 2.0), "steps", 6)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "absl"):
         train.train(experiment, copy, ["autoencoder"])
     assert "optim.learning_rate: 0.001 -> 0.0005 from step 4" in caplog.text
     assert "steps: 4 -> 6 from step 4" in caplog.text

@@ -14,6 +14,14 @@ from transfusion.checkpoint import Checkpoints
 from transfusion.train import train
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Lets SIGINT be heard, by programs that are started too: a shell's job in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def kill():
     """Sends this process a signal, and waits until its handler has run."""
