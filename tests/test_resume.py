@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import shutil
 import typing
 
@@ -12,7 +13,7 @@ import pytest
 import tiny
 
 import transfusion
-from transfusion import programs, resume, train
+from transfusion import programs, resume, storage, train
 from transfusion.changes import Rule, differences, rule_of
 from transfusion.checkpoint import CheckpointConfig, read_config
 from transfusion.config import Experiment, from_json, to_json
@@ -261,6 +262,29 @@ def test_what_is_trained_is_saved_when_storage_fails(run, tmp_path, monkeypatch,
             train.train(experiment, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / ".seal-3.json").exists()
     again = train.train(experiment, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+
+
+def test_what_is_trained_is_saved_when_a_folder_is_moved_away(tmp_path, monkeypatch):
+    folder = pathlib.Path(tiny.write_folder(tmp_path / "images"))
+    experiment = tiny.experiment(str(folder), steps=30, log_every=1, checkpoint=CheckpointConfig(every=100))
+    experiment = replaced(replaced(experiment, "data.cache", False), "data.prefetch", 0)
+    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
+    write = train.RunLog.write
+
+    def moving(self, at, *given):
+        if at == 3:
+            folder.rename(tmp_path / "moved")
+        return write(self, at, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(PassingError, match="images is not there any more"):
+        patch.setattr(train.RunLog, "write", moving)
+        train.train(experiment, tmp_path / "run")
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert len(steps) == 1 and steps[0] >= 3
+    (tmp_path / "moved").rename(folder)
+    again = train.train(experiment, tmp_path / "run")
+    whole = train.train(experiment, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
 
 

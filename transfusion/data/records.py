@@ -39,7 +39,8 @@ class Records:
             weights.append(source.weight)
         self._shares = {name: weight / sum(weights) for name, weight in zip(self.sources, weights, strict=True)}
         self._data = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-        self._found: dict[str, str] = {}
+        # Taken now: when a checkpoint is saved on the way out, the data may be away.
+        self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
 
     def __getitem__(self, index: int) -> Record:
         return self._data[index]
@@ -51,8 +52,6 @@ class Records:
 
     def fingerprint(self) -> dict[str, str]:
         """Of each source: how many records it has, and a digest of up to eight of them, evenly spaced."""
-        if not self._found:
-            self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
         return dict(self._found)
 
     def identity(self) -> list[list]:
@@ -67,7 +66,8 @@ def _digest(source: Sequence[Record]) -> str:
         for key, value in sorted(source[index].items()):
             if key not in ("id", "error"):  # they may hold paths, which need not be the same on all machines
                 digest.update(f"{key} {getattr(value, 'shape', '')} ".encode())
-                digest.update(value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
+                array = isinstance(value, np.ndarray)
+                digest.update(value.tobytes() if array else str(value).encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
