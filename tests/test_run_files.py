@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint import messages  # noqa: F401 - a fixture
@@ -244,11 +245,12 @@ def test_any_bytes_are_read_as_metrics_and_commands(tmp_path_factory, lines, end
     content = end.join(lines) + (end if complete else b"")
     for name in ("metrics.jsonl", provenance.COMMANDS):
         (folder / name).write_bytes(content)
-    rows = read_metrics(folder / "metrics.jsonl")
+    with watched.confined(folder):
+        rows, commands = read_metrics(folder / "metrics.jsonl"), provenance.read_commands(folder)
     assert all(is_row(row) for row in rows)
     whole = sum(line == b'{"step": 3, "a": 1.5}' for line in content.replace(b"\r", b"").split(b"\n"))
     assert len(rows) >= whole
-    assert all(isinstance(row["command"], str) for row in provenance.read_commands(folder))
+    assert all(isinstance(row["command"], str) for row in commands)
     with MetricWriter(folder, tensorboard=False) as writer:
         writer.truncate(2**62)
         last = max((row["step"] for row in rows if row["step"] <= 2**62), default=0)

@@ -5,10 +5,10 @@ import errno
 import json
 import os
 import shutil
-import sys
 
 import jax.numpy as jnp
 import pytest
+import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint import (  # noqa: F401 - some are fixtures
@@ -27,25 +27,12 @@ from transfusion import seals, storage
 from transfusion.checkpoint import CheckpointConfig, Checkpoints, read_config, restore_params
 from transfusion.errors import UsageError
 
-_opened: list[str] = []
-_watching: list[bool] = []
-
-
-def _hook(event: str, arguments: tuple) -> None:
-    if _watching and event == "open" and isinstance(arguments[0], str | os.PathLike):
-        _opened.append(os.path.realpath(arguments[0]))
-
-
-sys.addaudithook(_hook)  # it cannot be removed
-
 
 @pytest.fixture
 def opened():
     """The real paths of the files that were opened."""
-    _opened.clear()
-    _watching.append(True)
-    yield _opened
-    _watching.clear()
+    with watched.opened() as paths:
+        yield paths
 
 
 def reseal(root, name: int, **changes) -> None:
@@ -196,13 +183,8 @@ def test_any_seal_is_a_reason_or_none(tmp_path_factory, content, at, flip, real)
         content = bytearray(path.read_bytes())
         content[at % len(content)] ^= flip
     path.write_bytes(content)
-    _opened.clear()
-    _watching.append(True)
-    try:
+    with watched.confined(root):
         reason = seals.damage(root, 7)
-    finally:
-        _watching.clear()
-    assert all(name.startswith(os.path.realpath(root)) for name in _opened)
     assert reason is None or (isinstance(reason, str) and "\n" not in reason)
     assert not (real and not flip) or reason is None
 

@@ -236,7 +236,7 @@ def content(path: str | os.PathLike, most: int = LARGEST) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is no file")
         _check_size(about.st_size, most)
-        return file.read(most)
+        return file.read(about.st_size)  # not `most`: as much memory is taken as is asked for
 
 
 def _check_size(size: int, most: int) -> None:

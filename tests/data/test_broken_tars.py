@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -244,8 +245,10 @@ def test_any_bytes_give_right_pairs_or_errors(tmp_path_factory, changes, end, mo
         block = data[moved[0] * 512 : moved[0] * 512 + 512]
         data[moved[1] * 512 : moved[1] * 512 + len(block)] = block
     data = bytes(data[:end])
+    folder = tmp_path_factory.mktemp("fuzz")
     try:
-        records = read_bytes(tmp_path_factory.mktemp("fuzz"), data)
+        with watched.confined(folder):
+            records = read_bytes(folder, data)
     except UsageError as error:
         assert "\n" not in str(error)
         return

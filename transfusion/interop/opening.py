@@ -94,7 +94,7 @@ class Folder:
         with self.open(name) as file:
             try:
                 size = os.fstat(file.fileno()).st_size
-                data = file.read(most + 1) if size <= most else b""
+                data = file.read(size + 1) if size <= most else b""
             except OSError as error:
                 raise UsageError(f"cannot read {self.path / name}: {error.strerror}") from error
         if max(size, len(data)) > most:
