@@ -356,3 +356,34 @@ def test_an_experiment_in_python_is_checked_as_strictly(tmp_path):
         config.model.withd = 3
     with pytest.raises(UsageError, match=r"config.model: unknown field 'withd' \(did you mean 'width'\?\)"):
         programs.experiment_of(config)
+
+
+WAITING = """
+import threading
+from transfusion import programs
+from transfusion.errors import UsageError
+
+class Waiting(threading.Thread):
+    __module__ = "orbax.checkpoint"  # of a save that failed before it had begun its threads' work
+
+    def run(self):
+        threading.Event().wait(300)
+
+def main(argv):
+    Waiting().start()
+    {last}
+
+programs.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "last, code, said",
+    [("raise UsageError('the disk is full')", 2, "error: the disk is full"), ("print('done')", 0, ""),
+     ("raise KeyError('a fault of ours')", 1, "KeyError")],
+)  # fmt: skip
+def test_a_program_ends_although_threads_of_a_failed_save_wait(last, code, said):
+    command = [sys.executable, "-c", WAITING.format(last=last)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
