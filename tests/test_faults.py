@@ -308,6 +308,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(config, tmp_path, name):
         ("x = 1\n", "wrong.py: no function get_config"),
         ("import sys\nsys.exit(0)\n", "wrong.py, line 2: SystemExit: 0"),
         ("def get_config():\n    raise KeyboardInterrupt\n", "wrong.py, line 2: KeyboardInterrupt"),
+        ("def get_config():\n    raise GeneratorExit\n", "wrong.py, line 2: GeneratorExit"),
         (None, "wrong.py does not exist (did you mean"),
     ],
 )
@@ -317,6 +318,12 @@ def test_a_config_file_that_cannot_be_read(tmp_path, content, wanted):
         (tmp_path / "wrong.py").write_text(content)
     result = run_program(tmp_path, "transfusion.train", f"--config={tmp_path / 'wrong.py'}", f"--workdir={tmp_path}")
     assert wanted in one_line_error(result)
+
+
+def test_a_config_file_that_returns_nothing(tmp_path):
+    (tmp_path / "empty.py").write_text("def get_config():\n    pass\n")
+    result = run_program(tmp_path, "transfusion.train", f"--config={tmp_path / 'empty.py'}", f"--workdir={tmp_path}")
+    assert result.code == 2 and "its get_config returns None" in result.err
 
 
 def test_a_missing_flag(config, tmp_path):

@@ -37,11 +37,11 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
         try:
             check_config_file(argv)
             return flags.FLAGS(list(argv))
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
+            _fail(explain(error, argv))
+        except BaseException as error:  # SystemExit, KeyboardInterrupt, GeneratorExit, asyncio's CancelledError
             if not raised_in_config(error, argv):  # --help ends so, too
                 raise
-            _fail(explain(error, argv))
-        except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
             _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
@@ -182,6 +182,8 @@ def experiment_of(config: object) -> Experiment:
     Raises:
       UsageError: if the flag is missing, or the config cannot work.
     """
+    if config is None and "config" in flags.FLAGS and flags.FLAGS["config"].present:
+        raise UsageError("--config: its get_config returns None, and not a config: is a `return` missing?")
     if config is None:
         raise UsageError("--config is missing: give a config file, for example --config configs/digits.py")
     return from_config(config)
