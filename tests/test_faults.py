@@ -326,6 +326,13 @@ def test_a_config_file_that_returns_nothing(tmp_path):
     assert result.code == 2 and "its get_config returns None" in result.err
 
 
+def test_a_run_that_cannot_begin_leaves_config_json_alone(config, tmp_path):
+    (tmp_path / "run" / "commands.jsonl").mkdir(parents=True)
+    result = run_program(tmp_path, "transfusion.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert result.code == 2 and "commands.jsonl: Is a directory" in result.err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_missing_flag(config, tmp_path):
     assert "--workdir is missing" in one_line_error(run_program(tmp_path, "transfusion.train", f"--config={config}"))
     assert "--config is missing" in one_line_error(run_program(tmp_path, "transfusion.train", f"--workdir={tmp_path}"))
