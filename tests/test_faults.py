@@ -308,6 +308,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(config, tmp_path, name):
         ("x = 1\n", "wrong.py: no function get_config"),
         ("import sys\nsys.exit(0)\n", "wrong.py, line 2: SystemExit: 0"),
         ("def get_config():\n    raise KeyboardInterrupt\n", "wrong.py, line 2: KeyboardInterrupt"),
+        ("def get_config():\n    raise GeneratorExit\n", "wrong.py, line 2: GeneratorExit"),
         (None, "wrong.py does not exist (did you mean"),
     ],
 )
@@ -317,6 +318,19 @@ def test_a_config_file_that_cannot_be_read(tmp_path, content, wanted):
         (tmp_path / "wrong.py").write_text(content)
     result = run_program(tmp_path, "transfusion.train", f"--config={tmp_path / 'wrong.py'}", f"--workdir={tmp_path}")
     assert wanted in one_line_error(result)
+
+
+def test_a_config_file_that_returns_nothing(tmp_path):
+    (tmp_path / "empty.py").write_text("def get_config():\n    pass\n")
+    result = run_program(tmp_path, "transfusion.train", f"--config={tmp_path / 'empty.py'}", f"--workdir={tmp_path}")
+    assert result.code == 2 and "its get_config returns None" in result.err
+
+
+def test_a_run_that_cannot_begin_leaves_config_json_alone(config, tmp_path):
+    (tmp_path / "run" / "commands.jsonl").mkdir(parents=True)
+    result = run_program(tmp_path, "transfusion.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert result.code == 2 and "commands.jsonl: Is a directory" in result.err
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_missing_flag(config, tmp_path):
@@ -356,3 +370,34 @@ def test_an_experiment_in_python_is_checked_as_strictly(tmp_path):
         config.model.withd = 3
     with pytest.raises(UsageError, match=r"config.model: unknown field 'withd' \(did you mean 'width'\?\)"):
         programs.experiment_of(config)
+
+
+WAITING = """
+import threading
+from transfusion import programs
+from transfusion.errors import UsageError
+
+class Waiting(threading.Thread):
+    __module__ = "orbax.checkpoint"  # of a save that failed before it had begun its threads' work
+
+    def run(self):
+        threading.Event().wait(300)
+
+def main(argv):
+    Waiting().start()
+    {last}
+
+programs.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "last, code, said",
+    [("raise UsageError('the disk is full')", 2, "error: the disk is full"), ("print('done')", 0, ""),
+     ("raise KeyError('a fault of ours')", 1, "KeyError")],
+)  # fmt: skip
+def test_a_program_ends_although_threads_of_a_failed_save_wait(last, code, said):
+    command = [sys.executable, "-c", WAITING.format(last=last)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr

@@ -79,7 +79,7 @@ def load_config(path: str, *form: str) -> Any:
         raise
     except SyntaxError as error:
         raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the user's code: it raises what it likes
+    except BaseException as error:  # the user's code: it raises what it likes
         line = _line_in(path, error)
         where = f"{path}, line {line}" if line else path
         said = f": {error}" if str(error) else ""

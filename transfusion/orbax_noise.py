@@ -1,8 +1,10 @@
-"""Keeps orbax and tensorstore from writing hundreds of lines when a save fails; `checkpoint.py` reports it in one."""
+"""What a failed save of orbax and tensorstore leaves behind: hundreds of lines, of which `checkpoint.py` makes one, and
+threads that wait."""
 
 import functools
 import logging as std_logging
 import sys
+import threading
 
 from absl import logging
 
@@ -32,3 +34,10 @@ def silence() -> None:
             earlier(caught)
 
     sys.unraisablehook = hook
+
+
+def saves_wait_in_vain() -> bool:
+    """Whether threads of a failed save are left, once all checkpoints are closed. They wait minutes for each other's
+    signals, of which the first never comes, and Python does not end before they do."""
+    threads = [thread for thread in threading.enumerate() if not thread.daemon]
+    return any(type(thread).__module__.startswith("orbax.") for thread in threads)

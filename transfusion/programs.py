@@ -19,6 +19,7 @@ from transfusion import distributed, own_files, portable, storage
 from transfusion.config import Experiment, from_config, from_json
 from transfusion.errors import UsageError, require
 from transfusion.explain import check_config_file, explain, load_config, raised_in_config
+from transfusion.orbax_noise import saves_wait_in_vain
 
 CONFIG_BYTES = 16 << 20  # no config is as large
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
@@ -36,11 +37,11 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
         try:
             check_config_file(argv)
             return flags.FLAGS(list(argv))
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
+            _fail(explain(error, argv))
+        except BaseException as error:  # SystemExit, KeyboardInterrupt, GeneratorExit, asyncio's CancelledError
             if not raised_in_config(error, argv):  # --help ends so, too
                 raise
-            _fail(explain(error, argv))
-        except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
             _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
@@ -51,10 +52,13 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
         except UsageError as error:
             _fail(error)
         except Exception:
-            if jax.distributed.is_initialized():  # the usual way out waits for the others, and they for this one
+            # The usual way out waits for the other processes, and they for this one; or for a failed save.
+            if jax.distributed.is_initialized() or saves_wait_in_vain():
                 traceback.print_exc()
                 distributed.leave(1)
+                _leave(1)
             raise
+        _leave(0)
 
     try:
         app.run(guarded, flags_parser=parse)
@@ -128,7 +132,16 @@ def _fail(error: object) -> None:
     code = error.code if isinstance(error, UsageError) else UsageError.code
     print(f"error: {line}", file=sys.stderr)
     distributed.leave(code)
+    _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Ends the program at once with `code` if Python would wait minutes for a failed save; returns otherwise."""
+    if saves_wait_in_vain():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _interrupted() -> None:
@@ -169,6 +182,8 @@ def experiment_of(config: object) -> Experiment:
     Raises:
       UsageError: if the flag is missing, or the config cannot work.
     """
+    if config is None and "config" in flags.FLAGS and flags.FLAGS["config"].present:
+        raise UsageError("--config: its get_config returns None, and not a config: is a `return` missing?")
     if config is None:
         raise UsageError("--config is missing: give a config file, for example --config configs/digits.py")
     return from_config(config)

@@ -315,8 +315,9 @@ def _begin(going: resume.Going | None, experiment: Experiment, workdir: epath.Pa
         logging.info("continuing %s at step %d", workdir, going.step)
         resume.say(going, experiment)
     portable.bring_in(experiment, workdir)
-    storage.write_whole(workdir / portable.CONFIG, to_json(portable.recorded(experiment)))
     provenance.record_command(workdir, going.step if going else 0, resume.rows(going))
+    # Last: where the command cannot be written down the run does not begin, and config.json must not say that it did.
+    storage.write_whole(workdir / portable.CONFIG, to_json(portable.recorded(experiment)))
 
 
 @contextlib.contextmanager
