@@ -52,11 +52,14 @@ class Rows(Table):
         self._errors: dict[int, str] = {}
 
     def add(self, number: int, name: object, caption: object, error: str = "") -> None:
-        """Adds the row that begins in line `number`; what is no text is as good as missing.
+        """Adds the row that begins in line `number`; one whose name or caption is no text is a bad one.
 
         Raises:
           UsageError: if there are more rows, or bad ones, than a captions file may have.
         """
+        for what, value in (("name of the file", name), ("caption", caption)):
+            if not error and (wrong := texts.not_text(value)):
+                error = f"the {what} {wrong}"
         if error:
             self._errors[len(self._numbers)] = error
             if len(self._errors) > _BAD_ROWS:
