@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import transfusion
-from transfusion import programs, resume, train
+from transfusion import programs, resume, storage, train
 from transfusion.changes import Rule, differences, rule_of
 from transfusion.checkpoint import CheckpointConfig, read_config
 from transfusion.config import Experiment, from_json, to_json
@@ -262,6 +262,24 @@ def test_what_is_trained_is_saved_when_storage_fails(run, tmp_path, monkeypatch,
     assert (tmp_path / "run" / "checkpoints" / ".seal-3.json").exists()
     again = train.train(experiment, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+
+
+def test_data_that_goes_away_before_the_first_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSES", (0.0,))
+    folder, write = tmp_path / "data", train.RunLog.write
+    source = SourceConfig(kind="folder", path=tiny.write_folder(folder))
+    data = dataclasses.replace(run[0].data, sources={"mine": source}, cache=False, prefetch=0)
+    experiment = dataclasses.replace(run[0], data=data, steps=8, log_every=1, checkpoint=CheckpointConfig(every=100))
+
+    def away(self, at, *given):
+        if at == 3 and folder.exists():
+            folder.rename(tmp_path / "away")
+        return write(self, at, *given)
+
+    monkeypatch.setattr(train.RunLog, "write", away)
+    with pytest.raises(StorageError, match="data is not there any more"):
+        train.train(experiment, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / ".seal-3.json").exists()
 
 
 def test_a_config_json_that_cannot_be_written_is_one_line(run, copy):

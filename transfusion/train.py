@@ -337,12 +337,14 @@ def _on_the_way_out(keep: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     """Refuses to begin unless every process has the same config, code and data."""
+    # Of one process too: a checkpoint names the data, and must be possible when the data is away by then.
+    records = data.fingerprint()
     if jax.process_count() > 1:
         config = jax.tree_util.tree_leaves_with_path(json.loads(to_json(experiment)))
         facts = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in config}
         facts |= {f"version of {name}": version for name, version in provenance.versions().items()}
         facts |= {"source code of transfusion": provenance.source_code()}
-        facts |= {f"records of data.sources.{name}": found for name, found in data.fingerprint().items()}
+        facts |= {f"records of data.sources.{name}": found for name, found in records.items()}
         distributed.check_same(facts)
     yield
 

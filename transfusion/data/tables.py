@@ -78,7 +78,8 @@ class Rows(Table):
         return len(self._numbers)
 
     def key(self, index: int) -> str:
-        return self[index].name or f"#{index}"
+        name = self[index].name
+        return os.path.normpath(name) if name else f"#{index}"  # './0.png' and '0.png' are one file
 
     def __getitem__(self, index: int) -> Row:
         start, middle, end = self._ends[2 * index : 2 * index + 3]
