@@ -144,6 +144,20 @@ def test_links_devices_and_folders_within_a_tar_are_left_out(tmp_path, caplog):
     with caplog.at_level("INFO", logger="absl"):
         assert check_pairs(read_bytes(tmp_path, tar_of([*pairs(2), *extra]))) == [0, 1]
     assert "left out 2 links and devices, 1 files whose names" in caplog.text
+    found = read_bytes(tmp_path, tar_of([*pairs(2), ("", link), ("link.txt", b"a second name of a picture")]))
+    assert "a link is left out" in found[2]["error"]
+
+
+def test_attributes_of_macos_may_be_long(tmp_path):
+    long = tarfile.TarInfo("000.png")
+    long.pax_headers, data = {"LIBARCHIVE.xattr.com.apple.ResourceFork": "A" * 300_000}, png(0)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        long.size = len(data)
+        tar.addfile(long, io.BytesIO(data))
+    header_and_image = out.getvalue().rstrip(b"\0")
+    header_and_image += b"\0" * (-len(header_and_image) % 512)
+    assert check_pairs(read_bytes(tmp_path, header_and_image + tar_of(pairs(2)[1:]))) == [0, 1]
 
 
 def test_captions_in_a_tar_are_read_as_those_of_a_folder(tmp_path):

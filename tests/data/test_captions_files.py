@@ -36,6 +36,42 @@ def captions(found):
     return [record.get("caption", record.get("error")) for record in found]
 
 
+def test_a_caption_that_is_no_text_is_called_so(root):
+    values = [["a", "b"], 7, {"en": "a"}, None, "a"]
+    lines = "".join(json.dumps({"file_name": f"{i}.png", "caption": v}) + "\n" for i, v in enumerate(values))
+    assert captions(records(root, "a.jsonl", lines)) == [
+        "the caption is of type list, not text",
+        "the caption is of type int, not text",
+        "the caption is of type dict, not text",
+        "the caption is empty or missing",
+        "a",
+    ]
+    assert captions(records(root, "a.jsonl", '{"file_name": 0, "caption": "a"}')) == [
+        "the name of the file is of type int, not text"
+    ]
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["gone", "an empty folder"])
+def test_files_on_a_disk_of_their_own_may_be_away(root, monkeypatch, left):
+    (root / "images").mkdir()
+    for i in range(4):
+        (root / "images" / f"{i}.png").write_bytes(GREY)
+    rows = "".join(f"images/{i}.png,n {i}\n" for i in (0, 9, 1, 2, 3))  # there is no 9
+    (root / "a.csv").write_text("file_name,caption\n" + rows)
+    source = open_source(SourceConfig(kind="folder", path=str(root), captions="a.csv"))
+    assert "caption" in source[0] and "No such file" in source[1]["error"] and "caption" in source[2]
+    os.rename(root / "images", root / "away")
+    if left:
+        (root / "images").mkdir()
+    monkeypatch.setattr(storage, "PAUSES", (0.0,))
+    with pytest.raises(storage.StorageError, match="1.png is not there any more"):
+        source[3]
+    if left:
+        (root / "images").rmdir()
+    os.rename(root / "away", root / "images")
+    assert source[3]["caption"] == "n 2" and "No such file" in source[1]["error"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_what_windows_and_macs_save_is_read(root, encoding, end):

@@ -67,6 +67,30 @@ def test_bytes_names_and_neither(tmp_path):
         read(tmp_path, file_field="file_name")
 
 
+def test_columns_of_other_types(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(5))
+    for caption, wrong in ([["n 5", "b"], "list"], [{"en": "n 5"}, "dict"], [5, "int"]):
+        for file in ("x.png", png(5)):
+            arrow_parquet.write_table(arrow.table({"image": [file], "text": [caption]}), tmp_path / "captions.parquet")
+            assert read(tmp_path)[0]["error"] == f"the caption is of type {wrong}, not text"
+
+
+@pytest.mark.parametrize("names", ["string", "large_string", "string_view"])
+@pytest.mark.parametrize("data", ["binary", "large_binary", "binary_view"])
+def test_columns_of_all_kinds_of_text_and_bytes(tmp_path, names, data):
+    (tmp_path / "x.png").write_bytes(png(5))
+    texts = arrow.array(["n 5", "n 5"], getattr(arrow, names)())
+    for files in (
+        arrow.array(["x.png"] * 2, getattr(arrow, names)()),
+        arrow.array([png(5)] * 2, getattr(arrow, data)()),
+    ):
+        try:
+            arrow_parquet.write_table(arrow.table({"image.file": files, "text": texts}), tmp_path / "captions.parquet")
+        except arrow.ArrowNotImplementedError:
+            pytest.skip("this pyarrow cannot write views")
+        assert numbers(read(tmp_path, file_field="image.file")) == [5, 5]
+
+
 def test_several_tables(tmp_path):
     for i in range(3):
         write(tmp_path / f"train-0000{i}-of-00003.parquet", start=3 * i)

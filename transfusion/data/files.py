@@ -18,6 +18,7 @@ from transfusion import storage
 T = TypeVar("T")
 
 MEDIA_BYTES = 2**30  # an image, clip or sound of more than 1 GiB is refused
+_FOLDERS = 100_000  # of a source, of which a file that was read is remembered
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -117,11 +118,13 @@ class Folder:
       path: of the folder, as the user gave it.
       follow_links: whether links may lead out of it.
       home: further paths that are there as long as the storage is.
+      read_before: of each folder that a file was read from, the last such file; see `read`.
     """
 
     path: str
     follow_links: bool = False
     home: tuple[str, ...] = ()
+    read_before: dict[str, str] = dataclasses.field(default_factory=dict, init=False, compare=False, repr=False)
 
     def path_of(self, name: str) -> str:
         """The path of the file `name`.
@@ -140,10 +143,18 @@ class Folder:
     def read(self, name: str, limit: int = MEDIA_BYTES) -> bytes:
         """The bytes of the file `name`.
 
+        The files may lie on another disk than the captions. If one is missing, and another one that was read from the
+        same folder is missing too, it is their disk that is away. Of a wrong name the other file is still there.
+
         Raises:
           StorageError: if the storage is away, or fails and goes on failing.
           OSError: if there is no such file, or it cannot be read.
           ValueError: with one line, if it leads out of the folder, is no regular file, or holds more than `limit`.
         """
         path = self.path_of(name)
-        return patiently(path, lambda: read_whole(path, limit), (self.path, *self.home))
+        folder = os.path.dirname(path)
+        before = (self.read_before[folder],) if folder in self.read_before else ()
+        data = patiently(path, lambda: read_whole(path, limit), (self.path, *self.home, *before))
+        if before or len(self.read_before) < _FOLDERS:
+            self.read_before[folder] = path
+        return data

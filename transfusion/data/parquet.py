@@ -80,9 +80,9 @@ def _holds(arrow: ModuleType, schema, name: str) -> str:
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     if arrow.types.is_struct(kind):
         return "files" if {"bytes", "path"} <= {field.name for field in kind} else ""
-    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+    if kind in (arrow.string(), arrow.large_string(), arrow.string_view()):
         return "names"
-    return "bytes" if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind) else ""
+    return "bytes" if kind in (arrow.binary(), arrow.large_binary(), arrow.binary_view()) else ""
 
 
 def _check_groups(path: str, metadata, columns: set[str]) -> None:
@@ -97,13 +97,16 @@ def _check_groups(path: str, metadata, columns: set[str]) -> None:
 def _group_bytes(metadata, number: int, columns: set[str]) -> int:
     group = metadata.row_group(number)
     chunks = [group.column(i) for i in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    starts = tuple(f"{column}." for column in columns if column)
+    # A name may hold dots itself, so that it is not known where the one of the column ends.
+    return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
 
 
 def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, name: str, caption: str) -> Rows:
-    # As a dictionary, a text that is there a million times is held once.
     columns = [name] + [caption] * bool(caption)
-    table = parquet.ParquetFile(file, read_dictionary=columns)
+    schema = parquet.ParquetFile(file).schema_arrow
+    # As a dictionary, a text that is there a million times is held once. A list or a table cannot be read so.
+    table = parquet.ParquetFile(file, read_dictionary=[c for c in columns if _holds(arrow, schema, c) == "names"])
     rows, total = Rows(path, "#"), 0
     for batch in table.iter_batches(batch_size=65536, columns=columns):
         total += sum(_text_bytes(arrow, column) for column in batch.columns)

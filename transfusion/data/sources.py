@@ -89,6 +89,8 @@ def _fault(record: Record) -> str | None:
     for field in ("caption", "text"):
         if field not in record:
             continue
+        if wrong := texts.not_text(record[field]):
+            return f"the {field} {wrong}"
         if not (isinstance(record[field], str) and record[field].strip()):
             return f"the {field} is empty or missing"
         if not texts.is_unicode(record[field]):

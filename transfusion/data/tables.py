@@ -52,11 +52,14 @@ class Rows(Table):
         self._errors: dict[int, str] = {}
 
     def add(self, number: int, name: object, caption: object, error: str = "") -> None:
-        """Adds the row that begins in line `number`; what is no text is as good as missing.
+        """Adds the row that begins in line `number`; one whose name or caption is no text is a bad one.
 
         Raises:
           UsageError: if there are more rows, or bad ones, than a captions file may have.
         """
+        for what, value in (("name of the file", name), ("caption", caption)):
+            if not error and (wrong := texts.not_text(value)):
+                error = f"the {what} {wrong}"
         if error:
             self._errors[len(self._numbers)] = error
             if len(self._errors) > _BAD_ROWS:
@@ -75,7 +78,8 @@ class Rows(Table):
         return len(self._numbers)
 
     def key(self, index: int) -> str:
-        return self[index].name or f"#{index}"
+        name = self[index].name
+        return os.path.normpath(name) if name else f"#{index}"  # './0.png' and '0.png' are one file
 
     def __getitem__(self, index: int) -> Row:
         start, middle, end = self._ends[2 * index : 2 * index + 3]

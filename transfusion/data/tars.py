@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 BLOCK = 512
-_NAME_BYTES = 2**16  # a name, or the extended header that gives one
+_NAME_BYTES = 2**20  # a name, or the extended header that gives one, in which macOS also puts attributes
 _END_BYTES = 2**20  # so many bytes after the end are looked at
 _FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes
@@ -126,15 +126,16 @@ def _extension(data: bytes, kind: bytes, offset: int) -> dict[str, str]:
     if kind in (b"L", b"K"):
         name = data.split(b"\0")[0].decode("utf-8", "surrogateescape")
         return {"path": name} if kind == b"L" else {}
-    found, rest = {}, data
-    while rest.strip(b"\0"):
-        length, _, _ = rest.partition(b" ")
-        end = int(length) if length.isdigit() and len(length) < 6 else 0
-        key, equals, value = rest[len(length) + 1 : end - 1].partition(b"=")
-        if not equals or end > len(rest) or rest[end - 1 : end] != b"\n":
+    found, at, data = {}, 0, data.rstrip(b"\0")
+    while at < len(data):
+        space = data.find(b" ", at, at + len(str(_NAME_BYTES)) + 1)
+        length = data[at : max(space, at)]
+        end = at + int(length) if length.isdigit() else at
+        key, equals, value = data[space + 1 : max(end - 1, 0)].partition(b"=")
+        if not equals or end > len(data) or data[end - 1 : end] != b"\n":
             raise TarFault(f"at byte {offset}: the extended header is damaged")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        rest = rest[end:]
+        at = end
     size = found.get("size", "0")
     if not (size.isascii() and size.isdigit() and len(size) < 20):
         raise TarFault(f"at byte {offset}: the extended header gives no size")

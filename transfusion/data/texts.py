@@ -53,6 +53,11 @@ def fault(text: str) -> str | None:
     return None
 
 
+def not_text(value: object) -> str | None:
+    """What is said of a value that should be a text and is something else; None of a text, or where nothing is."""
+    return None if value is None or isinstance(value, str) else f"is of type {type(value).__name__}, not text"
+
+
 def is_unicode(text: str) -> bool:
     """Whether the text can be written: half a pair of surrogates, as in an emoji that was cut, cannot."""
     if text.isascii():

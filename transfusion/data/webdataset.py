@@ -60,7 +60,7 @@ class WebDatasetSource:
         image = next((ext for ext in _IMAGES if ext in sample.parts), None)
         caption = next((ext for ext in _CAPTIONS if ext in sample.parts), None)
         if sample.error or image is None:
-            return {"id": name, "error": sample.error or f"no image ({', '.join(_IMAGES)})"}
+            return {"id": name, "error": sample.error or f"no image ({', '.join(_IMAGES)}; a link is left out)"}
         record: dict = {"id": name}
         try:
             record["image"] = images.decode(self._read(sample, image, files.MEDIA_BYTES), self._pixel_limit)
