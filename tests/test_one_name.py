@@ -228,6 +228,13 @@ def test_pillow_pictures_of_any_mode_lie_on_white(run, mode):
     assert (fitted[:, :4] <= 2).all() and (fitted[:, 4:] >= 250).all()
 
 
+def test_pillow_pictures_of_16_bits_are_those_of_their_file(run):
+    levels = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    pictures = [Image.fromarray(levels), Image.frombytes("I;16B", (8, 8), levels.astype(">u2").tobytes())]
+    for picture in pictures:
+        np.testing.assert_array_equal(run.fitted(picture)[..., 0], (levels >> 8).astype(np.uint8))
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_arrays_with_an_alpha_channel_lie_on_white(run, channels):
     array = np.zeros((8, 8, channels), np.uint8)

@@ -231,6 +231,8 @@ def _of_pillow(image: Image.Image) -> Record:
 
 
 def _decoded(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # in the other order of bytes Pillow would clip it at 255
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode not in _PNG_MODES and image.mode != "F":
         image = image.convert({"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     if image.mode == "F":
