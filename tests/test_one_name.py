@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -117,13 +118,26 @@ def test_lists_are_prompts_and_lists_in_them_are_parts(value, prompts, one):
         (lambda run: run.caption(np.zeros((5,), np.uint8)), r"a picture is uint8 .*, not uint8 \[5\]"),
         (lambda run: run.caption(np.zeros((0, 8, 4), np.uint8)), "a picture is uint8"),
         (lambda run: run.caption(Image.new("F", (8, 8))), "mode F"),
-        (lambda run: run.caption("a\0b"), "cannot read"),
+        (lambda run: run.caption("a\0b"), r"cannot read a\\x00b"),
+        (lambda run: run.caption(""), "the path of a file is empty"),
+        (lambda run: run.caption(["https://host/a.png"]), "cannot read https://host/a.png: only files of this machine"),
+        (lambda run: run.caption("x" * 5000), r"cannot read x{300}\.\.\."),
+        (lambda run: run.generate("x", draw=None), "draw=None must be True or False"),
+        (lambda run: run.draw("x", seed=jax.random.key(0)), "seed=Array.* must be a whole number"),
+        (lambda run: run.draw("x", guidance=np.zeros((3, 3))), "sampling.guidance=array.* must be a number"),
     ],
 )
 def test_what_is_no_prompt_is_told_in_one_line(run, call, message):
     with pytest.raises(UsageError, match=message) as told:
         call(run)
     assert "\n" not in str(told.value)
+
+
+def test_arrays_without_axes_are_numbers(run):
+    """`for scale in jnp.linspace(1, 3, 5)` gives arrays of JAX."""
+    numbers = {"seed": np.array(3), "first": jnp.asarray(1), "guidance": jnp.float32(2), "size": np.array([8, 8])}
+    plain = run.draw("x", seed=3, first=1, guidance=2.0, size=(8, 8), **QUICK)
+    np.testing.assert_array_equal(run.draw("x", **numbers, **QUICK), plain)
 
 
 NAMES = st.recursive(
@@ -212,6 +226,13 @@ def test_pillow_pictures_of_any_mode_lie_on_white(run, mode):
     fitted = run.fitted(pillow(mode))
     assert fitted.shape == (8, 8, 1) and fitted.dtype == np.uint8
     assert (fitted[:, :4] <= 2).all() and (fitted[:, 4:] >= 250).all()
+
+
+def test_pillow_pictures_of_16_bits_are_those_of_their_file(run):
+    levels = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    pictures = [Image.fromarray(levels), Image.frombytes("I;16B", (8, 8), levels.astype(">u2").tobytes())]
+    for picture in pictures:
+        np.testing.assert_array_equal(run.fitted(picture)[..., 0], (levels >> 8).astype(np.uint8))
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -31,12 +31,22 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import content
 from transfusion.data.faults import RECORD_FAULTS, one_line
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, nearest, shown
 from transfusion.fitting import Fitter, Form, forms_of
 from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
 from transfusion.programs import read_experiment
-from transfusion.prompts import Given, Part, Prompts, as_labels, as_paths, as_prompts, checked_text, whole_number
+from transfusion.prompts import (
+    Given,
+    Part,
+    Prompts,
+    as_labels,
+    as_paths,
+    as_prompts,
+    checked_text,
+    whole_number,
+    yes_or_no,
+)
 from transfusion.resume import as_trained
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -181,6 +191,7 @@ class Run:
           UsageError: on what is no prompt, setting or seed, or does not fit the model or the memory.
         """
         given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
+        draw = yes_or_no("draw", draw)
         results = self._generate(given, labels, draw, seed, size, first, self.sampler(**overrides))
         return results[0] if given.one else results
 
@@ -260,8 +271,9 @@ def checked_size(size: Sequence[int]) -> tuple[int, ...]:
     Raises:
       UsageError: if they are no whole numbers, or too many latents.
     """
+    size = size.tolist() if isinstance(size, np.ndarray) else size
     if not isinstance(size, list | tuple) or not 1 <= len(size) <= 3:
-        raise UsageError(f"size={size!r} must be one to three whole numbers, as in size=(8, 8)")
+        raise UsageError(f"size={shown(repr(size))} must be one to three whole numbers, as in size=(8, 8)")
     sides = tuple(whole_number("size", side, MOST_NUMBERS) for side in size)
     if math.prod(sides) > MOST_NUMBERS or (any(sides) and not all(sides)):
         raise UsageError(f"size={sides}: all sides are 0, or together at most {MOST_NUMBERS:,} latents")

@@ -44,3 +44,10 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"{module} is not installed: pip install 'transfusion[{extra}]'") from error
+
+
+def shown(text: str) -> str:
+    """A text in a message: of one line, and not too long."""
+    line = text.encode("utf-8", "backslashreplace").decode()
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= 300 else f"{line[:300]}..."

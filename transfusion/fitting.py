@@ -19,7 +19,7 @@ from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
 from transfusion.data.media import MEDIA
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, shown
 from transfusion.latents import Codec
 from transfusion.prompts import Part
 from transfusion.sequence import Run, SequenceSpec, Stream
@@ -195,14 +195,14 @@ class Fitter:
         Raises:
           UsageError: naming the file, if it cannot be read, or the model reads nothing of its kind.
         """
-        shown = os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+        named = shown(os.fsdecode(path))
         try:
             data = read_whole(os.fsdecode(path))
             return self._fitted(MEDIA[self._kind(data)].decode(data, PIXEL_LIMIT))
         except OSError as error:
-            raise UsageError(f"cannot read {shown}: {error.strerror or error}") from error
+            raise UsageError(f"cannot read {named}: {error.strerror or error}") from error
         except (ValueError, UsageError) as error:
-            raise UsageError(f"cannot read {shown}: {error}") from error
+            raise UsageError(f"cannot read {named}: {error}") from error
 
     def _kind(self, data: bytes) -> str:
         pictures = [kind for kind in ("image", "video") if kind in self.forms]
@@ -231,6 +231,8 @@ def _of_pillow(image: Image.Image) -> Record:
 
 
 def _decoded(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # in the other order of bytes Pillow would clip it at 255
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode not in _PNG_MODES and image.mode != "F":
         image = image.convert({"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     if image.mode == "F":

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, shown
+from transfusion.sampling.config import plain_number
 
 Part = str | np.ndarray | Image.Image | os.PathLike
 Prompts = Part | Sequence[Part | Sequence[Part]]
@@ -98,12 +99,25 @@ def as_paths(value: Any) -> Any:
     """
     value = _plain(value)
     if isinstance(value, str):
-        return pathlib.Path(value)
+        return as_path(value)
     if not isinstance(value, list | tuple):
         return value
     if any(isinstance(item, list | tuple) for item in value):
         raise UsageError("a caption is of one picture, clip or sound: use generate for prompts of several parts")
-    return [pathlib.Path(item) if isinstance(item, str) else item for item in value]
+    return [as_path(item) if isinstance(item, str) else item for item in value]
+
+
+def as_path(text: str) -> pathlib.Path:
+    """The path of a file of this machine.
+
+    Raises:
+      UsageError: if it is empty or an address, which `pathlib` would turn into the path of something else.
+    """
+    if not text.strip():
+        raise UsageError("the path of a file is empty")
+    if "://" in text:
+        raise UsageError(f"cannot read {shown(text)}: only files of this machine are read, so copy it here first")
+    return pathlib.Path(text)
 
 
 def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
@@ -119,7 +133,9 @@ def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
     labels = list(label) if isinstance(label, list | tuple | range) else [label]
     for number in labels:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < 2**31:
-            raise UsageError(f"label={number!r} is no class: give a whole number from 0 on, or a list of them")
+            raise UsageError(
+                f"label={shown(repr(number))} is no class: give a whole number from 0 on, or a list of them"
+            )
     if not labels:
         raise UsageError("label is an empty list: leave it out, or give a class for each prompt")
     if not isinstance(label, list | tuple | range):
@@ -131,14 +147,27 @@ def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
     return given, [int(number) for number in labels]
 
 
+def yes_or_no(name: str, value: Any) -> bool:
+    """A truth value.
+
+    Raises:
+      UsageError: naming it, if it is something else.
+    """
+    value = plain_number(value)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise UsageError(f"{name}={shown(repr(value))} must be True or False")
+    return bool(value)
+
+
 def whole_number(name: str, value: Any, most: int) -> int:
     """A whole number from 0 to `most`.
 
     Raises:
       UsageError: naming it, if it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UsageError(f"{name}={value!r} must be a whole number")
+    value = plain_number(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name}={shown(repr(value))} must be a whole number")
     if not 0 <= value <= most:
         raise UsageError(f"{name}={f'{value}':.40} must be between 0 and {most}")
     return int(value)

@@ -10,6 +10,7 @@ clips as animated WebP, sounds as WAV.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -22,7 +23,7 @@ from transfusion import programs, storage
 from transfusion.api import MOST_SEED, Run, load_run
 from transfusion.data import media
 from transfusion.errors import UsageError
-from transfusion.prompts import checked_text
+from transfusion.prompts import as_path, checked_text
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--output is where a --prompt is drawn; --caption reads a file and prints text")
     if FLAGS.label is not None and FLAGS.prompt is None:
         raise UsageError("--label is the class of what a --prompt draws; --caption reads a file and prints text")
+    if FLAGS.output:
+        check_output(FLAGS.output)
     settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig)}
     settings = {name: value for name, value in settings.items() if value is not None}
     SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
@@ -99,6 +102,20 @@ def write(run: Run, prompt: list[str | np.ndarray], folder: pathlib.Path, settin
             print(line)
 
 
+def check_output(output: str) -> None:
+    """Refuses an --output that is no name of a file, before anything is loaded or drawn.
+
+    Raises:
+      UsageError: if it is a folder, or an address.
+    """
+    if "://" in output:
+        raise UsageError(f"--output={output}: only files of this machine are written")
+    if output.endswith("/") or pathlib.Path(output).name in ("", "..") or os.path.isdir(output):
+        raise UsageError(
+            f"--output={output} is a folder: give the name of a file in it, as in {output.rstrip('/')}/out.png"
+        )
+
+
 def kind_of(medium: np.ndarray) -> str:
     """What a drawing is: a sound [samples], an image [H, W, C] or a clip [T, H, W, C]."""
     return {1: "sound", 3: "image"}.get(medium.ndim, "video")
@@ -140,7 +157,7 @@ def read_medium(run: Run, path: str) -> np.ndarray:
     Raises:
       UsageError: if it cannot be read, or is of another kind than the model's media.
     """
-    return run.fitted(pathlib.Path(path))
+    return run.fitted(as_path(path))
 
 
 def define_flags() -> None:

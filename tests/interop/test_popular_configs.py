@@ -110,6 +110,30 @@ def test_text_models(name):
     assert parameter_count(imported.template.shapes) == round(millions * 1e6)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tokenizer_model_max_length": 4096, "tokenizer_padding_side": "right"},  # of trainers
+        {"pad_token": "<pad>", "bos_token": "<s>", "max_new_tokens": 2048, "summary_type": "cls_index"},
+        {"hidden_act": "swish", "partial_rotary_factor": 1.0},
+        {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 1.0}},
+    ],
+)
+def test_what_says_the_same_in_other_words_is_read(more):
+    plain, changed = (built(QWEN | qwen(896, 4864, 24, 14, 2) | fields)[1] for fields in ({}, more))
+    assert changed.experiment == plain.experiment
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_act", "gelu"), ("partial_rotary_factor", 0.5), ("use_rope", False), ("n_ctx", 2048)]
+)
+def test_what_may_be_another_model_is_refused(field, value):
+    with pytest.raises(UsageError, match=field):
+        built(QWEN | qwen(896, 4864, 24, 14, 2) | {field: value})
+    with pytest.raises(UsageError, match="partial_rotary_factor"):
+        built(QWEN | qwen(896, 4864, 24, 14, 2) | {"rope_parameters": {"partial_rotary_factor": 0.5}})
+
+
 def test_rotary_settings_are_read():
     of = {name: built(LANGUAGE[name][0])[1].experiment.model for name in LANGUAGE}
     assert of["SmolLM2 135M Instruct"].rope_theta == of["SmolLM2 360M of transformers 5"].rope_theta == 100000
@@ -274,7 +298,7 @@ REFUSED = {
     "the field 'dual_chunk_attention_config' is not": QWEN7 | {"dual_chunk_attention_config": {"chunk_size": 262144}},
     "the field 'use_mrope' is not understood": QWEN7 | {"use_mrope": True},
     "the field 'attn_logit_softcapping' is not understood": LLAMA2_7B | {"attn_logit_softcapping": 50.0},
-    "the field 'partial_rotary_factor' is not understood": LLAMA2_7B | {"partial_rotary_factor": 0.5},
+    "partial_rotary_factor is 0.5, and only 1.0 is understood": LLAMA2_7B | {"partial_rotary_factor": 0.5},
     "rotary scaling 'linear': the field 'factor' is missing": LLAMA2_7B | {"rope_scaling": {"type": "linear"}},
     "latents_mean is": VAE16 | {"latents_mean": [0.0]},
     "attention_type is 'gated'": DIT | {"attention_type": "gated"},

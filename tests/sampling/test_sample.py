@@ -69,6 +69,10 @@ def test_text_that_is_not_unicode_is_told(run, text):
         (["--workdir=nowhere", "--prompt=a", "--num=1000000000"], "--num"),
         (["--workdir=nowhere", "--prompt=a", "--temperature=nan"], "sampling.temperature=nan"),
         (["--workdir=nowhere", "--prompt=a", "--max_tokens=100000000"], "sampling.max_tokens=100000000"),
+        (["--workdir=nowhere", "--prompt=a", "--output=/"], "--output=/ is a folder"),
+        (["--workdir=nowhere", "--prompt=a", "--output=."], "--output=. is a folder"),
+        (["--workdir=nowhere", "--prompt=a", "--output=drawings/"], "--output=drawings/ is a folder"),
+        (["--workdir=nowhere", "--prompt=a", "--output=gs://bucket/a.png"], "only files of this machine"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, tmp_path):

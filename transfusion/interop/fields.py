@@ -26,6 +26,9 @@ COMMON = frozenset(
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values repetition_penalty
     suppress_tokens temperature tf_legacy_loss top_k top_p typical_p ignore_index
     is_llama_config transformers.js_config max_sequence_length max_seq_len max_seq_length model_max_length seq_length
+    pad_token bos_token eos_token unk_token chat_template max_new_tokens keys_to_ignore_at_inference logits_to_keep
+    num_logits_to_keep kv_cache_dtype trust_remote_code use_safetensors license language model_name description
+    base_model fp16 bf16 tf32
     """.split()  # noqa: SIM905 - a list would be one name a line
 )
 # The same, by the form of the name; whole names. A leading underscore marks what a library keeps for itself.
@@ -34,7 +37,7 @@ _HARMLESS = re.compile(
     _\w+ | unsloth_\w+ | neftune_\w+ | initializer_\w+ | gradient_checkpointing\w* | use_gradient_checkpointing
     | (attention|attn|hidden|embed|mlp|ffn|residual|projection)?_?(dropout|dropout_prob|dropout_rate)
     | \w*_token_ids? | \w*_token_index | use_flash_attn\w* | use_flash_attention\w* | flash_attn\w*
-    | \w+_loss_coef(ficient)? | onnx\w*
+    | \w+_loss_coef(ficient)? | onnx\w* | tokenizer_\w+ | summary_\w+
     """,
     re.VERBOSE,
 )

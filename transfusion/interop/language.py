@@ -34,7 +34,14 @@ _USED = """
     max_position_embeddings original_max_position_embeddings
 """.split()  # noqa: SIM905 - a list would be one name a line
 _HARMLESS = ("max_window_layers", "sliding_window", "pretraining_tp", "image_area")
-_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "is_causal": True, "causal": True}
+_FIXED = {
+    "hidden_act": ("silu", "swish"),  # two names of one function in transformers
+    "use_sliding_window": False,
+    "is_causal": True,
+    "causal": True,
+    "use_rope": True,
+    "partial_rotary_factor": 1.0,
+}
 # Buffers that old checkpoints carry, and a head that is the table of tokens again.
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
@@ -136,7 +143,7 @@ def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float
     (kind,) = kinds
     read = _SCALINGS[kind]
     for name in table.keys() - {"rope_theta", "rope_type", "type", own, *read.fields}:
-        if table[name] is not False:
+        if table[name] is not False and (name, table[name]) != ("partial_rotary_factor", 1.0):
             raise UsageError(f"{where}: the field {short(name)} of the rotary scaling {kind!r} is not understood")
     return theta, read(table, f"{where}, rotary scaling {kind!r}", original, maximum)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from transfusion.codecs import text
-from transfusion.errors import UsageError, check
+from transfusion.errors import UsageError, check, shown
 from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
@@ -115,20 +115,28 @@ class SamplerConfig:
         return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)
 
 
+def plain_number(value: object) -> object:
+    """NumPy's numbers, and arrays of NumPy and JAX without axes, as Python's; all else as it is."""
+    # The dtype of a random key of JAX is none of NumPy's: there is no number in it.
+    if isinstance(getattr(value, "dtype", None), np.dtype) and getattr(value, "shape", None) == ():
+        return value.item()
+    return value
+
+
 def _checked(field: dataclasses.Field, value: object) -> object:
     """A setting of the right type and size; NumPy's numbers become Python's.
 
     Raises:
       UsageError: naming the field, what it is and what it must be.
     """
-    name, value = f"sampling.{field.name}", value.item() if isinstance(value, np.generic) else value
+    name, value = f"sampling.{field.name}", plain_number(value)
     if field.type is str:
         if not isinstance(value, str):
-            raise UsageError(f"{name}={value!r} must be a string")
+            raise UsageError(f"{name}={shown(repr(value))} must be a string")
         return value
     whole = field.type is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise UsageError(f"{name}={value!r} must be a {'whole ' if whole else ''}number")
+        raise UsageError(f"{name}={shown(repr(value))} must be a {'whole ' if whole else ''}number")
     low, high = RANGES.get(field.name, (-LARGE, LARGE))
     if not low <= value <= high or value == OPEN.get(field.name):  # a NaN is in no range
         edge = OPEN.get(field.name)
