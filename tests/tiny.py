@@ -21,20 +21,18 @@ from transfusion.sequence import Run, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask
 
 # Tests compile far more than they compute: without LLVM's optimizations a train step is ready in a third of the time,
-# and with the older emitters of fused loops in less than half of that again.
+# and with the older emitters of fused loops in less than half of that again. jaxlib 0.11.1 is without the latter, and
+# XLA ends a process at a flag that it does not know.
 # They come beside the flags that are given, as `make portable` gives --xla_cpu_max_isa, which all stand in the keys of
 # the programs that are kept on disk: no run gets a program for a processor that it was told not to be.
-QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+OLDER_EMITTERS = ("--xla_cpu_use_fusion_emitters=false",) if jaxlib.version.__version_info__ < (0, 11, 1) else ()
+QUICK = ("--xla_backend_optimization_level=0", *OLDER_EMITTERS)
 given = os.environ.get("XLA_FLAGS", "").split()
 names = {flag.partition("=")[0] for flag in given}
 os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in QUICK if flag.partition("=")[0] not in names)])
 
 BOS, EOS, BOI, EOI = 11, 12, 13, 14
 VOCABULARY = 16
-
-# jaxlib 0.11.1 is without the older emitters, and XLA ends a process at a flag that it does not know.
-if jaxlib.version.__version_info__ >= (0, 11, 1):
-    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("--xla_cpu_use_fusion_emitters=false", "")
 
 
 def text_stream(**changes) -> Stream:
