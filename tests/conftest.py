@@ -58,10 +58,21 @@ def _memory_ends_with_the_file(request):
     peaks = request.config.stash[PEAKS]
     if (peak := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6) > peaks[-1][0]:
         peaks.append((peak, request.node.nodeid))
-    if int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() < 0.8e9:
+    _free_above(0.8, request.module)
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_bounded_within_a_file(request):
+    """Some files compile more than a process may take, and compile a part of it anew rather than that."""
+    yield
+    _free_above(1.5, request.module)
+
+
+def _free_above(gigabytes: float, module) -> None:
+    if int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() < gigabytes * 1e9:
         return
-    for value in vars(request.module).values():
-        if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "cache_clear"):
             value.cache_clear()
     jax.clear_caches()
     gc.collect()

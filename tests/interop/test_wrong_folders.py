@@ -61,7 +61,7 @@ WRONG = [
     ({"layer_types": 5}, "layer_types must be of type list, not 5"),
     ({"layer_types": [[]]}, "layer_types may name full_attention only"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be of type bool, not 'yes'"),
-    ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\], and only 'silu' is understood"),
+    ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\], and only 'silu' or 'swish' is understood"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the files hold 12 arrays"),
     ({"num_hidden_layers": 13}, "num_hidden_layers is 13, and the files hold 12 arrays"),
     ({"num_hidden_layers": 2}, "has no key model.layers.1"),
