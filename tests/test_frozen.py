@@ -10,12 +10,12 @@ import tiny
 from closeness import assert_close, trunk_operations
 
 from transfusion import train
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.optim import LearningRateGroup, OptimConfig
-from transfusion.seals import seal_path
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.seals import seal_path
 from transfusion.tasks import SequenceTask
 
 TEXT = (LearningRateGroup("trunk/(blocks|final_norm)/a|parts/text", 0.0), LearningRateGroup("trunk/blocks/b", 0.5))

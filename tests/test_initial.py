@@ -10,12 +10,12 @@ import pytest
 import tiny
 
 from transfusion import train
-from transfusion.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.initial import InitConfig, from_run
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.sequence import Run
 from transfusion.sharding import make_mesh
 from transfusion.tasks import Task, make_task

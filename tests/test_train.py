@@ -9,14 +9,15 @@ import pytest
 import tiny
 from closeness import assert_close, trunk_operations
 
-from transfusion import portable, programs, train
-from transfusion.checkpoint import CheckpointConfig, restore_params
+from transfusion import programs, train
 from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
-from transfusion.metrics import read_metrics
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig, restore_params
+from transfusion.running.metrics import read_metrics
 from transfusion.tasks import make_task
+from transfusion.workdir import portable
 
 
 def test_accumulation_changes_neither_loss_nor_gradients():

@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 
 from transfusion.errors import PassingError, UsageError
-from transfusion.orbax_noise import one_line
+from transfusion.running.orbax_noise import one_line
 
 T = TypeVar("T")
 

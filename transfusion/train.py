@@ -23,28 +23,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import (
-    distributed,
-    guard,
-    initial,
-    portable,
-    programs,
-    provenance,
-    resume,
-    sharding,
-    storage,
-    supervise,
-)
-from transfusion.checkpoint import Checkpoints, restore_state
-from transfusion.codecs import text
+from transfusion import initial, programs, sharding, storage
 from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment, checked, to_json
 from transfusion.data.pipeline import merge_states
 from transfusion.errors import UsageError
-from transfusion.held_out import held_out_losses
+from transfusion.evaluation.held_out import held_out_losses
 from transfusion.optim import average, make_optimizer, merge, split
-from transfusion.run_log import RunLog
+from transfusion.running import distributed, guard, provenance, supervise
+from transfusion.running.checkpoint import Checkpoints, restore_state
+from transfusion.running.run_log import RunLog
+from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
+from transfusion.workdir import portable, resume
 
 PyTree = Any
 
@@ -59,7 +50,7 @@ class TrainState:
       params: float32.
       ema: their moving average, or None.
       opt_state: optax's, of the parameters that are not frozen.
-      skips: see `transfusion.guard.zero_skips`.
+      skips: see `transfusion.running.guard.zero_skips`.
       log: Sums since the last logged step, so that a resumed run logs the same numbers.
     """
 

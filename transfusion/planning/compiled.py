@@ -15,11 +15,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from transfusion import sharding
-from transfusion.chips import GIB, Topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning.cost import Cost
 from transfusion.planning.hlo import Program, read_program
+from transfusion.running.chips import GIB, Topology
 from transfusion.sampling.decoder import Decoder, prepare
 from transfusion.sampling.layout import Prompt
 from transfusion.sampling.state import row_keys
