@@ -22,7 +22,7 @@ from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.sequence import Stream
 from transfusion.tasks import AutoencoderTask, SequenceTask
-from transfusion.train import abstract_state, make_init, make_step, state_shardings
+from transfusion.training.step import abstract_state, make_init, make_step, state_shardings
 
 STEPS, ROWS = 3, 8
 FROZEN = "trunk/blocks/trunk/q"

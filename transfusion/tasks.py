@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,11 +34,11 @@ from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.check import check_data
-from transfusion.data.config import DataConfig
+from transfusion.data.config import DataConfig, Record
 from transfusion.data.image_batches import ImageBatches, image_epoch, usable_image
 from transfusion.data.latent_cache import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
-from transfusion.data.sources import open_source
+from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, open_codec
 from transfusion.learner import Activations, Learner
@@ -47,6 +47,14 @@ from transfusion.model.parameters import Params
 from transfusion.objectives import Sums
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.text import open_tokenizer
+
+
+def _check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
+    """Refuses data of which nothing can be used, and held-out data that training could not evaluate on."""
+    held_out = experiment.eval
+    check_data(experiment.data, opened, example, held_out.sources, bool(held_out.every))
+    if held_out.every and held_out.sources and held_out.batches < 1:
+        raise UsageError(f"eval.batches={held_out.batches} must be at least 1; eval.every=0 evaluates nothing")
 
 
 class SequenceTask(Learner):
@@ -65,7 +73,7 @@ class SequenceTask(Learner):
             experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
             tokenizer=self.tokenizer,
         )  # fmt: skip
-        check_data(experiment, data.sources, data.example_of)
+        _check_data(experiment, data.sources, data.example_of)
         return data
 
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
@@ -192,7 +200,7 @@ class AutoencoderTask:
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
         medium, shape = self.medium, self.shape
         data = ImageBatches(experiment.data, experiment.batch_size, experiment.seed, rows, medium, shape)
-        check_data(experiment, data.sources, lambda record: usable_image(record, medium, shape))
+        _check_data(experiment, data.sources, lambda record: usable_image(record, medium, shape))
         return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:

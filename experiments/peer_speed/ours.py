@@ -30,7 +30,7 @@ from transfusion.sequence.batch import Batch
 from transfusion.sequence.masks import metadata
 from transfusion.sequence.rows import assemble, expand
 from transfusion.tasks import SequenceTask
-from transfusion.train import TrainState, make_init, make_step
+from transfusion.training.step import TrainState, make_init, make_step
 
 # name -> settings of the trunk. run.py reports the fastest.
 VARIANTS = {

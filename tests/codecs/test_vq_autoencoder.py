@@ -29,7 +29,8 @@ from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.programs import load_experiment
 from transfusion.running.seals import seal_path
 from transfusion.tasks import AutoencoderTask, make_task
-from transfusion.train import make_init, make_step, train
+from transfusion.train import train
+from transfusion.training.step import make_init, make_step
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = QuantizerConfig(codes=16, levels=(3, 4), scales=(1, 2, 4), revive=0.1)

@@ -19,7 +19,7 @@ from transfusion.sequence.masks import metadata, see, visible_pairs
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sharding import MeshConfig, batch_shardings
 from transfusion.tasks import SequenceTask
-from transfusion.train import state_shardings
+from transfusion.training.step import state_shardings
 
 
 def experiment(of=tiny.SPECS["transfusion"], **changes) -> tuple[SequenceTask, Experiment]:

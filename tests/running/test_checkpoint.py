@@ -187,7 +187,7 @@ for shape in ((4, 2), (2, 4)):
     # This process' flags too: random numbers differ in the last bit between levels of optimization.
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
-    arguments = [sys.executable, "-c", program, str(tmp_path / "run"), str(pathlib.Path(__file__).parents[1])]
+    arguments = [sys.executable, "-c", program, str(tmp_path / "run"), str(pathlib.Path(__file__).parent)]
     subprocess.run(arguments, env=environment, check=True, timeout=120)
     step, state, _, _ = restored(tmp_path / "run")  # 8 devices -> 1
     assert step == 306
@@ -302,7 +302,7 @@ def reached(point: str, root: pathlib.Path) -> bool:
 def test_kill_minus_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, messages):
     points = ("begin", "arrays", "seal", "first seal")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    folder = str(pathlib.Path(__file__).parents[1])
+    folder = str(pathlib.Path(__file__).parent)
 
     def save(point: str) -> subprocess.Popen:
         command = [sys.executable, "-c", KILLED, str(tmp_path / point), point, folder]

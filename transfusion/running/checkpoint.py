@@ -32,9 +32,10 @@ from jax.experimental import multihost_utils
 from transfusion import storage
 from transfusion.errors import UsageError, nearest
 from transfusion.running import seals
-from transfusion.running.orbax_noise import one_line, silence
+from transfusion.running.orbax_noise import silence
 from transfusion.running.seals import discard, move_aside, newest_intact, remove_leftovers, seal_path, write_seal
 from transfusion.running.state_form import check_form
+from transfusion.storage import one_line
 
 PyTree = Any
 _NONE, _ALL_DAMAGED = -1, -2

@@ -9,14 +9,6 @@ import threading
 from absl import logging
 
 
-def one_line(error: Exception) -> str:
-    """Returns the message of an error of orbax, tensorstore or the system, shortened to one line."""
-    text = " ".join(str(error).split())
-    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
-        return "no space left on the disk"
-    return text if len(text) <= 300 else text[:300] + " ..."
-
-
 class _QuietOrbax(std_logging.Filter):
     def filter(self, record: std_logging.LogRecord) -> bool:
         return "/orbax/" not in record.pathname or logging.get_verbosity() >= logging.DEBUG

@@ -27,8 +27,8 @@ from etils import epath
 from transfusion.errors import PassingError, UsageError
 from transfusion.running import seals
 from transfusion.running.addresses import parse_address
-from transfusion.running.orbax_noise import one_line
 from transfusion.running.own_files import open_own
+from transfusion.storage import one_line
 
 HEARTBEAT = "TRANSFUSION_HEARTBEAT"  # names a rank's file
 READS, COMPUTES, EVALUATES, SAVES = "waits for data", "computes", "evaluates", "saves a checkpoint"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from absl import logging
 
-from transfusion.running.orbax_noise import one_line
+from transfusion.storage import one_line
 
 FLUSH_EVERY = 120.0  # seconds between two writes to the disk; the first comes at once
 

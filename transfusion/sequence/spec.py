@@ -343,7 +343,7 @@ class SequenceSpec:
                         f"layout {where!r}: position {run.position!r} needs {needed} rotary axes, not {self.axes}"
                     )
                 if run.spelling.codes:
-                    run.spelling.check(f"layout {where!r}", run, self.streams)
+                    _check_spelling(f"layout {where!r}", run, self.streams)
         for name, stream in self.streams.items():
             for field, other in (("parts", stream.parts), ("condition", stream.condition)):
                 if other and other not in self.streams:
@@ -400,3 +400,17 @@ class SequenceSpec:
             return None
         may = [[not s.visible_to or q in s.visible_to for s in self.streams.values()] for q in names]
         return np.array(may)
+
+
+def _check_spelling(where: str, run: Run, streams: Mapping[str, Stream]) -> None:
+    """Raises UsageError, beginning with `where`, if the run's stream cannot hold the ids of its spelling."""
+    stream, text, spelling = streams[run.stream], streams[TEXT], run.spelling
+    if TEXT not in (run.stream, stream.parts) or stream.attention != "causal" or run.position != "advance":
+        raise UsageError(
+            f"{where}: codes are spelled in the stream 'text' or in a causal stream with its parts, and have the "
+            "position 'advance'"
+        )
+    if stream.vocabulary != text.vocabulary or spelling.last >= text.vocabulary:
+        raise UsageError(f"{where}: id {spelling.last} is outside of a vocabulary of {stream.vocabulary} ids")
+    if spelling.size and run.stream != TEXT:
+        raise UsageError(f"{where}: a size is spelled in the stream 'text' only")

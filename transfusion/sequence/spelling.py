@@ -4,15 +4,11 @@ Shape letters: T steps or frames, h rows, w columns of an item's codes; n its id
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from transfusion.errors import UsageError
-
-if TYPE_CHECKING:
-    from transfusion.sequence.spec import Run, Stream
 
 CODE = -1  # stands for any code in a template
 SIZE_CHARACTERS = "0123456789*,"
@@ -57,19 +53,6 @@ class Spelling:
             raise UsageError(f"spelling: grids of one kind of item have equally many sides, not {self.grids}")
         if self.size and (len(self.size) != len(SIZE_CHARACTERS) or self.size_end < 0):
             raise UsageError(f"spelling: size needs the ids of the characters {SIZE_CHARACTERS!r}, and size_end")
-
-    def check(self, where: str, run: "Run", streams: Mapping[str, "Stream"]) -> None:
-        """Raises UsageError, beginning with `where`, if the run cannot spell its items so."""
-        stream, text = streams[run.stream], streams["text"]
-        if "text" not in (run.stream, stream.parts) or stream.attention != "causal" or run.position != "advance":
-            raise UsageError(
-                f"{where}: codes are spelled in the stream 'text' or in a causal stream with its parts, and have the "
-                "position 'advance'"
-            )
-        if stream.vocabulary != text.vocabulary or self.last >= text.vocabulary:
-            raise UsageError(f"{where}: id {self.last} is outside of a vocabulary of {stream.vocabulary} ids")
-        if self.size and run.stream != "text":
-            raise UsageError(f"{where}: a size is spelled in the stream 'text' only")
 
     @property
     def last(self) -> int:
