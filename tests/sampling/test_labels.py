@@ -11,10 +11,11 @@ import tiny
 
 from transfusion.errors import UsageError
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import generate, prepare
-from transfusion.sampling.job import Prefix, begin, predict
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.decoder import decoder_of, generate
+from transfusion.sampling.facts import drawable
+from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.reference import generate_one
+from transfusion.sampling.request import Prefix, predict
 from transfusion.sequence import Segment, TimeConfig
 from transfusion.sequence.rows import assemble, expand, patchify
 
@@ -68,7 +69,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     """What the packed forward pass of training says of X at the time t."""
     image = Segment("image", X, "target", prompt.label, pooled=prompt.pooled)
     batch = assemble([[expand((WORDS, image), task.spec)]], task.spec)
-    draws, name = {}, prepare(task, SamplerConfig(), (0, 0))[0].layout.run.stream
+    draws, name = {}, drawable(task.spec).run.stream
     for stream, part in batch.items():
         if part.values is not None:
             time = jnp.full_like(part.time_low, t) if stream == name else jnp.ones_like(part.time_low)
@@ -85,14 +86,14 @@ def packed_velocity(task, params, prompt, t=0.4):
 
 def decoded_velocity(task, params, prompt, t=0.4):
     """The same from the decoder's pieces."""
-    made, _ = prepare(task, SamplerConfig(), (0, 0))
-    prefill = made.layout.prefill([prompt])
+    made, _ = decoder_of(task, SamplerConfig(), (0, 0))
+    prefill = prefill_of([prompt], task.spec, made.drawable)
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = begin(model, made.layout, Prefix(cache.stacked(), prefill.place, prefill.draw))
-    extra = made.layout.stream.time_tokens
+    prefix = made.way.about_to_draw(model, Prefix(cache.stacked(), prefill.place, prefill.draw))
+    extra = made.drawable.stream.time_tokens
     x = jnp.pad(jnp.asarray(patchify(X, 2)[0]), ((extra, 0), (0, 0)))[None]
-    return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]
+    return np.asarray(predict(model, made.way.parts, prefix, x, jnp.float32(t)))[0, extra:]
 
 
 def test_a_step_of_the_decoder_sees_what_the_packed_pass_sees(model):
@@ -150,7 +151,7 @@ def test_what_the_model_does_not_have_is_told(form, prompt, message):
 def test_text_that_a_drawing_modulates_is_not_sampled():
     streams = {"text": tiny.text_stream(condition="image"), "image": tiny.image_stream(time="adaln", head="adaln")}
     with pytest.raises(UsageError, match="streams.text.condition"):
-        prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
+        decoder_of(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
 
 
 def test_an_item_of_a_document_has_the_streams_classes_and_vector():

@@ -50,8 +50,8 @@ from transfusion.programs import read_experiment
 from transfusion.running.checkpoint import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
-from transfusion.sampling.layout import Layout
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.facts import drawable
+from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
 from transfusion.workdir.resume import as_trained
@@ -88,15 +88,15 @@ class Run:
     @property
     def drawn(self) -> Stream | None:
         """The stream that the model draws; one for understanding alone has none."""
-        layout = Layout(self.spec)
-        return layout.stream if layout.kind else None
+        found = drawable(self.spec)
+        return found.stream if found else None
 
     @property
     def sides(self) -> int:
         """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
         model draws nothing."""
-        layout = Layout(self.spec)
-        return self.spec.sides(layout.run) if layout.kind else 0
+        found = drawable(self.spec)
+        return self.spec.sides(found.run) if found else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""

@@ -5,7 +5,7 @@ from typing import Any
 from transfusion.errors import UsageError
 from transfusion.model.unified import parameter_count
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.layout import Layout
+from transfusion.sampling.facts import drawable
 from transfusion.sequence import TEXT, Stream
 
 STREAMS = 4  # that are shown
@@ -41,10 +41,10 @@ def _stream(stream: Stream) -> str:
 
 def _draws(run: Any, sampling: Any) -> str:
     try:
-        layout = Layout(run.spec)
-        if not layout.kind:
+        drawn = drawable(run.spec)
+        if drawn is None:
             return f"nothing: it writes {TEXT}"
-        how = DRAWINGS[layout.stream.objective].words.format(config=sampling)
-        return f"{layout.kind}: {how}, guidance {sampling.guidance:g}"
+        how = DRAWINGS[drawn.stream.objective].words.format(config=sampling)
+        return f"{drawn.kind}: {how}, guidance {sampling.guidance:g}"
     except UsageError as error:
         return str(error)

@@ -15,8 +15,8 @@ NEVER = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """The filters in use; the same compiled decoder serves all temperatures and all top-p.
+class Filters:
+    """Which ids may be drawn; the same compiled decoder serves all temperatures and all top-p.
 
     Attributes:
       greedy: the likeliest token.
@@ -27,6 +27,11 @@ class Choice:
     greedy: bool = False
     top_k: int = 0
     nucleus: bool = False
+
+    @classmethod
+    def of(cls, temperature: float, top_k: int, top_p: float) -> "Filters":
+        """The filters of a config's settings."""
+        return cls(greedy=temperature == 0, top_k=top_k, nucleus=top_p < 1)
 
     def choose(self, logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
         """Draws ids int32 [B] from logits float32 [B, V], row by row with the keys [B]."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from transfusion.errors import UsageError
 from transfusion.learner import Learner
-from transfusion.sampling.layout import bucket
+from transfusion.sampling.prompts import bucket
 
 SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
