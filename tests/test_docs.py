@@ -99,6 +99,11 @@ def test_the_front_page_is_short():
     assert len(read("README.md").splitlines()) <= 150
 
 
+def test_the_map_of_the_front_page_has_every_folder():
+    top = [path for path in (ROOT / "transfusion").iterdir() if (path / "__init__.py").is_file()]
+    assert not [path.name for path in top if f"`transfusion/{path.name}/`" not in read("README.md")]
+
+
 def test_every_page_is_in_the_table_of_contents():
     contents = read("docs/README.md")
     pages = [page for page in PAGES if page.startswith(("docs/", "experiments/")) and page != "docs/README.md"]
