@@ -4,6 +4,7 @@ import ast
 import pathlib
 import re
 import textwrap
+import tomllib
 
 import pytest
 
@@ -108,6 +109,12 @@ def test_every_page_is_in_the_table_of_contents():
     contents = read("docs/README.md")
     pages = [page for page in PAGES if page.startswith(("docs/", "experiments/")) and page != "docs/README.md"]
     assert not [page for page in pages if f"({page.removeprefix('docs/')})" not in contents.replace("(../", "(")]
+
+
+def test_every_extra_is_in_the_table_of_extras():
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    table = read("docs/installation.md")
+    assert not [name for name in extras if not re.search(rf"^\|.*`{name}`.*\|", table, re.MULTILINE)]
 
 
 def test_every_program_is_in_the_table_of_programs():
