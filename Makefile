@@ -9,11 +9,11 @@ export JAX_PLATFORMS ?= cpu
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # Tests whose results are floating-point numbers, and which another processor may therefore compute otherwise.
-NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation test_closeness.py test_masks.py test_sequence.py \
-  test_oracles.py test_code_rows.py test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
+NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation sequence test_closeness.py test_oracles.py \
+  test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
 # The part of the tests that takes two minutes: all that is quick, of the files that need no trained run.
-CHECK := $(addprefix tests/, model objectives data planning test_closeness.py test_masks.py test_sequence.py test_optim.py \
-  test_config.py test_metrics.py test_guard.py test_storage.py)
+CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
+  running/test_metrics.py running/test_guard.py test_storage.py)
 
 .PHONY: demo test check portable soak lint install clean
 
@@ -26,7 +26,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(RUN) transfusion.data.prepare --data_dir data digits
+	$(RUN) transfusion.prepare --data_dir data digits
 	$(RUN) transfusion.train --config configs/digits.py --workdir $(DEMO)
 	$(RUN) transfusion.sample --workdir $(DEMO) --prompt 'a handwritten seven' --image $(DEMO)/samples/seven.png
 	$(RUN) transfusion.sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png

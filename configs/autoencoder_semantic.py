@@ -13,13 +13,13 @@ BLIP3-o (arXiv 2505.09568) has CLIP's tower, pools its features to 64 vectors, a
 import dataclasses
 import pathlib
 
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.programs import load_experiment
+from transfusion.running.checkpoint import CheckpointConfig
 
 FORMS = ("", "debug")
 READS = pathlib.Path(__file__).with_name("janusflow.py")

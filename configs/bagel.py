@@ -19,7 +19,6 @@ import dataclasses
 import pathlib
 
 from transfusion import layouts
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
@@ -27,6 +26,7 @@ from transfusion.model.config import TransformerConfig
 from transfusion.model.vit import ViTConfig
 from transfusion.optim import OptimConfig
 from transfusion.programs import load_experiment
+from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, TimeConfig
 from transfusion.sharding import MeshConfig

@@ -16,14 +16,14 @@ import math
 import pathlib
 
 from transfusion import layouts
-from transfusion.codecs import CodecConfig, text
+from transfusion.codecs import CodecConfig
 from transfusion.codecs.levels import LevelsConfig
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.programs import load_experiment
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
 
 FORMS = ("", "debug", "mot", "mot_debug", "speech", "speech_debug")
 SPEECH = CodecConfig("mel_levels", levels=LevelsConfig(levels=3, channels=8, low=-0.7, high=2.3))

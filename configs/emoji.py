@@ -9,16 +9,16 @@ Hardware: 2 CPU cores, under 2 hours (1 h 50 min on 2026-11-22, AMD EPYC). Resul
 import dataclasses
 
 from transfusion import layouts
-from transfusion.checkpoint import CheckpointConfig
-from transfusion.codecs import CodecConfig, text
+from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
 
 FORMS = ("", "debug", "latents")
 

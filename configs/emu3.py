@@ -13,10 +13,10 @@ import dataclasses
 import pathlib
 
 from transfusion import layouts
-from transfusion.codecs import text
 from transfusion.config import check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.programs import load_experiment
+from transfusion.sequence import text
 
 FORMS = ("", "debug")
 CODES = pathlib.Path(__file__).with_name("showo.py")

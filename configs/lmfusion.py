@@ -14,12 +14,11 @@ Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
 import dataclasses
 import pathlib
 
-from transfusion.codecs import text
 from transfusion.config import Experiment, check_form, to_config_dict
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup
 from transfusion.programs import load_experiment
-from transfusion.sequence import Run
+from transfusion.sequence import Run, text
 
 FORMS = ("", "debug", "text")
 DENSE = pathlib.Path(__file__).with_name("digits.py")

@@ -3,7 +3,7 @@
 What: 94 recordings of one speaker ('seven', 'nineteenth', 'Thursday', 'October'), 8 kHz, cut or padded to 1.28 s; 80
 frames of 64 mel bands, two frames a token. With so few recordings it learns to say what it has heard; what it makes of
 held-out words is a test of the machine, not of speech.
-Data: Debian's package asterisk-core-sounds-en-wav, `python -m transfusion.data.prepare --data_dir data speech`.
+Data: Debian's package asterisk-core-sounds-en-wav, `python -m transfusion.prepare --data_dir data speech`.
 Command: python -m transfusion.train --config configs/speech.py --workdir runs/speech
   python -m transfusion.sample --workdir runs/speech --prompt 'seven' --output seven.wav
   python -m transfusion.sample --workdir runs/speech --caption seven.wav
@@ -15,15 +15,15 @@ experiments/media_by_heart.
 import dataclasses
 
 from transfusion import layouts
-from transfusion.checkpoint import CheckpointConfig
-from transfusion.codecs import CodecConfig, text
+from transfusion.codecs import CodecConfig
 from transfusion.codecs.mel import MelConfig
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
 
 FORMS = ("", "debug")
 FRAMES = 80

@@ -10,8 +10,7 @@ sequence length is the paper's 4,096.
 """
 
 from transfusion import layouts
-from transfusion.checkpoint import CheckpointConfig
-from transfusion.codecs import CodecConfig, text
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest
@@ -19,8 +18,9 @@ from transfusion.model.config import PRESETS
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
 from transfusion.sharding import MeshConfig
 
 

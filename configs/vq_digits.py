@@ -10,12 +10,12 @@ steps in seconds.
 
 import dataclasses
 
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.quantizers import QuantizerConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 
 FORMS = ("", "debug", "multiscale", "multiscale_debug")
 

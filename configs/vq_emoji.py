@@ -9,12 +9,12 @@ grids, 1 to 12. `:debug`, `:fsq_debug` and `:multiscale_debug` train 20 steps in
 
 import dataclasses
 
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.quantizers import QuantizerConfig
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
 
 FORMS = ("", "debug", "fsq", "fsq_debug", "multiscale", "multiscale_debug")
 

@@ -126,8 +126,8 @@ def data_dir(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, data_dir) -> pathlib.Path:
     """The workdir of the digits config's debug form, trained. Tests read it only; to write, they take a copy."""
-    from transfusion import provenance
     from transfusion.config import from_config
+    from transfusion.running import provenance
     from transfusion.train import train
 
     experiment = from_config(load_config(ROOT / "configs" / "digits.py", "debug"))

@@ -11,18 +11,18 @@ import numpy as np
 import tiny
 
 from transfusion import sharding
-from transfusion.checkpoint import Checkpoints
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.config import Experiment
 from transfusion.initial import InitConfig, from_run
 from transfusion.model.config import Stage
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
+from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.vit import ViTConfig
 from transfusion.optim import LearningRateGroup, OptimConfig
+from transfusion.running.checkpoint import Checkpoints
 from transfusion.sequence import Stream
 from transfusion.tasks import AutoencoderTask, SequenceTask
-from transfusion.train import abstract_state, make_init, make_step, state_shardings
+from transfusion.training.step import abstract_state, make_init, make_step, state_shardings
 
 STEPS, ROWS = 3, 8
 FROZEN = "trunk/blocks/trunk/q"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transfusion.rows import assemble, expand
+from transfusion.sequence.rows import assemble, expand
 
 
 def noise_of(documents, streams=("image",), seed=0):

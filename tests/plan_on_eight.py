@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import tiny
 
 from transfusion import sharding
-from transfusion.chips import parse_topology
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig, Decoder
 from transfusion.config import Experiment
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig
 from transfusion.planning import compiled, shapes
 from transfusion.planning.hlo import read_program
+from transfusion.running.chips import parse_topology
 from transfusion.sampling.config import SamplerConfig
 from transfusion.tasks import SequenceTask
 

@@ -7,14 +7,15 @@ import sys
 import jax
 import tiny
 
-from transfusion import distributed, layouts, programs
-from transfusion.codecs import CodecConfig, text
+from transfusion import layouts, programs
+from transfusion.codecs import CodecConfig
 from transfusion.codecs.levels import LevelsConfig
 from transfusion.config import EvalConfig, Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
-from transfusion.sequence import Stream
+from transfusion.running import distributed
+from transfusion.sequence import Stream, text
 from transfusion.sharding import MeshConfig
 from transfusion.train import train
 

@@ -7,9 +7,10 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from transfusion import programs, provenance, seals
+from transfusion import programs
 from transfusion.errors import UsageError
-from transfusion.metrics import MetricWriter, read_metrics
+from transfusion.running import provenance, seals
+from transfusion.running.metrics import MetricWriter, read_metrics
 
 
 class Bucket(MemoryFileSystem):

@@ -15,11 +15,10 @@ import pytest
 import tiny
 from closeness import assert_close, assert_same, drawing_operations, trunk_operations
 
-from transfusion import masks
 from transfusion.model import attention
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sequence import Segment
+from transfusion.sequence import Segment, masks
 
 TESTS = pathlib.Path(__file__).parent
 ROWS = [[0, 3], [2], [1, 0]]

@@ -12,9 +12,9 @@ from transfusion.codecs.pixels import to_float
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluation.losses import SHARES, code_bits
-from transfusion.metrics import read_metrics
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.programs import load_experiment
+from transfusion.running.metrics import read_metrics
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.trajectory import Prompt, trajectory
 from transfusion.train import train

@@ -11,15 +11,14 @@ from closeness import assert_close, trunk_operations
 from program import run_program
 
 from transfusion.api import load_run
-from transfusion.codecs import text
 from transfusion.config import from_json, to_json
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate, rows, table
 from transfusion.evaluation import losses, scores
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
-from transfusion.rows import assemble, expand
-from transfusion.sequence import Segment
+from transfusion.sequence import Segment, text
+from transfusion.sequence.rows import assemble, expand
 
 FIXED = ("generation_accuracy", "caption_accuracy", "judge_accuracy", "text_bits_per_byte")
 

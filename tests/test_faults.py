@@ -16,11 +16,11 @@ from program import Result, run_program, start_program
 
 from transfusion import programs
 from transfusion import train as train_module
-from transfusion.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.config import to_config_dict
 from transfusion.errors import UsageError
-from transfusion.guard import GuardConfig
-from transfusion.metrics import read_metrics
+from transfusion.running.checkpoint import CheckpointConfig, Checkpoints
+from transfusion.running.guard import GuardConfig
+from transfusion.running.metrics import read_metrics
 from transfusion.tasks import SequenceTask
 
 CONFIG = """
@@ -271,7 +271,7 @@ MISTAKES = {
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),
     "missing data": (
         [f"--config.data.sources.mine.{field}" for field in ("kind=tfds", "name=digits", "path=")],
-        "run `python -m transfusion.data.prepare --data_dir",
+        "run `python -m transfusion.prepare --data_dir",
     ),
 }  # fmt: skip
 

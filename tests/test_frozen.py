@@ -10,13 +10,14 @@ import tiny
 from closeness import assert_close, trunk_operations
 
 from transfusion import train
-from transfusion.checkpoint import CheckpointConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.optim import LearningRateGroup, OptimConfig
-from transfusion.seals import seal_path
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.seals import seal_path
 from transfusion.tasks import SequenceTask
+from transfusion.training import step as step_lib
 
 TEXT = (LearningRateGroup("trunk/(blocks|final_norm)/a|parts/text", 0.0), LearningRateGroup("trunk/blocks/b", 0.5))
 ROWS = 4
@@ -44,8 +45,8 @@ def states(request):
     """(task, state before, state after three steps)."""
     config = experiment(accumulate=request.param)
     task = task_of(config)
-    before = after = jax.jit(train.make_init(task, config))()
-    step = jax.jit(train.make_step(task, config))
+    before = after = jax.jit(step_lib.make_init(task, config))()
+    step = jax.jit(step_lib.make_step(task, config))
     for i in range(3):
         after = step(after, task.fake_batch(ROWS, i))
     return task, before, after
@@ -86,8 +87,8 @@ def test_gradients_are_those_of_training_everything_and_clipped_without_the_froz
     states = {}
     for name, config in (("frozen", frozen), ("free", free)):
         task = task_of(config)
-        state = jax.jit(train.make_init(task, config))()
-        states[name] = jax.jit(train.make_step(task, config))(state, task.fake_batch(ROWS))
+        state = jax.jit(step_lib.make_init(task, config))()
+        states[name] = jax.jit(step_lib.make_step(task, config))(state, task.fake_batch(ROWS))
     moments = {name: by_path(state.opt_state[1][0].mu) for name, state in states.items()}
     norm = np.sqrt(sum((leaf**2).sum() for leaf in map(np.asarray, moments["frozen"].values())))
     operations = 3 * trunk_operations(frozen.model, 128)

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import tiny
 
-from transfusion import train
-from transfusion.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.initial import InitConfig, from_run
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.sequence import Run
 from transfusion.sharding import make_mesh
 from transfusion.tasks import Task, make_task
+from transfusion.training import step as step_lib
 
 COPY = (("trunk/blocks/b", "trunk/blocks/a"), ("trunk/final_norm/b", "trunk/final_norm/a"))
 
@@ -35,7 +35,7 @@ def experiment(streams=None, layout=None, **changes) -> Experiment:
 def text_run(tmp_path_factory):
     """(workdir, its averaged parameters by path) of a model of the stream 'text' alone, with the expert 'a'."""
     config = experiment({"text": tiny.text_stream(expert="a")}, {"text": (Run("text"),)}, seed=3)
-    state = jax.jit(train.make_init(make_task(config), config))()
+    state = jax.jit(step_lib.make_init(make_task(config), config))()
     ema = jax.tree.map(lambda x: x + 0.125, state.params)
     workdir = tmp_path_factory.mktemp("text_run")
     with Checkpoints(workdir, CheckpointConfig()) as checkpoints:
@@ -44,7 +44,7 @@ def text_run(tmp_path_factory):
 
 
 def wanted(task: Task, config: Experiment):
-    shardings = train.state_shardings(task, config, make_mesh(config.mesh, jax.devices()[:1])).params
+    shardings = step_lib.state_shardings(task, config, make_mesh(config.mesh, jax.devices()[:1])).params
     return jax.tree.map(
         lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), task.template.shapes, shardings
     )
@@ -53,7 +53,7 @@ def wanted(task: Task, config: Experiment):
 def start(config: Experiment):
     """The fresh state's parameters and average by path, and those of the same seed without `init`."""
     task = make_task(config)
-    init = jax.jit(train.make_init(task, config))
+    init = jax.jit(step_lib.make_init(task, config))
     state = init(from_run(config.init, wanted(task, config)))
     return by_path(state.params), by_path(state.ema), by_path(init({}).params)
 
@@ -84,7 +84,7 @@ def test_a_dense_run_gives_both_experts(tmp_path):
     """One pair for all, with the group of the expression left unused; the first pair that gives something decides."""
     of = tiny.SPECS["transfusion"]
     dense = experiment(dict(of.streams), dict(of.layout))
-    state = jax.jit(train.make_init(make_task(dense), dense))()
+    state = jax.jit(step_lib.make_init(make_task(dense), dense))()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, dataclasses.replace(state, step=np.int32(1), ema=None), {}, {}, force=True)
     copy = (("trunk/(blocks|final_norm)/(a|b)", r"trunk/\1/trunk"), ("trunk/blocks/a/(q|k)", "trunk/blocks/trunk/v"))

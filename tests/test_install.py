@@ -72,13 +72,12 @@ def test_what_needs_an_extra_names_it(tmp_path):
     lines = run_without_extras(
         """
 import contextlib
-from transfusion import programs
-from transfusion.codecs.text import TokenizerConfig, open_tokenizer
-from transfusion.data import cache_latents, prepare
+from transfusion import cache_latents, prepare, programs
+from transfusion.sequence.text import TokenizerConfig, open_tokenizer
 from transfusion.data.config import SourceConfig
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
-from transfusion.evaluation import features
+from transfusion.codecs import features
 
 for case in (
     lambda: open_source(SourceConfig(name="digits"), sys.argv[1]),

@@ -13,7 +13,7 @@ import transfusion
 from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate, table
 from transfusion.programs import load_experiment
-from transfusion.seals import seal_path
+from transfusion.running.seals import seal_path
 from transfusion.train import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -18,7 +18,7 @@ from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate
 from transfusion.programs import load_experiment
 from transfusion.report import write_report
-from transfusion.seals import seal_path
+from transfusion.running.seals import seal_path
 from transfusion.train import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

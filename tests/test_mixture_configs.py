@@ -11,7 +11,6 @@ import pytest
 from closeness import assert_close
 
 import transfusion
-from transfusion.checkpoint import Checkpoints, restore_params
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
@@ -19,11 +18,12 @@ from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.initial import InitConfig
 from transfusion.latents import open_codec
+from transfusion.model.names import by_path
 from transfusion.model.parameters import Template
-from transfusion.model.paths import by_path
 from transfusion.model.vit import ViT
 from transfusion.programs import load_experiment
-from transfusion.seals import seal_path
+from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.running.seals import seal_path
 from transfusion.tasks import make_task
 from transfusion.train import train
 

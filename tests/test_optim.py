@@ -10,7 +10,7 @@ import pytest
 from closeness import assert_close
 
 from transfusion.errors import UsageError
-from transfusion.model.paths import by_path
+from transfusion.model.names import by_path
 from transfusion.optim import (
     SCHEDULES,
     LearningRateGroup,

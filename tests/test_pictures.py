@@ -5,8 +5,8 @@ from PIL import Image, ImageFont
 
 from transfusion import pictures
 from transfusion.errors import UsageError
-from transfusion.masks import metadata, see
-from transfusion.rows import assemble, expand
+from transfusion.sequence.masks import metadata, see
+from transfusion.sequence.rows import assemble, expand
 
 
 def packed(spec, seed=0):

@@ -10,9 +10,9 @@ import pytest
 from program import environment, run_program
 
 from transfusion import plan
-from transfusion.chips import GIB, parse_topology
 from transfusion.planning import compiled
 from transfusion.programs import load_experiment
+from transfusion.running.chips import GIB, parse_topology
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -31,7 +31,7 @@ from transfusion.sharding import (
     tree_shardings,
 )  # fmt: skip
 from transfusion.tasks import AutoencoderTask
-from transfusion.train import state_shardings
+from transfusion.training.step import state_shardings
 
 MESHES = {
     "data": {"data": 8},

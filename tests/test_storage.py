@@ -21,10 +21,11 @@ from test_checkpoint import (  # noqa: F401 - some are fixtures
     workdir,
 )
 
-from transfusion import checkpoint as checkpoint_lib
-from transfusion import seals, storage
-from transfusion.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, restore_params
+from transfusion import storage
 from transfusion.errors import UsageError
+from transfusion.running import checkpoint as checkpoint_lib
+from transfusion.running import seals
+from transfusion.running.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, restore_params
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
 _failing: dict[str, int] = {}  # part of a path -> how many operations there are still to fail

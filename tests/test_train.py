@@ -9,14 +9,16 @@ import pytest
 import tiny
 from closeness import assert_close, trunk_operations
 
-from transfusion import portable, programs, train
-from transfusion.checkpoint import CheckpointConfig, restore_params
+from transfusion import programs, train
 from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
-from transfusion.metrics import read_metrics
 from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig, restore_params
+from transfusion.running.metrics import read_metrics
 from transfusion.tasks import make_task
+from transfusion.training import step as step_lib
+from transfusion.workdir import portable
 
 
 def test_accumulation_changes_neither_loss_nor_gradients():
@@ -27,8 +29,8 @@ def test_accumulation_changes_neither_loss_nor_gradients():
         batch = task.fake_batch(4)
         batch["image"].loss_weight[0] = 0  # rows of different weight
         if accumulate == 1:
-            state = jax.jit(train.make_init(task, experiment))()
-        results[accumulate] = jax.jit(train.make_step(task, experiment))(state, batch)
+            state = jax.jit(step_lib.make_init(task, experiment))()
+        results[accumulate] = jax.jit(step_lib.make_step(task, experiment))(state, batch)
     one, operations = results.pop(1), 3 * trunk_operations(experiment.model, 64 + 16)
     for many in results.values():
         assert_close(many.log, one.log, operations)

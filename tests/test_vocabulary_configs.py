@@ -18,7 +18,7 @@ from transfusion.errors import UsageError
 from transfusion.evaluate import Options, evaluate, table
 from transfusion.programs import load_experiment
 from transfusion.report import Report
-from transfusion.seals import seal_path
+from transfusion.running.seals import seal_path
 from transfusion.train import train
 
 UNGUIDED = {"guidance": 1.0, "image_guidance": 1.0}  # one prompt to compile instead of three

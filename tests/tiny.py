@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfusion.checkpoint import CheckpointConfig
-from transfusion.codecs import text
 from transfusion.config import EvalConfig, Experiment
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.optim import OptimConfig
-from transfusion.sequence import Run, Segment, SequenceSpec, Stream
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.sequence import Run, Segment, SequenceSpec, Stream, text
 from transfusion.tasks import SequenceTask
 
 # Tests compile far more than they compute: without LLVM's optimizations a train step is ready in a third of the time,

@@ -1,16 +1,23 @@
 """Unified multimodal models in JAX: one Transformer writes text token by token and draws images by flow matching."""
 
+import importlib
 from typing import Any
 
-from transfusion.version import __version__
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "layouts", "load_run", "pictures"]
 
-__all__ = ["Run", "__version__", "load_run"]
+# Where a public name lives. Loaded on first use: `import transfusion.sequence` alone stays light.
+_HOMES = {
+    "Run": ("transfusion.api", "Run"),
+    "load_run": ("transfusion.api", "load_run"),
+    "layouts": ("transfusion.sequence.layouts", ""),
+    "pictures": ("transfusion.evaluation.pictures", ""),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: `import transfusion.sequence` alone stays light.
-    if name in ("Run", "load_run"):
-        from transfusion import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'transfusion' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'transfusion' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found

@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from transfusion import pictures, programs, provenance, storage
+from transfusion import programs, storage
 from transfusion.api import load_run
-from transfusion.batch import Batch
-from transfusion.checkpoint import restore_params
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.evaluation import reconstruction, scores
+from transfusion.evaluation import pictures, reconstruction, scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.intervals import Score
 from transfusion.evaluation.judge import JudgeConfig
@@ -38,9 +36,12 @@ from transfusion.evaluation.losses import (
     velocity_loss,
 )
 from transfusion.programs import read_experiment
-from transfusion.resume import as_trained
+from transfusion.running import provenance
+from transfusion.running.checkpoint import restore_params
 from transfusion.sequence import TEXT
+from transfusion.sequence.batch import Batch
 from transfusion.tasks import make_task
+from transfusion.workdir.resume import as_trained
 
 HOW = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "

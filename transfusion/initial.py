@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 import jax
 from absl import logging
 
-from transfusion.checkpoint import restore_leaves, saved_shapes
 from transfusion.errors import UsageError
+from transfusion.model.names import by_path, covered, nearest_path
 from transfusion.model.parameters import Params
-from transfusion.model.paths import by_path, covered, nearest_path
+from transfusion.running.checkpoint import restore_leaves, saved_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class InitConfig:
       path: the workdir of a run, or of imported weights (`transfusion.interop`): parameters of the same path are taken,
         averaged ones where the run keeps an average; the rest is drawn at random, as everything is if `path` is ''.
       copy: pairs (ours, theirs): a path that the regular expression `ours` covers from its start (see
-        `transfusion.model.paths.covered`) is taken from the path with `theirs` in its place, in which '\\1' stands
+        `transfusion.model.names.covered`) is taken from the path with `theirs` in its place, in which '\\1' stands
         for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another;
         ('tower', '') takes a part from a workdir that holds nothing else, such as an imported vision tower.
       fresh: a regular expression: the paths that it covers from their start are drawn at random all the same.

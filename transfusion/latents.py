@@ -10,16 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from transfusion.checkpoint import restore_params
 from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.errors import UsageError, check
+from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
-from transfusion.model.paths import by_path
 from transfusion.programs import read_experiment
-from transfusion.resume import as_trained
+from transfusion.running.checkpoint import restore_params
+from transfusion.workdir.resume import as_trained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from transfusion.errors import UsageError, check
+from transfusion.model.names import by_path, covered, nearest_path
 from transfusion.model.parameters import Params
-from transfusion.model.paths import by_path, covered, nearest_path
 
 # How fast the average may forget after n updates, so that it forgets its start.
 EMA_WARMUPS: dict[str, Callable[[jax.Array, float], jax.Array]] = {

@@ -19,12 +19,12 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from transfusion import programs, storage
-from transfusion.chips import GIB, Topology, parse_topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning import compiled, shapes
 from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
+from transfusion.running.chips import GIB, Topology, parse_topology
 from transfusion.sharding import AXES, make_mesh
 from transfusion.tasks import SequenceTask, make_task
 

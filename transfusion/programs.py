@@ -15,11 +15,13 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from transfusion import distributed, own_files, portable, storage
+from transfusion import storage
 from transfusion.config import Experiment, from_config, from_json
+from transfusion.config.explain import check_config_file, explain, load_config, raised_in_config
 from transfusion.errors import UsageError, require
-from transfusion.explain import check_config_file, explain, load_config, raised_in_config
-from transfusion.orbax_noise import saves_wait_in_vain
+from transfusion.running import distributed, own_files
+from transfusion.running.orbax_noise import saves_wait_in_vain
+from transfusion.workdir import portable
 
 CONFIG_BYTES = 16 << 20  # no config is as large
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
@@ -199,9 +201,9 @@ def load_experiment(path: str | os.PathLike) -> Experiment:
 
 
 def read_experiment(workdir: str | os.PathLike) -> Experiment:
-    """The experiment in a workdir's config.json, its tokenizer and codec found there (see `transfusion.portable`).
+    """The experiment in a workdir's config.json; its tokenizer and codec are found there, see `workdir.portable`.
 
-    What the weights were trained with is in their checkpoint: see `transfusion.resume.as_trained`.
+    What the weights were trained with is in their checkpoint: see `transfusion.workdir.resume.as_trained`.
 
     Raises:
       UsageError: if there is none, or it is damaged.

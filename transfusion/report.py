@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from transfusion import pictures, programs, provenance, storage
+from transfusion import programs, storage
 from transfusion.api import Run, load_run
 from transfusion.config import to_json
 from transfusion.errors import UsageError
 from transfusion.evaluate import FIXED, HOW, rows, shown
-from transfusion.evaluation import page
+from transfusion.evaluation import page, pictures
 from transfusion.evaluation.charts import Line, line_chart
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
 from transfusion.evaluation.results import read_evaluation
 from transfusion.evaluation.scores import captioning
-from transfusion.metrics import human, read_metrics
 from transfusion.model.unified import parameter_count
 from transfusion.objectives.continuous import BUCKETS
+from transfusion.running import provenance
+from transfusion.running.metrics import human, read_metrics
 from transfusion.sampling.drawing import DRAWINGS
 from transfusion.sampling.trajectory import Prompt, trajectory
 from transfusion.sequence import Segment

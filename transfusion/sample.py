@@ -21,9 +21,9 @@ from absl import flags
 
 from transfusion import programs, storage
 from transfusion.api import MOST_SEED, Run, load_run
+from transfusion.api.prompts import as_path, checked_text
 from transfusion.data import media
 from transfusion.errors import UsageError
-from transfusion.prompts import as_path, checked_text
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 

@@ -18,7 +18,6 @@ from absl import logging
 from etils import epath
 
 from transfusion.errors import PassingError, UsageError
-from transfusion.orbax_noise import one_line
 
 T = TypeVar("T")
 
@@ -32,6 +31,14 @@ _LASTING = {
     errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EINVAL, errno.EILSEQ, errno.ENXIO,
     errno.ENODEV, errno.EXDEV, errno.ESPIPE, errno.EMLINK, errno.ENOTSUP, errno.EBADF,
 }  # fmt: skip
+
+
+def one_line(error: Exception) -> str:
+    """Returns the message of an error of orbax, tensorstore or the system, shortened to one line."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+        return "no space left on the disk"
+    return text if len(text) <= 300 else text[:300] + " ..."
 
 
 class StorageError(PassingError):

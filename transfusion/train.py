@@ -17,192 +17,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags, logging
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from transfusion import (
-    distributed,
-    guard,
-    initial,
-    portable,
-    programs,
-    provenance,
-    resume,
-    sharding,
-    storage,
-    supervise,
-)
-from transfusion.checkpoint import Checkpoints, restore_state
-from transfusion.codecs import text
-from transfusion.codecs.losses import STATISTICS
+from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
 from transfusion.data.pipeline import merge_states
 from transfusion.errors import UsageError
-from transfusion.held_out import held_out_losses
-from transfusion.optim import average, make_optimizer, merge, split
-from transfusion.run_log import RunLog
+from transfusion.running import distributed, guard, provenance, supervise
+from transfusion.running.checkpoint import Checkpoints, restore_state
+from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
+from transfusion.training.held_out import held_out_losses
+from transfusion.training.run_log import RunLog
+from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.workdir import portable, resume
 
 PyTree = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything that a checkpoint holds of the model.
-
-    Attributes:
-      step: int32, updates made (skipped ones included).
-      params: float32.
-      ema: their moving average, or None.
-      opt_state: optax's, of the parameters that are not frozen.
-      skips: see `transfusion.guard.zero_skips`.
-      log: Sums since the last logged step, so that a resumed run logs the same numbers.
-    """
-
-    step: jax.Array
-    params: PyTree
-    ema: PyTree
-    opt_state: PyTree
-    skips: PyTree
-    log: PyTree
-
-    @property
-    def best(self) -> PyTree:
-        """What samplers use: the average if there is one."""
-        return self.params if self.ema is None else self.ema
-
-
-# --- one step ---------------------------------------------------------------------------------------------------------
-
-
-def make_step(task: Task, experiment: Experiment):
-    """`step(state, batch) -> state`, a pure function; keys are folded from (seed, step)."""
-    config = experiment.optim
-    optimizer = make_optimizer(config, experiment.steps)
-
-    def step(state: TrainState, batch: PyTree) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-        draws, totals = task.draw(batch, key), task.totals(batch)
-        trained, frozen = split(state.params, config.groups)
-        gradient = jax.value_and_grad(lambda part, *rest: task.loss(merge(part, frozen), *rest), has_aux=True)
-        if config.accumulate == 1:
-            (loss, sums), grads = gradient(trained, batch, draws, totals)
-        else:
-            (loss, sums), grads = _accumulate(gradient, trained, batch, draws, totals, config.accumulate)
-        norms = {"grad_norm": optax.tree.norm(grads)}
-        norms |= {f"grad_norm_{name}": optax.tree.norm(part) for name, part in grads.items()}
-        before = sharding.on_devices(state.opt_state) if config.offload else state.opt_state
-        updates, opt_state = optimizer.update(grads, before, trained)
-        statistics = sums.pop(STATISTICS, None)
-        params = merge(task.after_step(trained, optax.apply_updates(trained, updates), statistics), frozen)
-        ema = None if state.ema is None else average(state.ema, params, config, state.step)
-        ok = guard.all_finite(loss, norms["grad_norm"])
-        params, ema, opt_state = guard.select_finite(ok, (params, ema, opt_state), (state.params, state.ema, before))
-        sums |= {"loss": (loss, jnp.ones(()))} | {name: (norm, jnp.ones(())) for name, norm in norms.items()}
-        log = jax.tree.map(lambda total, new: total + jnp.where(ok, new, 0), state.log, sums)
-        return TrainState(state.step + 1, params, ema, opt_state, guard.count_skips(state.skips, ok), log)
-
-    return step
-
-
-def jit_step(task: Task, experiment: Experiment, shardings: TrainState, rows: PyTree):
-    """The jitted step; `shardings` are of the state, `rows` of the batch. The state that goes in is given up."""
-    step = make_step(task, experiment)
-    return jax.jit(step, in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0)
-
-
-def _accumulate(gradient, params, batch, draws, totals, parts: int):
-    """Sums loss, Sums and gradients over `parts` slices of the rows. Each slice takes every parts-th row, so that every
-    device keeps its share of each."""
-    sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, draws))
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(params, *part, totals)), None
-
-    first = jax.tree.map(lambda x: x[0], sliced)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, *first, totals))
-    return jax.lax.scan(add, zero, sliced)[0]
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-def make_init(task: Task, experiment: Experiment):
-    """`init(given) -> TrainState` from the experiment's seed, but for the parameters of `given` (see `initial`)."""
-    optim = experiment.optim
-
-    def init(given: dict[str, jax.Array] | None = None) -> TrainState:
-        params = initial.replace(task.template.init(jax.random.key(experiment.seed)), given or {})
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=jax.tree.map(jnp.copy, params) if optim.ema else None,
-            opt_state=make_optimizer(optim, experiment.steps).init(split(params, optim.groups)[0]),
-            skips=guard.zero_skips(),
-            log=_zero_log(task, experiment),
-        )
-
-    return init
-
-
-def compile_init(task: Task, experiment: Experiment, shardings: TrainState):
-    """`init` jitted, so that every device makes its own part of the state.
-
-    It runs once, and on a CPU compiling random numbers well takes several times as long as drawing them badly.
-    """
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(make_init(task, experiment), out_shardings=shardings, compiler_options=options)
-
-
-def _zero_log(task: Task, experiment: Experiment) -> PyTree:
-    batch = task.batch_spec(experiment.batch_size)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def sums(params, batch, key):
-        return task.loss(params, batch, task.draw(batch, key), task.totals(batch))[1]
-
-    shapes = jax.eval_shape(sums, task.template.shapes, batch, key)
-    shapes.pop(STATISTICS, None)
-    one = (jnp.zeros(()), jnp.zeros(()))
-    trained, _ = split(task.template.shapes, experiment.optim.groups)
-    names = ["loss", "grad_norm", *(f"grad_norm_{name}" for name in trained)]
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes) | dict.fromkeys(names, one)
-
-
-def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """NamedShardings of the train state: parameters, their average and moments by the table; the rest whole.
-
-    Raises:
-      UsageError: if rows, activations or parameters do not divide over the mesh.
-    """
-    rows = experiment.batch_size // experiment.optim.accumulate
-    sharding.check_activations({"batch_size / optim.accumulate": (("batch",), (rows,))} | task.activations(rows), mesh)
-    shapes = jax.eval_shape(make_init(task, experiment))
-    whole = sharding.replicated(mesh)
-    params = sharding.tree_shardings(task.template.axes, shapes.params, mesh)
-    moments = sharding.on_host(params) if experiment.optim.offload else params
-    opt_state = optax.tree_utils.tree_map_params(
-        make_optimizer(experiment.optim, experiment.steps),
-        lambda _, leaf: leaf,
-        shapes.opt_state,
-        split(moments, experiment.optim.groups)[0],
-        transform_non_params=lambda _: whole,
-    )
-    rest = jax.tree.map(lambda _: whole, shapes)
-    return dataclasses.replace(rest, params=params, opt_state=opt_state, ema=None if shapes.ema is None else params)
-
-
-def abstract_state(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
-    """Shapes of the train state, with where they lie."""
-    shapes = jax.eval_shape(make_init(task, experiment))
-    return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), shapes, shardings)
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:

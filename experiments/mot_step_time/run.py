@@ -32,7 +32,7 @@ import work  # noqa: E402
 
 from transfusion.model.unified import parameter_count  # noqa: E402
 from transfusion.tasks import SequenceTask  # noqa: E402
-from transfusion.train import make_init, make_step  # noqa: E402
+from transfusion.training.step import make_init, make_step  # noqa: E402
 
 TARGET = 1.10
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

@@ -18,19 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
-from transfusion.batch import Batch
-from transfusion.codecs import text
 from transfusion.config import Experiment
-from transfusion.masks import metadata
+from transfusion.learner import Draws
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives.paths import PATHS, interpolate, target
 from transfusion.optim import OptimConfig
-from transfusion.rows import assemble, expand
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sequence import Run, Segment, Stream
-from transfusion.tasks import Draws, SequenceTask
-from transfusion.train import TrainState, make_init, make_step
+from transfusion.sequence import Run, Segment, Stream, text
+from transfusion.sequence.batch import Batch
+from transfusion.sequence.masks import metadata
+from transfusion.sequence.rows import assemble, expand
+from transfusion.tasks import SequenceTask
+from transfusion.training.step import TrainState, make_init, make_step
 
 # name -> settings of the trunk. run.py reports the fastest.
 VARIANTS = {

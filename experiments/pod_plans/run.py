@@ -11,9 +11,9 @@ import sys
 import jax
 
 from transfusion import plan
-from transfusion.chips import GIB, parse_topology
 from transfusion.config import from_config
-from transfusion.explain import load_config
+from transfusion.config.explain import load_config
+from transfusion.running.chips import GIB, parse_topology
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 CONFIGS = {"transfusion 7B": ("configs/transfusion_paper.py", "7B"), "bagel 7B+7B": ("configs/bagel.py", "7b")}

@@ -26,9 +26,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from transfusion import seals
 from transfusion.data import builders
-from transfusion.metrics import read_metrics
+from transfusion.running import seals
+from transfusion.running.metrics import read_metrics
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from transfusion.codecs import blocks
 from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, sample
 from transfusion.codecs.losses import loss
 from transfusion.errors import UsageError
+from transfusion.model import blocks
 from transfusion.model.parameters import Template
 
 TINY = AutoencoderConfig(channels=(8, 8), latent_channels=2, norm_groups=4, scale=0.5, shift=0.25)

@@ -10,11 +10,11 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion.codecs import quantizers
-from transfusion.codecs.multiscale import MultiScaleQuantizer, cubic_matrix
-from transfusion.codecs.quantizers import FiniteScalarQuantizer, QuantizerConfig, VectorQuantizer
 from transfusion.errors import UsageError
+from transfusion.model import quantizers
+from transfusion.model.multiscale import MultiScaleQuantizer, cubic_matrix
 from transfusion.model.parameters import Template
+from transfusion.model.quantizers import FiniteScalarQuantizer, QuantizerConfig, VectorQuantizer
 
 PLAIN = QuantizerConfig(codes=6, codebook="gradient")
 SCALES = QuantizerConfig(codes=6, scales=(1, 2, 4), phis=2)

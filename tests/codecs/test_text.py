@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 import transfusion
 from transfusion import layouts
-from transfusion.codecs import text
-from transfusion.codecs.text import BOI, BOS, EOI, EOS, TokenizerConfig, open_tokenizer
 from transfusion.config import Experiment
 from transfusion.data.pipeline import epoch_batches
 from transfusion.data.sources import open_source
@@ -21,7 +19,8 @@ from transfusion.errors import UsageError
 from transfusion.evaluation.losses import document_bits
 from transfusion.model.config import TransformerConfig
 from transfusion.sampling.choose import emittable
-from transfusion.sequence import Stream
+from transfusion.sequence import Stream, text
+from transfusion.sequence.text import BOI, BOS, EOI, EOS, TokenizerConfig, open_tokenizer
 from transfusion.tasks import make_task
 from transfusion.train import train
 

@@ -18,18 +18,19 @@ from closeness import assert_close
 from transfusion.codecs import CodecConfig, losses
 from transfusion.codecs.discriminator import AdversarialConfig
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluate import evaluate
 from transfusion.latents import autoencoder_codec, open_codec
+from transfusion.model.quantizers import QuantizerConfig
 from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.programs import load_experiment
-from transfusion.seals import seal_path
+from transfusion.running.seals import seal_path
 from transfusion.tasks import AutoencoderTask, make_task
-from transfusion.train import make_init, make_step, train
+from transfusion.train import train
+from transfusion.training.step import make_init, make_step
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SMALL = QuantizerConfig(codes=16, levels=(3, 4), scales=(1, 2, 4), revive=0.1)

@@ -15,15 +15,14 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion.codecs import text
-from transfusion.codecs.text import TokenizerConfig, open_tokenizer
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.examples import make_example, whole_characters
 from transfusion.data.packing import Bad
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.errors import PassingError, UsageError
-from transfusion.sequence import Run, SequenceSpec
+from transfusion.sequence import Run, SequenceSpec, text
+from transfusion.sequence.text import TokenizerConfig, open_tokenizer
 from transfusion.storage import StorageError
 
 IMAGE = tiny.image_stream(grid=(8, 8), patch=4, budget=16)

@@ -6,10 +6,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from transfusion.codecs import text
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.pipeline import Pipeline, epoch_batches
-from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.sequence import Run, SequenceSpec, Stream, text
 
 IMAGE = Stream(
     embed="linear", head="linear", objective="continuous", attention="block", budget=64, channels=1, patch=2,

@@ -122,7 +122,7 @@ def test_a_missing_font_says_what_to_install(tmp_path):
 
 
 def test_prepare_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "transfusion.data.prepare", "--data_dir", str(tmp_path)]
+    command = [sys.executable, "-m", "transfusion.prepare", "--data_dir", str(tmp_path)]
     ok = subprocess.run([*command, "text"], capture_output=True, text=True)
     assert ok.returncode == 0 and ok.stdout.startswith("text: test: ") and not ok.stderr
     for wrong in (["emojy"], ["emoji/33"], ["--data_dirs", "x"], []):

@@ -11,13 +11,12 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion.codecs import text
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.image_batches import ImageBatches
 from transfusion.data.pipeline import Pipeline, merge_states
 from transfusion.data.position import changes
 from transfusion.errors import UsageError
-from transfusion.sequence import Run, SequenceSpec
+from transfusion.sequence import Run, SequenceSpec, text
 
 
 def spec_of(words=48, patches=16):

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from transfusion import layouts
-from transfusion.codecs import text
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.pipeline import Pipeline
 from transfusion.errors import UsageError
-from transfusion.rows import expand
-from transfusion.sequence import Segment, SequenceSpec, Stream
+from transfusion.sequence import Segment, SequenceSpec, Stream, text
+from transfusion.sequence.rows import expand
 
 RECORD = {"id": "x", "image": np.arange(64, dtype=np.uint8).reshape(8, 8, 1), "caption": "a word"}
 EDITING = DataConfig(edit=1.0, drop_caption=0.1, drop_conditions={"semantic": 0.5, "clean": 0.1})

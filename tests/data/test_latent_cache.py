@@ -11,9 +11,9 @@ from interop import released
 from program import run_program
 
 from transfusion import tasks
+from transfusion.cache_latents import cache_latents
 from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, to_json
-from transfusion.data.cache_latents import cache_latents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.latent_cache import ABOUT
 from transfusion.data.sources import open_source
@@ -109,7 +109,7 @@ def test_two_processes_and_a_run_that_was_killed_write_the_same_bytes(experiment
     write(experiment, tmp_path / "two", workers=2)
     assert same_files(tmp_path / "two", cache)
 
-    killed, source, count = tmp_path / "killed", "transfusion.data.cache_latents", 0
+    killed, source, count = tmp_path / "killed", "transfusion.cache_latents", 0
 
     def dies(config: CodecConfig) -> Codec:
         codec = open_codec(config)
@@ -179,13 +179,13 @@ def test_a_cut_file_is_named_and_made_again(experiment, tmp_path):
 
 def test_the_program_says_which_flags_read_its_latents(experiment, cache, tmp_path):
     (tmp_path / "config.json").write_text(to_json(experiment))
-    config = f"{ROOT}/transfusion/json_config.py:{tmp_path}/config.json"
+    config = f"{ROOT}/transfusion/config/json_file.py:{tmp_path}/config.json"
     arguments = [f"--config={config}", f"--output={tmp_path}/latents", "--shard_records=7"]
-    done = run_program(tmp_path, "transfusion.data.cache_latents", *arguments, "--sources=mine,eval/mine")
+    done = run_program(tmp_path, "transfusion.cache_latents", *arguments, "--sources=mine,eval/mine")
     assert done.code == 0, done.err
     flags = " ".join(f"--config.{field}.sources.mine.latents={tmp_path}/latents/{name}"
                      for field, name in (("data", "mine"), ("eval", "eval/mine")))  # fmt: skip
     assert done.out.splitlines()[-1] == f"train with {flags}"
     assert all(same_files(tmp_path / "latents" / name, cache) for name in ("mine", "eval/mine"))
-    done = run_program(tmp_path, "transfusion.data.cache_latents", *arguments, "--sources=yours")
+    done = run_program(tmp_path, "transfusion.cache_latents", *arguments, "--sources=yours")
     assert done.code == 2 and done.err.strip().endswith("--sources: 'yours' is none of mine, eval/mine")

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from transfusion.codecs import text
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.pipeline import Pipeline, epoch_batches, merge_states
 from transfusion.errors import UsageError
-from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.sequence import Run, SequenceSpec, Stream, text
 
 
 def make_spec(words, patches):

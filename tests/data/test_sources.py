@@ -252,7 +252,7 @@ def test_settings_that_cannot_work_say_what_to_do(folder, shards, tmp_path):
         (SourceConfig(kind="webdataset", path=str(tmp_path / "*.tar")), "no tar file"),
         (SourceConfig(kind="text", path=str(tmp_path / "no.txt")), "no text file"),
         (SourceConfig(kind="text", path=str(tmp_path / "bare")), "holds no records"),
-        (SourceConfig(kind="tfds", name="digits", path=str(tmp_path)), "transfusion.data.prepare"),
+        (SourceConfig(kind="tfds", name="digits", path=str(tmp_path)), "transfusion.prepare"),
         (SourceConfig(kind="tfds", name="digitz", path=str(tmp_path)), "did you mean 'digits'"),
         (SourceConfig(kind="tfds", path=str(tmp_path)), "dataset_info.json"),
     ]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
+from transfusion.codecs import features
+from transfusion.codecs.features import BLOCKS, Vgg16, VggEmbedding, feature_maps, read_arrays, vgg16_from
 from transfusion.errors import UsageError
-from transfusion.evaluation import features
-from transfusion.evaluation.features import BLOCKS, Vgg16, VggEmbedding, feature_maps, read_arrays, vgg16_from
 
 # In sequence: the sums of a network of convolutions of 3 x 3 over two or three channels, and over their pixels.
 OPERATIONS = sum(BLOCKS) * (3 * 3 * 3 + 2) + 16 * 16

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
+from transfusion.codecs import features
 from transfusion.errors import UsageError
-from transfusion.evaluation import features
 from transfusion.evaluation.retrieval import distances, ranks, retrieval, squared_distances
 
 RNG = np.random.default_rng(0)

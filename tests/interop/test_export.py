@@ -10,12 +10,12 @@ import released
 from program import run_program
 from safetensors.numpy import load_file
 
-from transfusion.checkpoint import Checkpoints, restore_params
 from transfusion.config import to_json
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
 from transfusion.interop.workdir import import_checkpoint
 from transfusion.programs import read_experiment
+from transfusion.running.checkpoint import Checkpoints, restore_params
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 264, "hidden_size": 8, "intermediate_size": 12,

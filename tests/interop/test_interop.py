@@ -18,7 +18,6 @@ from oracles.codecs import original_names
 from program import run_program
 from safetensors.numpy import load_file, save_file
 
-from transfusion.checkpoint import Checkpoints, restore_params
 from transfusion.codecs import CodecConfig
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
@@ -27,6 +26,7 @@ from transfusion.interop.files import Checkpoint
 from transfusion.interop.leaves import read_params, their_shapes
 from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.latents import open_codec
+from transfusion.running.checkpoint import Checkpoints, restore_params
 
 CASES = {"siglip": released.SIGLIP, "autoencoder": released.AUTOENCODER}
 

@@ -8,9 +8,9 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion.masks import Metadata, see
 from transfusion.model import blockwise
 from transfusion.model.attention import attention
+from transfusion.sequence.masks import Metadata, see
 
 
 def random_metadata(rng, rows, length, streams=3):

@@ -8,12 +8,12 @@ import tiny
 from closeness import assert_close, trunk_operations
 
 from transfusion.errors import UsageError
-from transfusion.masks import Metadata
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.model.parameters import Template
 from transfusion.model.transformer import Trunk
-from transfusion.rows import assemble, expand
 from transfusion.sequence import Stream
+from transfusion.sequence.masks import Metadata
+from transfusion.sequence.rows import assemble, expand
 
 QUERIES = 3
 

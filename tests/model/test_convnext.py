@@ -15,7 +15,7 @@ from transfusion.errors import UsageError
 from transfusion.model.convnext import SMALL, ConvNeXtConfig, ConvNeXtDown, ConvNeXtUp, depthwise, response_norm
 from transfusion.model.parameters import Template
 from transfusion.model.unified import model_template
-from transfusion.rows import assemble, expand
+from transfusion.sequence.rows import assemble, expand
 
 EMBED, CONDITION, CHANNELS, PATCH = 12, 6, 3, 2
 

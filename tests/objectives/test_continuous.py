@@ -9,7 +9,7 @@ from closeness import assert_close
 
 from transfusion.objectives import continuous
 from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, target
-from transfusion.rows import assemble, expand
+from transfusion.sequence.rows import assemble, expand
 
 
 def batch_of(*documents, name="transfusion", rows=1):

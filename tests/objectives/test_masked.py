@@ -13,8 +13,8 @@ from closeness import assert_close
 from transfusion.errors import UsageError
 from transfusion.objectives import OBJECTIVES
 from transfusion.objectives.masked import MASK_SCHEDULES, MaskedConfig, still_masked
-from transfusion.rows import assemble, expand
 from transfusion.sequence import MASKED, Segment, Stream
+from transfusion.sequence.rows import assemble, expand
 
 
 def test_the_cosine_reveals_few_tokens_first():

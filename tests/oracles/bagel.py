@@ -9,12 +9,12 @@ import numpy as np
 
 from oracles import Oracle, run
 from oracles.language import meta
-from transfusion.masks import see
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import Inputs, UnifiedModel
 from transfusion.objectives.paths import shift_time
-from transfusion.rows import patchify
 from transfusion.sampling.guidance import Guidance
+from transfusion.sequence.masks import see
+from transfusion.sequence.rows import patchify
 
 
 def published(config: dict) -> dict:

@@ -10,8 +10,8 @@ import numpy as np
 from oracles import Oracle, run
 from oracles.language import meta, text_inputs
 from transfusion.model.unified import Inputs, UnifiedModel, model_template
-from transfusion.rows import patchify, unpatchify
 from transfusion.sequence import SequenceSpec
+from transfusion.sequence.rows import patchify, unpatchify
 
 
 def tokens(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from oracles import Oracle, run
-from transfusion.masks import Metadata
 from transfusion.model.unified import Inputs, UnifiedModel
+from transfusion.sequence.masks import Metadata
 
 
 def meta(shape: tuple[int, ...], **fields) -> Metadata:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from oracles import Oracle
-from transfusion.masks import Metadata, metadata, see
-from transfusion.rows import assemble, expand
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
+from transfusion.sequence.masks import Metadata, metadata, see
+from transfusion.sequence.rows import assemble, expand
 
 # --- BAGEL ------------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from transfusion.masks import metadata, see
 from transfusion.objectives import continuous
 from transfusion.objectives.masked import still_masked
 from transfusion.objectives.paths import (
@@ -32,9 +31,10 @@ from transfusion.objectives.paths import (
     target,
 )
 from transfusion.optim import OptimConfig, average, ema_decay
-from transfusion.rows import assemble, expand
 from transfusion.sampling.solvers import SOLVERS, time_grid
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
+from transfusion.sequence.masks import metadata, see
+from transfusion.sequence.rows import assemble, expand
 
 Outputs = dict[str, np.ndarray]
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import tiny
 
-from transfusion.chips import CHIPS, parse_topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.masks import metadata, see, visible_pairs
 from transfusion.model.config import PRESETS
 from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.planning import shapes
 from transfusion.planning.cost import bounds
 from transfusion.planning.shapes import Sharding
-from transfusion.rows import assemble, expand
+from transfusion.running.chips import CHIPS, parse_topology
+from transfusion.sequence.masks import metadata, see, visible_pairs
+from transfusion.sequence.rows import assemble, expand
 from transfusion.sharding import MeshConfig, batch_shardings
 from transfusion.tasks import SequenceTask
-from transfusion.train import state_shardings
+from transfusion.training.step import state_shardings
 
 
 def experiment(of=tiny.SPECS["transfusion"], **changes) -> tuple[SequenceTask, Experiment]:

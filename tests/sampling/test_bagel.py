@@ -9,18 +9,17 @@ import pytest
 from closeness import assert_same, drawing_operations
 
 from transfusion import layouts
-from transfusion.codecs import text
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.model.vit import ViTConfig
 from transfusion.objectives import ObjectivesConfig
-from transfusion.rows import assemble, expand
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
+from transfusion.sampling.job import Prefix, predict
 from transfusion.sampling.layout import Layout
-from transfusion.sampling.prefix import Prefix, predict
 from transfusion.sampling.reference import _forward, generate_one
-from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream
+from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream, text
+from transfusion.sequence.rows import assemble, expand
 from transfusion.tasks import SequenceTask
 
 SIDES = (4, 8)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from transfusion.codecs import text
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.guidance import Guidance
-from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.sequence import Run, SequenceSpec, Stream, text
 
 
 def guidance(scale, low=0.0, high=1.0):

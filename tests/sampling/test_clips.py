@@ -9,7 +9,6 @@ from closeness import assert_same, drawing_operations
 
 from transfusion import layouts
 from transfusion.api import Run
-from transfusion.codecs import text
 from transfusion.config import Experiment
 from transfusion.latents import Codec
 from transfusion.model.config import TransformerConfig
@@ -17,7 +16,7 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.reference import generate_one
-from transfusion.sequence import Segment, SequenceSpec, Stream
+from transfusion.sequence import Segment, SequenceSpec, Stream, text
 from transfusion.tasks import SequenceTask
 
 VIDEO = Stream(

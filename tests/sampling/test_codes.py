@@ -4,13 +4,12 @@ import jax
 import numpy as np
 
 from transfusion import layouts
-from transfusion.codecs import text
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.reference import generate_one
-from transfusion.sequence import Segment, SequenceSpec, Stream
+from transfusion.sequence import Segment, SequenceSpec, Stream, text
 from transfusion.tasks import SequenceTask
 
 CODES = 12

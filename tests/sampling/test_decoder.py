@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 from closeness import assert_close, assert_same, drawing_operations
 
-from transfusion.codecs import text
 from transfusion.errors import UsageError
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
-from transfusion.rows import assemble, expand, patchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
+from transfusion.sampling.job import Prefix, predict
 from transfusion.sampling.layout import Layout, lay
-from transfusion.sampling.prefix import Prefix, predict
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.state import append, start
 from transfusion.sampling.trajectory import trajectory
-from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream
+from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, text
+from transfusion.sequence.rows import assemble, expand, patchify
 from transfusion.tasks import SequenceTask
 
 

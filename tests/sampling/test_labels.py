@@ -10,13 +10,13 @@ import pytest
 import tiny
 
 from transfusion.errors import UsageError
-from transfusion.rows import assemble, expand, patchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate, prepare
-from transfusion.sampling.prefix import Prefix, begin, predict
+from transfusion.sampling.job import Prefix, begin, predict
 from transfusion.sampling.prompt import Prompt
 from transfusion.sampling.reference import generate_one
 from transfusion.sequence import Segment, TimeConfig
+from transfusion.sequence.rows import assemble, expand, patchify
 
 CLASSES, SIZE = 3, 5
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfusion import layouts
-from transfusion.codecs import text
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
@@ -23,7 +22,7 @@ from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.layout import Layout
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.trajectory import trajectory
-from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream
+from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream, text
 from transfusion.tasks import SequenceTask
 
 CODES, VOCABULARY = 6, text.VOCABULARY + 8

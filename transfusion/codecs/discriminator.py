@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import Conv, GroupNorm
 from transfusion.errors import UsageError
+from transfusion.model.blocks import Conv, GroupNorm
 from transfusion.model.parameters import param, zeros
 
 HALVE = ((1, 1), (1, 1))

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import (
+from transfusion.codecs.discriminator import AdversarialConfig, PatchDiscriminator
+from transfusion.codecs.pixels import check_size
+from transfusion.errors import UsageError, check
+from transfusion.model.blocks import (
     TIMES,
     Conv,
     GroupNorm,
@@ -23,11 +26,8 @@ from transfusion.codecs.blocks import (
     normed,
     upsample,
 )
-from transfusion.codecs.discriminator import AdversarialConfig, PatchDiscriminator
-from transfusion.codecs.multiscale import QUANTIZERS
-from transfusion.codecs.pixels import check_size
-from transfusion.codecs.quantizers import Quantized, QuantizerConfig
-from transfusion.errors import UsageError, check
+from transfusion.model.multiscale import QUANTIZERS
+from transfusion.model.quantizers import Quantized, QuantizerConfig
 from transfusion.model.vit import ViTConfig
 
 # Convolutions to latents or pixels have few output channels: not to be split over devices.

@@ -9,7 +9,7 @@ import numpy as np
 
 from transfusion.codecs.discriminator import hinge
 from transfusion.codecs.kl_autoencoder import RECONSTRUCTIONS, Coder
-from transfusion.codecs.quantizers import histogram, statistics
+from transfusion.model.quantizers import histogram, statistics
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 """Two batches of images [N, H, W, C] -> their distances [N]."""

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from transfusion.data.sounds import to_float
 from transfusion.errors import UsageError
 
 
@@ -130,3 +129,17 @@ class MelCodec:
         np.add.at(weight, at, np.broadcast_to(self.taper**2, at.shape))
         edge = (config.window - config.hop) // 2
         return (sound / np.maximum(weight, 1e-3))[edge : total - edge]
+
+
+def to_float(sound: np.ndarray) -> np.ndarray:
+    """int16 or float [...] as float32 in [-1, 1].
+
+    Raises:
+      UsageError: of another type.
+    """
+    sound = np.asarray(sound)
+    if sound.dtype == np.int16:
+        return sound.astype(np.float32) / np.float32(32768)
+    if sound.dtype.kind != "f":
+        raise UsageError(f"a sound must be int16, or float in [-1, 1], not {sound.dtype}")
+    return sound.astype(np.float32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import Conv
+from transfusion.model.blocks import Conv
 from transfusion.model.parameters import ones, param, zeros
 
 

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.blocks import Conv
 from transfusion.codecs.kl_autoencoder import ENDS, Autoencoder, AutoencoderConfig, Coded, Coder
 from transfusion.codecs.movq import TimeDecoder, TimeEncoder
-from transfusion.codecs.multiscale import QUANTIZERS
-from transfusion.codecs.quantizers import draw_statistics
 from transfusion.codecs.semantic import SemanticAutoencoder
 from transfusion.errors import UsageError
+from transfusion.model.blocks import Conv
+from transfusion.model.multiscale import QUANTIZERS
 from transfusion.model.parameters import Template
+from transfusion.model.quantizers import draw_statistics
 
 
 class VqAutoencoder(Coder):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
-from transfusion.config import Experiment
 from transfusion.data.config import HELD_OUT, DataConfig, Record, SourceConfig
 from transfusion.data.packing import Bad
 from transfusion.data.sources import Source, open_source
@@ -13,32 +12,37 @@ from transfusion.errors import UsageError
 LOOK = 1000  # records of a source of which one must be usable
 
 
-def check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
+def check_data(
+    data: DataConfig,
+    opened: Mapping[str, Source],
+    example: Callable[[Record], object],
+    held_out: Mapping[str, SourceConfig],
+    evaluates: bool,
+) -> None:
     """Refuses data of which nothing can be used, so that a run ends at its start, not at its first evaluation.
 
     One usable record of each source is read and made into an example. Held-out sources are refused if training
-    evaluates (`eval.every`); if only a later program would, a line of the log says what is wrong with them.
+    evaluates; if only a later program would, a line of the log says what is wrong with them.
 
     Args:
       opened: the training sources.
       example: makes a record into what the task reads, or a Bad.
+      held_out: the sources of `eval.sources`.
+      evaluates: whether training evaluates on them.
 
     Raises:
-      UsageError: naming the source and its first record, or the setting that cannot work.
+      UsageError: naming the source and its first record.
     """
-    config, data = experiment.eval, experiment.data
     for name, source in opened.items():
         check_usable(f"data.sources.{name}", source, example)
-    if config.every and config.sources and config.batches < 1:
-        raise UsageError(f"eval.batches={config.batches} must be at least 1; eval.every=0 evaluates nothing")
-    for name, source in config.sources.items():
+    for name, source in held_out.items():
         where = f"eval.sources.{name}"
         try:
             source.validate(where, data.pixel_limit)
             _check_apart(where, source, data)
             check_usable(where, _open(where, source, data), example)
         except UsageError as error:
-            if config.every:
+            if evaluates:
                 raise
             logging.warning("the held-out data cannot be used: %s", error)
 

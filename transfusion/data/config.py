@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from transfusion.codecs import text
 from transfusion.errors import UsageError, check
+from transfusion.sequence import text
 
 TRAIN, HELD_OUT = PARTS = ("train", "held_out")
 
@@ -74,7 +74,7 @@ class DataConfig:
     )
     caption_first: float = 0.8  # probability that the caption stands before its image
     drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
-    null_caption: str = "drop"  # what stands in its place then, a key of `transfusion.codecs.text.UNSEEN`
+    null_caption: str = "drop"  # what stands in its place then, a key of `transfusion.sequence.text.UNSEEN`
     drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing

@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transfusion.codecs import text
-from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.media import medium_of
 from transfusion.data.randomness import scramble
-from transfusion.sequence import Document, Segment
+from transfusion.sequence import Document, Segment, text
+from transfusion.sequence.text import BYTES, Tokenizer
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """A codec: what a record holds -> float32 latents or int32 codes; uint8 [H, W, 1 or 3] -> [h, w, C] or [h, w]."""

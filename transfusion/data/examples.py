@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data import documents
 from transfusion.data.config import Record
 from transfusion.data.faults import RECORD_FAULTS, one_line
 from transfusion.data.packing import Bad
 from transfusion.errors import PassingError
-from transfusion.rows import Expanded, expand
 from transfusion.sequence import TEXT, Document, SequenceSpec
+from transfusion.sequence.rows import Expanded, expand
+from transfusion.sequence.text import BYTES, Tokenizer
 
 
 def make_example(

@@ -179,7 +179,7 @@ class LatentSource:
         """Raises UsageError if the folder is not whole, or holds latents of another source than `config`."""
         folder = pathlib.Path(config.latents)
         if not (folder / ABOUT).is_file():
-            raise UsageError(f"no latents in {folder}: write them with python -m transfusion.data.cache_latents")
+            raise UsageError(f"no latents in {folder}: write them with python -m transfusion.cache_latents")
         plan, sizes = _about(folder)
         if sizes is None:
             raise UsageError(f"the latents in {folder} are not complete: the command that writes them goes on")

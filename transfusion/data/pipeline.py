@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
-from transfusion.batch import Batch
-from transfusion.codecs.text import BYTES, Tokenizer
 from transfusion.data import documents
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.examples import bytes_of, make_example
@@ -24,8 +22,10 @@ from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
 from transfusion.data.threads import ReadAhead, Worker
 from transfusion.errors import UsageError, nearest
-from transfusion.rows import Expanded, assemble
 from transfusion.sequence import SequenceSpec
+from transfusion.sequence.batch import Batch
+from transfusion.sequence.rows import Expanded, assemble
+from transfusion.sequence.text import BYTES, Tokenizer
 
 _TURN = 1 << 32  # keeps these numbers apart from the draws of documents
 

@@ -7,7 +7,7 @@ import wave
 
 import numpy as np
 
-from transfusion.errors import UsageError
+from transfusion.codecs.mel import to_float
 
 SAMPLE_LIMIT = 50_000_000
 _PIPE = 0x7FFF0000  # no file that is read at all is so long; ffmpeg gives 0xFFFFFFFF, sox 0x7FFFF000
@@ -113,20 +113,6 @@ def encode_wav(sound: np.ndarray, rate: int) -> bytes:
         file.setframerate(rate)
         file.writeframes(to_int16(sound).astype("<i2").tobytes())
     return out.getvalue()
-
-
-def to_float(sound: np.ndarray) -> np.ndarray:
-    """int16 or float [...] as float32 in [-1, 1].
-
-    Raises:
-      UsageError: of another type.
-    """
-    sound = np.asarray(sound)
-    if sound.dtype == np.int16:
-        return sound.astype(np.float32) / np.float32(32768)
-    if sound.dtype.kind != "f":
-        raise UsageError(f"a sound must be int16, or float in [-1, 1], not {sound.dtype}")
-    return sound.astype(np.float32)
 
 
 def to_int16(sound: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def _named(full_name: str, where: str) -> tuple[tfds.core.DatasetBuilder, str]:
     name, _, variant = full_name.partition("/")
     advice = ": prepare it with file_format='array_record'"
     if name in builders.BUILDERS:
-        advice = f": run `python -m transfusion.data.prepare --data_dir {where} {full_name}`"
+        advice = f": run `python -m transfusion.prepare --data_dir {where} {full_name}`"
         builder_class, variant = builders.resolve(full_name)
         name = builder_class.name
     known = [path.name for path in Path(where).iterdir() if path.is_dir()] if Path(where).is_dir() else []

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from transfusion.data.packing import Bad
-from transfusion.rows import Expanded
+from transfusion.sequence.rows import Expanded
 
 
 class ReadAhead:

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from transfusion import storage
-from transfusion.codecs.blocks import Conv, GroupNorm, Linear
 from transfusion.errors import UsageError
 from transfusion.evaluation.intervals import Score, wilson
+from transfusion.model.blocks import Conv, GroupNorm, Linear
 from transfusion.model.parameters import Params, Template
 
 GROUPS = 8

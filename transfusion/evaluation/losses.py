@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.batch import Batch
-from transfusion.codecs.text import Tokenizer
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.evaluation.intervals import Score, bootstrap
+from transfusion.learner import Draws
 from transfusion.model.parameters import Params
 from transfusion.objectives import OBJECTIVES, next_token
 from transfusion.objectives.continuous import noised, spread
 from transfusion.objectives.masked import mask
 from transfusion.objectives.paths import PATHS, estimates, target
 from transfusion.sequence import TEXT
-from transfusion.spelling import Spelling
-from transfusion.tasks import Draws, SequenceTask
+from transfusion.sequence.batch import Batch
+from transfusion.sequence.spelling import Spelling
+from transfusion.sequence.text import Tokenizer
+from transfusion.tasks import SequenceTask
 
 TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of masked codes

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from transfusion.pictures import to_picture
+from transfusion.evaluation.pictures import to_picture
 
 STYLE = (
     """

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion import pictures
 from transfusion.codecs.losses import FIDELITY
 from transfusion.codecs.pixels import to_uint8
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.evaluation import pictures
 from transfusion.evaluation.intervals import bootstrap, score
-from transfusion.metrics import codebook_scores
 from transfusion.model.parameters import Params
+from transfusion.running.metrics import codebook_scores
 from transfusion.tasks import AutoencoderTask
 
 HOW = {

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from transfusion.codecs.features import pixels
 from transfusion.errors import UsageError
-from transfusion.evaluation.features import pixels
 from transfusion.evaluation.intervals import Score, wilson
 
 Embedding = Callable[[np.ndarray], np.ndarray]

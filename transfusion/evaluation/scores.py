@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 
 from transfusion.api import Run
+from transfusion.codecs.features import VggEmbedding, load_vgg16, pixels
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
 from transfusion.evaluation import judge as judges
 from transfusion.evaluation.examples import Examples, class_captions
-from transfusion.evaluation.features import VggEmbedding, load_vgg16, pixels
 from transfusion.evaluation.frechet import frechet_score
 from transfusion.evaluation.intervals import Score, wilson
 from transfusion.evaluation.judge import Judge, JudgeConfig

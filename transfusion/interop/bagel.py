@@ -15,9 +15,9 @@ from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, token_leaves, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
 from transfusion.interop.siglip import vit_config, vit_leaves
-from transfusion.layouts import bagel as bagel_layout
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
+from transfusion.sequence.layouts import bagel as bagel_layout
 
 UNDERSTANDING, GENERATION = "understanding", "generation"
 NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"

@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 
 from transfusion import programs
-from transfusion.checkpoint import saved_shapes
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES
@@ -27,7 +26,8 @@ from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept
 from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import Form, write_checkpoint
-from transfusion.model.paths import by_path, nearest_path
+from transfusion.model.names import by_path, nearest_path
+from transfusion.running.checkpoint import saved_shapes
 
 # Names of dtypes in configs and flags -> in safetensors headers.
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}

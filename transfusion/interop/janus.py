@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from transfusion import layouts
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.diffusion import dense_leaves, imported
@@ -26,7 +25,7 @@ from transfusion.interop.opening import short
 from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
-from transfusion.sequence import TEXT, ConnectorConfig, Stream
+from transfusion.sequence import TEXT, ConnectorConfig, Stream, layouts
 
 SEMANTIC, IMAGE = "semantic", "image"
 HEAD = "lm_head.weight"

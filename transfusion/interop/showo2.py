@@ -11,9 +11,9 @@ from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, rotary, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, patches, same
 from transfusion.interop.siglip import vit_config, vit_leaves
-from transfusion.layouts import transfusion as transfusion_layout
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
+from transfusion.sequence.layouts import transfusion as transfusion_layout
 
 IMAGE, HEAD = "image", "head"
 # What their DiffusionHeadConfig says; config.json's `diffusion_head_config` replaces it.

@@ -9,13 +9,13 @@ import pathlib
 import re
 import shutil
 
-from transfusion.codecs.text import TokenizerConfig, recorded, tokens
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Family
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.opening import Folder
 from transfusion.sequence import TEXT
+from transfusion.sequence.text import TokenizerConfig, recorded, tokens
 
 FILES = "tokenizer"
 KINDS = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}

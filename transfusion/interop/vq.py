@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from transfusion.codecs.kl_autoencoder import AutoencoderConfig
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
@@ -18,6 +17,7 @@ from transfusion.interop.fields import class_names, fields, given, whole_numbers
 from transfusion.interop.language import with_defaults
 from transfusion.interop.leaves import Convert, Leaf, conv, conv3d, matrix, pointwise, same
 from transfusion.interop.opening import short
+from transfusion.model.quantizers import QuantizerConfig
 
 # What their configs leave out where it is their class's default.
 _CHAMELEON = {

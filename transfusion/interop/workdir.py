@@ -21,9 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from transfusion.checkpoint import restore_leaves, saved_shapes
 from transfusion.codecs import CodecConfig
-from transfusion.codecs.text import TokenizerConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
 from transfusion.interop.families import find_family
@@ -33,8 +31,10 @@ from transfusion.interop.leaves import check, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
 from transfusion.interop.zarr import Array
-from transfusion.orbax_noise import silence
-from transfusion.seals import write_seal
+from transfusion.running.checkpoint import restore_leaves, saved_shapes
+from transfusion.running.orbax_noise import silence
+from transfusion.running.seals import write_seal
+from transfusion.sequence.text import TokenizerConfig
 
 SOURCE, REST = "source.json", "source.safetensors"
 

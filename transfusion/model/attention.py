@@ -1,4 +1,4 @@
-"""Attention behind one function: every backend takes per-token metadata and obeys `transfusion.masks.see`.
+"""Attention behind one function: every backend takes per-token metadata and obeys `transfusion.sequence.masks.see`.
 
 Shape letters: B rows, Q queries, S keys, H heads, G key-value heads, R = H / G, K head size.
 """
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.masks import Metadata, see
 from transfusion.model import blockwise
+from transfusion.sequence.masks import Metadata, see
 
 MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
 

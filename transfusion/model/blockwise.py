@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from transfusion.masks import Metadata, see
+from transfusion.sequence.masks import Metadata, see
 from transfusion.sharding import fitting, per_device
 
 MASKED = -1e30

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.masks import Metadata, see
 from transfusion.model.attention import BACKENDS, heads_first, joined_attention
+from transfusion.sequence.masks import Metadata, see
 
 Pair = tuple[jax.Array, jax.Array]
 """Keys and values of one layer: of a cache [B G, S, K] each, of new tokens [B, N, G, K]."""
@@ -86,7 +86,7 @@ def attention_over(
       queries: metadata [B, N].
       keys: of new tokens that are not in the cache; None: there are none, or they have been written.
       cache: its metadata holds what has been written; None: there is none.
-      may: see `transfusion.masks.see`.
+      may: see `transfusion.sequence.masks.see`.
       backend: of attention without a cache, a key of `transfusion.model.attention.BACKENDS`.
     """
     if cache is None:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.codecs.blocks import Linear
 from transfusion.errors import UsageError
 from transfusion.model.block import rms_norm
+from transfusion.model.blocks import Linear
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.vit import patchify
-from transfusion.rows import unpatchify
+from transfusion.sequence.rows import unpatchify
 from transfusion.sharding import by_rows
 
 KERNEL = 7  # side of the depthwise convolutions

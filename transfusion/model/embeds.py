@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.codecs.multiscale import MultiScaleQuantizer
-from transfusion.codecs.quantizers import QuantizerConfig
 from transfusion.errors import UsageError, check
 from transfusion.model.block import dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
+from transfusion.model.multiscale import MultiScaleQuantizer
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
+from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
-from transfusion.rows import join_items, split_items, unpatchify
 from transfusion.sequence import ConnectorConfig, Stream, TimeConfig
+from transfusion.sequence.rows import join_items, split_items, unpatchify
 from transfusion.sharding import constrain
 
 

@@ -9,8 +9,8 @@ from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import ACTIVATIONS, patchify
-from transfusion.rows import join_items, split_items
 from transfusion.sequence import Stream
+from transfusion.sequence.rows import join_items, split_items
 
 
 class TokenHead(nnx.Module):

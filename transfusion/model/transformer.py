@@ -18,7 +18,6 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check
-from transfusion.masks import Metadata, see
 from transfusion.model import rope
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm, dense, per_token
@@ -26,6 +25,7 @@ from transfusion.model.cache import KeyValues, Pair, attention_over, merged, wri
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.parameters import param, zeros
+from transfusion.sequence.masks import Metadata, see
 from transfusion.sharding import by_heads, constrain, cut, join, shares
 
 
@@ -121,7 +121,7 @@ class Trunk(nnx.Module):
           condition: of the modulated streams.
           cache: keys and values that the tokens may see besides each other.
           slots: per stream int32 [B, N], where in the cache to write the tokens, whose metadata is there already.
-          may, may_cross: see `transfusion.masks.see`; of self-attention and of cross-attention.
+          may, may_cross: see `transfusion.sequence.masks.see`; of self-attention and of cross-attention.
           keep: whether, without `slots`, to return the tokens' keys and values.
 
         Returns:

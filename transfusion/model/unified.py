@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transfusion.batch import Batch
 from transfusion.errors import UsageError, check, nearest
-from transfusion.masks import Metadata, causal, metadata
 from transfusion.model.block import per_token
 from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
@@ -20,6 +18,8 @@ from transfusion.model.heads import HEADS, TiedHead
 from transfusion.model.parameters import Template, fan_in, param
 from transfusion.model.transformer import Condition, Trunk
 from transfusion.sequence import MASKED, SequenceSpec, Stream
+from transfusion.sequence.batch import Batch
+from transfusion.sequence.masks import Metadata, causal, metadata
 
 FIRST = "trunk"  # the name of the first trunk
 # Which fields of a stream are rows of which table.
@@ -267,8 +267,8 @@ class UnifiedModel(nnx.Module):
         return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
 
     def _may(self, where: str, cross: bool = False) -> np.ndarray | None:
-        """See `transfusion.masks.see`; a trunk's tokens see those that pass through it, by the one attention or by the
-        other."""
+        """Returns `may` of `transfusion.sequence.masks.see`: tokens see those that pass through their trunk, by the one
+        attention or by the other."""
         may = None if self.may is None else self.may.value
         inside = [where in path and cross == (s in self.configs[where].cross) for s, path in self.path.items()]
         if all(inside):

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from transfusion.batch import StreamSlice
 from transfusion.objectives.paths import PATHS, WEIGHTINGS, ContinuousConfig, interpolate, sample_times, target
+from transfusion.sequence.batch import StreamSlice
 
 BUCKETS = 10
 

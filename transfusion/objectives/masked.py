@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.batch import StreamSlice
 from transfusion.errors import UsageError, check
 from transfusion.sequence import MASKED
+from transfusion.sequence.batch import StreamSlice
 
 # The masked share after the fraction r of the steps (MaskGIT, arXiv 2202.04200, section 3.3).
 MASK_SCHEDULES: dict[str, Callable[..., Any]] = {

@@ -15,17 +15,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from transfusion import sharding
-from transfusion.chips import GIB, Topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning.cost import Cost
 from transfusion.planning.hlo import Program, read_program
+from transfusion.running.chips import GIB, Topology
 from transfusion.sampling.decoder import Decoder, prepare
 from transfusion.sampling.layout import Prompt
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
-from transfusion.train import abstract_state, jit_step, state_shardings
+from transfusion.training.step import abstract_state, jit_step, state_shardings
 
 # Without these libtpu looks for the machine's TPUs, and says at length that there are none; and a second program that
 # compiles beside this one would be refused, as if both wanted the same TPUs.

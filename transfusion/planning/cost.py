@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from transfusion.chips import Topology
 from transfusion.planning.hlo import Program
+from transfusion.running.chips import Topology
 
 # How often a forward pass is computed in a step, in units of the model's own forward and backward passes.
 RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}

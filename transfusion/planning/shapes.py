@@ -13,13 +13,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from transfusion.chips import Topology
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import split
 from transfusion.planning.cost import Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
+from transfusion.running.chips import Topology
 from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 

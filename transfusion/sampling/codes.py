@@ -12,8 +12,8 @@ import numpy as np
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.masked import still_masked
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.job import Job, Prefix, predict
 from transfusion.sampling.layout import Layout, lay
-from transfusion.sampling.prefix import Job, Prefix, predict
 from transfusion.sampling.state import step_keys
 from transfusion.sequence import MASKED
 

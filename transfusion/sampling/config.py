@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from transfusion.codecs import text
 from transfusion.errors import UsageError, check, shown
 from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SPACINGS, time_grid
+from transfusion.sequence import text
 
 MOST_STEPS = 100_000
 MOST_TOKENS = 2**24

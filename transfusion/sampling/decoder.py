@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.learner import Learner
 from transfusion.model.cache import KeyValues
 from transfusion.model.parameters import Params
 from transfusion.model.transformer import by_layer
@@ -31,9 +32,9 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import DRAWINGS, latents_of, solve
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sampling.guidance import Guidance
+from transfusion.sampling.job import Job, Prefix, begin, broadcast
 from transfusion.sampling.layout import Conditions, Layout, Prefill, bucket, lay
 from transfusion.sampling.memory import check_memory
-from transfusion.sampling.prefix import Job, Prefix, begin, broadcast
 from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import (
@@ -49,7 +50,6 @@ from transfusion.sampling.state import (
     text_keys,
 )
 from transfusion.sequence import TEXT, Document, Segment
-from transfusion.tasks import SequenceTask
 
 __all__ = ["ROWS", "Prompt", "generate"]
 
@@ -98,7 +98,7 @@ class Models:
 class Decoder:
     """The compiled loop for one task and one set of limits."""
 
-    task: SequenceTask
+    task: Learner
     limits: Limits
     size: tuple[int, ...] = (0, 0)
 
@@ -328,12 +328,12 @@ def _logits(model: UnifiedModel, encoded, last: jax.Array) -> jax.Array:
 
 
 @lru_cache(maxsize=32)
-def decoder(task: SequenceTask, limits: Limits, size: tuple[int, ...]) -> Decoder:
+def decoder(task: Learner, limits: Limits, size: tuple[int, ...]) -> Decoder:
     """The decoder of a task, compiled once per set of limits and shapes of prompts."""
     return Decoder(task, limits, size)
 
 
-def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
+def prepare(task: Learner, config: SamplerConfig, size: tuple[int, ...]) -> tuple[Decoder, Settings]:
     """The decoder for a config, and what of it may change without compiling anew.
 
     Raises:
@@ -361,7 +361,7 @@ def prepare(task: SequenceTask, config: SamplerConfig, size: tuple[int, ...]) ->
 
 
 def generate(
-    task: SequenceTask,
+    task: Learner,
     params: Params,
     prompts: Sequence[Prompt],
     seed: int,

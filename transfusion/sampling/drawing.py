@@ -13,13 +13,13 @@ import numpy as np
 
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import PATHS, estimates
-from transfusion.rows import unpatchify
 from transfusion.sampling import codes
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.job import Job, predict
 from transfusion.sampling.layout import Layout
-from transfusion.sampling.prefix import Job, predict
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
+from transfusion.sequence.rows import unpatchify
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.sampling.choose import NEVER
 from transfusion.sequence import Run
-from transfusion.spelling import CODE, Grid
+from transfusion.sequence.spelling import CODE, Grid
 
 OUTSIDE, OPENED = range(2)  # states: of no item, where everything may stand, and after its opener
 

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.batch import StreamSlice
 from transfusion.errors import UsageError
 from transfusion.model.unified import Inputs, inputs_of
 from transfusion.model.vit import patchify as patchify_images
-from transfusion.rows import Expanded, assemble, expand, unpatchify
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.prompt import Prompt, has_images, without_images, without_text
 from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec, Stream
-from transfusion.spelling import Grid
+from transfusion.sequence.batch import StreamSlice
+from transfusion.sequence.rows import Expanded, assemble, expand, unpatchify
+from transfusion.sequence.spelling import Grid
 
 
 @jax.tree_util.register_dataclass

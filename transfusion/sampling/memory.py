@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
+from transfusion.learner import Learner
 from transfusion.sampling.layout import bucket
-from transfusion.tasks import SequenceTask
 
 SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def check_memory(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> None:
+def check_memory(task: Learner, rows: int, length: int, room: int, drawn: int) -> None:
     """Refuses what surely does not fit.
 
     Args:
@@ -36,7 +36,7 @@ def check_memory(task: SequenceTask, rows: int, length: int, room: int, drawn: i
         )
 
 
-def needed_bytes(task: SequenceTask, rows: int, length: int, room: int, drawn: int) -> int:
+def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -> int:
     """The cache of keys and values, and the scores of one layer with their weights: of a drawing, and where attention
     is dense, of the prompt. It is less than what is really taken, so that nothing is refused that would fit."""
     trunks = [task.model, *(stage.trunk for stage in task.model.stages.values())]

@@ -4,8 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from transfusion.codecs import text
-from transfusion.sequence import TEXT, Document, Segment, SequenceSpec
+from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, text
 
 
 @dataclasses.dataclass(frozen=True)

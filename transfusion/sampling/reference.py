@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.learner import Learner
 from transfusion.model.parameters import Params
 from transfusion.model.unified import inputs_of
 from transfusion.objectives.paths import PATHS, estimates
-from transfusion.rows import assemble, expand, patchify, unpatchify
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Choice, emittable
 from transfusion.sampling.config import SamplerConfig
@@ -24,12 +24,12 @@ from transfusion.sampling.prompt import Prompt, has_images, without_images, with
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
-from transfusion.spelling import CODE, Spelling
-from transfusion.tasks import SequenceTask
+from transfusion.sequence.rows import assemble, expand, patchify, unpatchify
+from transfusion.sequence.spelling import CODE, Spelling
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(task: SequenceTask, params: Params, batch, times) -> dict[str, jax.Array]:
+def _forward(task: Learner, params: Params, batch, times) -> dict[str, jax.Array]:
     model = task.template.bind(params)
     inputs = {}
     for name, part in batch.items():
@@ -43,7 +43,7 @@ def _forward(task: SequenceTask, params: Params, batch, times) -> dict[str, jax.
 class _Row:
     """One document on its way."""
 
-    task: SequenceTask
+    task: Learner
     params: Params
     config: SamplerConfig
     layout: Layout
@@ -190,7 +190,7 @@ def _span(symbol: int, spelling: Spelling) -> range:
 
 
 def generate_one(
-    task: SequenceTask, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
+    task: Learner, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
     """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
     row = _Row(task, params, config, Layout(task.spec), row_keys(seed, np.array([number])), prompt, prompt.segments)

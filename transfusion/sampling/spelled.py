@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.model.cache import KeyValues
-from transfusion.rows import Expanded
 from transfusion.sampling.grammar import OPENED, OUTSIDE, Grammar
+from transfusion.sampling.job import Job, Prefix
 from transfusion.sampling.layout import Layout, Place, lay
-from transfusion.sampling.prefix import Job, Prefix
 from transfusion.sampling.state import DRAWING, State, append, put_ids, text_keys
 from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence.rows import Expanded
 
 
 @jax.tree_util.register_dataclass

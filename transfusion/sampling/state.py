@@ -13,8 +13,8 @@ import numpy as np
 
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import Encoded, Inputs, UnifiedModel
-from transfusion.rows import Expanded
 from transfusion.sampling.layout import Place, Prefill
+from transfusion.sequence.rows import Expanded
 
 WRITING, DRAWING, DONE = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from transfusion.errors import UsageError
+from transfusion.learner import Learner
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import prepare
 from transfusion.sampling.drawing import latents_of
 from transfusion.sampling.prompt import Prompt, has_images
 from transfusion.sampling.state import row_keys
-from transfusion.tasks import SequenceTask
 
 __all__ = ["Prompt", "Trajectory", "trajectory"]
 
@@ -27,7 +27,7 @@ class Trajectory:
 
 
 def trajectory(
-    task: SequenceTask,
+    task: Learner,
     params: Params,
     prompt: Prompt,
     seed: int,

@@ -1,0 +1,180 @@
+"""Which token sees which: the rule itself, and that nothing else lets information through."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transfusion.sequence.masks import metadata, see
+from transfusion.sequence.rows import assemble, expand
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def pieces(rng):
+    """Random words and images."""
+    return tuple(
+        tiny.picture(rng, rng.choice(["target", "context"]))
+        if rng.random() < 0.4
+        else tiny.words(*rng.integers(0, 11, rng.integers(1, 4)))
+        for _ in range(rng.integers(1, 4))
+    )
+
+
+def random_row(spec, rng):
+    """Documents that fit one row."""
+    row, left = [], dict(spec.budgets)
+    for _ in range(rng.integers(1, 4)):
+        document = expand(pieces(rng), spec)
+        if all(count <= left[name] for name, count in document.cost.items()):
+            row.append(document)
+            left = {name: room - document.cost.get(name, 0) for name, room in left.items()}
+    return row
+
+
+def mask_of(batch, spec, may=None):
+    joined = metadata(batch, spec)
+    return np.asarray(see(joined, joined, may)), jax.tree.map(np.asarray, joined)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(sorted(tiny.SPECS)))
+def test_the_mask_of_any_row_is_what_the_papers_say(seed, name):
+    spec = tiny.SPECS[name]
+    rng = np.random.default_rng(seed)
+    batch = assemble([random_row(spec, rng)], spec)
+    mask, tokens = mask_of(batch, spec)
+    reading = np.argsort(np.where(tokens.document[0] > 0, tokens.order[0], 10_000), kind="stable")
+    used = int((tokens.document[0] > 0).sum())
+    assert not mask[0][reading[used:]].any() and not mask[0][:, reading[used:]].any()
+    for i, q in enumerate(reading[:used]):
+        for j, k in enumerate(reading[:used]):
+            same_image = tokens.span[0, q] == tokens.span[0, k] != 0
+            earlier = j <= i and not tokens.private[0, k]
+            wanted = tokens.document[0, q] == tokens.document[0, k] and (same_image or earlier)
+            assert mask[0, q, k] == wanted
+
+
+def test_streams_may_be_hidden_from_others():
+    streams = {
+        "text": tiny.text_stream(),
+        "image": tiny.image_stream(visible_to=("image",)),
+    }
+    spec = tiny.spec(streams)
+    assert spec.visibility.tolist() == [[True, False], [True, True]]
+    assert tiny.spec().visibility is None
+    batch = assemble([[expand(tiny.documents()[2], spec)]], spec)
+    mask, tokens = mask_of(batch, spec, spec.visibility)
+    text, image = tokens.stream[0] == 0, tokens.stream[0] == 1
+    assert not mask[0][np.ix_(text, image)].any()
+    assert mask[0][np.ix_(image, image)].any() and mask[0][np.ix_(image, text)].any()
+    second = np.flatnonzero(image)[4:8]
+    assert mask[0][np.ix_(second, np.flatnonzero(image)[:4])].all()  # images see earlier images
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def compiled(name):
+    """`outputs(batch, draws)`: logits and predicted patches of every stream with a head that is trained."""
+    task = tiny.task(tiny.SPECS[name], layers=2, kv_heads=2)
+    params = task.template.init(jax.random.key(1))
+
+    @jax.jit
+    def outputs(batch, draws):
+        model = task.template.bind(params)
+        encoded, _ = model.encode({stream: task.inputs(stream, batch, draws) for stream in task.spec.streams})
+        return {stream: model.head(stream, encoded[stream]) for stream in task.spec.streams}
+
+    return task, outputs
+
+
+@functools.cache
+def example(name):
+    """Two documents in one row: [words, image, words, image, words], [words, image, words]."""
+    task, outputs = compiled(name)
+    rng = np.random.default_rng(3)
+    documents = [
+        (tiny.words(1, 2), tiny.picture(rng), tiny.words(3, 4), tiny.picture(rng), tiny.words(5)),
+        (tiny.words(6, 7), tiny.picture(rng), tiny.words(8)),
+    ]
+    batch = assemble([[expand(document, task.spec) for document in documents]], task.spec)
+    draws = jax.tree.map(np.asarray, task.draw(batch, jax.random.key(2)))
+    return batch, draws, outputs(batch, draws)
+
+
+def changed(name, stream, field, where, value):
+    """Which tokens' outputs change if `field` of a stream's tokens `where` is set to `value`: {stream: bool [N]}."""
+    _, outputs = compiled(name)
+    batch, draws, before = example(name)
+    batch = jax.tree.map(np.copy, batch)
+    getattr(batch[stream], field)[0, where] = value
+    after = outputs(batch, draws)
+    return {s: np.asarray(jnp.abs(after[s] - before[s]).max(-1)[0] > 1e-6) for s in after}
+
+
+MODELS = ["transfusion", "experts", "grid", "bagel"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(MODELS), st.integers(0, 100))
+def test_nothing_depends_on_a_later_word_or_on_another_document(name, which):
+    batch, _, _ = example(name)
+    text = batch["text"]
+    used = np.flatnonzero(text.document[0])
+    at = used[which % len(used)]
+    reached = changed(name, "text", "tokens", at, (text.tokens[0, at] + 1) % 11)
+    assert reached["text"][at]
+    for stream, moved in reached.items():
+        part = batch[stream]
+        allowed = (part.document[0] == text.document[0, at]) & (
+            (part.order[0] >= text.order[0, at]) | ((part.span[0] == text.span[0, at]) & (part.span[0] > 0))
+        )
+        assert not moved[~allowed].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("item", [0, 1, 2])
+def test_an_image_changes_itself_as_a_whole_and_nothing_before_it(name, item):
+    batch, _, _ = example(name)
+    stream = "clean" if name == "bagel" else "image"
+    part = batch[stream]
+    own = (part.item[0] == item) & (part.document[0] > 0)
+    last = np.flatnonzero(own)[-1]
+    reached = changed(name, stream, "values", last, 3.0)
+    assert reached[stream][own].all()  # its first patch sees its last
+    later = 0
+    for other, moved in reached.items():
+        tokens = batch[other]
+        inside = (tokens.span[0] == part.span[0, last]) & (tokens.document[0] > 0)
+        after = (tokens.order[0] > part.order[0, last]) & (tokens.document[0] == part.document[0, last])
+        assert not moved[~(inside | after)].any()
+        later += moved[after & ~inside].sum()
+    assert later > 0
+
+
+@pytest.mark.parametrize("item", [0, 1, 2])
+def test_a_private_noised_copy_is_invisible_to_the_rest(item):
+    batch, _, _ = example("bagel")
+    part = batch["noised"]
+    own = (part.item[0] == item) & (part.document[0] > 0)
+    reached = changed("bagel", "noised", "values", np.flatnonzero(own), -2.0)
+    assert reached["noised"][own].all()
+    span = part.span[0][own][0]
+    for stream, moved in reached.items():
+        assert not moved[batch[stream].span[0] != span].any()
+
+
+def test_padding_reaches_nothing():
+    batch, _, _ = example("transfusion")
+    for stream, field in (("text", "tokens"), ("image", "values")):
+        empty = np.flatnonzero(batch[stream].document[0] == 0)
+        assert len(empty)
+        for other, moved in changed("transfusion", stream, field, empty, 5).items():
+            assert not moved[batch[other].document[0] > 0].any()

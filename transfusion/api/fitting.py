@@ -1,0 +1,250 @@
+"""Media that people hand to a run, fitted to the model as its training data were: size, channels, length, rate.
+
+A picture is centre-cropped to the aspect of the model's and resized, a clip's frames are taken evenly, a sound is cut
+or followed by silence. What is changed so is told, once for all that is handed in together.
+"""
+
+import dataclasses
+import io
+import math
+import os
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps, ImageSequence
+
+from transfusion.api.prompts import Part
+from transfusion.codecs import pixels
+from transfusion.config import Experiment
+from transfusion.data import clips, images
+from transfusion.data.config import Record, SourceConfig
+from transfusion.data.files import read_whole
+from transfusion.data.media import MEDIA
+from transfusion.errors import UsageError, shown
+from transfusion.latents import Codec
+from transfusion.sequence import Run, SequenceSpec, Stream
+
+PIXEL_LIMIT = 50_000_000
+_KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
+_NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What the media of one kind are that a model reads.
+
+    Attributes:
+      sizes: heights and widths in pixels; () are all that `multiple` divides.
+      multiple: what divides the sides where all sizes are read.
+      channels: 1 or 3; of another number, what is handed in is left as it is.
+      length: frames, or samples; 0: any.
+      rate: samples per second; 0: any.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    multiple: int = 1
+    channels: int = 0
+    length: int = 0
+    rate: int = 0
+
+
+def forms_of(spec: SequenceSpec, codec: Codec, experiment: Experiment) -> dict[str, Form]:
+    """What a model reads, by 'image', 'video' and 'sound'. Media of one's own are not among them: their arrays are
+    handed to the codec as they are."""
+    runs: dict[str, list[Run]] = {}
+    for key, some in spec.layout.items():
+        kind = key.partition("/")[0]
+        if kind in MEDIA:
+            media = [run for run in some if spec.sides(run) and spec.streams[run.stream].source != "none"]
+            runs.setdefault(kind, []).extend(media)
+    found = {kind: [run for run in some if _KINDS[spec.sides(run)] == kind] for kind, some in runs.items()}
+    return {kind: _form(spec, codec, experiment, some) for kind, some in found.items() if some}
+
+
+def _form(spec: SequenceSpec, codec: Codec, experiment: Experiment, runs: list[Run]) -> Form:
+    # Where a stream reads pixels and another one latents, the latents say the size.
+    first = min(runs, key=lambda run: spec.streams[run.stream].source == "pixels")
+    stream = spec.streams[first.stream]
+    down, time_down = (1, 1) if stream.source == "pixels" else (codec.down, codec.time_down)
+    grids = first.spelling.grids if first.spelling.codes else (tuple(stream.grid),)
+    if len(grids[0]) == 1:
+        return Form(length=grids[0][0] * down, rate=codec.rate)
+    sizes = tuple((grid[-2] * down, grid[-1] * down) for grid in grids if all(grid))
+    length = grids[0][0] * time_down if len(grids[0]) == 3 else 0
+    streams = [spec.streams[run.stream] for run in runs]
+    multiple = math.lcm(*(s.patch * (1 if s.source == "pixels" else codec.down) for s in streams))
+    return Form(sizes, multiple, _channels(stream, codec, experiment), length)
+
+
+def _channels(stream: Stream, codec: Codec, experiment: Experiment) -> int:
+    if "pixels" in (experiment.codec.kind, stream.source):
+        return stream.channels or 3
+    sources = experiment.data.sources.values()
+    return codec.channels or next((source.channels for source in sources if source.channels), 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitter:
+    """Fits media to the `forms` that a model reads, and keeps `notes` of what it changed."""
+
+    forms: dict[str, Form]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def tell(self) -> None:
+        """Says what was changed, in one line."""
+        if self.notes:
+            more = f" (and {len(self.notes) - 1} more were changed)" if len(self.notes) > 1 else ""
+            logging.warning("%s, as in training%s", self.notes[0], more)
+            self.notes.clear()
+
+    def fit(self, part: Part) -> np.ndarray:
+        """A picture uint8 [H, W, C], a clip uint8 [T, H, W, C] or a sound [samples] as the codec reads it.
+
+        An array is the same, and a picture may be grey [H, W] or have an alpha channel; a path is that of a file.
+
+        Raises:
+          UsageError: if it cannot be read, or is nothing that the model reads.
+        """
+        if isinstance(part, str | os.PathLike):
+            return self._of_file(part)
+        if isinstance(part, Image.Image):
+            return self._fitted(_of_pillow(part))
+        array = np.asarray(part)
+        return self._fitted(self._of_array(array)) if self.forms else array
+
+    def _fitted(self, record: Record) -> np.ndarray:
+        kind = next(kind for kind in MEDIA if kind in record)
+        if kind == "image" and kind not in self.forms and "video" in self.forms:
+            kind, record = "video", {"video": record["image"][None]}  # a clip in which nothing moves
+        form = self.forms.get(kind)
+        if form is None and kind == "video" and "image" in self.forms:  # its frames are the images
+            form = dataclasses.replace(self.forms["image"], length=0)
+        if form is None:
+            known = " or ".join(f"{_NAMES[kind]}s" for kind in self.forms) or "no files"
+            raise UsageError(f"this model reads {known}, not a {_NAMES[kind]}")
+        if kind == "sound":
+            return self._sound(record, form)
+        array = self._pictures(record[kind], form, kind)
+        channels = form.channels if form.channels in (1, 3) else 0
+        if kind == "video" and form.length and len(array) != form.length:
+            self.notes.append(f"of a clip of {len(array)} frames {form.length} are taken evenly")
+        return MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
+
+    def _pictures(self, array: np.ndarray, form: Form, kind: str) -> np.ndarray:
+        """[..., H, W, C] in a size that the model reads."""
+        height, width = found = array.shape[-3:-1]
+        if not form.sizes and (height % form.multiple or width % form.multiple):
+            raise UsageError(
+                f"a {_NAMES[kind]} of {width}x{height} pixels: this model reads any size whose sides are multiples of "
+                f"{form.multiple}"
+            )
+        grey = form.channels == 1 and array.shape[-1] == 3
+        if form.sizes and found not in form.sizes:
+            size = min(form.sizes, key=lambda size: _distance(found, size))
+            how = "is resized" if size[0] * width == size[1] * height else "is cropped and resized"
+            colour = ", in grey," if grey else ""
+            self.notes.append(f"a {_NAMES[kind]} of {width}x{height} {how} to {size[1]}x{size[0]}{colour}".rstrip(","))
+            if kind == "video":
+                return np.stack([pixels.fit(frame, *size) for frame in array])
+            return pixels.fit(array, *size)
+        if grey and (array != array[..., :1]).any():
+            self.notes.append(f"a {_NAMES[kind]} in colour is made grey")
+        return array
+
+    def _sound(self, record: Record, form: Form) -> np.ndarray:
+        fields = {"rate": form.rate} | dict(record)
+        count = len(record["sound"]) * form.rate / max(fields["rate"], 1)
+        if count > PIXEL_LIMIT:
+            raise UsageError(
+                f"a sound of {count:,.0f} samples at {form.rate} a second is over the limit of {PIXEL_LIMIT:,}"
+            )
+        sound = MEDIA["sound"].fit(fields, SourceConfig(rate=form.rate))
+        if form.length and len(sound) > form.length:
+            self.notes.append(f"a sound of {len(sound)} samples is cut after {form.length}")
+        elif form.length and len(sound) < form.length:
+            self.notes.append(f"a sound of {len(sound)} samples is followed by silence up to {form.length}")
+        return MEDIA["sound"].fit({"sound": sound, "rate": form.rate}, SourceConfig(length=form.length))
+
+    def _of_array(self, array: np.ndarray) -> Record:
+        """The record of an array: what it is follows from its axes and from what the model reads."""
+        pictures = [kind for kind in ("image", "video") if kind in self.forms]
+        if not pictures or (array.ndim == 1 and "sound" in self.forms):
+            record = {"sound": array}
+        elif array.ndim == 4 or (array.ndim == 3 and array.shape[-1] > 4 and "video" in self.forms):
+            record = {"video": array if array.ndim == 4 else array[..., None]}
+        else:
+            record = {"image": array[..., None] if array.ndim == 2 else array}
+        (kind,) = record
+        shape = record[kind].shape
+        if kind != "sound" and record[kind].dtype == np.uint8 and shape[-1] in (2, 4) and 0 not in shape:
+            if self.forms.get(kind, self.forms[pictures[0]]).channels != shape[-1]:
+                record = {kind: _opaque(record[kind])}
+        elif fault := MEDIA[kind].fault(record[kind]):
+            wanted = {
+                "image": "a picture is uint8 [H, W] or [H, W, 1, 3 or 4], of 0 to 255",
+                "video": "a clip is uint8 [T, H, W, 1, 3 or 4], of 0 to 255",
+                "sound": "a sound is int16 or float [samples]",
+            }
+            raise UsageError(f"{wanted[kind]}, not {array.dtype} {list(array.shape)} ({fault})")
+        return record
+
+    def _of_file(self, path: str | os.PathLike) -> np.ndarray:
+        """What a file holds, fitted.
+
+        Raises:
+          UsageError: naming the file, if it cannot be read, or the model reads nothing of its kind.
+        """
+        named = shown(os.fsdecode(path))
+        try:
+            data = read_whole(os.fsdecode(path))
+            return self._fitted(MEDIA[self._kind(data)].decode(data, PIXEL_LIMIT))
+        except OSError as error:
+            raise UsageError(f"cannot read {named}: {error.strerror or error}") from error
+        except (ValueError, UsageError) as error:
+            raise UsageError(f"cannot read {named}: {error}") from error
+
+    def _kind(self, data: bytes) -> str:
+        pictures = [kind for kind in ("image", "video") if kind in self.forms]
+        if not pictures and "sound" in self.forms or data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+            return "sound"
+        return "video" if pictures == ["video"] or clips.is_animated(data) else "image"
+
+
+def _distance(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """How far a size is from another one: in aspect first, then in area."""
+    aspect = abs(math.log(found[0] * size[1] / (found[1] * size[0])))
+    return aspect, abs(math.log(found[0] * found[1] / (size[0] * size[1])))
+
+
+def _of_pillow(image: Image.Image) -> Record:
+    """The record of a Pillow image by way of a file, so that transparency and modes are those of files."""
+    try:
+        count = getattr(image, "n_frames", 1)
+        if count * image.width * image.height > PIXEL_LIMIT:
+            raise UsageError(f"{count} frames of {image.width}x{image.height} are over {PIXEL_LIMIT} pixels")
+        if count > 1:
+            return {"video": np.stack([_decoded(frame.convert("RGBA")) for frame in ImageSequence.Iterator(image)])}
+        return {"image": _decoded(ImageOps.exif_transpose(image))}
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # of an image that is read only now
+        raise UsageError(f"a PIL image cannot be read: {error}") from error
+
+
+def _decoded(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # in the other order of bytes Pillow would clip it at 255
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
+    if image.mode not in _PNG_MODES and image.mode != "F":
+        image = image.convert({"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
+    if image.mode == "F":
+        raise UsageError("a PIL image of mode F has no known range: convert it to 'L' or 'RGB' first")
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return images.decode(out.getvalue(), PIXEL_LIMIT)
+
+
+def _opaque(array: np.ndarray) -> np.ndarray:
+    """uint8 [..., H, W, 2 or 4] on white."""
+    if array.ndim == 4:
+        return np.stack([_opaque(frame) for frame in array])
+    bands = [Image.fromarray(np.ascontiguousarray(array[..., i])) for i in range(array.shape[-1])]
+    return _decoded(Image.merge("LA" if len(bands) == 2 else "RGBA", bands))

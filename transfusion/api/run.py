@@ -1,0 +1,295 @@
+"""A trained run in a notebook or script: load it, draw, caption, write, look.
+
+import transfusion
+run = transfusion.load_run("runs/digits")
+image = run.draw("a handwritten seven", guidance=2.0)          # uint8 [H, W, C]
+images = run.draw(["a handwritten seven"] * 8, guidance=2.0)   # uint8 [8, H, W, C]
+run.caption(image)                                             # its caption
+run.caption(["my.png", image])                                 # two captions; files are fitted as in training
+run.draw([[image, "negative"] for image in images])            # edited
+
+What stands alone is one prompt and gives one result. A list is several prompts, and a list in a list is the parts of
+one of them. A conversation is such a list that grows; what the model says is what it reads in the next turn:
+
+chat = ["a handwritten seven"]
+chat += run.generate([chat], draw=True)[0]
+chat += ["negative"]
+chat += run.generate([chat], draw=True, think=32)[0]           # up to 32 bytes of text first, then the image
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transfusion.api.fitting import Fitter, Form, forms_of
+from transfusion.api.prompts import (
+    Given,
+    Part,
+    Prompts,
+    as_labels,
+    as_paths,
+    as_prompts,
+    checked_text,
+    whole_number,
+    yes_or_no,
+)
+from transfusion.api.summary import summary
+from transfusion.codecs.pixels import to_float
+from transfusion.config import Experiment
+from transfusion.data.documents import content
+from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.errors import UsageError, nearest, shown
+from transfusion.latents import Codec, open_codec
+from transfusion.model.parameters import Params
+from transfusion.programs import read_experiment
+from transfusion.running.checkpoint import restore_params
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.decoder import generate
+from transfusion.sampling.layout import Layout
+from transfusion.sampling.prompt import Prompt
+from transfusion.sequence import Document, Segment, SequenceSpec, Stream
+from transfusion.tasks import SequenceTask, make_task
+from transfusion.workdir.resume import as_trained
+
+MOST_SEED = 2**32 - 1
+MOST_FIRST = 2**30
+MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A trained model with all that sampling needs.
+
+    Attributes:
+      experiment: the config that it was trained with.
+      task: what builds the model from its parameters.
+      params: the averaged parameters where the run keeps an average, else the parameters.
+      codec: between media and latents.
+      step: training steps behind the parameters.
+      workdir: where they are from.
+    """
+
+    experiment: Experiment
+    task: SequenceTask
+    params: Params
+    codec: Codec
+    step: int
+    workdir: str = ""
+
+    @property
+    def spec(self) -> SequenceSpec:
+        return self.task.spec
+
+    @property
+    def drawn(self) -> Stream | None:
+        """The stream that the model draws; one for understanding alone has none."""
+        layout = Layout(self.spec)
+        return layout.stream if layout.kind else None
+
+    @property
+    def sides(self) -> int:
+        """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
+        model draws nothing."""
+        layout = Layout(self.spec)
+        return self.spec.sides(layout.run) if layout.kind else 0
+
+    def sampler(self, **overrides: Any) -> SamplerConfig:
+        """The experiment's sampler settings with some replaced."""
+        known = {field.name for field in dataclasses.fields(SamplerConfig)}
+        if wrong := overrides.keys() - known:
+            name = min(wrong)
+            raise UsageError(f"no sampler setting {name!r}{nearest(name, known)}: there are {', '.join(sorted(known))}")
+        return dataclasses.replace(self.experiment.sampling, **overrides)
+
+    @functools.cached_property
+    def forms(self) -> dict[str, Form]:
+        """What the media of prompts are fitted to."""
+        return forms_of(self.spec, self.codec, self.experiment)
+
+    def fitted(self, part: Part) -> np.ndarray:
+        """A picture, clip or sound, a PIL image or the path of a file, as the codec reads it; see
+        `transfusion.api.fitting`.
+
+        Raises:
+          UsageError: if it cannot be read, or the model reads no such thing.
+        """
+        fitter = Fitter(self.forms)
+        medium = fitter.fit(part)
+        fitter.tell()
+        return medium
+
+    def segments(self, part: Part) -> Document:
+        """A text, or a medium that is fitted first, as a part of a prompt: one segment, or one for each frame of a clip
+        where the model has images only."""
+        return self._segments(part if isinstance(part, str) else self.fitted(part))
+
+    def _segments(self, part: str | np.ndarray) -> Document:
+        if isinstance(part, str):
+            return (Segment("text", self.task.tokenizer.encode(checked_text(part))),)
+        try:
+            latents = content(self.codec.encode(part))
+        except RECORD_FAULTS as error:
+            found = f"{part.dtype} {list(part.shape)}"
+            raise UsageError(f"the model's codec does not read {found}: {one_line(error)}") from error
+        # Channels are no side; codes at several scales are flat, and have two.
+        sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
+        if sides == 3 and not self.kind(3):
+            return tuple(segment for frame in part for segment in self._segments(frame))
+        pixels = to_float(part) if self.spec.reads_pixels else None
+        return (Segment(self.kind(sides) or "image", latents, "context", pixels=pixels),)
+
+    def _prompts(self, given: Given, labels: list[int], draw: bool, negative: str) -> list[Prompt]:
+        """Prompts of the decoder; a part that stands in several of them is read once."""
+        fitter, seen = Fitter(self.forms), {}
+        for part in {id(part): part for parts in given.prompts for part in parts}.values():
+            seen[id(part)] = self._segments(part if isinstance(part, str) else fitter.fit(part))
+        fitter.tell()
+        against = self._segments(negative) if negative else ()
+        return [
+            Prompt(tuple(segment for part in parts for segment in seen[id(part)]), draw, against, label)
+            for parts, label in zip(given.prompts, labels, strict=True)
+        ]
+
+    def kind(self, sides: int) -> str:
+        """The kind of segment of the layout whose latents or codes have so many sides; '' if there is none."""
+        for key, runs in self.spec.layout.items():
+            if any(self.spec.sides(run) == sides for run in runs):
+                return key.partition("/")[0]
+        return ""
+
+    def generate(
+        self,
+        prompts: Prompts = "",
+        *,
+        draw: bool = False,
+        label: int | Sequence[int] | None = None,
+        seed: int = 0,
+        size: Sequence[int] = (0, 0),
+        first: int = 0,
+        **overrides: Any,
+    ) -> list[str | np.ndarray] | list[list[str | np.ndarray]]:
+        """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images, or what
+        else the codec decodes.
+
+        Args:
+          prompts: a text, an array, a PIL image or a path is one prompt, and the result is that of one; a list is
+            several, each one of these or a list of such parts in reading order. Media are fitted to the model.
+          draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
+          label: the class of what is drawn, or one for each prompt, of models that have classes.
+          seed: same seed, same result.
+          size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
+          first: the number of the first prompt, where the list is a part of a longer one: with the seed it decides the
+            random numbers.
+          overrides: fields of `SamplerConfig`.
+
+        Raises:
+          UsageError: on what is no prompt, setting or seed, or does not fit the model or the memory.
+        """
+        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
+        draw = yes_or_no("draw", draw)
+        results = self._generate(given, labels, draw, seed, size, first, self.sampler(**overrides))
+        return results[0] if given.one else results
+
+    def _generate(
+        self,
+        given: Given,
+        labels: list[int],
+        draw: bool,
+        seed: int,
+        size: Sequence[int],
+        first: int,
+        sampler: SamplerConfig,
+    ) -> list[list[str | np.ndarray]]:
+        seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
+        documents = generate(
+            self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
+            size=checked_size(size), first=first,
+        )  # fmt: skip
+        decode = self.task.tokenizer.decode
+        return [
+            [decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
+            for document in documents
+        ]
+
+    @property
+    def _several_axes(self) -> int:
+        """Axes of an array of several media: one more than a medium has; 0 where that is not known."""
+        return next((axes for kind, axes in (("video", 5), ("image", 4), ("sound", 2)) if kind in self.forms), 0)
+
+    def draw(
+        self,
+        prompts: Prompts = "",
+        *,
+        label: int | Sequence[int] | None = None,
+        seed: int = 0,
+        size: Sequence[int] = (0, 0),
+        first: int = 0,
+        **overrides: Any,
+    ) -> np.ndarray:
+        """A drawing for each prompt: uint8 [H, W, C] of an image, [T, H, W, C] of a clip, float32 [samples] of a sound;
+        of a list of prompts one more axis in front. With `min_images` (the frames of a world model) that many images
+        each, as one clip. The arguments are those of `generate`.
+
+        Raises:
+          UsageError: as `generate`, and if the drawings of a list have several sizes.
+        """
+        frames = self.sampler(**overrides).min_images
+        sampler = self.sampler(**{"max_tokens": 0, "max_images": max(1, frames)} | overrides)
+        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
+        results = self._generate(given, labels, True, seed, size, first, sampler)
+        drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        if len({part.shape for parts in drawn for part in parts}) > 1:
+            raise UsageError("the drawings have several sizes: ask for one with `size`, or use generate")
+        drawings = np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
+        return drawings[0] if given.one else drawings
+
+    def caption(self, media: Prompts, *, seed: int = 0, first: int = 0, **overrides: Any) -> str | list[str]:
+        """A caption of a picture, clip or sound (an array, a PIL image, or the path of a file, which may be a string),
+        or a list of them of several; greedy unless `temperature` is given.
+
+        Raises:
+          UsageError: as `generate`.
+        """
+        given, labels = as_labels(None, as_prompts(as_paths(media), self._several_axes))
+        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides)
+        results = self._generate(given, labels, False, seed, (0, 0), first, sampler)
+        captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
+        return captions[0] if given.one else captions
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, ...]:
+    """The sides of what is drawn.
+
+    Raises:
+      UsageError: if they are no whole numbers, or too many latents.
+    """
+    size = size.tolist() if isinstance(size, np.ndarray) else size
+    if not isinstance(size, list | tuple) or not 1 <= len(size) <= 3:
+        raise UsageError(f"size={shown(repr(size))} must be one to three whole numbers, as in size=(8, 8)")
+    sides = tuple(whole_number("size", side, MOST_NUMBERS) for side in size)
+    if math.prod(sides) > MOST_NUMBERS or (any(sides) and not all(sides)):
+        raise UsageError(f"size={sides}: all sides are 0, or together at most {MOST_NUMBERS:,} latents")
+    return sides
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """The newest intact checkpoint of a training run.
+
+    Raises:
+      UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
+    """
+    experiment = read_experiment(workdir)
+    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
+    experiment = as_trained(experiment, config, workdir)
+    task = make_task(experiment)
+    if not isinstance(task, SequenceTask):
+        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
+    return Run(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))

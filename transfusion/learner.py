@@ -1,0 +1,142 @@
+"""What a config learns from packed batches: parameters, draws, the loss and its FLOPs. It reads no data and no files.
+
+Sampling, planning and evaluation take a `Learner`; `transfusion.tasks` adds the data that training needs.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.errors import check
+from transfusion.model.config import TransformerConfig
+from transfusion.model.parameters import Params
+from transfusion.model.unified import Inputs, UnifiedModel, inputs_of, model_template, parameter_count
+from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
+from transfusion.sequence import SequenceSpec
+from transfusion.sequence.batch import Batch, batch_spec
+from transfusion.sequence.fakes import fake_batch
+from transfusion.sequence.masks import visible_pairs
+from transfusion.sequence.text import BYTES, Tokenizer
+
+Draws = dict[str, dict[str, jax.Array]]
+Activations = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+LOOKED_UP = ("table", "quantizer", "level", "token")  # parameters of embeds of ids that multiply nothing
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
+    """A model over packed batches: its template, its random numbers and its loss.
+
+    Attributes:
+      model, spec, objectives: the parts of an experiment that give the weights their meaning.
+      tokenizer: turns text into ids and back; the arrays do not depend on it.
+      template: the parameters' shapes and logical axes, and `init(key)`.
+
+    Raises:
+      UsageError: if a stream's objective is not known, or the model does not fit the streams.
+    """
+
+    model: TransformerConfig
+    spec: SequenceSpec
+    objectives: ObjectivesConfig
+    tokenizer: Tokenizer = BYTES
+
+    def __post_init__(self):
+        for name, stream in self.spec.streams.items():
+            check(f"streams.{name}.objective", stream.objective, OBJECTIVES)
+        object.__setattr__(self, "template", model_template(self.model, self.spec))
+
+    def batch_spec(self, rows: int) -> Batch:
+        return batch_spec(self.spec, rows)
+
+    def fake_batch(self, rows: int, seed: int = 0) -> Batch:
+        return fake_batch(self.spec, rows, seed)
+
+    def _objective(self, name: str):
+        objective = self.spec.streams[name].objective
+        return OBJECTIVES[objective], config_of(name, objective, self.objectives)
+
+    def draw(self, batch: Batch, key: jax.Array) -> Draws:
+        """Per stream the random numbers of one step; a key per stream, folded from its place in the config."""
+        result = {}
+        for i, name in enumerate(self.spec.streams):
+            objective, config = self._objective(name)
+            result[name] = objective.draw(jax.random.fold_in(key, i), batch[name], config)
+        return result
+
+    def totals(self, batch: Batch) -> dict[str, jax.Array]:
+        """Sum of the loss weights per stream, at least 1e-6: a batch without a stream's targets gives its loss 0."""
+        return {name: jnp.maximum(jnp.sum(part.loss_weight), 1e-6) for name, part in batch.items()}
+
+    def loss(self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
+        """Sum over streams of weight * (sum of token losses / total), and the reductions for the log."""
+        model: UnifiedModel = self.template.bind(params)
+        inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
+        encoded, _ = model.encode(inputs)
+        scalar, sums = jnp.zeros(()), {}
+        for name, stream in self.spec.streams.items():
+            objective, config = self._objective(name)
+            if stream.objective == "none":
+                continue
+            part = batch[name]
+            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name], config)
+            total = jnp.sum(per_token * part.loss_weight)
+            scalar += stream.weight * total / totals[name]
+            sums[f"{name}_loss"] = (total, part.loss_weight.sum())
+            sums |= {f"{name}_{key}": pair for key, pair in extra.items()}
+        return scalar, sums
+
+    def after_step(self, old: Params, new: Params, statistics: None) -> Params:
+        return new
+
+    def inputs(self, name: str, batch: Batch, draws: Draws) -> Inputs:
+        """The forward pass' inputs of one stream of a packed batch."""
+        part = batch[name]
+        objective, config = self._objective(name)
+        time = draws[name].get("time", part.time_low)
+        return inputs_of(name, batch, self.spec, objective.content(part, draws[name], config), time)
+
+    def activations(self, rows: int) -> Activations:
+        """The tokens of every stream, and every trunk's heads and hidden width."""
+        streams = self.spec.streams.items()
+        result = {f"streams.{name}.budget": (("batch", "tokens"), (rows, s.budget)) for name, s in streams}
+        stages = {f"model.stages.{name}.trunk": stage.trunk for name, stage in self.model.stages.items()}
+        for where, trunk in ({"model": self.model} | stages).items():
+            sizes = {"heads": trunk.heads, "kv_heads": trunk.groups}
+            result |= {f"{where}.{name}": (("act_heads",), (size,)) for name, size in sizes.items()}
+            result[f"{where}.ffn"] = (("act_mlp",), (trunk.hidden,))
+        return result
+
+    def tokens(self, rows: int) -> int:
+        """Slots of one step, padding included."""
+        return rows * sum(stream.budget for stream in self.spec.streams.values())
+
+    def flops(self, rows: int) -> float:
+        """Model FLOPs of one training step: 6 per weight that a token meets, and 12 D per layer and pair of tokens of
+        which one sees the other (see `masks.visible_pairs`); recomputation is not counted (PaLM, appendix B)."""
+        shapes, total = self.template.shapes, 0.0
+        for name, stream in self.spec.streams.items():
+            parts = shapes["parts"][stream.parts or name]
+            head = parts["embed"] if stream.tied else parts.get("head", {})
+            embed = {n: w for n, w in parts["embed"].items() if not (stream.discrete and n in LOOKED_UP)}
+            total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
+        trunks = [(self.model, shapes["trunk"])]
+        trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]
+        return rows * (total + sum(self._trunk_flops(*trunk) for trunk in trunks))
+
+    def _trunk_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
+        """Of one trunk and one row."""
+        inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
+        changed = {name: stream for name, stream in inside.items() if name not in config.cross}
+        blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0
+        for name, stream in changed.items():
+            total += 6.0 * stream.budget * parameter_count(blocks[first] | blocks.get(stream.expert, {}))
+            total += 6.0 * stream.max_items * parameter_count(shapes.get("modulation", {}).get(name, {}))
+        length = sum(stream.budget for stream in changed.values())
+        context = sum(inside[name].budget for name in config.cross)
+        for name, weight in shapes.get("cross", {}).items():  # keys and values are the context's, the rest the tokens'
+            total += 6.0 * (context if name[0] in "kv" else length) * parameter_count(weight)
+        pairs = visible_pairs(self.spec, changed, inside, config.causal)
+        return total + 12.0 * config.layers * pairs * config.heads * config.size

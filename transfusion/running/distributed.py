@@ -1,0 +1,315 @@
+"""Several processes, each with devices of its own, that train one model: how they find each other, agree, and end.
+
+Who they are is told by flags, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what started them
+(Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it. Without any of these there is one process.
+"""
+
+import collections
+import contextlib
+import glob
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from transfusion.errors import PassingError, UsageError
+from transfusion.running.addresses import parse_address
+from transfusion.running.roll_call import roll_call
+
+# What says how many processes a launcher has started, and which of them this is.
+LAUNCHERS: dict[str, tuple[str, str]] = {
+    "JAX_NUM_PROCESSES": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    "Slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+_LEAVE = 5.0  # seconds
+_LONGEST_WAIT = 7 * 24 * 3600  # seconds; what a launcher starts has come by then or never will
+_MOST = 65536  # processes
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def define_flags() -> None:
+    """--coordinator, --processes, --process_id and --start_timeout: the arguments of `start`."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes that no launcher started.")
+    flags.DEFINE_integer("processes", 0, "How many processes train together; 1 looks for no others.", 0, _MOST)
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.", -1, _MOST)
+    flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait at the start for the other processes.", 0.0)
+
+
+def start(
+    coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0, run: str = ""
+) -> None:
+    """Joins the other processes, if there are any; before anything uses a device.
+
+    Args:
+      coordinator: 'host:port' of process 0.
+      processes: how many there are; 1 never looks for others, 0 leaves it to the environment.
+      process_id: which of them this is; -1 leaves it to the environment.
+      timeout: seconds to wait for the others.
+      run: the same in all of them, such as the workdir: who calls with another belongs to another run.
+
+    Raises:
+      UsageError: if the others do not come, or not all are told the same.
+    """
+    if not 0 < timeout <= _LONGEST_WAIT:  # false for nan, too
+        raise UsageError(f"--start_timeout={timeout} is not between 0 and {_LONGEST_WAIT} seconds")
+    if processes == 1:
+        return
+    flag, address = "--coordinator", coordinator
+    if not address:
+        flag, address = "JAX_COORDINATOR_ADDRESS", os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if address:
+        _start_at(address, parse_address(flag, address), processes, process_id, timeout, run)
+    elif processes or process_id >= 0:
+        raise UsageError("--processes and --process_id need --coordinator=HOST:PORT, where process 0 listens")
+    elif launcher := _launcher():
+        _detect(launcher, timeout)
+
+
+def _start_at(address: str, place: tuple[str, int], processes: int, process_id: int, timeout: float, run: str) -> None:
+    told = bool(processes) and process_id >= 0
+    for name in LAUNCHERS:
+        found = None if told else _told(name)
+        if found:
+            processes, process_id = processes or found[0], found[1] if process_id < 0 else process_id
+            told = name == "JAX_NUM_PROCESSES"
+            break
+    if not processes or process_id < 0:
+        raise UsageError("--coordinator needs --processes=N and --process_id=0 to N-1 (or the launcher's variables)")
+    if process_id >= processes:
+        raise UsageError(f"--process_id={process_id} is not below --processes={processes}")
+    if processes == 1:
+        return
+    listens = roll_call(place, processes, process_id, timeout, run)
+    # Told who it is, a process has all devices that it sees. A launcher's has the one of its place on the machine.
+    method = "deactivate" if told else None
+    with _deadline(timeout, f"after {timeout:g} seconds not all of {processes} processes have joined {address}"):
+        _initialize(
+            coordinator_address=address, num_processes=processes, process_id=process_id,
+            cluster_detection_method=method, initialization_timeout=int(timeout) + 60,
+            # By default jax's service listens at all addresses of the machine.
+            **({"coordinator_bind_address": listens} if listens else {}),
+        )  # fmt: skip
+
+
+def _detect(launcher: str, timeout: float) -> None:
+    """As jax.distributed finds it; on a TPU machine alone there is nothing to find."""
+    with _deadline(timeout, f"after {timeout:g} seconds not all processes have joined that {launcher} was to start"):
+        try:
+            _initialize(initialization_timeout=int(timeout) + 60)
+        except ValueError as error:
+            if launcher != "a TPU pod":
+                raise UsageError(
+                    f"{launcher} does not say who the processes are ({error}): give --coordinator"
+                ) from error
+        except (RuntimeError, OSError) as error:
+            raise PassingError(f"the processes that {launcher} started cannot be joined: {error}") from error
+
+
+def _initialize(**arguments) -> None:
+    # Only some CPU backends could talk to each other; asked for here, as the default has changed before.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**arguments)
+
+
+def _told(name: str) -> tuple[int, int] | None:
+    """(processes, process id) as a row of `LAUNCHERS` says, or None.
+
+    Raises:
+      UsageError: if JAX's variables, which a user has set, cannot be.
+    """
+    (first, count), (second, index) = ((variable, os.environ.get(variable, "")) for variable in LAUNCHERS[name])
+    if _NUMBER.fullmatch(count) and _NUMBER.fullmatch(index) and int(index) < int(count) <= _MOST:
+        return int(count), int(index)
+    if name == "JAX_NUM_PROCESSES" and count and index:
+        raise UsageError(f"{first}={count} and {second}={index} in the environment are not N processes and one below N")
+    return None
+
+
+def _launcher() -> str | None:
+    """What has started several processes and knows where the first is. Looks at the environment only."""
+    has = os.environ.__contains__
+    if os.environ.get("JAX_NUM_PROCESSES", "1") not in ("", "1"):
+        raise UsageError("JAX_NUM_PROCESSES needs JAX_COORDINATOR_ADDRESS=HOST:PORT, where process 0 listens")
+    several = [name for name in LAUNCHERS if (told := _told(name)) and told[0] > 1]
+    # The batch script of a Slurm job has a number, too, but is no step of it.
+    if "Slurm" in several and all(map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))):
+        return "Slurm"
+    if "Open MPI" in several:
+        return "Open MPI"
+    if _on_tpu():
+        return "a TPU pod"
+    if has("KUBERNETES_SERVICE_HOST") and has("JOB_COMPLETION_INDEX"):
+        return "Kubernetes"
+    return None
+
+
+def _on_tpu() -> bool:
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return "tpu" in platforms.split(",")
+    return bool(importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")))
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with `line` when the time is over; past its own deadline jax would abort with a stack trace."""
+
+    def end() -> None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(PassingError.code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leave(code: int) -> None:
+    """Ends one of several processes at once with `code`; returns where there is only one.
+
+    The usual way out waits for all others, who may wait for this one in their next step. Process 0 stays a little: when
+    it is gone jax aborts the others, who may be about to say the same.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    timer = threading.Timer(_LEAVE, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    if jax.process_index() == 0:  # which never takes longer than the timer, whatever has happened
+        timer.join()
+    os._exit(code)
+
+
+# --- what all must agree on -------------------------------------------------------------------------------------------
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON `value` of every process, in their order. Collective.
+
+    Raises:
+      UsageError: if one of them has ended.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    try:
+        sizes = multihost_utils.process_allgather(np.int32(data.size))
+        # Of few different lengths: each is compiled once.
+        longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
+        everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
+    except jax.errors.JaxRuntimeError as error:
+        raise PassingError(
+            "another process has ended while this one waited for it: its own last lines say why"
+        ) from error
+    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Refuses to go on unless the `facts` (JSON by name) are the same in every process. Collective.
+
+    Raises:
+      UsageError: naming the processes that differ from most, their hosts, and the first such fact.
+    """
+    everyone = gather({"host": socket.gethostname(), "facts": dict(facts)})
+    for name in dict.fromkeys(name for one in everyone for name in one["facts"]):
+        values = [json.dumps(one["facts"].get(name)) for one in everyone]
+        usual = collections.Counter(values).most_common(1)[0][0]  # process 0's, where none is in the majority
+        odd = [i for i, value in enumerate(values) if value != usual]
+        if odd:
+            named = ", ".join(f"process {i} ({everyone[i]['host']})" for i in odd[:3]) + (" and more" * (len(odd) > 3))
+            like = values.index(usual)
+            raise UsageError(
+                f"{name}: {values[odd[0]]} in {named}, but {usual} in process {like} ({everyone[like]['host']}): "
+                "start all with the same config, code and data"
+            )
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
+
+    As a context manager it encloses all that must be done after that step: a launcher may signal more than once, and
+    the checkpoint is written until everything is closed. Until `listen` is called there is nothing to save, and signals
+    end the process as usual. A second SIGTERM asks for nothing new; a second Ctrl-C ends the process at once.
+
+    If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
+    which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
+    """
+
+    def __init__(self):
+        self._several = jax.distributed.is_initialized()
+        self._asked = self._interrupted = self.requested = False
+        self._before = {}
+
+    def __enter__(self) -> "Interruption":
+        return self
+
+    def listen(self) -> None:
+        """From now on signals ask for a checkpoint, up to the end of the context."""
+        with contextlib.suppress(ValueError):  # not in the main thread (a notebook's worker): as without this class
+            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step` steps. Every process calls it after each."""
+        self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
+        return self.requested
+
+    def _ask(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            # Not by print or logging, which the signal may have interrupted.
+            os.write(2, b"\ninterrupted: saves after this step and ends; once more ends it at once\n")
+        if not self._asked and self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# --- which rows of a batch are whose ----------------------------------------------------------------------------------
+
+
+def local_rows(batch: Any, shardings: Any) -> list[int]:
+    """The rows of the global batch that this process' devices hold, ascending; others may hold them too.
+
+    `batch` are the shapes [B, ...] of the global arrays, `shardings` where they lie.
+    """
+    shape, on = jax.tree.leaves(batch)[0].shape, jax.tree.leaves(shardings)[0]
+    parts = on.addressable_devices_indices_map(tuple(shape)).values()
+    return sorted({row for index in parts for row in range(*index[0].indices(shape[0]))})
+
+
+def place(batch: Any, shardings: Any, rows: Sequence[int], total: int) -> Any:
+    """Global arrays [total, ...] of host arrays [len(rows), ...] that hold the ascending `rows`, at least the local."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    at = {row: i for i, row in enumerate(rows)}
+
+    def one(array: np.ndarray, on: jax.sharding.Sharding) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(total)
+            return array[(slice(at[first], at[first] + last - first), *index[1:])]
+
+        return jax.make_array_from_callback((total, *array.shape[1:]), on, part)
+
+    return jax.tree.map(one, batch, shardings)

@@ -1,0 +1,108 @@
+"""How fast training is, and what share of the hardware's peak that is."""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from transfusion.running.chips import chip_of
+
+
+class Throughput:
+    """A clock that leaves out compilation, evaluation and checkpoints.
+
+    Nothing counts before `begin`, which is called when the first (compiling) step is done. JAX runs ahead of Python:
+    read a value of the last step before `rates` and before entering `paused`, or its time counts elsewhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._start: float | None = None
+        self._paused = 0.0
+        self._steps = self._tokens = 0
+
+    def begin(self) -> None:
+        """Starts a new interval now."""
+        self._start = self._clock()
+        self._paused = 0.0
+        self._steps = self._tokens = 0
+
+    def add(self, tokens: int, steps: int = 1) -> None:
+        """Counts `steps` steps over `tokens` tokens in all; ignored before `begin`."""
+        if self._start is not None:
+            self._steps += steps
+            self._tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time spent inside; does not nest."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - before
+
+    def rates(self) -> dict[str, float | None]:
+        """Returns steps_per_second, tokens_per_second and seconds_per_step since the last call, and starts anew.
+
+        All are None if no step was counted.
+        """
+        names = ("steps_per_second", "tokens_per_second", "seconds_per_step")
+        if self._start is None or not self._steps:
+            return dict.fromkeys(names)
+        seconds = max(self._clock() - self._start - self._paused, 1e-9)
+        values = self._steps / seconds, self._tokens / seconds, seconds / self._steps
+        self.begin()
+        return dict(zip(names, values, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """FLOP/s of all devices together (None if unknown) and, in words, where the number is from."""
+
+    flops: float | None
+    source: str
+
+
+def peak_flops(devices: Sequence[jax.Device] | None = None) -> Peak:
+    """Returns the peak of `devices` (default: all): bfloat16 data sheets, or for CPUs a measurement of about 0.2 s."""
+    devices = jax.devices() if devices is None else devices
+    kind, count = devices[0].device_kind, len(devices)
+    if devices[0].platform == "cpu":
+        hosts = len({device.process_index for device in devices})  # virtual devices share their host
+        return Peak(hosts * _measured_gemm(), f"measured: float32 GEMM on {_threads()} CPU threads, {hosts} host(s)")
+    if found := chip_of(kind):
+        return Peak(count * found[1].flops, f"data sheet: {count} x {found[0]}, bfloat16")
+    return Peak(None, f"unknown device {kind!r}")
+
+
+def model_flops_utilisation(flops_per_step: float, seconds: float | None, peak: float | None) -> float | None:
+    """Returns the share of the peak that a step uses (PaLM, arXiv:2204.02311, appendix B).
+
+    Args:
+      flops_per_step: FLOPs of forward and backward pass that the model needs, recomputation not counted.
+      seconds: per step; None gives None.
+      peak: FLOP/s of all devices; None (unknown) gives None.
+    """
+    return None if not seconds or not peak else flops_per_step / seconds / peak
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _measured_gemm(size: int = 768, seconds: float = 0.2) -> float:
+    """Returns the FLOP/s of the fastest of the float32 products of [size, size] that fit into `seconds`."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        matrix = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(jnp.dot)
+        product(matrix, matrix).block_until_ready()
+        best, end = float("inf"), time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            product(matrix, matrix).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,88 @@
+"""The attention rule: the one place that decides which token sees which."""
+
+import dataclasses
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion.sequence.batch import Batch
+from transfusion.sequence.spec import SequenceSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What attention knows of each token: int32 [B, L] each (see `StreamSlice`); `stream` is its stream's number."""
+
+    document: jax.Array
+    order: jax.Array
+    span: jax.Array
+    private: jax.Array
+    stream: jax.Array
+
+
+def metadata(batch: Batch, spec: SequenceSpec, streams: list[str] | None = None) -> Metadata:
+    """Joins the metadata of the given streams (default: all, in the order of the config) along the row."""
+    numbers = {name: i for i, name in enumerate(spec.streams)}
+    names = list(spec.streams) if streams is None else streams
+    fields = {
+        field: jnp.concatenate([jnp.asarray(getattr(batch[name], field)) for name in names], axis=1)
+        for field in ("document", "order", "span", "private")
+    }
+    stream = jnp.concatenate([jnp.full_like(jnp.asarray(batch[n].document), numbers[n]) for n in names], axis=1)
+    return Metadata(stream=stream, **fields)
+
+
+def causal(tokens: Metadata) -> Metadata:
+    """The same tokens outside of every bidirectional block, for a trunk that reads them one after the other."""
+    return dataclasses.replace(tokens, span=jnp.zeros_like(tokens.span))
+
+
+def see(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> jax.Array:
+    """Whether each query sees each key: bool [B, Q, K].
+
+    A token sees its own span, and every earlier token that is not private and that `may` lets its stream see; never
+    another document, never padding. Padding queries see nothing.
+
+    Args:
+      q, k: metadata of the queries [B, Q] and of the keys [B, K].
+      may: static bool [streams, streams], `may[stream of q, stream of k]`; None: all may.
+    """
+
+    def both(field):
+        return getattr(q, field)[:, :, None], getattr(k, field)[:, None, :]
+
+    (dq, dk), (sq, sk), (oq, ok) = both("document"), both("span"), both("order")
+    earlier = (ok <= oq) & (k.private == 0)[:, None, :]
+    if may is not None:
+        earlier &= jnp.asarray(may)[both("stream")]
+    return (dq == dk) & (dq != 0) & (((sq == sk) & (sq != 0)) | earlier)
+
+
+def visible_pairs(
+    spec: SequenceSpec, queries: Collection[str], keys: Collection[str], causal: Collection[str] = ()
+) -> float:
+    """Pairs of tokens (one of the streams `queries`, one of `keys`) of a row that `see` allows on average.
+
+    The row is taken as one full document whose streams mix evenly. Documents that share a row see less; how much less,
+    the data say.
+
+    Args:
+      spec: the streams and their layout.
+      queries, keys: names of streams.
+      causal: streams whose spans do not count, see `causal`.
+    """
+    runs = [run for row in spec.layout.values() for run in row]
+    private = {k for k in keys if {run.private for run in runs if run.stream == k} == {True}}
+    names, may, total = list(spec.streams), spec.visibility, 0.0
+    for q in queries:
+        for k in keys:
+            n, m = spec.streams[q].budget, spec.streams[k].budget
+            if k not in private and (may is None or may[names.index(q), names.index(k)]):
+                total += n * m / 2
+            if q == k:
+                span = 1 if q in causal else spec.streams[q].span_tokens
+                total += n * (span if k in private else span / 2)
+    return total

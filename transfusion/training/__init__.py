@@ -1,0 +1,5 @@
+"""What one run of training is made of: the loop itself is `transfusion.train`.
+
+`step` has the train state, one update of it, and where its parts lie on the devices; `held_out` computes losses of
+held-out data between updates; `run_log` writes rows of metrics and the progress line.
+"""

@@ -1,0 +1,48 @@
+"""Held-out losses while a run trains."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transfusion import sharding
+from transfusion.codecs.losses import STATISTICS
+from transfusion.config import Experiment
+from transfusion.running import distributed
+from transfusion.running.metrics import means
+from transfusion.tasks import Task
+
+PyTree = Any
+
+
+def held_out_losses(task: Task, experiment: Experiment, rows: PyTree):
+    """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
+    if not experiment.eval.sources or not experiment.eval.every:
+        return None
+    batches: list[PyTree] = []
+    everywhere, total_rows = sharding.replicated(jax.tree.leaves(rows)[0].mesh), experiment.batch_size
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def sums(params, batch, i):
+        key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
+        loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
+        parts.pop(STATISTICS, None)
+        return parts | {"loss": (loss, jnp.ones(()))}
+
+    def held_out(params: PyTree) -> dict[str, float]:
+        batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
+        total = None
+        for i, batch in enumerate(batches):
+            placed = distributed.place(batch, rows, range(total_rows), total_rows)
+            new = jax.device_get(sums(params, placed, np.int32(i)))
+            total = new if total is None else jax.tree.map(lambda a, b: a + b, total, new)
+        return means(total)
+
+    return held_out
+
+
+def _take(batches: Iterator[PyTree], count: int) -> list[PyTree]:
+    return [batch for _, batch in zip(range(count), batches, strict=False)]

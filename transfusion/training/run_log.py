@@ -1,0 +1,63 @@
+"""What a run says of itself while it trains: rows of metrics, its speed, the progress line."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from transfusion.config import Experiment
+from transfusion.optim import schedule
+from transfusion.running.metrics import MetricWriter, Progress, means
+from transfusion.running.throughput import Throughput, model_flops_utilisation, peak_flops
+from transfusion.tasks import Task
+
+
+class RunLog:
+    """Writes a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
+
+    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment):
+        self._experiment = experiment
+        self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
+        self._peak = peak_flops()
+        self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
+        self._schedule = schedule(experiment.optim, experiment.steps)
+        self._written = 0
+        self.clock = Throughput()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.close()
+        self._writer.close()
+
+    def start(self, at: int) -> None:
+        """Begins or begins again after `at` steps: later rows of an earlier attempt are removed."""
+        self._writer.truncate(at)
+        self._written = at
+
+    def due(self, at: int) -> bool:
+        """Whether the step is logged; an evaluation is a reason too."""
+        config = self._experiment
+        self._progress.step(at)
+        evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
+        return at % config.log_every == 0 or at == config.steps or bool(evaluated)
+
+    def write(self, at: int, state: Any, stats: dict, held_out: dict) -> tuple[Any, int]:
+        """Writes the means since the last row; returns the `TrainState` with empty sums, and how many updates in a row
+        were skipped."""
+        sums, skips = jax.device_get((state.log, state.skips))
+        self.clock.add(self._tokens * (at - self._written), at - self._written)
+        rates = self.clock.rates()
+        utilisation = model_flops_utilisation(self._flops, rates["seconds_per_step"], self._peak.flops)
+        row = means(sums) | {"learning_rate": float(self._schedule(at)), "skipped_updates": int(skips["skipped"])}
+        row |= {"bad_records": stats["bad"], "model_flops_utilisation": utilisation} | rates
+        row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
+        row |= {f"held_out_{name}": value for name, value in held_out.items()}
+        self._writer.write(at, row)
+        self._progress.show(at, row)
+        self._written = at
+        self.clock.begin()
+        return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])

@@ -1,0 +1,155 @@
+"""What differs between two experiments, and what each difference means for a run that goes on: a table.
+
+The rules say which fields give weights their meaning. They may change only on purpose; all others are said and logged.
+"""
+
+import dataclasses
+import enum
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transfusion.config import Experiment, to_json
+from transfusion.objectives.paths import ContinuousConfig
+from transfusion.workdir import portable
+
+
+class Rule(enum.Enum):
+    """What a field that differs from the checkpoint's means for a run that goes on."""
+
+    MEANING = "it gives the weights their meaning: refused, unless --allow_change names it"
+    POSITION = "the position in the data is counted with it: refused"
+    GROWS = "half-filled rows of the data position have its size: it may become larger"
+    FREE = "said and logged"
+    BY_CONTENT = "a path: what lies there is compared elsewhere"
+
+
+# Field -> its rule; the first row that fits decides. '*' stands for one name, '**' for any rest. A named entry that is
+# there on one side only has a path of its own, such as data.sources.mine. A new field needs a row, which a test sees.
+RULES: dict[str, Rule] = {
+    "task": Rule.MEANING,
+    "seed": Rule.POSITION,
+    "batch_size": Rule.POSITION,
+    "steps": Rule.FREE,
+    "log_every": Rule.FREE,
+    # How the same numbers are computed.
+    **dict.fromkeys(
+        (f"{trunk}.{field}" for trunk in ("model", "model.stages.*.trunk") for field in
+         ("dtype", "remat", "scan", "attention", "towers.*.remat")), Rule.FREE,
+    ),
+    "model.**": Rule.MEANING,
+    "streams.*.weight": Rule.FREE,
+    "streams.*.budget": Rule.GROWS,
+    "streams.*.items": Rule.GROWS,
+    "streams.**": Rule.MEANING,
+    "layout.**": Rule.MEANING,
+    "objectives.next_token.chunk": Rule.FREE,
+    "objectives.**": Rule.MEANING,
+    "tokenizer.path": Rule.BY_CONTENT,  # the field sha256 is its content
+    "tokenizer.**": Rule.MEANING,
+    "codec.path": Rule.BY_CONTENT,
+    "codec.**": Rule.MEANING,
+    **dict.fromkeys(
+        (f"autoencoder.{field}" for field in ("kl_weight", "perceptual_weight", "adversarial.weight",
+         "adversarial.start", "quantizer.commitment", "quantizer.decay", "quantizer.revive", "tower.remat")), Rule.FREE,
+    ),
+    "autoencoder.**": Rule.MEANING,
+    **dict.fromkeys(
+        (f"data.sources.*.{field}" for field in
+         ("medium", "length", "rate", "resolution", "channels", "caption_template")), Rule.MEANING,
+    ),
+    **dict.fromkeys(
+        (f"data.sources.*{field}" for field in
+         ("", ".kind", ".name", ".path", ".split", ".weight", ".image_field", ".caption_field", ".text_field",
+          ".label_field", ".file_field", ".captions", ".record_bytes", ".latents", ".hold_out", ".part",
+          ".follow_links")), Rule.FREE,
+    ),
+    "data.null_caption": Rule.MEANING,
+    "data.open_rows": Rule.GROWS,
+    **dict.fromkeys(
+        (f"data.{field}" for field in
+         ("data_dir", "caption_first", "drop_caption", "drop_conditions.**", "both", "edit", "draw_earlier", "flip",
+          "shift", "split_text", "min_piece", "cache", "cache_megabytes", "prefetch", "read_threads", "read_ahead",
+          "pixel_limit", "max_bad_share", "max_bad_after", "truncate")), Rule.FREE,
+    ),
+    **dict.fromkeys(
+        (f"{part}.**" for part in ("init", "optim", "checkpoint", "guard", "eval", "sampling", "mesh")), Rule.FREE
+    ),
+}  # fmt: skip
+
+
+def rule_of(field: str) -> Rule | None:
+    """The rule of a field such as 'streams.image.patch' or 'layout.image[0].opener'; None if no row fits."""
+    plain = re.sub(r"\[\d+\]", "", field)
+    return next((rule for pattern, rule in RULES.items() if _regex(pattern).fullmatch(plain)), None)
+
+
+def _regex(pattern: str) -> re.Pattern:
+    parts = {"**": ".+", "*": r"[^.]+"}
+    regex = r"\.".join(parts.get(part, re.escape(part)) for part in pattern.split("."))
+    return re.compile(regex.replace(r"\..+", r"(\..+)?"))  # 'streams.**' is the whole table, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field that differs: of the checkpoint (`old`) and of the experiment that goes on (`new`); None: not there."""
+
+    field: str
+    old: Any
+    new: Any
+
+    @property
+    def rule(self) -> Rule:
+        rule = rule_of(self.field) or Rule.MEANING
+        numbers = all(isinstance(value, int) for value in (self.old, self.new))
+        if rule is Rule.GROWS and numbers and 0 < self.old < self.new:
+            return Rule.FREE
+        return rule
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def differences(old: Experiment, new: Experiment) -> list[Change]:
+    """The fields in which two experiments differ, but for where the tokenizer and the codec lie."""
+    # A stream without an entry has the default, and is the same as one whose entry says so.
+    streams = {name: ContinuousConfig() for one in (old, new) for name in one.objectives.continuous}
+    trees = []
+    for one in (old, new):
+        objectives = dataclasses.replace(one.objectives, continuous=streams | dict(one.objectives.continuous))
+        complete = dataclasses.replace(portable.recorded(one), objectives=objectives)
+        trees.append(json.loads(to_json(complete)))
+    # A relative path of an older workdir is shown as it stands there: from which folder it counts is not known.
+    found = _walk("", *trees, json.loads(to_json(old)))
+    return [change for change in found if change.rule is not Rule.BY_CONTENT]
+
+
+def _walk(field: str, old: Any, new: Any, shown: Any) -> Iterator[Change]:
+    """Compares `old` with `new`; `shown` is `old` as the user is to see it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        shown = shown if isinstance(shown, dict) else old
+        for name in [*old, *(name for name in new if name not in old)]:
+            inner = f"{field}.{name}" if field else name
+            yield from _walk(inner, old.get(name), new.get(name), shown.get(name, old.get(name)))
+    elif tables(old) and tables(new) and len(old) == len(new):
+        for i, parts in enumerate(zip(old, new, shown, strict=True)):
+            yield from _walk(f"{field}[{i}]", *parts)
+    elif old != new:
+        yield Change(field, shown, new)
+
+
+def tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) or (tables(value) and value):
+        return f"{{{', '.join(value)}}}" if isinstance(value, dict) and len(value) < 5 else "{...}"
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(changes: Sequence[Change], most: int = 3) -> str:
+    rest = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return "; ".join(map(str, changes[:most])) + rest

@@ -1,0 +1,181 @@
+"""A workdir that can be moved, renamed, and read from any folder.
+
+The files that a run cannot do without, its tokenizer's and its codec, are copied into the workdir when training starts,
+and config.json names them relative to itself. The other paths in it, of data and of other runs, are absolute, or URLs.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+
+from etils import epath
+
+from transfusion import storage
+from transfusion.config import Experiment
+from transfusion.data.config import SourceConfig
+from transfusion.errors import UsageError
+from transfusion.running import seals
+
+CODEC = "codec"  # the folder of a codec in the workdir of the model that uses it
+TOKENIZERS = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # kind -> the file's name there
+CONFIG = "config.json"
+
+
+def absolute(path: str) -> str:
+    """The same place, whatever the current folder is; '' and URLs are as they are."""
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def recorded(experiment: Experiment) -> Experiment:
+    """The experiment as config.json and the checkpoints hold it."""
+    codec, tokenizer = experiment.codec, experiment.tokenizer
+    if _has_codec(experiment):
+        codec = dataclasses.replace(codec, path=CODEC)
+    if tokenizer.path:
+        tokenizer = dataclasses.replace(tokenizer, path=_name(experiment))
+    return dataclasses.replace(_elsewhere(experiment, absolute), codec=codec, tokenizer=tokenizer)
+
+
+def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
+    """What a config.json in `folder` means: its tokenizer and its codec as they can be opened from here.
+
+    A relative path is looked for in the folder, then, as in older workdirs, from where the program runs; a path that is
+    no longer there, by its last name in the folder, which may have been moved.
+    """
+
+    def find(path: str) -> str:
+        if not path or "://" in path:
+            return path
+        inside = epath.Path(folder)
+        for place in (inside / path, epath.Path(path), inside / os.path.basename(path)):
+            if place.exists():
+                return os.fspath(place)
+        return path
+
+    return _with_paths(experiment, find(experiment.tokenizer.path), find(experiment.codec.path))
+
+
+def given(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
+    """The experiment of a command line; a tokenizer or codec that is gone is the copy in the workdir."""
+
+    def find(path: str, copy: str) -> str:
+        kept = epath.Path(workdir) / copy
+        gone = path and "://" not in path and not os.path.exists(path)
+        return os.fspath(kept) if gone and kept.exists() else path
+
+    tokenizer = find(experiment.tokenizer.path, _name(experiment))
+    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC))
+
+
+def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
+    """Copies the tokenizer's file and the codec into the workdir, unless they are there. One process calls it.
+
+    Raises:
+      StorageError, UsageError: if they cannot be read or written.
+    """
+    workdir = epath.Path(workdir)
+    try:
+        if experiment.tokenizer.path:
+            _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
+        if _has_codec(experiment):
+            _copy_codec(experiment.codec.path, workdir / CODEC)
+    except OSError as error:
+        raise storage.lasting(f"cannot copy the tokenizer and the codec into {workdir}", error) from error
+
+
+def codec_differs(trained: Experiment, experiment: Experiment, workdir: str | os.PathLike) -> bool:
+    """Whether the codec that the experiment names has other weights than the one that the run was trained with: the
+    copy in its workdir or, in older workdirs, what lies at the path."""
+    kept = epath.Path(workdir) / CODEC
+    if not _has_codec(experiment) or not _has_codec(trained) or _same(experiment.codec.path, kept):
+        return False
+    if not (kept / CONFIG).exists():
+        return trained.codec.path != CODEC and absolute(trained.codec.path) != absolute(experiment.codec.path)
+    return _newest_seal(experiment.codec.path)[1] != _newest_seal(kept)[1]
+
+
+def _has_codec(experiment: Experiment) -> bool:
+    return experiment.codec.kind == "autoencoder" and bool(experiment.codec.path)
+
+
+def _name(experiment: Experiment) -> str:
+    config = experiment.tokenizer
+    return TOKENIZERS.get(config.kind, os.path.basename(config.path)) if config.path else ""
+
+
+def _with_paths(experiment: Experiment, tokenizer: str, codec: str) -> Experiment:
+    return dataclasses.replace(
+        experiment,
+        tokenizer=dataclasses.replace(experiment.tokenizer, path=tokenizer),
+        codec=dataclasses.replace(experiment.codec, path=codec),
+    )
+
+
+def _elsewhere(experiment: Experiment, change: Callable[[str], str]) -> Experiment:
+    """The experiment with the paths of what does not lie in its workdir changed."""
+
+    def source(config: SourceConfig) -> SourceConfig:
+        return dataclasses.replace(config, path=change(config.path), latents=change(config.latents))
+
+    data, held_out = experiment.data, experiment.eval
+    sources, others = ({n: source(s) for n, s in part.sources.items()} for part in (data, held_out))
+    return dataclasses.replace(
+        experiment,
+        codec=dataclasses.replace(experiment.codec, path=change(experiment.codec.path)),
+        data=dataclasses.replace(data, data_dir=change(data.data_dir), sources=sources),
+        eval=dataclasses.replace(held_out, sources=others),
+        init=dataclasses.replace(experiment.init, path=change(experiment.init.path)),
+    )
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def _same(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+    a, b = os.fspath(a), os.fspath(b)
+    return a == b or ("://" not in a + b and os.path.realpath(a) == os.path.realpath(b))
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Replaces a file as a whole, unless it is the same already."""
+    if _same(source, target):
+        return
+    data = storage.insist(f"cannot read {source}", source.read_bytes)
+    if target.exists() and storage.insist(f"cannot read {target}", target.read_bytes) == data:
+        return
+    temporary = target.with_name(f"{target.name}.tmp")
+
+    def write() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(target)
+
+    storage.insist(f"cannot write {target}", write)
+
+
+def _copy_codec(source: str, target: epath.Path) -> None:
+    """The newest intact checkpoint of a codec's run, then its config.json: with that the copy is whole."""
+    if _same(source, target):
+        return
+    step, files = _newest_seal(source)
+    if (target / CONFIG).exists():
+        if _newest_seal(target)[1] == files:
+            return
+        (target / CONFIG).unlink()
+    theirs, ours = seals.folder_of(source), target / seals.folder_of(target).name
+    if ours.exists():
+        ours.rmtree()
+    for name in files:
+        _copy(theirs / str(step) / name, ours / str(step) / name)
+    _copy(seals.seal_path(theirs, step), seals.seal_path(ours, step))
+    _copy(epath.Path(source) / CONFIG, target / CONFIG)
+
+
+def _newest_seal(workdir: str | os.PathLike) -> tuple[int, dict]:
+    """(step, {file: [size, digest]}) of a run's newest intact checkpoint."""
+    root = seals.folder_of(workdir)
+    step, _ = seals.newest_intact(root)
+    if step is None:
+        raise UsageError(f"codec.path: {workdir} has no intact checkpoint")
+    return step, json.loads(seals.seal_path(root, step).read_text())["files"]

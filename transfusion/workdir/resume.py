@@ -1,0 +1,194 @@
+"""Going on with a run: what its weights mean must stay, and what else changes is said.
+
+The config inside the newest intact checkpoint is what the weights were trained with, whatever config.json says. Before
+anything is written in the workdir it is compared with the experiment that is to go on.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+from transfusion.config import Experiment, from_config, from_json, to_json
+from transfusion.errors import UsageError, nearest
+from transfusion.optim import schedule
+from transfusion.programs import read_experiment
+from transfusion.running.checkpoint import find_newest
+from transfusion.workdir import portable
+from transfusion.workdir.changes import Change, Rule, differences, listed, tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Going:
+    """A run that goes on from a checkpoint.
+
+    Attributes:
+      step: that checkpoint's.
+      trained: the experiment that its weights were trained with; its paths are those of the checkpoint.
+      changes: what is different from now on.
+    """
+
+    step: int
+    trained: Experiment
+    changes: tuple[Change, ...]
+
+
+# --- what a checkpoint was trained with -------------------------------------------------------------------------------
+
+
+def trained_with(config: Mapping[str, Any]) -> Experiment:
+    """The experiment in the config of a checkpoint.
+
+    Raises:
+      UsageError: if this version cannot read it.
+    """
+    text = config.get("experiment")
+    if isinstance(text, str):
+        return from_json(text)
+    if "task" not in config:
+        raise UsageError("it holds no experiment")
+    return from_config(config)  # of imported weights
+
+
+def as_trained(experiment: Experiment, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
+    """What to build a model with: the `experiment` of config.json, unless its weights were trained with another.
+
+    Args:
+      config: of the checkpoint that is read. One of an older version, or none, is not compared.
+    """
+    try:
+        trained = trained_with(config)
+    except UsageError:
+        return experiment
+    wrong = [change for change in differences(trained, experiment) if change.rule is Rule.MEANING]
+    if not wrong:
+        return experiment
+    logging.warning(
+        "%s is not what the checkpoint was trained with (%s): the checkpoint's own config is used",
+        os.path.join(workdir, portable.CONFIG), listed(wrong),
+    )  # fmt: skip
+    return portable.resolved(trained, workdir)
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequence[str] = ()) -> Going | None:
+    """Compares an experiment with the workdir's newest intact checkpoint; writes nothing. Collective.
+
+    Args:
+      allowed: fields, or what stands before their last dots, that may differ though they give weights their meaning.
+
+    Returns:
+      What is gone on from; None if there is no checkpoint.
+
+    Raises:
+      UsageError: naming the fields that may not differ, or if more steps are made than `experiment.steps`.
+    """
+    if jax.process_index() == 0:
+        _check_folder(workdir)
+    newest = find_newest(workdir)
+    if newest is None:
+        return None
+    step, config = newest
+    trained = _believed(step, config, workdir)
+    changes = differences(trained, experiment)
+    if portable.codec_differs(trained, experiment, workdir):
+        changes.append(Change("codec.path", portable.CODEC, experiment.codec.path))
+    _check_allowed(allowed, experiment, trained)
+    _refuse(changes, step, workdir, allowed)
+    if step > experiment.steps:
+        raise UsageError(
+            f"{workdir} has made {step} steps, and --config.steps={experiment.steps} are fewer: give at least "
+            f"{step}, or another --workdir"
+        )
+    return Going(step, trained, tuple(changes))
+
+
+def _check_folder(workdir: str | os.PathLike) -> None:
+    """Refuses at once a workdir that can be none: looking for checkpoints would wait for storage to come back."""
+    if "://" in str(workdir):
+        return
+    try:
+        there = os.stat(workdir)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir}: {error.strerror}") from error
+    if not stat.S_ISDIR(there.st_mode):
+        raise UsageError(f"--workdir={workdir} is no folder")
+
+
+def _believed(step: int, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
+    """The checkpoint's experiment; where this version cannot read it, that of config.json, which can be mended."""
+    try:
+        return trained_with(config)
+    except UsageError as error:
+        logging.warning("the config in checkpoint %d is of another version (%s): config.json is compared instead",
+                        step, error)  # fmt: skip
+        return read_experiment(workdir)
+
+
+def _refuse(changes: Sequence[Change], step: int, workdir: str | os.PathLike, allowed: Sequence[str]) -> None:
+    bound = [c for c in changes if c.rule in (Rule.POSITION, Rule.GROWS)]
+    if bound:
+        raise UsageError(
+            f"{listed(bound)} (the checkpoint of step {step} -> now): the position in the data is counted with it, so "
+            f"this run goes on with the old value; a new --workdir with --config.init.path={workdir} takes its weights"
+        )
+    wrong = [
+        c for c in changes
+        if (c.rule is Rule.MEANING or c.field == "codec.path") and not any(_covers(a, c.field) for a in allowed)
+    ]  # fmt: skip
+    if wrong:
+        flags = ",".join(change.field for change in wrong[:3])
+        raise UsageError(
+            f"{listed(wrong)} (the checkpoint of step {step} -> now): the weights in {workdir} are trained with the "
+            f"old value; give it, or another --workdir, or --allow_change={flags} if that is meant"
+        )
+
+
+def _covers(allowed: str, field: str) -> bool:
+    return field == allowed or field.startswith((f"{allowed}.", f"{allowed}["))
+
+
+def _check_allowed(allowed: Sequence[str], *experiments: Experiment) -> None:
+    known = {name for one in experiments for name in _names("", json.loads(to_json(one)))}
+    for name in allowed:
+        if re.sub(r"\[\d+\]", "", name) not in known:
+            raise UsageError(f"--allow_change: there is no field {name!r}{nearest(name, known)}")
+
+
+def _names(field: str, value: Any) -> Iterator[str]:
+    if field:
+        yield field
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _names(f"{field}.{name}" if field else name, inner)
+    for inner in value if tables(value) else ():
+        yield from (name for name in _names(field, inner) if name != field)
+
+
+def say(going: Going, experiment: Experiment) -> None:
+    """Logs what changes at this step, a line each, and a learning rate that jumps."""
+    for change in going.changes:
+        logging.info("%s from step %d", change, going.step)
+    old, new = going.trained, experiment
+    before, after = (float(schedule(e.optim, e.steps)(going.step)) for e in (old, new))
+    if abs(after - before) > 0.01 * max(before, after):
+        logging.info(
+            "learning rate goes from %.2e (step %d, %s over %d steps) to %.2e (%s over %d steps)",
+            before, going.step, old.optim.schedule, old.steps, after, new.optim.schedule, new.steps,
+        )  # fmt: skip
+
+
+def rows(going: Going | None) -> list[dict[str, Any]]:
+    """The changes for commands.jsonl; [] for a new run."""
+    changes = going.changes if going else ()
+    return [{"field": c.field, "old": c.old, "new": c.new, "step": going.step} for c in changes]
