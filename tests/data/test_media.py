@@ -8,7 +8,7 @@ from PIL import Image
 
 from transfusion.data import builders, clips, media, sounds, speech_catalogue
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.documents import Choice, choose, to_document
+from transfusion.data.documents import DocumentChoice, choose_document, to_document
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     """Two clips and two sounds with a captions file each."""
     root = tmp_path_factory.mktemp("media")
     for i in range(2):
-        (root / f"{i}.webp").write_bytes(clips.encode(CLIP, ".webp"))
+        (root / f"{i}.webp").write_bytes(clips.encode_clip(CLIP, ".webp"))
         (root / f"{i}.wav").write_bytes(sounds.encode_wav(SOUND, 16000))
     (root / "broken.wav").write_bytes(b"RIFFnothing")
     for suffix in ("webp", "wav"):
@@ -40,7 +40,7 @@ def test_files_keep_every_pixel_and_sample():
     back, rate = sounds.decode(media.to_file(SOUND, ".wav", 8000))
     np.testing.assert_array_equal(back, SOUND)
     assert rate == 8000
-    np.testing.assert_allclose(sounds.to_int16(sounds.to_float(SOUND)), SOUND, atol=1)
+    np.testing.assert_allclose(sounds.to_int16(sounds.sound_to_float(SOUND)), SOUND, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ def test_a_folder_gives_clips_and_sounds_of_the_asked_size(folder):
 def test_documents_of_media():
     config = DataConfig(flip=1.0, edit=1.0, caption_first=1.0, drop_caption=0.0)
     record = {"id": "a", "video": CLIP, "caption": "five"}
-    choice = choose(record, config, (0, 0))
+    choice = choose_document(record, config, (0, 0))
     assert choice.mirror and not choice.edit
     words, clip = to_document(record, choice)
     assert (clip.kind, clip.role) == ("video", "target")
     np.testing.assert_allclose(clip.value, (CLIP / 127.5 - 1)[:, :, ::-1], atol=1e-6)
-    *frames, words = to_document(record, Choice(caption_first=False), frames=True)
+    *frames, words = to_document(record, DocumentChoice(caption_first=False), frames=True)
     assert [(f.kind, f.role) for f in frames] == [("image", "context")] * 5 and words.kind == "text"
-    words, *frames = to_document(record, Choice(), frames=True)
+    words, *frames = to_document(record, DocumentChoice(), frames=True)
     assert [(f.kind, f.role) for f in frames] == [("image", "both")] * 5  # drawn, then read by the next
     record = {"id": "b", "sound": SOUND, "rate": 8000, "caption": "hum"}
-    choice = choose(record, config, (0, 0))
+    choice = choose_document(record, config, (0, 0))
     assert not choice.mirror
     _, sound = to_document(record, choice, lambda x: x[:, None] / 2)
     assert sound.kind == "sound" and sound.value.shape == (3000, 1)
     arm = {"id": "c", "caption": "wave", "arm": np.ones((4, 7))}
-    assert media.medium_of(arm) == "arm" and to_document(arm, Choice())[1].kind == "arm"
+    assert media.medium_of(arm) == "arm" and to_document(arm, DocumentChoice())[1].kind == "arm"
 
 
 def test_what_the_recordings_say():
@@ -118,7 +118,7 @@ def test_recordings_that_are_missing_say_what_to_install(tmp_path):
     config = builders.SpeechConfig(name="mine", folder=str(tmp_path / "none"))
     builder = builders.Speech(data_dir=str(tmp_path), config=config, file_format="array_record")
     with pytest.raises(UsageError, match="apt-get install asterisk-core-sounds-en-wav"):
-        builders.write(builder)
+        builders.write_files(builder)
 
 
 def test_animations(tmp_path):
@@ -133,7 +133,7 @@ def test_animations(tmp_path):
     for name in ("1f680", "1f697", "1f192", "2764", "2764-fe0f"):  # a held-out one, and one twice
         frames[0].save(root / f"{name}.webp", save_all=True, append_images=frames[1:], quality=100)
     frames[0].save(root / "1f600.webp")  # not animated
-    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode(CLIP, ".webp"))  # with a skin tone
+    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode_clip(CLIP, ".webp"))  # with a skin tone
     builders.prepare("animations/16", str(tmp_path))
     found = {}
     for split in ("train", "heldout"):

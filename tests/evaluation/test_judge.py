@@ -59,7 +59,7 @@ def test_features_are_the_layer_before_the_logits(judge):
 
 def test_saved_judge_gives_the_same_answers(judge, tmp_path):
     judge.save(tmp_path / "judge.safetensors")
-    loaded = judges.load(tmp_path / "judge.safetensors")
+    loaded = judges.load_judge(tmp_path / "judge.safetensors")
     assert loaded.config == CONFIG
     images, _ = patterns(5, 4)
     np.testing.assert_array_equal(loaded.logits(images), judge.logits(images))
@@ -68,18 +68,18 @@ def test_saved_judge_gives_the_same_answers(judge, tmp_path):
 def test_missing_and_damaged_files_are_one_clear_line(judge, tmp_path):
     path = tmp_path / "judge.safetensors"
     with pytest.raises(UsageError, match="no judge at"):
-        judges.load(path)
+        judges.load_judge(path)
     judge.save(path)
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"not safetensors", b""):
         path.write_bytes(content)
         with pytest.raises(UsageError, match="damaged") as error:
-            judges.load(path)
+            judges.load_judge(path)
         assert "\n" not in str(error.value)
     other = dict(judge.params) | {"out": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}}
     Judge(CONFIG, other).save(path)
     with pytest.raises(UsageError, match="other weights"):
-        judges.load(path)
+        judges.load_judge(path)
 
 
 def test_shifts_move_whole_images_and_repeat_the_border():

@@ -180,7 +180,7 @@ class VggEmbedding:
         return np.concatenate(parts)[: len(images)]
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
+def pixel_vectors(images: np.ndarray) -> np.ndarray:
     """Images float [N, H, W, C] -> vectors [N, F] whose squared Euclidean distance is the mean square over pixels."""
     flat = np.asarray(images, np.float32).reshape(len(images), -1)
     return flat / np.float32(np.sqrt(flat.shape[1]))

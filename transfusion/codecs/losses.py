@@ -14,10 +14,10 @@ from transfusion.model.quantizers import histogram, statistics
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 """Two batches of images [N, H, W, C] -> their distances [N]."""
 STATISTICS = "statistics"
-"""The entry of a loss' sums that is no number for the log but what the task's `after_step` reads."""
+"""The name of the sums that are not logged: the task's `after_step` updates the codebook with them."""
 
 
-def loss(
+def codec_loss(
     model: Coder,
     images: jax.Array,
     draws: dict[str, jax.Array],

@@ -73,7 +73,7 @@ class MelCodec:
         Raises:
           UsageError: if the sound has another number of axes, or `hop` does not divide N.
         """
-        config, sound = self.config, to_float(sound)
+        config, sound = self.config, sound_to_float(sound)
         if sound.ndim != 1 or not len(sound) or len(sound) % config.hop:
             raise UsageError(
                 f"a sound of shape {sound.shape} is no multiple of {config.hop} samples [N]: set its length"
@@ -131,7 +131,7 @@ class MelCodec:
         return (sound / np.maximum(weight, 1e-3))[edge : total - edge]
 
 
-def to_float(sound: np.ndarray) -> np.ndarray:
+def sound_to_float(sound: np.ndarray) -> np.ndarray:
     """int16 or float [...] as float32 in [-1, 1].
 
     Raises:

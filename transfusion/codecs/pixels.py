@@ -40,7 +40,7 @@ def check_size(height: int, width: int, down: int) -> None:
         )
 
 
-def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def crop_and_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Crops the centre of a uint8 image [H, W, C] to the aspect of height:width and resizes it (Lanczos).
 
     Returns uint8 [height, width, C]; an image that already has this size is returned untouched.

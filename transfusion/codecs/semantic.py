@@ -23,8 +23,8 @@ BATCH, BATCHES = 32, 64  # images from which mean and deviation are measured
 class SemanticAutoencoder(Autoencoder):
     """Images [B, H, W, C] in [-1, 1] <-> normalised features [B, h, w, c] of `config.tower`, one vector per patch.
 
-    `latent_mean` and `latent_deviation` [c] are those of the features over the training images (see `statistics`); they
-    and the tower are not trained: a config freezes them with `optim.groups`.
+    `latent_mean` and `latent_deviation` [c] normalise the features; `feature_statistics` measures them on the training
+    images. They and the tower are not trained: a config freezes them with `optim.groups`.
     """
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
@@ -47,7 +47,7 @@ class SemanticAutoencoder(Autoencoder):
         return mean, jnp.clip(logvar, *self.config.logvar_range)
 
 
-def statistics(template: Template, tower: Params, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def feature_statistics(template: Template, tower: Params, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """Mean and standard deviation of each channel of a tower's features of images [B, H, W, C], by the parameters'
     paths; the same on every host, whose images must be the same. A channel that does not vary has the deviation 1.
     """

@@ -96,10 +96,10 @@ class MovqAutoencoder(VqAutoencoder):
         return images.reshape(*lead, *images.shape[1:])
 
 
-KINDS = {"kl": Autoencoder, "movq": MovqAutoencoder}
+AUTOENCODERS = {"kl": Autoencoder, "movq": MovqAutoencoder}
 
 
 def autoencoder_template(config: AutoencoderConfig) -> Template:
     """The autoencoder of the config's form."""
-    kind = SemanticAutoencoder if config.tower else KINDS.get(config.form, VqAutoencoder)
+    kind = SemanticAutoencoder if config.tower else AUTOENCODERS.get(config.form, VqAutoencoder)
     return Template(lambda rngs: kind(config, rngs=rngs))

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.storage import insist
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reopen: Callable[[], None]) -> T:
+def read_record(name: str, folder: str | os.PathLike, read: Callable[[], _T], reopen: Callable[[], None]) -> _T:
     """`read()`; tried again while the storage is away or fails for a moment.
 
     Args:
@@ -26,7 +26,7 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reo
 
     failed = False
 
-    def attempt() -> T:
+    def attempt() -> _T:
         nonlocal failed
         try:
             if failed:
@@ -39,7 +39,7 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reo
             if not os.path.isdir(folder):
                 raise OSError(errno.ESTALE, f"{folder} is away") from error
             if (number := _number(error)) is None:
-                raise ValueError(one_line(error)) from error
+                raise ValueError(error_line(error)) from error
             if not again:  # it may be the failure of an earlier record, which the reader has kept
                 return attempt()
             raise OSError(number, os.strerror(number)) from error
@@ -47,7 +47,7 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reo
     try:
         return insist(f"cannot read {name}", attempt)
     except OSError as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(error_line(error)) from error
 
 
 def _number(error: Exception) -> int | None:

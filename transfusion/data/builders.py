@@ -310,7 +310,7 @@ def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """
     builder_class, config = resolve(name)
     builder = builder_class(data_dir=data_dir, config=config, file_format="array_record")
-    return write(builder)
+    return write_files(builder)
 
 
 def resolve(name: str) -> tuple[type[tfds.core.GeneratorBasedBuilder], str | None]:
@@ -329,7 +329,7 @@ def resolve(name: str) -> tuple[type[tfds.core.GeneratorBasedBuilder], str | Non
     return BUILDERS[name], config or (configs[0] if configs else None)
 
 
-def write(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+def write_files(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     """Writes the files of `builder`, if they are not there yet, without asking the network for anything."""
     tfds.disable_progress_bar()
     level = logging.get_verbosity()

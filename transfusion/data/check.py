@@ -9,7 +9,7 @@ from transfusion.data.packing import Bad
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
 
-LOOK = 1000  # records of a source of which one must be usable
+MOST_TRIED = 1000  # records of a source of which one must be usable
 
 
 def check_data(
@@ -48,12 +48,12 @@ def check_data(
 
 
 def check_usable(where: str, source: Sequence[Record], example: Callable[[Record], object]) -> None:
-    """Refuses a source of which no record can be used: none at all of a small one, else none of `LOOK`, evenly spaced.
+    """Refuses a source without a usable record among `MOST_TRIED` evenly spaced ones (all records of a smaller source).
 
     Raises:
       UsageError: with the first record and what is wrong with it.
     """
-    count, first = min(len(source), LOOK), None
+    count, first = min(len(source), MOST_TRIED), None
     for number in range(count):
         made = example(source[number * len(source) // count])
         if not isinstance(made, Bad):

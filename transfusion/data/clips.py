@@ -55,7 +55,7 @@ def fit(clip: np.ndarray, resolution: int = 0, channels: int = 0, frames: int = 
     return np.stack([images.fit(frame, resolution, channels) for frame in clip])
 
 
-def encode(clip: np.ndarray, suffix: str, rate: float = 8.0) -> bytes:
+def encode_clip(clip: np.ndarray, suffix: str, rate: float = 8.0) -> bytes:
     """The file of uint8 [T, H, W, 1 or 3], `rate` frames per second, without end.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from transfusion.errors import UsageError, check
 from transfusion.sequence import text
 
-TRAIN, HELD_OUT = PARTS = ("train", "held_out")
+TRAIN, HELD_OUT = SIDES = ("train", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SourceConfig:
             raise UsageError(f"{where}.channels={self.channels} must be 0, 1 or 3")
         if not 0 <= self.hold_out < 1:
             raise UsageError(f"{where}.hold_out={self.hold_out} must be a share from 0 up to 1")
-        check(f"{where}.part", self.part, PARTS)
+        check(f"{where}.part", self.part, SIDES)
         if self.part == HELD_OUT and not self.hold_out:
             raise UsageError(f"{where}.part is {HELD_OUT!r}: set hold_out too, to the share of the training source")
         ranges = {"record_bytes": (4, 2**24), "rate": (0, 1_000_000), "length": (0, pixel_limit)}
@@ -75,7 +75,7 @@ class DataConfig:
     caption_first: float = 0.8  # probability that the caption stands before its image
     drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
     null_caption: str = "drop"  # what stands in its place then, a key of `transfusion.sequence.text.UNSEEN`
-    drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
+    drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose_document`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
     draw_earlier: float = 0.0  # probability that its first image is drawn and read, not only read

@@ -7,23 +7,39 @@ import numpy as np
 
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.media import medium_of
-from transfusion.data.randomness import scramble
 from transfusion.sequence import Document, Segment, text
 from transfusion.sequence.text import BYTES, Tokenizer
+
+_MASK = 2**64 - 1
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """A codec: what a record holds -> float32 latents or int32 codes; uint8 [H, W, 1 or 3] -> [h, w, C] or [h, w]."""
 
 
-def pixels(image: np.ndarray) -> np.ndarray:
+def pixel_latents(image: np.ndarray) -> np.ndarray:
     """The identity codec: uint8 [..., H, W, C] -> float32 [..., H, W, C] in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
 
 
-def content(encoded: np.ndarray) -> np.ndarray:
+def segment_value(encoded: np.ndarray) -> np.ndarray:
     """What a codec gave as a segment holds it: codes int32, latents float32."""
     encoded = np.asarray(encoded)
     return encoded.astype(np.int32 if encoded.dtype.kind in "iu" else np.float32, copy=False)
+
+
+def scramble(*counters: int) -> int:
+    """A fixed pseudo-random number of 64 bits for the counters: the splitmix64 finaliser over each in turn (Steele, Lea
+    and Flood 2014, "Fast splittable pseudorandom number generators").
+
+    A generator per record would take 80 us; this chain of multiplications takes next to nothing.
+    """
+    x = 0
+    for counter in counters:
+        x = (x + counter + 0x9E3779B97F4A7C15) & _MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+        x ^= x >> 31
+    return x
 
 
 # What can be asked of an image, and what is done to uint8 [H, W, C] then.
@@ -35,7 +51,7 @@ EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class DocumentChoice:
     """What chance decides about a record.
 
     Attributes:
@@ -65,7 +81,7 @@ class Choice:
     label: bool = False
 
 
-def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
+def choose_document(record: Record, config: DataConfig, seed: tuple[int, int]) -> DocumentChoice:
     """Draws from `seed` = (seed of the run, index of the record) in which form the record becomes a document.
 
     With probability 1 - `caption_first` the medium stands first. With probability `drop_caption` a caption-first
@@ -81,7 +97,7 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     """
     kind = medium_of(record)
     if not kind:
-        return Choice()
+        return DocumentChoice()
 
     # Each decision has a draw of its own, so that changing one probability does not change what the others decide.
     def chance(draw: int) -> float:
@@ -93,17 +109,19 @@ def choose(record: Record, config: DataConfig, seed: tuple[int, int]) -> Choice:
     # Numbers that the conditions' draws, however many, do not reach.
     shift = tuple(int(chance(draw) * (2 * config.shift + 1)) - config.shift for draw in (-2, -3)) if seen else (0, 0)
     if "caption" not in record:
-        return Choice(False, True, mirror, both, shift=shift, label=caption)
+        return DocumentChoice(False, True, mirror, both, shift=shift, label=caption)
     which = int(chance(-4) * len(record["captions"])) if "captions" in record else 0
     if kind == "image" and chance(4) < config.edit:
         edit = list(EDITS)[int(chance(5) * len(EDITS))]
         conditions = enumerate(sorted(config.drop_conditions.items()), start=6)
         dropped = tuple(stream for draw, (stream, share) in conditions if chance(draw) < share)
         earlier = chance(-1) < config.draw_earlier
-        return Choice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption, shift)
+        return DocumentChoice(caption, True, mirror, both, edit, dropped, earlier, config.null_caption, shift)
     if chance(0) >= config.caption_first:
-        return Choice(True, False, mirror, both, shift=shift, which=which)
-    return Choice(caption, True, mirror, both, null=config.null_caption, shift=shift, which=which, label=caption)
+        return DocumentChoice(True, False, mirror, both, shift=shift, which=which)
+    return DocumentChoice(
+        caption, True, mirror, both, null=config.null_caption, shift=shift, which=which, label=caption
+    )
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -112,7 +130,7 @@ def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
     return image[..., np.clip(rows, 0, len(rows) - 1)[:, None], np.clip(columns, 0, len(columns) - 1), :]
 
 
-def _words(choice: Choice, caption: str, tokenizer: Tokenizer) -> Document:
+def _words(choice: DocumentChoice, caption: str, tokenizer: Tokenizer) -> Document:
     """The text beside a medium; what stands in place of one that is left out is 'context', nothing to be learned."""
     ids = tokenizer.encode(caption)
     if choice.caption:
@@ -123,8 +141,8 @@ def _words(choice: Choice, caption: str, tokenizer: Tokenizer) -> Document:
 
 def to_document(
     record: Record,
-    choice: Choice,
-    encode: Encode = pixels,
+    choice: DocumentChoice,
+    encode: Encode = pixel_latents,
     keep_pixels: bool = False,
     frames: bool = False,
     tokenizer: Tokenizer = BYTES,
@@ -142,8 +160,8 @@ def to_document(
     label = int(record.get("label", -1)) if choice.label else -1
 
     def segment(medium: np.ndarray, role: str, dropped: tuple[str, ...] = (), kind: str = kind) -> Segment:
-        shown = pixels(medium) if keep_pixels else None
-        latents = content(medium if "encoded" in record else encode(medium))
+        shown = pixel_latents(medium) if keep_pixels else None
+        latents = segment_value(medium if "encoded" in record else encode(medium))
         return Segment(kind, latents, role, label, pixels=shown, dropped=dropped)
 
     medium = record[kind][..., ::-1, :] if choice.mirror else record[kind]

@@ -14,7 +14,7 @@ _PEOPLE = re.compile(r"^(couple with heart|kiss|family) ((?:(?:man|woman|person|
 
 
 @dataclasses.dataclass(frozen=True)
-class Emoji:
+class NamedEmoji:
     """One named emoji. `base` is the caption without skin tones, `tones` is '' or names one or two of them."""
 
     codepoints: str  # lower-case hexadecimal, joined by '-', without the variation selector where the art has none
@@ -28,7 +28,7 @@ class Emoji:
         return f"{self.base}, {self.tones}" if self.tones else self.base
 
 
-def catalogue(available: Iterable[str]) -> list[Emoji]:
+def catalogue(available: Iterable[str]) -> list[NamedEmoji]:
     """Returns the named emoji whose codepoints are in `available` (file stems of Twemoji), each once, sorted.
 
     Raises:
@@ -37,7 +37,7 @@ def catalogue(available: Iterable[str]) -> list[Emoji]:
     """
     data = require("emoji", "demo").EMOJI_DATA
     available = set(available)
-    found: dict[str, Emoji] = {}
+    found: dict[str, NamedEmoji] = {}
     for characters, entry in data.items():
         for text in (characters, characters.replace("\ufe0f", "")):
             key = "-".join(f"{ord(c):x}" for c in text)
@@ -50,7 +50,7 @@ def catalogue(available: Iterable[str]) -> list[Emoji]:
     return result
 
 
-def held_out(emoji: Iterable[Emoji], share: float = HELD_OUT_SHARE) -> set[str]:
+def held_out(emoji: Iterable[NamedEmoji], share: float = HELD_OUT_SHARE) -> set[str]:
     """Returns the codepoints of the combinations to hold out: about `share` of all that have a skin tone.
 
     The choice is a threshold on a hash of (base, tones), so that it does not change when other emoji come or go. Each
@@ -59,7 +59,7 @@ def held_out(emoji: Iterable[Emoji], share: float = HELD_OUT_SHARE) -> set[str]:
     toned = [e for e in emoji if e.tones]
     out = {e.codepoints for e in toned if _share(e.base, e.tones) < share}
     for part in ("base", "tones"):
-        groups: dict[str, list[Emoji]] = {}
+        groups: dict[str, list[NamedEmoji]] = {}
         for e in toned:
             groups.setdefault(getattr(e, part), []).append(e)
         for group in groups.values():
@@ -68,13 +68,13 @@ def held_out(emoji: Iterable[Emoji], share: float = HELD_OUT_SHARE) -> set[str]:
     return out
 
 
-def _emoji(codepoints: str, characters: str, alias: str) -> Emoji:
+def _emoji(codepoints: str, characters: str, alias: str) -> NamedEmoji:
     name = alias.strip(":").replace("_", " ").replace("’", "'")
     tones = _TONE.findall(name)
     base = _natural(_TONE.sub("", name))
     if _is_flag(characters):
         base = f"flag of {base}"
-    return Emoji(codepoints, characters, name, base, " and ".join(tones))
+    return NamedEmoji(codepoints, characters, name, base, " and ".join(tones))
 
 
 def _natural(base: str) -> str:

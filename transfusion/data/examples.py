@@ -7,7 +7,7 @@ import numpy as np
 
 from transfusion.data import documents
 from transfusion.data.config import Record
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.packing import Bad
 from transfusion.errors import PassingError
 from transfusion.sequence import TEXT, Document, SequenceSpec
@@ -17,9 +17,9 @@ from transfusion.sequence.text import BYTES, Tokenizer
 
 def make_example(
     record: Record,
-    choice: documents.Choice,
+    choice: documents.DocumentChoice,
     spec: SequenceSpec,
-    encode: documents.Encode = documents.pixels,
+    encode: documents.Encode = documents.pixel_latents,
     tokenizer: Tokenizer = BYTES,
     split_text: bool = True,
     truncate: bool = False,
@@ -47,7 +47,7 @@ def make_example(
     except PassingError:
         raise
     except RECORD_FAULTS as error:
-        return Bad(str(record["id"]), one_line(error))
+        return Bad(str(record["id"]), error_line(error))
 
 
 def _too_much(expanded: Expanded, budgets: Mapping[str, int], split_text: bool) -> list[str]:

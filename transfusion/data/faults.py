@@ -23,7 +23,7 @@ RECORD_FAULTS: tuple[type[Exception], ...] = (
 )
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
+def error_line(error: BaseException, limit: int = 200) -> str:
     """Class and message of an error on one line of at most `limit` characters; of a UsageError the message alone."""
     name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
     return " ".join(f"{name}{error}".split())[:limit]

@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeVar
 
 from transfusion import storage
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MEDIA_BYTES = 2**30  # an image, clip or sound of more than 1 GiB is refused
 _FOLDERS = 100_000  # of a source, of which a file that was read is remembered
@@ -81,7 +81,7 @@ def read_whole(path: str, limit: int = MEDIA_BYTES) -> bytes:
     return data
 
 
-def patiently(path: str, action: Callable[[], T], home: Iterable[str]) -> T:
+def patiently(path: str, action: Callable[[], _T], home: Iterable[str]) -> _T:
     """`action()`, which reads `path`, tried again while the storage fails or is away.
 
     A file that does not exist is a fault of the data while all paths of `home` are there. Without them it is the
@@ -92,7 +92,7 @@ def patiently(path: str, action: Callable[[], T], home: Iterable[str]) -> T:
       OSError: what another try cannot change.
     """
 
-    def attempt() -> T:
+    def attempt() -> _T:
         try:
             return action()
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -111,7 +111,7 @@ def leads_out(root: str, path: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class DataFolder:
     """A folder of data, whose files are named by something that a stranger wrote.
 
     Attributes:

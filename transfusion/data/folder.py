@@ -8,7 +8,7 @@ from transfusion.data import files
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA
 from transfusion.data.parquet import read_parquet
-from transfusion.data.patterns import expand
+from transfusion.data.patterns import files_named
 from transfusion.data.tables import Table, read_text_table
 from transfusion.errors import UsageError, check
 
@@ -31,7 +31,7 @@ class FolderSource:
         if not config.file_field:
             raise UsageError("data.sources: file_field is empty: set it to the column with the files' names")
         tables = _captions_files(config)
-        self._folder = files.Folder(config.path, config.follow_links, tuple(tables))
+        self._folder = files.DataFolder(config.path, config.follow_links, tuple(tables))
         self._tables = [_read(table, config) for table in tables]
         self._starts = [0, *itertools.accumulate(map(len, self._tables))]
 
@@ -73,7 +73,7 @@ def _captions_files(config: SourceConfig) -> list[str]:
     """The captions file, or several of Parquet: what `captions` names, else what is usual."""
     names = (config.captions,) if config.captions else _NAMES
     for name in names:
-        found = expand(name, config.path)
+        found = files_named(name, config.path)
         if found:
             return _checked(found, config)
     if not config.captions and (found := _parquet_files(config)):
@@ -85,7 +85,7 @@ def _captions_files(config: SourceConfig) -> list[str]:
 
 
 def _parquet_files(config: SourceConfig) -> list[str]:
-    found = expand("*.parquet", config.path)
+    found = files_named("*.parquet", config.path)
     splits = {split for path in found for split in _SPLITS if os.path.basename(path).startswith(split)}
     if len(splits) > 1:  # nobody wants to train on test data without a word
         names = " and ".join(sorted(splits))

@@ -14,7 +14,7 @@ from transfusion.data.config import HELD_OUT, Record, SourceConfig
 from transfusion.errors import UsageError
 
 
-class Part:
+class Subset:
     """Those records of a source whose numbers are `indices`, in the source's order."""
 
     def __init__(self, source: Sequence[Record], indices: np.ndarray):
@@ -45,7 +45,7 @@ def part_of(source: Sequence[Record], config: SourceConfig) -> Sequence[Record]:
             f"hold_out={config.hold_out} of the {len(source)} records at {config.path or config.name} holds out "
             f"{'all' if held_out.all() else 'none'}: use another share, or more records"
         )
-    return Part(source, np.flatnonzero(held_out if config.part == HELD_OUT else ~held_out))
+    return Subset(source, np.flatnonzero(held_out if config.part == HELD_OUT else ~held_out))
 
 
 def fraction(key: str) -> float:

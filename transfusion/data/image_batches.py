@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from transfusion.data.config import DataConfig, Record
-from transfusion.data.documents import pixels
+from transfusion.data.documents import pixel_latents
 from transfusion.data.packing import Bad
 from transfusion.data.position import check_same_batches, warn_of_changes
 from transfusion.data.records import BadRecords, Records
@@ -59,7 +59,7 @@ class ImageBatches:
             self._read += 1
             found = usable_image(record, self._medium, self._shape)
             if not isinstance(found, Bad):
-                return pixels(found)
+                return pixel_latents(found)
             self._bad.add(found)
             self._bad.check(self._read)
 
@@ -114,7 +114,7 @@ def image_epoch(
 ) -> Iterator[ImageBatch]:
     """Every usable image (or clip) once, in order; the last batch is filled with images of weight 0."""
     found = (usable_image(records[i], medium, shape) for i in range(len(records)))
-    images = (pixels(image) for image in found if not isinstance(image, Bad))
+    images = (pixel_latents(image) for image in found if not isinstance(image, Bad))
     while part := list(itertools.islice(images, batch_size)):
         weight = np.zeros(batch_size, np.float32)
         weight[: len(part)] = 1

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Pillow knows many more. Some of them run other programs (EPS runs Ghostscript on what may be any program in
 # PostScript), and what a picture is goes by its bytes, whatever its name.
@@ -57,7 +57,7 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
     return frame_array(open_image(data, pixel_limit), data)
 
 
-def translated(action: Callable[[], T]) -> T:
+def translated(action: Callable[[], _T]) -> _T:
     """`action()`, which calls Pillow and nothing else; what that raises becomes a ValueError of one line.
 
     Pillow's decoders raise nearly everything (OSError, SyntaxError, struct.error, IndexError, ...) for damaged bytes. A

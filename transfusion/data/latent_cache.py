@@ -22,19 +22,19 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from transfusion.data.array_records import read_record
 from transfusion.data.config import DataConfig, Record, SourceConfig
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.media import medium_of
 from transfusion.errors import PassingError, UsageError
 from transfusion.storage import lasting
 
-ABOUT = "latents.json"
+LATENTS_JSON = "latents.json"
 _FORMAT = 1
 _MOST = 1_000_000  # shards
 _HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that do not say what its records hold
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What a folder of latents is to hold.
 
     Attributes:
@@ -66,7 +66,7 @@ def content_of(source: SourceConfig) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(source).items() if name not in _HERE}
 
 
-def begin(folder: pathlib.Path, plan: Plan) -> list[int]:
+def begin_cache(folder: pathlib.Path, plan: CachePlan) -> list[int]:
     """Makes the folder, or goes on with what is there; returns the numbers of the shards that are missing.
 
     Raises:
@@ -76,7 +76,7 @@ def begin(folder: pathlib.Path, plan: Plan) -> list[int]:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
-        if (folder / ABOUT).is_file():
+        if (folder / LATENTS_JSON).is_file():
             _check_plan(folder, _about(folder)[0], plan)
         else:
             _write_about(folder, plan, None)
@@ -86,7 +86,7 @@ def begin(folder: pathlib.Path, plan: Plan) -> list[int]:
 
 
 def write_shard(
-    folder: pathlib.Path, plan: Plan, number: int, records: Callable[[int], Record], encode: Callable
+    folder: pathlib.Path, plan: CachePlan, number: int, records: Callable[[int], Record], encode: Callable
 ) -> int:
     """Encodes the records of one shard; its file appears when it is whole. Returns how many cannot be used.
 
@@ -121,10 +121,10 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise lasting(f"cannot write {path}", error) from error
     except (RuntimeError, ValueError) as error:  # ArrayRecord's own
-        raise UsageError(f"cannot write {path}: {one_line(error)}") from error
+        raise UsageError(f"cannot write {path}: {error_line(error)}") from error
 
 
-def finish(folder: pathlib.Path, plan: Plan) -> int:
+def finish_cache(folder: pathlib.Path, plan: CachePlan) -> int:
     """Notes the sizes of all shards, with which the folder can be read; returns their bytes."""
     sizes = {name: (folder / name).stat().st_size for name in plan.shards}
     _write_about(folder, plan, sizes)
@@ -140,7 +140,7 @@ def _encoded(record: Record, encode: Callable[[np.ndarray], np.ndarray]) -> Reco
     except PassingError:
         raise
     except RECORD_FAULTS as error:  # such as a size that the codec does not take
-        return {"id": record["id"], "error": one_line(error)}
+        return {"id": record["id"], "error": error_line(error)}
 
 
 def _to_bytes(record: Record) -> bytes:
@@ -165,7 +165,7 @@ def _from_bytes(data: bytes) -> Record:
         array = np.frombuffer(rest, np.dtype(head["dtype"])).reshape(head["shape"])
         return {**fields, str(head["kind"]): array, "encoded": True}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"damaged latents: {one_line(error)}") from error
+        raise ValueError(f"damaged latents: {error_line(error)}") from error
 
 
 class LatentSource:
@@ -178,7 +178,7 @@ class LatentSource:
     def __init__(self, config: SourceConfig):
         """Raises UsageError if the folder is not whole, or holds latents of another source than `config`."""
         folder = pathlib.Path(config.latents)
-        if not (folder / ABOUT).is_file():
+        if not (folder / LATENTS_JSON).is_file():
             raise UsageError(f"no latents in {folder}: write them with python -m transfusion.cache_latents")
         plan, sizes = _about(folder)
         if sizes is None:
@@ -198,7 +198,7 @@ class LatentSource:
         try:
             self._data = ArrayRecordDataSource(self._files)
         except (RuntimeError, ValueError, OSError) as error:  # ArrayRecord's are not OSErrors
-            raise UsageError(f"cannot read the latents in {self._folder}: {one_line(error)}") from error
+            raise UsageError(f"cannot read the latents in {self._folder}: {error_line(error)}") from error
 
     def __len__(self) -> int:
         return len(self._data)
@@ -244,12 +244,14 @@ def check_latents(
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def _about(folder: pathlib.Path) -> tuple[Plan, dict[str, int] | None]:
+def _about(folder: pathlib.Path) -> tuple[CachePlan, dict[str, int] | None]:
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / LATENTS_JSON).read_text())
         if about["format"] != _FORMAT:
-            raise UsageError(f"{folder / ABOUT} is of format {about['format']}, not {_FORMAT}: write the latents again")
-        plan = Plan(**{field.name: about[field.name] for field in dataclasses.fields(Plan)})
+            raise UsageError(
+                f"{folder / LATENTS_JSON} is of format {about['format']}, not {_FORMAT}: write the latents again"
+            )
+        plan = CachePlan(**{field.name: about[field.name] for field in dataclasses.fields(CachePlan)})
         sizes = about["sizes"]
         if not (isinstance(plan.source, dict) and isinstance(plan.codec, str) and plan.records >= 0):
             raise ValueError("fields of wrong types")
@@ -258,18 +260,20 @@ def _about(folder: pathlib.Path) -> tuple[Plan, dict[str, int] | None]:
             raise ValueError("other files than its shards")
         return plan, sizes
     except OSError as error:
-        raise UsageError(f"cannot read {folder / ABOUT}: {one_line(error)}") from error
+        raise UsageError(f"cannot read {folder / LATENTS_JSON}: {error_line(error)}") from error
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise UsageError(f"{folder / ABOUT} is damaged: remove the folder and write the latents again") from error
+        raise UsageError(
+            f"{folder / LATENTS_JSON} is damaged: remove the folder and write the latents again"
+        ) from error
 
 
-def _write_about(folder: pathlib.Path, plan: Plan, sizes: dict[str, int] | None) -> None:
-    temporary = folder / f".{ABOUT}.tmp"
+def _write_about(folder: pathlib.Path, plan: CachePlan, sizes: dict[str, int] | None) -> None:
+    temporary = folder / f".{LATENTS_JSON}.tmp"
     temporary.write_text(json.dumps({"format": _FORMAT, **dataclasses.asdict(plan), "sizes": sizes}, indent=1))
-    os.replace(temporary, folder / ABOUT)
+    os.replace(temporary, folder / LATENTS_JSON)
 
 
-def _check_plan(folder: pathlib.Path, there: Plan, wanted: Plan) -> None:
+def _check_plan(folder: pathlib.Path, there: CachePlan, wanted: CachePlan) -> None:
     if there.codec != wanted.codec:
         raise UsageError(
             f"{folder} holds latents of the codec {there.codec[:16]}, and this config's codec is {wanted.codec[:16]}: "
@@ -282,7 +286,7 @@ def _check_plan(folder: pathlib.Path, there: Plan, wanted: Plan) -> None:
             raise UsageError(f"{folder} was begun with {field}={before}, and now it is {now}: give another --output")
 
 
-def _check_source(folder: pathlib.Path, there: Plan, wanted: Mapping[str, object]) -> None:
+def _check_source(folder: pathlib.Path, there: CachePlan, wanted: Mapping[str, object]) -> None:
     default = content_of(SourceConfig())  # of fields that there were not yet when the latents were written
     for field in sorted({*there.source, *wanted}):
         before, now = there.source.get(field, default.get(field)), wanted.get(field)

@@ -89,7 +89,7 @@ def to_file(medium: np.ndarray, suffix: str, rate: int) -> bytes:
     """
     writers: dict[tuple[bool, int], tuple[str, tuple[str, ...], Callable[[], bytes]]] = {
         (True, 3): ("an image", (".png",), lambda: images.encode_png(medium)),
-        (True, 4): ("a clip", clips.SUFFIXES, lambda: clips.encode(medium, suffix)),
+        (True, 4): ("a clip", clips.SUFFIXES, lambda: clips.encode_clip(medium, suffix)),
         (False, 1): ("a sound", (".wav",), lambda: sounds.encode_wav(medium, rate)),
     }
     found = writers.get((medium.dtype == np.uint8, medium.ndim))

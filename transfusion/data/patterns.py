@@ -16,7 +16,7 @@ _INNERMOST = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.(-?\d{1,12}))?")
 
 
-def expand(pattern: str, folder: str = "") -> list[str]:
+def files_named(pattern: str, folder: str = "") -> list[str]:
     """The files that `pattern` names, each once: those of its braces in their order, those of a glob sorted by name.
 
     Args:

@@ -17,7 +17,6 @@ from transfusion.data.config import DataConfig, Record
 from transfusion.data.examples import bytes_of, make_example
 from transfusion.data.packing import Bad, Lane, Row, Snapshot
 from transfusion.data.position import check_same_batches, warn_of_changes
-from transfusion.data.randomness import scramble
 from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
 from transfusion.data.threads import ReadAhead, Worker
@@ -43,7 +42,7 @@ class Pipeline:
         batch_size: int,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        encode: documents.Encode = documents.pixels,
+        encode: documents.Encode = documents.pixel_latents,
         opened: Mapping[str, Source] | None = None,
         tokenizer: Tokenizer = BYTES,
     ):
@@ -125,7 +124,7 @@ class Pipeline:
     def example_of(self, record: Record) -> Expanded | Bad:
         """What packing would get of a record, with its caption."""
         config = dataclasses.replace(self._config, drop_caption=0.0)
-        return self._make_example(record, documents.choose(record, config, (self._seed, 0)))
+        return self._make_example(record, documents.choose_document(record, config, (self._seed, 0)))
 
     def close(self) -> None:
         """Ends the background threads; `state` and `stats` can still be asked, batches cannot."""
@@ -179,11 +178,11 @@ class Pipeline:
     def _example(self, index: int) -> Expanded | Bad:
         # Lanes step by B through a mixture that repeats a pattern: without a turn, some would never meet a source.
         step, row = divmod(index, self._batch_size)
-        index = step * self._batch_size + (row + scramble(self._seed, step, _TURN)) % self._batch_size
+        index = step * self._batch_size + (row + documents.scramble(self._seed, step, _TURN)) % self._batch_size
         record = self._records[index]
         if "error" in record:
             return Bad(str(record["id"]), str(record["error"]))
-        choice = documents.choose(record, self._config, (self._seed, index))
+        choice = documents.choose_document(record, self._config, (self._seed, index))
         if self._expansions is None:
             return self._make_example(record, choice)
         return self._expansions.get((record["id"], choice), lambda: self._make_example(record, choice), bytes_of)
@@ -234,7 +233,7 @@ def epoch_batches(
     spec: SequenceSpec,
     batch_size: int,
     seed: int = 0,
-    encode: documents.Encode = documents.pixels,
+    encode: documents.Encode = documents.pixel_latents,
     tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
     """Yields batches with every usable record once, in order, for held-out losses; the last rows may be empty."""
@@ -244,7 +243,7 @@ def epoch_batches(
         if index >= len(records):
             raise _Exhausted
         record = records[index]
-        choice = documents.choose(record, config, (seed, index))
+        choice = documents.choose_document(record, config, (seed, index))
         return make_example(record, choice, spec, encode, tokenizer, config.split_text, config.truncate)
 
     rows: list[Row] = []

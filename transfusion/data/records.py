@@ -15,7 +15,7 @@ from transfusion.data.config import DataConfig, Record
 from transfusion.data.packing import Bad
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _NAMES = 1000
 _EPOCHS, _PATIENCE = 20, 20_000  # bad records in a row
 
@@ -82,7 +82,7 @@ class Cache:
         self._left, self._values = limit, {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+    def get(self, key: Hashable, make: Callable[[], _T], size: Callable[[_T], int]) -> _T:
         """Returns the value of `key`: the kept one, else what `make` gives, kept if its `size` in bytes has room."""
         if key in self._values:
             return self._values[key]

@@ -7,7 +7,7 @@ import wave
 
 import numpy as np
 
-from transfusion.codecs.mel import to_float
+from transfusion.codecs.mel import sound_to_float
 
 SAMPLE_LIMIT = 50_000_000
 _PIPE = 0x7FFF0000  # no file that is read at all is so long; ffmpeg gives 0xFFFFFFFF, sox 0x7FFFF000
@@ -140,5 +140,5 @@ def resample(sound: np.ndarray, old: int, new: int, limit: int = SAMPLE_LIMIT) -
     count = max(1, round(len(sound) * new / old))
     if count > limit:
         raise ValueError(f"{len(sound)} samples at {old} per second are {count} at {new}, over the limit of {limit}")
-    spectrum = np.fft.rfft(to_float(sound))
+    spectrum = np.fft.rfft(sound_to_float(sound))
     return to_int16(np.fft.irfft(spectrum[: count // 2 + 1], count) * (count / max(1, len(sound))))

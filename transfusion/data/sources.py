@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from transfusion import storage
 from transfusion.data import texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
 from transfusion.data.latent_cache import LatentSource
@@ -72,8 +72,8 @@ class _Checked(Sequence[Record]):
             raise
         except RECORD_FAULTS as exception:
             if isinstance(exception, OSError) and storage.may_pass(exception):
-                raise storage.StorageError(f"cannot read {name}: {one_line(exception)}") from exception
-            error = one_line(exception)
+                raise storage.StorageError(f"cannot read {name}: {error_line(exception)}") from exception
+            error = error_line(exception)
         return record if error is None else {"id": name, "error": _printable(error)}
 
 

@@ -13,14 +13,14 @@ from transfusion.data import files, texts
 from transfusion.errors import UsageError, nearest
 
 FILE_BYTES = 2**34  # of one captions file
-ROWS = 10_000_000  # of one captions file
+MOST_ROWS = 10_000_000  # of one captions file
 TABLE_BYTES = 2**31  # of all its names and captions in memory
 _BAD_ROWS = 100_000  # more than these are no bad rows but a file of another kind
 _ROW_LINES = 128  # lines of one row of a CSV file; more are an open quotation mark
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CaptionRow:
     """One row: the name of a file or its bytes, and a caption; or what is wrong with it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Row:
     data: bytes | None = None
 
 
-class Table(Sequence[Row]):
+class Table(Sequence[CaptionRow]):
     """The rows of one captions file."""
 
     @abc.abstractmethod
@@ -42,7 +42,7 @@ class Table(Sequence[Row]):
         """What names a row without reading its file, and stays when rows are added; see `hold_out.part_of`."""
 
 
-class Rows(Table):
+class MemoryTable(Table):
     """Rows in memory, packed tightly: a few million rows of Python objects would take gigabytes."""
 
     def __init__(self, path: str, separator: str = ":"):
@@ -69,7 +69,7 @@ class Rows(Table):
             if isinstance(value, str):
                 self._bytes += value.encode("utf-8", "surrogatepass")
             self._ends.append(len(self._bytes))
-        if len(self._numbers) > ROWS:
+        if len(self._numbers) > MOST_ROWS:
             check_rows(self._path, len(self._numbers))
         if len(self._bytes) > TABLE_BYTES:
             raise UsageError(f"{self._path} holds more than {TABLE_BYTES} bytes of names and captions: split it")
@@ -81,17 +81,17 @@ class Rows(Table):
         name = self[index].name
         return os.path.normpath(name) if name else f"#{index}"  # './0.png' and '0.png' are one file
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> CaptionRow:
         start, middle, end = self._ends[2 * index : 2 * index + 3]
         name, caption = (self._bytes[a:b].decode("utf-8", "surrogatepass") for a, b in ((start, middle), (middle, end)))
         where = f"{self._path}{self._separator}{self._numbers[index]}"
-        return Row(where, name, caption, self._errors.get(index, ""))
+        return CaptionRow(where, name, caption, self._errors.get(index, ""))
 
 
 def check_rows(path: str, count: int) -> None:
     """Raises UsageError if a captions file has more rows than are read."""
-    if count > ROWS:
-        raise UsageError(f"{path} has more than {ROWS} rows, the limit of a captions file: split it")
+    if count > MOST_ROWS:
+        raise UsageError(f"{path} has more than {MOST_ROWS} rows, the limit of a captions file: split it")
 
 
 def check_columns(path: str, known: Sequence[str], wanted: Iterable[str], hint: str = "") -> None:
@@ -104,7 +104,7 @@ def check_columns(path: str, known: Sequence[str], wanted: Iterable[str], hint: 
             raise UsageError(f"{path} has the column {column!r} twice: rename one of them")
 
 
-def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
+def read_text_table(path: str, file_field: str, caption_field: str) -> MemoryTable:
     """The rows of a .jsonl or .csv file.
 
     Raises:
@@ -113,7 +113,7 @@ def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
     """
     read = _jsonl if path.lower().endswith(".jsonl") else _csv
 
-    def attempt() -> Rows:
+    def attempt() -> MemoryTable:
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > FILE_BYTES:
                 raise ValueError(f"it holds more than {FILE_BYTES} bytes: split it")
@@ -127,8 +127,8 @@ def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> Rows:
-    rows, columns = Rows(path), dict.fromkeys(())
+def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> MemoryTable:
+    rows, columns = MemoryTable(path), dict.fromkeys(())
     for number, line in lines:
         if not line.strip():
             continue
@@ -157,10 +157,10 @@ def _too_long(line: str) -> bool:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> Rows:
+def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> MemoryTable:
     # The limit of a cell, 131,072 characters, is one for the whole process. It is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), texts.TEXT_BYTES))
-    rows, reader = Rows(path), _CsvReader(lines)
+    rows, reader = MemoryTable(path), _CsvReader(lines)
     first = next(reader, None)
     if first is None:
         return rows

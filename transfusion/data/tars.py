@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO
 
-BLOCK = 512
+_BLOCK = 512
 _NAME_BYTES = 2**20  # a name, or the extended header that gives one, in which macOS also puts attributes
 _END_BYTES = 2**20  # so many bytes after the end are looked at
 _FILES = b"0\x007"
@@ -22,7 +22,7 @@ class TarFault(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class TarMember:
     """A member of a tar: `data` is the offset of its bytes. `fault` says why they cannot be read, if so."""
 
     name: str
@@ -33,7 +33,7 @@ class Member:
     fault: str = ""
 
 
-def members(file: BinaryIO, length: int) -> Iterator[Member]:
+def members(file: BinaryIO, length: int) -> Iterator[TarMember]:
     """Yields the members of a tar of `length` bytes in order.
 
     Raises:
@@ -41,8 +41,8 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
     """
     offset, extended = 0, {}
     while True:
-        header = _read(file, offset, BLOCK)
-        if len(header) < BLOCK:
+        header = _read(file, offset, _BLOCK)
+        if len(header) < _BLOCK:
             at_end = "ends here without the two empty blocks of an end" if not header else "breaks off in a header"
             raise TarFault(f"at byte {offset}: the tar {at_end}: it may have been cut")
         if not header.strip(b"\0"):
@@ -51,7 +51,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         _check_sum(header, offset)
         kind, size = header[156:157], _number(header[124:136], offset)
         size = int(extended.get("size", size)) if kind in _FILES else size
-        data = offset + BLOCK
+        data = offset + _BLOCK
         if kind == b"S":
             data = _after_sparse_map(file, header, data)
         stored = 0 if kind in _WITHOUT_DATA else size
@@ -62,7 +62,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         else:
             yield _member(header, kind, extended, data, size)
             extended = {}
-        offset = data + -(-stored // BLOCK) * BLOCK
+        offset = data + -(-stored // _BLOCK) * _BLOCK
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -72,7 +72,7 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 def _check_end(file: BinaryIO, offset: int) -> None:
     rest = _read(file, offset, _END_BYTES)
-    if len(rest) < 2 * BLOCK:
+    if len(rest) < 2 * _BLOCK:
         raise TarFault(f"at byte {offset}: the tar ends with one empty block instead of two: it may have been cut")
     if rest.strip(b"\0"):
         raise TarFault(f"at byte {offset}: the tar goes on after its end, as if several were joined: pack it again")
@@ -110,8 +110,8 @@ def _number(field: bytes, offset: int) -> int:
 def _after_sparse_map(file: BinaryIO, header: bytes, data: int) -> int:
     more = header[482]
     while more:
-        block = _read(file, data, BLOCK)
-        more, data = (block[504] if len(block) == BLOCK else 0), data + BLOCK
+        block = _read(file, data, _BLOCK)
+        more, data = (block[504] if len(block) == _BLOCK else 0), data + _BLOCK
     return data
 
 
@@ -151,10 +151,10 @@ def _name(header: bytes, extended: dict[str, str]) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _member(header: bytes, kind: bytes, extended: dict[str, str], data: int, size: int) -> Member:
+def _member(header: bytes, kind: bytes, extended: dict[str, str], data: int, size: int) -> TarMember:
     name = _name(header, extended)
     sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extended)
     name = extended.get("GNU.sparse.name", name)
     is_file = sparse or (kind in _FILES and not name.endswith("/"))
     fault = "is stored with holes: pack it without --sparse" if sparse else ""
-    return Member(name, is_file, kind == b"5" or name.endswith("/"), data, size, fault)
+    return TarMember(name, is_file, kind == b"5" or name.endswith("/"), data, size, fault)

@@ -13,10 +13,10 @@ from absl import logging
 from transfusion import storage
 from transfusion.data import files, text_records, texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _FILE_BYTES = 2**36  # of one book; more are no text
 
@@ -45,7 +45,7 @@ class TextSource:
                     raise ValueError(f"is a link to outside the folder {path}: set follow_links=True if it may be read")
                 rows.extend(self._cut(number, name, config))
             except (OSError, ValueError) as error:
-                self._faults[number] = one_line(error) if isinstance(error, OSError) else str(error)
+                self._faults[number] = error_line(error) if isinstance(error, OSError) else str(error)
                 rows.extend((number, 0, 0))
         self._rows = np.array(rows, np.int64).reshape(-1, 3)
 
@@ -60,7 +60,7 @@ class TextSource:
         try:
             # A file that could be cut and is missing now is storage that is away.
             data = _with_file(path, lambda file: files.read_part(file, start, stop - start), path)
-            return {"id": name, "text": texts.decode(data).strip()}
+            return {"id": name, "text": texts.decode_text(data).strip()}
         except (OSError, ValueError) as error:
             return {"id": name, "error": str(error)}
 
@@ -98,8 +98,8 @@ def _beginning(start: bytes) -> int:
     return 3 if encoding == "utf-8-sig" else 0
 
 
-def _with_file(path: str, use: Callable[[BinaryIO], T], home: str) -> T:
-    def attempt() -> T:
+def _with_file(path: str, use: Callable[[BinaryIO], _T], home: str) -> _T:
+    def attempt() -> _T:
         with files.open_regular(path) as file:
             return use(file)
 
@@ -116,7 +116,7 @@ def _text_files(root: str, follow_links: bool) -> list[str]:
 
     def unreadable(error: OSError) -> None:
         if storage.may_pass(error):
-            raise storage.StorageError(f"cannot read {error.filename}: {one_line(error)}")
+            raise storage.StorageError(f"cannot read {error.filename}: {error_line(error)}")
         left_out["folders that cannot be read"] += 1
 
     seen = {os.path.realpath(root)}

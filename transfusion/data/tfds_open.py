@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from transfusion.data import builders
 from transfusion.data.config import SourceConfig
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.errors import UsageError, nearest
 from transfusion.storage import StorageError, may_pass
 
@@ -150,4 +150,4 @@ def _in_one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise many classes, AssertionError among them
         kind = StorageError if isinstance(error, OSError) and may_pass(error) else UsageError
-        raise kind(f"{what}: {one_line(error)}") from error
+        raise kind(f"{what}: {error_line(error)}") from error

@@ -19,7 +19,7 @@ class TfdsSource:
     Images are stored compressed and decoded here, so that a broken one is an error record. The caption is the field
     `caption_field`; where the dataset has none but a class label, `caption_template` around the name of the class. A
     field may be nested ('captions/text'). If it holds several captions, the record has them all as 'captions', of which
-    `documents.choose` takes one; 'caption' is the first.
+    `documents.choose_document` takes one; 'caption' is the first.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):

@@ -10,10 +10,10 @@ from absl import logging
 
 from transfusion.data import files, images, tars, texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.patterns import expand
+from transfusion.data.patterns import files_named
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _CAPTIONS = (".txt", ".json")
@@ -72,7 +72,7 @@ class WebDatasetSource:
 
     def _caption(self, sample: _Sample, extension: str) -> object:
         try:
-            text = texts.decode(self._read(sample, extension, texts.TEXT_BYTES))
+            text = texts.decode_text(self._read(sample, extension, texts.TEXT_BYTES))
             if extension == ".txt":
                 return text.strip()
             content = texts.parse_json(text)
@@ -94,10 +94,10 @@ class WebDatasetSource:
         return _with_file(sample.shard.path, read, (sample.shard.path,))
 
 
-def _with_file(path: str, use: Callable[[BinaryIO], T], home: tuple[str, ...]) -> T:
+def _with_file(path: str, use: Callable[[BinaryIO], _T], home: tuple[str, ...]) -> _T:
     """`use(file)`, tried again while the storage that holds `home` is away."""
 
-    def attempt() -> T:
+    def attempt() -> _T:
         with files.open_regular(path) as file:
             return use(file)
 
@@ -112,7 +112,7 @@ def _state(file: BinaryIO) -> tuple[int, int]:
 def _shards(path: str) -> list[str]:
     """The tars that a source's path names."""
     if not os.path.isdir(path):
-        shards = expand(path)
+        shards = files_named(path)
         if not shards:
             raise UsageError(f"no tar file matches {path!r}")
         return shards
@@ -160,7 +160,7 @@ def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
     return [*samples.values(), *([_Sample(shard, "?", error=broken)] if broken else [])]
 
 
-def _add(member: tars.Member, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
+def _add(member: tars.TarMember, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
     folder, base = os.path.split(member.name)
     stem, dot, extension = base.partition(".")
     if not member.is_file:

@@ -13,7 +13,7 @@ from transfusion.errors import UsageError
 from transfusion.evaluation.intervals import Score, wilson
 
 Embedding = Callable[[np.ndarray], np.ndarray]
-TOP = (1, 5)
+RANKS = (1, 5)
 
 
 def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def ranks(distance: np.ndarray, asked: np.ndarray) -> np.ndarray:
 def retrieval_scores(distance: np.ndarray, asked: np.ndarray) -> dict[str, Score]:
     """Shares with Wilson intervals: {'top1': score, 'top5': score} of distances [N, M] and asked indices [N]."""
     rank = ranks(distance, asked)
-    return {f"top{k}": wilson(int((rank <= k).sum()), len(rank)) for k in TOP}
+    return {f"top{k}": wilson(int((rank <= k).sum()), len(rank)) for k in RANKS}
 
 
 def retrieval(

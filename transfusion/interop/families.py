@@ -14,13 +14,13 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", ("AutoencoderKL",), autoencoder.claims, autoencoder.build),
-        Family("vq", tuple(vq.KINDS), vq.claims, vq.build),
+        Family("vq", tuple(vq.VQ_MODELS), vq.claims, vq.build),
         Family("bagel", ("BagelForConditionalGeneration",), bagel.claims, bagel.build, bagel.TOKENS),
         Family("showo2", ("Showo2Qwen2_5",), showo2.claims, showo2.build),
         Family("chameleon", (vocabulary.CHAMELEON,), vocabulary.claims_chameleon, vocabulary.build_chameleon),
         Family("emu3", (vocabulary.EMU3,), vocabulary.claims_emu3, vocabulary.build_emu3),
         Family("janus", ("JanusForConditionalGeneration",), janus.claims, janus.build),
-        Family("language", tuple(language.KINDS), language.claims, language.build),
+        Family("language", tuple(language.TEXT_MODELS), language.claims, language.build),
         Family("dit", ("DiTTransformer2DModel",), diffusion.claims_dit, diffusion.build_dit),
         Family("sd3", (diffusion.SD3,), diffusion.claims_of(diffusion.SD3), diffusion.build_sd3),
         Family("omnigen", (diffusion.OMNIGEN,), diffusion.claims_of(diffusion.OMNIGEN), diffusion.build_omnigen),

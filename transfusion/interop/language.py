@@ -16,7 +16,7 @@ from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
 
 # Class -> what its config.json does not say: biases, whether queries and keys are normed, and defaults of its own.
-KINDS: dict[str, dict[str, Any]] = {
+TEXT_MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "qk_norm": "none", "biased": False},
     "Qwen2ForCausalLM": {"model_type": "qwen2", "qk_norm": "none", "biased": True},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "qk_norm": "rms", "biased": False},
@@ -46,22 +46,22 @@ _FIXED = {
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
-    """The class of `KINDS` that a config names."""
-    for name, facts in KINDS.items():
+def text_model_of(config: Mapping[str, Any]) -> str | None:
+    """The class of `TEXT_MODELS` that a config names."""
+    for name, facts in TEXT_MODELS.items():
         if name in class_names(config) or (not class_names(config) and config.get("model_type") == facts["model_type"]):
             return name
     return None
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
-    return kind_of(config) is not None
+    return text_model_of(config) is not None
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
-    model = trunk_config(config, kind_of(config))
-    config = with_defaults(config, KINDS[kind_of(config)].get("defaults", {}))
+    model = trunk_config(config, text_model_of(config))
+    config = with_defaults(config, TEXT_MODELS[text_model_of(config)].get("defaults", {}))
     # A head that is there is read, whatever the config says: it is then a copy, or not tied.
     tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, tied=tied)
@@ -87,10 +87,10 @@ def trunk_config(
       UsageError: naming the field that is not understood.
     """
     fields(config, _USED, _HARMLESS, _FIXED, where)
-    config = with_defaults(config, KINDS[kind].get("defaults", {}))
+    config = with_defaults(config, TEXT_MODELS[kind].get("defaults", {}))
     if any(layer != "full_attention" for layer in given(config, "layer_types", list, [], where)):
         raise UsageError(f"{where}: layer_types may name full_attention only")
-    facts = KINDS[kind]
+    facts = TEXT_MODELS[kind]
     heads = given(config, "num_attention_heads", where=where)
     width = given(config, "hidden_size", where=where)
     biased = facts["biased"] or given(config, "attention_bias", bool, False, where)
@@ -203,7 +203,7 @@ def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
     return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
 
 
-NAMES = {
+LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
     "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
@@ -216,7 +216,7 @@ def block_leaves(
     model: TransformerConfig,
     at: tuple[str, ...],
     keys: Callable[[str], tuple[str, ...]],
-    names: Mapping[str, str] = NAMES,
+    names: Mapping[str, str] = LAYER_NAMES,
 ) -> list[Leaf]:
     """The leaves of one expert's block at the path `at`; `names` are theirs without '.weight' and '.bias'."""
     h, g, k = model.heads, model.groups, model.size

@@ -16,8 +16,8 @@ import numpy as np
 from transfusion.errors import UsageError, nearest
 from transfusion.interop.files import FLOATS, Checkpoint
 
-BLOCK = 2**22  # bytes (as float32) of a leaf that are converted at a time
-Path = tuple[str | int, ...]
+BLOCK_BYTES = 2**22  # bytes (as float32) of a leaf that are converted at a time
+ParamPath = tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Leaf:
       at: static index into ours (after the layer) that is filled; the leaves of one array must cover it.
     """
 
-    ours: Path
+    ours: ParamPath
     theirs: str | tuple[str | None, ...]
     convert: Convert
     rows: tuple[int, int] | None = None
@@ -140,7 +140,7 @@ def pieces(leaves: Sequence[Leaf]) -> list[_Piece]:
     return found
 
 
-def lookup(tree: Any, path: Path) -> Any:
+def lookup(tree: Any, path: ParamPath) -> Any:
     """The node at a path; numbers may have become strings on disk."""
     for name in path:
         tree = tree[name if name in tree else str(name)]
@@ -204,7 +204,9 @@ def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
                 raise ValueError(f"the leaves fill {count} of {size} numbers of {name}, layer {layer}")
 
 
-def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> list[str]:
+def check_keys(
+    checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()
+) -> list[str]:
     """The keys of the checkpoint that match `ignore` (regular expressions of whole keys) and no leaf asks for.
 
     Raises:
@@ -257,7 +259,7 @@ def _blocks(shape: tuple[int, ...], leaf: Leaf) -> Iterator[tuple[tuple[int, int
         return
     start, stop = leaf.rows or (0, shape[0])
     row = 4 * math.prod(shape[1:])
-    size = max(1, BLOCK // max(row * convert.step, 1)) if convert.axis is not None else stop - start
+    size = max(1, BLOCK_BYTES // max(row * convert.step, 1)) if convert.axis is not None else stop - start
     for first in range(start, stop, size * convert.step):
         last = min(first + size * convert.step, stop)
         if convert.axis is None:
@@ -271,9 +273,9 @@ def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping,
     """Our parameters: a nested dict of float32 arrays of the template's `shapes`.
 
     Raises:
-      UsageError: as `check` does.
+      UsageError: as `check_keys` does.
     """
-    check(checkpoint, leaves, shapes, ignore)
+    check_keys(checkpoint, leaves, shapes, ignore)
     params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), dict(shapes))
     fill(checkpoint, leaves, params)
     return params

@@ -8,16 +8,16 @@ from transfusion.config import Experiment
 from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, rotary, trunk_config
+from transfusion.interop.language import IGNORED, LAYER_NAMES, block_leaves, layer_keys, rotary, trunk_config
 from transfusion.interop.leaves import Leaf, matrix, patches, same
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
-IMAGE, HEAD = "image", "head"
+IMAGE, FLOW = "image", "head"
 # What their DiffusionHeadConfig says; config.json's `diffusion_head_config` replaces it.
-HEAD_CONFIG = {
+FLOW_CONFIG = {
     "hidden_size": 2048, "head_dim": 64, "intermediate_size": 8192, "num_attention_heads": 32,
     "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "qk_norm": True,
     "rope_scaling": {
@@ -52,7 +52,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     flow = _flow(config)
     bridged = "diff_proj.0.weight" in keys
     stage = Stage(flow, "mlp" if bridged else "none")
-    model = type(llm)(**{**vars(llm), "towers": {IMAGE: tower}, "stages": {HEAD: stage}})
+    model = type(llm)(**{**vars(llm), "towers": {IMAGE: tower}, "stages": {FLOW: stage}})
     grid = (rows * patch, columns * patch)
     image = Stream(
         embed="dual", head="row_major", objective="continuous", attention="block", time="token_adaln",
@@ -66,8 +66,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 def _flow(config: Mapping[str, Any]) -> TransformerConfig:
     """The trunk of the flow head."""
     where = "config.json, diffusion_head_config"
-    head = HEAD_CONFIG | given(config, "diffusion_head_config", dict, {})
-    fields(head, HEAD_CONFIG, where=where)
+    head = FLOW_CONFIG | given(config, "diffusion_head_config", dict, {})
+    fields(head, FLOW_CONFIG, where=where)
     number = functools.partial(given, head, where=where)
     theta, scaling = rotary(head, where)
     return TransformerConfig(
@@ -81,7 +81,7 @@ def _flow(config: Mapping[str, Any]) -> TransformerConfig:
 
 def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
     model, image, expert = experiment.model, experiment.streams[IMAGE], experiment.streams[IMAGE].expert
-    flow, tower = model.stages[HEAD].trunk, model.towers[IMAGE]
+    flow, tower = model.stages[FLOW].trunk, model.towers[IMAGE]
     part, prefix = ("parts", IMAGE), "showo.model"
     leaves = block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves += [
@@ -90,8 +90,8 @@ def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
         Leaf(("parts", TEXT, "head", "kernel"), "showo.lm_head.weight", matrix()),
     ]
     layer = layer_keys("diffusion_head_a", flow.layers)
-    leaves += block_leaves(flow, ("stages", HEAD, "blocks", expert), layer, NAMES)
-    at = ("stages", HEAD, "modulation", IMAGE)
+    leaves += block_leaves(flow, ("stages", FLOW, "blocks", expert), layer, LAYER_NAMES)
+    at = ("stages", FLOW, "modulation", IMAGE)
     leaves.append(Leaf((*at, "kernel"), layer("adaLN_modulation.1.weight"), matrix()))
     leaves.append(Leaf((*at, "bias"), layer("adaLN_modulation.1.bias"), same()))
     head = (*part, "head")
@@ -102,7 +102,7 @@ def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
     if flow.width != model.width:
         leaves += dense_leaves((*part, "token"), "", "time_embed_proj")
     if bridged:
-        leaves += perceptron_leaves(("bridges", HEAD, "layers"), "diff_proj.0", "diff_proj.2")
+        leaves += perceptron_leaves(("bridges", FLOW, "layers"), "diff_proj.0", "diff_proj.2")
     embed = (*part, "embed")
     leaves += dense_leaves(embed, "", "image_embedder_gen.proj", patches(image.patch))
     leaves.append(Leaf((*embed, "norm"), "fusion_proj.0.weight", same()))
