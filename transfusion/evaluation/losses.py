@@ -188,8 +188,8 @@ def velocity_loss(
 ) -> dict[str, Score]:
     """Mean squared velocity error of target images at each of `LOSS_TIMES`, and 'mean' over the times.
 
-    The result is {} without images. Images before their caption are left out (training shows them cleaner than most of these times). The noise of an
-    image is the same at all times. Intervals: bootstrap over images.
+    The result is {} without images. Images before their caption are left out, because training shows them cleaner than
+    most of these times. The noise of an image is the same at all times. Intervals: bootstrap over images.
     """
     run = jax.jit(lambda params, batch, time, key: velocity_errors(task, params, batch, stream, time, key))
     return _by_level(
