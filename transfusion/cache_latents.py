@@ -22,7 +22,8 @@ from transfusion import programs
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.latent_cache import CachePlan, begin_cache, content_of, finish_cache, write_shard
+from transfusion.data.latent_cache import begin_cache, finish_cache, write_shard
+from transfusion.data.latent_files import CachePlan, content_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
 from transfusion.latents import Codec, open_codec

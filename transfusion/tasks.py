@@ -36,7 +36,7 @@ from transfusion.config import Experiment
 from transfusion.data.check import check_data
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.image_batches import ImageBatches, image_epoch, usable_image
-from transfusion.data.latent_cache import check_latents
+from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError

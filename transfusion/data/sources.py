@@ -14,7 +14,7 @@ from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
-from transfusion.data.latent_cache import LatentSource
+from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.text_source import TextSource
 from transfusion.data.tfds_source import TfdsSource
