@@ -29,8 +29,8 @@ import numpy as np
 
 from transfusion import initial
 from transfusion.codecs import losses, semantic
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.features import lpips
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.check import check_data

@@ -3,6 +3,7 @@ import pytest
 
 from transfusion.codecs import pixels
 from transfusion.errors import UsageError
+from transfusion.model.blocks import check_size
 
 
 def test_every_byte_survives_the_round_trip():
@@ -32,12 +33,12 @@ def test_codec_is_the_identity_and_checks_channels():
 
 
 def test_a_size_that_does_not_divide_names_one_that_does():
-    pixels.check_size(24, 32, 8)
+    check_size(24, 32, 8)
     with pytest.raises(UsageError, match="24x32") as error:
-        pixels.check_size(25, 30, 8)
+        check_size(25, 30, 8)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
-        pixels.check_size(0, 8, 8)
+        check_size(0, 8, 8)
 
 
 def test_fit_crops_the_centre_before_it_resizes():

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
 
 from transfusion.errors import UsageError
-from transfusion.interop.families import find_family
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.known import find_family
 from transfusion.interop.leaves import check_keys
 
 BOUNDED = settings(

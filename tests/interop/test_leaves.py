@@ -8,22 +8,9 @@ from closeness import assert_close
 
 from transfusion.errors import UsageError
 from transfusion.interop import leaves as language
+from transfusion.interop.converts import conv, conv3d, matrix, matrix_from, negated, patches, permuted, reshaped, same
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.leaves import (
-    Leaf,
-    conv,
-    conv3d,
-    matrix,
-    matrix_from,
-    negated,
-    patches,
-    permuted,
-    read_params,
-    reshaped,
-    same,
-    their_shapes,
-    theirs_from,
-)
+from transfusion.interop.leaves import Leaf, read_params, their_shapes, theirs_from
 
 RNG = np.random.default_rng(0)
 CONVERTS = [

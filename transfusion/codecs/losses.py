@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.codecs.autoencoder_config import RECONSTRUCTIONS
 from transfusion.codecs.discriminator import hinge
-from transfusion.codecs.kl_autoencoder import RECONSTRUCTIONS, Coder
+from transfusion.codecs.kl_autoencoder import Coder
 from transfusion.model.quantizers import histogram, statistics
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]

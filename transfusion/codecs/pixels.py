@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from transfusion.errors import UsageError
+from transfusion.model.blocks import check_size
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
@@ -25,19 +26,6 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """Returns float [..., H, W, C] in [-1, 1] as uint8 of the same shape; values outside are clipped, NaN becomes 0."""
     image = np.nan_to_num(np.asarray(image, np.float32), nan=-1.0, posinf=1.0, neginf=-1.0)
     return np.round((np.clip(image, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
-
-
-def check_size(height: int, width: int, down: int) -> None:
-    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
-
-    Raises:
-      UsageError: naming the nearest sizes that work.
-    """
-    if height < 1 or width < 1 or height % down or width % down:
-        good = [max(down, round(side / down) * down) for side in (height, width)]
-        raise UsageError(
-            f"an image of {height}x{width} does not divide by {down}: resize it, for example to {good[0]}x{good[1]}"
-        )
 
 
 def crop_and_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -13,7 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.convolutions import PixelDecoder
+from transfusion.codecs.kl_autoencoder import Autoencoder
 from transfusion.model.parameters import Params, Template, ones, param, zeros
 from transfusion.model.vit import ViT
 
@@ -30,7 +32,7 @@ class SemanticAutoencoder(Autoencoder):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.tower = ViT(config.tower, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.decoder = PixelDecoder(config, rngs=rngs)
         self.latent_mean = param(rngs, (config.latent_channels,), (None,), zeros)
         self.latent_deviation = param(rngs, (config.latent_channels,), (None,), ones)
         self.quant = self.post_quant = None

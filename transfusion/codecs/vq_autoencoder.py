@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.kl_autoencoder import ENDS, Autoencoder, AutoencoderConfig, Coded, Coder
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.convolutions import ENDS
+from transfusion.codecs.kl_autoencoder import Autoencoder, Coded, Coder
 from transfusion.codecs.movq import TimeDecoder, TimeEncoder
 from transfusion.codecs.semantic import SemanticAutoencoder
 from transfusion.errors import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transfusion.codecs.features import pixels
+from transfusion.codecs.features import pixel_vectors
 from transfusion.errors import UsageError
 from transfusion.evaluation.intervals import Score, wilson
 
@@ -69,5 +69,5 @@ def retrieval(
         raise UsageError(f"images {list(generated.shape)} and gallery {list(gallery.shape)} differ in size")
     if asked.shape != (len(generated),) or asked.min() < 0 or asked.max() >= len(gallery):
         raise UsageError(f"retrieval needs one index in 0..{len(gallery) - 1} per generated image")
-    embeddings = {"pixels": pixels} if embeddings is None else embeddings
+    embeddings = {"pixels": pixel_vectors} if embeddings is None else embeddings
     return {name: retrieval_scores(distances(generated, gallery, embed), asked) for name, embed in embeddings.items()}

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from transfusion.api import Run
-from transfusion.codecs.features import VggEmbedding, load_vgg16, pixels
+from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
 from transfusion.evaluation import judge as judges
@@ -121,7 +121,7 @@ def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -
 
 def embeddings(side: int) -> tuple[dict[str, Embedding], str]:
     """What images are compared by: pixels, and VGG features where their weights are; and why they are not, or ''."""
-    found: dict[str, Embedding] = {"pixels": pixels}
+    found: dict[str, Embedding] = {"pixels": pixel_vectors}
     if side < 16:
         return found, "VGG features need images of 16 pixels or more"
     try:

@@ -4,23 +4,35 @@ One expert understands (text, the tower's tokens, the marks round images), one g
 drawn is there as noised latents that only it sees, then as clean latents and as the tower's tokens.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
+from transfusion.interop.converts import matrix, negated, reshaped, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import IGNORED, LAYER_NAMES, block_leaves, layer_keys, token_leaves, trunk_config
-from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
+from transfusion.interop.language import IGNORED, trunk_config
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import (
+    GENERATION,
+    LAYER_NAMES,
+    SEMANTIC,
+    UNDERSTANDING,
+    block_leaves,
+    dense_leaves,
+    imported,
+    layer_keys,
+    perceptron_leaves,
+    token_leaves,
+)
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
 from transfusion.sequence.layouts import bagel as bagel_layout
 
-UNDERSTANDING, GENERATION = "understanding", "generation"
-NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
+NOISED, CLEAN = "noised", "clean"
 _HEAD = "language_model.lm_head"
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "boi": "<|vision_start|>", "eoi": "<|vision_end|>"}
 
@@ -54,8 +66,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     model = trunk_config(llm, "Qwen2ForCausalLM", "config.json, llm_config", qk_norm="rms" if normed else "none")
     tower = vit_config(vit | {"vision_use_head": False}, "config.json, vit_config")
     vit_side, latent_side = given(config, "vit_max_num_patch_per_side", default=70), given(config, "max_latent_size")
-    tower = type(tower)(**{**vars(tower), "grid": (vit_side, vit_side)})
-    model = type(model)(**{**vars(model), "towers": {SEMANTIC: tower}})
+    tower = dataclasses.replace(tower, grid=(vit_side, vit_side))
+    model = dataclasses.replace(model, towers={SEMANTIC: tower})
     patch = given(config, "latent_patch_size", default=2)
     latent = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", expert=GENERATION, time="added",
@@ -65,7 +77,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     streams = {
         TEXT: Stream(vocabulary=given(llm, "vocab_size"), tied=tied, budget=8192, expert=UNDERSTANDING),
         NOISED: latent,
-        CLEAN: type(latent)(**{**vars(latent), "parts": NOISED, "objective": "none"}),
+        CLEAN: dataclasses.replace(latent, parts=NOISED, objective="none"),
         SEMANTIC: Stream(
             embed="vit", head="none", objective="none", attention="block", expert=UNDERSTANDING, source="pixels",
             channels=tower.channels, patch=tower.patch, table="learned", table_grid=(vit_side, vit_side),

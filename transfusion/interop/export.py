@@ -17,10 +17,10 @@ from absl import logging
 from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.families import FAMILIES
 from transfusion.interop.family import CODEC, Imported
 from transfusion.interop.fields import ignoring
 from transfusion.interop.files import DTYPES, SUFFIX, Checkpoint
+from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import lookup, their_shapes, theirs_from
 from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept

@@ -8,26 +8,18 @@ from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.diffusion import dense_leaves, imported
+from transfusion.interop.converts import matrix, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import (
-    IGNORED,
-    block_leaves,
-    layer_keys,
-    text_model_of,
-    token_leaves,
-    trunk_config,
-    with_defaults,
-)
-from transfusion.interop.leaves import Leaf, matrix, same
+from transfusion.interop.language import IGNORED, text_model_of, trunk_config, with_defaults
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import IMAGE, SEMANTIC, block_leaves, dense_leaves, imported, layer_keys, token_leaves
 from transfusion.interop.opening import short
 from transfusion.interop.siglip import ACTIVATION_NAMES, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
 from transfusion.sequence import TEXT, ConnectorConfig, Stream, layouts
 
-SEMANTIC, IMAGE = "semantic", "image"
 _HEAD = "lm_head.weight"
 # What their configs leave out where it is their class's default.
 _LLAMA = {

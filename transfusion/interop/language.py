@@ -1,14 +1,16 @@
 """Text models of transformers: Llama, Qwen2 and Qwen3."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.interop.converts import same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, same
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
 from transfusion.model.rope import RopeScaling
@@ -190,56 +192,3 @@ def check_factors(scaling: RopeScaling, head_size: int, where: str) -> None:
     for name, values in (("short_factor", scaling.short), ("long_factor", scaling.long)):
         if scaling.kind == "longrope" and len(values) != head_size // 2:
             raise UsageError(f"{where}: {name} has {len(values)} values, and a head of {head_size} asks for half of it")
-
-
-def token_leaves(table: str, head: str | None) -> list[Leaf]:
-    """The table and head (None: tied) of the text stream."""
-    leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
-    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
-
-
-def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
-    """The keys of one array of all layers: 'self_attn.q_proj.weight' -> ('PREFIX.0.self_attn...', ...)."""
-    return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
-
-
-LAYER_NAMES = {
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
-
-
-def block_leaves(
-    model: TransformerConfig,
-    at: tuple[str, ...],
-    keys: Callable[[str], tuple[str, ...]],
-    names: Mapping[str, str] = LAYER_NAMES,
-) -> list[Leaf]:
-    """The leaves of one expert's block at the path `at`; `names` are theirs without '.weight' and '.bias'."""
-    h, g, k = model.heads, model.groups, model.size
-    heads = {"q": (h, k), "k": (g, k), "v": (g, k)}
-    bias = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "out", "gate": "ffn", "up": "ffn", "down": "ffn"}
-    leaves = []
-
-    def add(ours: str, theirs: str, convert: Convert) -> None:
-        leaves.append(Leaf((*at, ours), keys(theirs), convert))
-
-    for ours, theirs in names.items():
-        if (ours in ("q_norm", "k_norm") and model.qk_norm == "none") or (
-            ours == "gate" and model.ffn_kind != "swiglu"
-        ):
-            continue
-        if ours.endswith("norm"):
-            if model.norm == "plain" and ours not in ("q_norm", "k_norm"):
-                continue
-            add(ours, f"{theirs}.weight", same())
-            if (model.qk_norm if ours in ("q_norm", "k_norm") else model.norm) == "layer":
-                add(f"{ours}_bias", f"{theirs}.bias", same())
-            continue
-        add(ours, f"{theirs}.weight", matrix_from(h, k) if ours == "o" else matrix(*heads.get(ours, ())))
-        if bias[ours] in model.biases:
-            add(f"{ours}_bias", f"{theirs}.bias", same(*heads.get(ours, ())))
-    return leaves

@@ -1,21 +1,31 @@
 """Show-o2 (arXiv 2506.15564): a text model over text and fused image tokens, a flow head over all of it."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
-from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
+from transfusion.interop.converts import matrix, patches, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import IGNORED, LAYER_NAMES, block_leaves, layer_keys, rotary, trunk_config
-from transfusion.interop.leaves import Leaf, matrix, patches, same
+from transfusion.interop.language import IGNORED, rotary, trunk_config
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import (
+    IMAGE,
+    LAYER_NAMES,
+    block_leaves,
+    dense_leaves,
+    imported,
+    layer_keys,
+    perceptron_leaves,
+)
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
-IMAGE, FLOW = "image", "head"
+FLOW = "head"  # the stage that predicts the velocity
 # What their DiffusionHeadConfig says; config.json's `diffusion_head_config` replaces it.
 FLOW_CONFIG = {
     "hidden_size": 2048, "head_dim": 64, "intermediate_size": 8192, "num_attention_heads": 32,
@@ -47,12 +57,11 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     channels, patch = given(config, "image_latent_dim", default=16), given(config, "patch_size", default=2)
     rows, columns = (given(config, f"image_latent_{side}", default=16) for side in ("height", "width"))
     tower = vit_config(given(config, "vision_config", dict) | {"vision_use_head": False}, "config.json, vision_config")
-    changes = {"channels": channels, "patch": patch, "grid": (rows, columns), "final_norm": False}
-    tower = type(tower)(**{**vars(tower), **changes})
+    tower = dataclasses.replace(tower, channels=channels, patch=patch, grid=(rows, columns), final_norm=False)
     flow = _flow(config)
     bridged = "diff_proj.0.weight" in keys
     stage = Stage(flow, "mlp" if bridged else "none")
-    model = type(llm)(**{**vars(llm), "towers": {IMAGE: tower}, "stages": {FLOW: stage}})
+    model = dataclasses.replace(llm, towers={IMAGE: tower}, stages={FLOW: stage})
     grid = (rows * patch, columns * patch)
     image = Stream(
         embed="dual", head="row_major", objective="continuous", attention="block", time="token_adaln",

@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.errors import UsageError
+from transfusion.interop.converts import Convert, matrix, matrix_from, patches, reshaped, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, patches, reshaped, same
+from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig

@@ -11,18 +11,12 @@ from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.interop.converts import same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given
-from transfusion.interop.language import (
-    IGNORED,
-    TEXT_MODELS,
-    block_leaves,
-    layer_keys,
-    token_leaves,
-    trunk_config,
-    with_defaults,
-)
-from transfusion.interop.leaves import Leaf, same
+from transfusion.interop.language import IGNORED, TEXT_MODELS, trunk_config, with_defaults
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.vq import part
 from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template

@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.autoencoder import DIFFUSERS, ORIGINAL, Rules, finest_first, renamed
+from transfusion.interop.converts import Convert, conv, conv3d, matrix, pointwise, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, whole_numbers
 from transfusion.interop.language import with_defaults
-from transfusion.interop.leaves import Convert, Leaf, conv, conv3d, matrix, pointwise, same
+from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.quantizers import QuantizerConfig
 

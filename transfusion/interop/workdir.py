@@ -24,9 +24,9 @@ from absl import logging
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
-from transfusion.interop.families import find_family
 from transfusion.interop.family import CODEC, Family, Imported
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.known import find_family
 from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
