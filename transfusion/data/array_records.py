@@ -1,4 +1,7 @@
-"""Reading of one record through ArrayRecord, whose errors say only in words what the storage did."""
+"""Reads one record through ArrayRecord, and tells a broken record from storage that cannot be reached.
+
+ArrayRecord's errors name the system's error in words only.
+"""
 
 import errno
 import os
@@ -12,12 +15,13 @@ _T = TypeVar("_T")
 
 
 def read_record(name: str, folder: str | os.PathLike, read: Callable[[], _T], reopen: Callable[[], None]) -> _T:
-    """`read()`; tried again while the storage is away or fails for a moment.
+    """`read()`, tried again while the storage cannot be reached or fails for a moment.
 
     Args:
-      name: of the record, for the errors.
-      folder: where the files lie: if it is gone, all of its records are away, and none is broken.
-      reopen: opens the files anew. ArrayRecord keeps a reader that failed to open, and it fails for ever.
+      name: names the record in errors.
+      folder: where the files lie. If it is gone, its storage is away and no record is broken.
+      read: reads the record.
+      reopen: opens the files anew. ArrayRecord keeps a reader that failed to open, which then fails for ever.
 
     Raises:
       StorageError: if the storage goes on failing.
@@ -34,13 +38,13 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], _T], re
             return read()
         except MemoryError:
             raise
-        except Exception as error:  # ArrayRecord and TFDS raise what they like, RuntimeError mostly
+        except Exception as error:  # ArrayRecord and TFDS raise any class, RuntimeError mostly
             again, failed = failed, True
             if not os.path.isdir(folder):
                 raise OSError(errno.ESTALE, f"{folder} is away") from error
             if (number := _number(error)) is None:
                 raise ValueError(error_line(error)) from error
-            if not again:  # it may be the failure of an earlier record, which the reader has kept
+            if not again:  # the reader may have kept the failure of an earlier record
                 return attempt()
             raise OSError(number, os.strerror(number)) from error
 
@@ -51,7 +55,7 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], _T], re
 
 
 def _number(error: Exception) -> int | None:
-    """The system's error number that an exception names in words."""
+    """The system's error number that an exception names in words; None if it names none."""
     if isinstance(error, OSError):
         return error.errno
     return next((number for number in errno.errorcode if f": {os.strerror(number)}" in str(error)), None)

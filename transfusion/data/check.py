@@ -1,4 +1,4 @@
-"""What is found before the first step is made: data, held-out data included, of which nothing can be used."""
+"""Checks before the first step that training and held-out data can be used."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,14 +19,15 @@ def check_data(
     held_out: Mapping[str, SourceConfig],
     evaluates: bool,
 ) -> None:
-    """Refuses data of which nothing can be used, so that a run ends at its start, not at its first evaluation.
+    """Refuses sources without a usable record, so that a run ends at its start and not at its first evaluation.
 
-    One usable record of each source is read and made into an example. Held-out sources are refused if training
-    evaluates; if only a later program would, a line of the log says what is wrong with them.
+    Records of each source are made into examples until one is usable. Held-out sources are refused if training
+    evaluates on them. If only a later program will, a line of the log says what is wrong with them.
 
     Args:
+      data: the settings of the data.
       opened: the training sources.
-      example: makes a record into what the task reads, or a Bad.
+      example: makes a record what the task reads, or a Bad.
       held_out: the sources of `eval.sources`.
       evaluates: whether training evaluates on them.
 
@@ -73,7 +74,7 @@ def _open(where: str, config: SourceConfig, data: DataConfig) -> Source:
 
 
 def _check_apart(where: str, held_out: SourceConfig, data: DataConfig) -> None:
-    """Refuses records that are held out here and trained on there, because the two shares differ."""
+    """Refuses a held-out source if training reads some of its records, because the two `hold_out` shares differ."""
     if held_out.part != HELD_OUT:
         return
     for name, source in data.sources.items():

@@ -1,4 +1,7 @@
-"""Raw records to documents: order of caption and medium, examples of editing, dropped conditions, latents, ids."""
+"""Makes a record a document.
+
+`choose_document` draws the form (the order, editing, what is left out), and `to_document` makes the document.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from transfusion.sequence.text import BYTES, Tokenizer
 _MASK = 2**64 - 1
 
 Encode = Callable[[np.ndarray], np.ndarray]
-"""A codec: what a record holds -> float32 latents or int32 codes; uint8 [H, W, 1 or 3] -> [h, w, C] or [h, w]."""
+"""The encoder of a codec: the array of a record -> float32 latents or int32 codes, such as [H, W, C] -> [h, w, c]."""
 
 
 def pixel_latents(image: np.ndarray) -> np.ndarray:
@@ -22,7 +25,7 @@ def pixel_latents(image: np.ndarray) -> np.ndarray:
 
 
 def segment_value(encoded: np.ndarray) -> np.ndarray:
-    """What a codec gave as a segment holds it: codes int32, latents float32."""
+    """The output of a codec as a segment holds it: codes become int32, latents float32."""
     encoded = np.asarray(encoded)
     return encoded.astype(np.int32 if encoded.dtype.kind in "iu" else np.float32, copy=False)
 
@@ -42,7 +45,7 @@ def scramble(*counters: int) -> int:
     return x
 
 
-# What can be asked of an image, and what is done to uint8 [H, W, C] then.
+# The edits that examples of editing ask for: the words, and what they do to an image uint8 [H, W, C].
 EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored": lambda image: image[:, ::-1],
     "upside down": lambda image: image[::-1],
@@ -52,20 +55,20 @@ EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DocumentChoice:
-    """What chance decides about a record.
+    """The form in which a record becomes a document, as chance decided it.
 
     Attributes:
-      caption: whether there is one; of an example of editing: what to do.
-      caption_first: whether it precedes the medium.
+      caption: whether the document has the caption; in an example of editing, whether it has the words of the edit.
+      caption_first: whether the caption precedes the medium.
       mirror: whether the image or clip is mirrored.
       both: whether the medium is drawn and then read, not only one of the two.
-      edit: a key of `EDITS`; '' is no editing.
+      edit: a key of `EDITS`; '' for a document that is no example of editing.
       dropped: streams of the image to be edited that are left out.
       draw_earlier: whether the image to be edited is drawn and then read, not only read.
-      null: what stands in place of a caption that there is not, a key of `text.UNSEEN`.
-      shift: rows and columns that the image or clip is moved by, down and to the right.
-      which: the number of its caption, of a record that has several.
-      label: whether streams with classes are told the record's class; else they get the class that stands for none.
+      null: what stands in place of a caption that is left out, a key of `text.UNSEEN`.
+      shift: pixels by which the image or clip is moved, down and to the right.
+      which: the number of the caption, if the record has several.
+      label: whether streams with classes get the record's class; otherwise they get the class that stands for none.
     """
 
     caption: bool = True
@@ -82,31 +85,31 @@ class DocumentChoice:
 
 
 def choose_document(record: Record, config: DataConfig, seed: tuple[int, int]) -> DocumentChoice:
-    """Draws from `seed` = (seed of the run, index of the record) in which form the record becomes a document.
+    """Draws the form in which a record becomes a document; `seed` is (seed of the run, index of the record).
 
-    With probability 1 - `caption_first` the medium stands first. With probability `drop_caption` a caption-first
-    document has its medium only: what classifier-free guidance calls the null condition. The class of a record is a
-    condition too, and is left out as its caption is, or would be if it had one.
+    With probability 1 - `caption_first` the medium stands first. With probability `drop_caption` a document that would
+    begin with its caption has only the medium, which is the null condition of classifier-free guidance. The class of a
+    record is a condition, too: it is left out whenever the caption is, or would be if there were one.
 
     Before all that, a captioned image becomes with probability `edit` an example of editing: the image, what to do
-    (left out with probability `drop_caption`), the result. Of the image to be edited each stream that
-    `drop_conditions` names is left out with its probability (BAGEL, arXiv 2505.14683: text 0.1, vision tower 0.5, clean
-    latents 0.1). Images that only captions follow keep all their streams: nothing is drawn from them. With probability
-    `draw_earlier` the image to be edited is a target too (Show-o2: of several images each has a noise level of its own,
-    except that with probability 0.7 those before one of the later ones, chosen evenly, are clean and no targets).
+    (left out with probability `drop_caption`), and the result. Each stream that `drop_conditions` names is left out of
+    the image to be edited with its probability (BAGEL, arXiv 2505.14683: text 0.1, vision tower 0.5, clean latents
+    0.1). Images that only captions follow keep all their streams, because nothing is drawn from them. With probability
+    `draw_earlier` the image to be edited is a target as well (in Show-o2 each of several images has a noise level of
+    its own, except that with probability 0.7 all images before a later one, chosen evenly, are clean and no targets).
     """
     kind = medium_of(record)
     if not kind:
         return DocumentChoice()
 
-    # Each decision has a draw of its own, so that changing one probability does not change what the others decide.
+    # Each decision has a draw of its own, so that changing one probability changes no other decision.
     def chance(draw: int) -> float:
         return scramble(*seed, draw) / 2**64
 
     caption, both = chance(1) >= config.drop_caption, chance(3) < config.both
     seen = kind in ("image", "video")
     mirror = seen and chance(2) < config.flip
-    # Numbers that the conditions' draws, however many, do not reach.
+    # Negative numbers, because the conditions draw with the numbers from 6 on, however many there are.
     shift = tuple(int(chance(draw) * (2 * config.shift + 1)) - config.shift for draw in (-2, -3)) if seen else (0, 0)
     if "caption" not in record:
         return DocumentChoice(False, True, mirror, both, shift=shift, label=caption)
@@ -125,13 +128,13 @@ def choose_document(record: Record, config: DataConfig, seed: tuple[int, int]) -
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """[..., H, W, C] moved by so many pixels; where it was, its edge goes on."""
+    """The image [..., H, W, C], moved down and to the right; its edge pixels are repeated where it has left."""
     rows, columns = (np.arange(n) - by for n, by in zip(image.shape[-3:-1], (down, right), strict=True))
     return image[..., np.clip(rows, 0, len(rows) - 1)[:, None], np.clip(columns, 0, len(columns) - 1), :]
 
 
 def _words(choice: DocumentChoice, caption: str, tokenizer: Tokenizer) -> Document:
-    """The text beside a medium; what stands in place of one that is left out is 'context', nothing to be learned."""
+    """The caption of a document. What stands in place of one that is left out is 'context': it is not learned."""
     ids = tokenizer.encode(caption)
     if choice.caption:
         return (Segment("text", ids),)
@@ -147,11 +150,17 @@ def to_document(
     frames: bool = False,
     tokenizer: Tokenizer = BYTES,
 ) -> Document:
-    """Turns a record into a document: one text segment; or a medium that is the 'target' after its caption or alone, or
-    the 'context' before its caption, or has 'both' roles; or an image, what to do with it, and the result.
+    """Makes a record a document in the form that was chosen.
 
-    With `keep_pixels` images carry their pixels besides their latents. With `frames` a clip becomes its frames, images
-    one after the other; those that are drawn are read too, as the next one is drawn from them (a world model).
+    The document is a text; or a medium with its caption, the 'target' behind it, the 'context' before it, or 'both'; or
+    an example of editing: an image, what to do with it, and the result.
+
+    Args:
+      encode: the codec.
+      keep_pixels: whether images carry their pixels besides their latents.
+      frames: whether a clip becomes its frames, images one after the other. Frames that are drawn are then read as
+        well, because the next frame is drawn from them (a world model).
+      tokenizer: makes ids of texts.
     """
     kind = medium_of(record)
     if not kind:

@@ -21,7 +21,7 @@ from transfusion.storage import lasting
 
 
 def begin_cache(folder: pathlib.Path, plan: CachePlan) -> list[int]:
-    """Makes the folder, or goes on with what is there; returns the numbers of the shards that are missing.
+    """Makes the folder, or continues one that is not complete. Returns the numbers of the missing shards.
 
     Raises:
       UsageError: if the folder holds latents of another codec or source, or cannot be written.
@@ -42,13 +42,13 @@ def begin_cache(folder: pathlib.Path, plan: CachePlan) -> list[int]:
 def write_shard(
     folder: pathlib.Path, plan: CachePlan, number: int, records: Callable[[int], Record], encode: Callable
 ) -> int:
-    """Encodes the records of one shard; its file appears when it is whole. Returns how many cannot be used.
+    """Encodes the records of one shard. Its file appears when it is complete. Returns the number of bad records.
 
     Raises:
       UsageError: if the file cannot be written.
     """
     path = folder / plan.shards[number]
-    # Two workers of a cluster may be given the same shard.
+    # The name is this process's own, because two workers of a cluster may be given the same shard.
     temporary = folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     bad = 0
     with _writing(path):
@@ -79,7 +79,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def finish_cache(folder: pathlib.Path, plan: CachePlan) -> int:
-    """Notes the sizes of all shards, with which the folder can be read; returns their bytes."""
+    """Writes down the sizes of all shards, which completes the folder. Returns their sum in bytes."""
     sizes = {name: (folder / name).stat().st_size for name in plan.shards}
     write_about(folder, plan, sizes)
     return sum(sizes.values())
@@ -111,7 +111,7 @@ def _check_plan(folder: pathlib.Path, there: CachePlan, wanted: CachePlan) -> No
 
 
 def _holds(path: pathlib.Path, records: int) -> bool:
-    """Whether a shard is whole."""
+    """Whether the file of a shard holds so many records."""
     if not path.is_file():
         return False
     try:

@@ -28,13 +28,13 @@ _HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """What a folder of latents is to hold.
+    """The content of a folder of latents.
 
     Attributes:
       codec: digest of the codec.
       source: the fields of the source's config that say what its records hold.
-      records: of the source.
-      shard_records: of each shard but the last.
+      records: number of records of the source.
+      shard_records: number of records of each shard but the last.
     """
 
     codec: str
@@ -44,22 +44,23 @@ class CachePlan:
 
     @property
     def shards(self) -> tuple[str, ...]:
-        """Names of the files."""
+        """The names of the shards' files."""
         count = -(-self.records // self.shard_records)
         return tuple(f"latents-{i:05}-of-{count:05}.array_record" for i in range(count))
 
     def rows(self, number: int) -> range:
-        """Records of shard `number`."""
+        """The records of shard `number`."""
         start = number * self.shard_records
         return range(start, min(start + self.shard_records, self.records))
 
 
 def content_of(source: SourceConfig) -> dict[str, object]:
-    """What a source's config says of its records."""
+    """The fields of a source's config that say what its records hold."""
     return {name: value for name, value in dataclasses.asdict(source).items() if name not in _HERE}
 
 
 def to_bytes(record: Record) -> bytes:
+    """A record as it is stored: a line of JSON and the bytes of its array."""
     kind = medium_of(record) if "error" not in record else ""
     fields = {name: value for name, value in record.items() if isinstance(value, (str, int, float, tuple))}
     head = {"fields": fields}
@@ -69,7 +70,7 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """Raises ValueError if the bytes are not those of a record."""
+    """The record that `to_bytes` stored. Raises ValueError if the bytes are damaged."""
     try:
         line, _, rest = data.partition(b"\n")
         head = json.loads(line)
@@ -85,6 +86,11 @@ def from_bytes(data: bytes) -> Record:
 
 
 def read_about(folder: pathlib.Path) -> tuple[CachePlan, dict[str, int] | None]:
+    """The plan of a folder of latents, and the size of each shard; None while the folder is not complete.
+
+    Raises:
+      UsageError: if `latents.json` cannot be read or is damaged.
+    """
     try:
         about = json.loads((folder / LATENTS_JSON).read_text())
         if about["format"] != _FORMAT:
@@ -95,7 +101,7 @@ def read_about(folder: pathlib.Path) -> tuple[CachePlan, dict[str, int] | None]:
         sizes = about["sizes"]
         if not (isinstance(plan.source, dict) and isinstance(plan.codec, str) and plan.records >= 0):
             raise ValueError("fields of wrong types")
-        # Only the names of shards are read: others could lead out of the folder.
+        # Only names of shards are accepted: other names could lead out of the folder.
         if sizes is not None and (plan.records > _MOST * plan.shard_records or tuple(sizes) != plan.shards):
             raise ValueError("other files than its shards")
         return plan, sizes
@@ -108,13 +114,15 @@ def read_about(folder: pathlib.Path) -> tuple[CachePlan, dict[str, int] | None]:
 
 
 def write_about(folder: pathlib.Path, plan: CachePlan, sizes: dict[str, int] | None) -> None:
+    """Writes `latents.json`; `sizes` are those of the shards, once all of them are there."""
     temporary = folder / f".{LATENTS_JSON}.tmp"
     temporary.write_text(json.dumps({"format": _FORMAT, **dataclasses.asdict(plan), "sizes": sizes}, indent=1))
     os.replace(temporary, folder / LATENTS_JSON)
 
 
 def check_source(folder: pathlib.Path, there: CachePlan, wanted: Mapping[str, object]) -> None:
-    default = content_of(SourceConfig())  # of fields that there were not yet when the latents were written
+    """Raises UsageError if the latents `there` were made of another source than the one that is `wanted`."""
+    default = content_of(SourceConfig())  # for fields that did not exist when the latents were written
     for field in sorted({*there.source, *wanted}):
         before, now = there.source.get(field, default.get(field)), wanted.get(field)
         if before != now:

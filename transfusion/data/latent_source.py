@@ -18,20 +18,20 @@ from transfusion.errors import UsageError
 
 
 class LatentSource:
-    """The records of a source with their media encoded; such a record has 'encoded'.
+    """The records of a source with encoded media. A record whose medium is encoded has 'encoded'.
 
     Attributes:
       codec: digest of the codec that made the latents.
     """
 
     def __init__(self, config: SourceConfig):
-        """Raises UsageError if the folder is not whole, or holds latents of another source than `config`."""
+        """Raises UsageError if the folder is not complete, or holds latents of another source than `config`."""
         folder = pathlib.Path(config.latents)
         if not (folder / LATENTS_JSON).is_file():
             raise UsageError(f"no latents in {folder}: write them with python -m transfusion.cache_latents")
         plan, sizes = read_about(folder)
         if sizes is None:
-            raise UsageError(f"the latents in {folder} are not complete: the command that writes them goes on")
+            raise UsageError(f"the latents in {folder} are not complete: run the command that writes them again")
         check_source(folder, plan, content_of(config))
         for name, size in sizes.items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -65,11 +65,13 @@ class LatentSource:
 def check_latents(
     sources: Mapping[str, SourceConfig], data: DataConfig, reads_pixels: bool, digest: Callable[[], str]
 ) -> None:
-    """Refuses cached latents that are not those that encoding on the fly would give.
+    """Refuses cached latents if training would encode to other latents, or needs pixels.
 
     Args:
+      sources: the sources by name; those without cached latents are passed over.
+      data: the settings of the data.
       reads_pixels: whether a stream reads pixels besides latents.
-      digest: of the codec that the config names; asked for where a source has latents only.
+      digest: gives the digest of the codec that the config names. It is called only if a source has cached latents.
 
     Raises:
       UsageError: naming the source and both codecs, or what is not possible.

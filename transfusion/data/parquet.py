@@ -1,6 +1,6 @@
-"""Parquet tables: names of files with captions, or the files themselves, as Hugging Face `datasets` writes them.
+"""Reads captions files in Parquet: names of files, or the files themselves, as Hugging Face `datasets` writes them.
 
-What a table will take in memory is known from its metadata before anything is read, and only the columns in use are.
+Only the columns in use are read. A table's metadata says how much memory they will take before anything is read.
 """
 
 import os
@@ -75,7 +75,7 @@ def _translated(arrow: ModuleType, action: Callable[[], _T]) -> _T:
 
 
 def _holds(arrow: ModuleType, schema, name: str) -> str:
-    """What a column gives: 'names', 'bytes', 'files' ({bytes, path}), or '' for none of these."""
+    """What a column holds: 'names', 'bytes', 'files' ({bytes, path}), or '' if it holds something else."""
     kind = schema.field(schema.names.index(name)).type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     if arrow.types.is_struct(kind):
@@ -98,14 +98,14 @@ def _group_bytes(metadata, number: int, columns: set[str]) -> int:
     group = metadata.row_group(number)
     chunks = [group.column(i) for i in range(group.num_columns)]
     starts = tuple(f"{column}." for column in columns if column)
-    # A name may hold dots itself, so that it is not known where the one of the column ends.
+    # The name of a column may hold dots itself, so that a path does not say where it ends.
     return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
 
 
 def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, name: str, caption: str) -> MemoryTable:
     columns = [name] + [caption] * bool(caption)
     schema = parquet.ParquetFile(file).schema_arrow
-    # As a dictionary, a text that is there a million times is held once. A list or a table cannot be read so.
+    # In a dictionary, a text that occurs a million times is held once. Lists and tables cannot be read like that.
     table = parquet.ParquetFile(file, read_dictionary=[c for c in columns if _holds(arrow, schema, c) == "names"])
     rows, total = MemoryTable(path, "#"), 0
     for batch in table.iter_batches(batch_size=65536, columns=columns):
@@ -133,7 +133,7 @@ def _text_bytes(arrow: ModuleType, column) -> int:
 
 
 class _Files(Table):
-    """Rows with files inside; the row group that was asked for last is kept."""
+    """The rows of a table with files inside. The row group that was read last is kept in memory."""
 
     def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
         self._path, self._metadata, self._file, self._caption = path, metadata, file_field, caption_field
@@ -175,7 +175,7 @@ class _Files(Table):
     def _read(self, number: int) -> list:
         arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
         size = _group_bytes(self._metadata, number, {self._file, self._caption})
-        # No value is larger than the whole group, so that this bounds a batch, even where a value is there many times.
+        # No value is larger than its whole group. So this bounds a batch even if one value occurs many times.
         rows = max(1, min(_BATCH_BYTES // max(size, 1), 65536))
 
         def attempt() -> list:

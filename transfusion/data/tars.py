@@ -1,8 +1,8 @@
-"""The members of an uncompressed tar, read strictly: whatever is wrong in it is told with its offset.
+"""Reads the members of an uncompressed tar strictly: whatever is wrong in it is reported with its offset.
 
-Python's `tarfile` is made for archives that people extract: it ends without a word at a header that it cannot read, so
-that half of a damaged shard would be lost and nobody would know. This one reads what WebDataset shards consist of (the
-formats ustar, GNU and pax), takes no more memory than the names need, and ends at two empty blocks or not at all well.
+Python's `tarfile` ends in silence at a header that it cannot read, so that half of a damaged shard would be lost and
+nobody would know. This reader knows the formats of WebDataset shards (ustar, GNU and pax) and takes no more memory than
+the names need. A tar that does not end with two empty blocks is damaged.
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _BLOCK = 512
-_NAME_BYTES = 2**20  # a name, or the extended header that gives one, in which macOS also puts attributes
-_END_BYTES = 2**20  # so many bytes after the end are looked at
+_NAME_BYTES = 2**20  # the longest extended header, which gives a name; macOS also puts attributes there
+_END_BYTES = 2**20  # so many bytes behind the end are checked
 _FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 class TarFault(ValueError):
-    """A tar is damaged: 'at byte 512: the header is damaged'."""
+    """A tar is damaged. The message says where: 'at byte 512: the header is damaged'."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TarMember:
-    """A member of a tar: `data` is the offset of its bytes. `fault` says why they cannot be read, if so."""
+    """A member of a tar. `data` is the offset of its bytes; `fault` says why they cannot be read, if they cannot."""
 
     name: str
     is_file: bool
@@ -37,7 +37,7 @@ def members(file: BinaryIO, length: int) -> Iterator[TarMember]:
     """Yields the members of a tar of `length` bytes in order.
 
     Raises:
-      TarFault: after the members before it, at the first thing that is wrong.
+      TarFault: at the first fault, after all members before it.
     """
     offset, extended = 0, {}
     while True:
@@ -84,7 +84,7 @@ def _check_sum(header: bytes, offset: int) -> None:
     except ValueError:
         wanted = -1
     blank = header[:148] + b" " * 8 + header[156:]
-    # Some old programs added the bytes up as signed numbers.
+    # Some old programs added up the bytes as signed numbers.
     if wanted != sum(blank) and wanted != sum(byte - 256 * (byte > 127) for byte in blank):
         raise TarFault(f"at byte {offset}: the header is damaged")
 
@@ -97,7 +97,7 @@ def _octal(field: bytes) -> int:
 
 
 def _number(field: bytes, offset: int) -> int:
-    """The size in a header: octal digits, or from 8 GiB on bytes that begin with 128."""
+    """The size in a header: octal digits, or for 8 GiB and more a byte of 128 and a binary number."""
     try:
         size = int.from_bytes(field[1:], "big") if field[0] == 128 else _octal(field)
     except ValueError:
@@ -122,7 +122,7 @@ def _short(file: BinaryIO, data: int, size: int, offset: int) -> bytes:
 
 
 def _extension(data: bytes, kind: bytes, offset: int) -> dict[str, str]:
-    """What a GNU or pax header says of the member that follows."""
+    """The fields that a GNU or pax header gives for the next member."""
     if kind in (b"L", b"K"):
         name = data.split(b"\0")[0].decode("utf-8", "surrogateescape")
         return {"path": name} if kind == b"L" else {}

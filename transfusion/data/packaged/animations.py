@@ -18,8 +18,13 @@ ANIMATIONS = "downloads/fluent-emoji-anim-1"
 
 @dataclasses.dataclass
 class AnimationsConfig(tfds.core.BuilderConfig):
-    """resolution: pixels of a side. frames: of a clip, taken evenly. folder: that of the WebP files; '' is the folder
-    `ANIMATIONS` of the data's folder."""
+    """Settings of `Animations`.
+
+    Attributes:
+      resolution: pixels of a side.
+      frames: frames of a clip, taken evenly.
+      folder: where the WebP files lie; '' is the folder `ANIMATIONS` below the data's folder.
+    """
 
     resolution: int = 16
     frames: int = 8
@@ -48,7 +53,7 @@ class Animations(PackagedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         config = self.builder_config
         root = Path(config.folder or Path(self.data_dir).parents[2] / ANIMATIONS)
-        # Some are there twice, with and without the variation selector.
+        # Some emoji occur twice, with and without the variation selector.
         files = {path.stem.replace("-fe0f", ""): path for path in sorted(root.rglob("*.webp"))}
         if not files:
             raise UsageError(f"no WebP files in {root}: run `npm pack {ANIMATIONS_PACKAGE}` and unpack its file there")

@@ -23,7 +23,13 @@ STYLE_PREFIX = {"twemoji": "Twemoji: ", "noto": "Noto: "}
 
 @dataclasses.dataclass
 class EmojiConfig(tfds.core.BuilderConfig):
-    """resolution: pixels of a side. styles: 'twemoji', 'noto'. noto_font: the file of Noto Color Emoji."""
+    """Settings of `Emoji`.
+
+    Attributes:
+      resolution: pixels of a side.
+      styles: which pictures there are, 'twemoji' and 'noto'.
+      noto_font: the file of the font Noto Color Emoji.
+    """
 
     resolution: int = 32
     styles: tuple[str, ...] = ("twemoji",)
@@ -58,7 +64,7 @@ class Emoji(PackagedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         rows = list(self._rows())
         chosen = emoji_catalogue.held_out({row["codepoints"]: row["emoji"] for row in rows}.values())
-        # A picture that train shows under another name would test memory, not composition: it goes back.
+        # A picture that 'train' shows under another name would test memory, not composition: it moves to 'train'.
         shown = {row["picture"] for row in rows if row["codepoints"] not in chosen}
         chosen -= {row["codepoints"] for row in rows if row["picture"] in shown}
         return {

@@ -1,4 +1,8 @@
-"""Named emoji: natural captions, and which (emoji, skin tone) combinations are held out to test composition."""
+"""The names of emoji as natural captions, and the (emoji, skin tone) combinations that are held out.
+
+The held-out combinations test composition: training shows the emoji with other skin tones, and other emoji with the
+tone.
+"""
 
 import dataclasses
 import hashlib
@@ -15,7 +19,7 @@ _PEOPLE = re.compile(r"^(couple with heart|kiss|family) ((?:(?:man|woman|person|
 
 @dataclasses.dataclass(frozen=True)
 class NamedEmoji:
-    """One named emoji. `base` is the caption without skin tones, `tones` is '' or names one or two of them."""
+    """An emoji and its name. `base` is the caption without skin tones; `tones` names one or two tones, or is ''."""
 
     codepoints: str  # lower-case hexadecimal, joined by '-', without the variation selector where the art has none
     characters: str
@@ -53,8 +57,9 @@ def catalogue(available: Iterable[str]) -> list[NamedEmoji]:
 def held_out(emoji: Iterable[NamedEmoji], share: float = HELD_OUT_SHARE) -> set[str]:
     """Returns the codepoints of the combinations to hold out: about `share` of all that have a skin tone.
 
-    The choice is a threshold on a hash of (base, tones), so that it does not change when other emoji come or go. Each
-    base and each tone keeps at least one combination outside: where none is left, that of the largest hash goes back.
+    A combination is held out if a hash of (base, tones) is below a threshold, so that the choice does not change when
+    other emoji come or go. At least one combination of each base and of each tone stays in training: if none is left,
+    the one with the largest hash returns.
     """
     toned = [e for e in emoji if e.tones]
     out = {e.codepoints for e in toned if _share(e.base, e.tones) < share}

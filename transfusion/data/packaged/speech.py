@@ -18,7 +18,12 @@ RECORDINGS = "/usr/share/asterisk/sounds/en"
 
 @dataclasses.dataclass
 class SpeechConfig(tfds.core.BuilderConfig):
-    """pattern: which WAV files below `folder`, that of Debian's package asterisk-core-sounds-en-wav."""
+    """Settings of `Speech`.
+
+    Attributes:
+      pattern: the WAV files below `folder` that are taken.
+      folder: where Debian's package asterisk-core-sounds-en-wav puts its recordings.
+    """
 
     pattern: str = "digits/*.wav"
     folder: str = RECORDINGS
