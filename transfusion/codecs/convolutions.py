@@ -19,12 +19,12 @@ from transfusion.model.blocks import (
     upsample,
 )
 
-# Convolutions to latents or pixels have few output channels: not to be split over devices.
+# Axes of convolutions to latents or pixels: they have so few output channels that these are not split over devices.
 ENDS = ("conv_in", None)
 
 
 class Middle(nnx.Module):
-    """Residual block, attention over all pixels (or none), residual block: [B, ..., h, w, c] -> same."""
+    """A residual block, an attention over all pixels (or none), a residual block: [B, ..., h, w, c] -> same."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, codes: int = 0):
         channels, groups, kind = config.channels[-1], config.norm_groups, {"time": config.frames, "codes": codes}
@@ -66,7 +66,7 @@ class ResolutionStage(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Images [B, H, W, C] -> `outputs` channels [B, h, w, outputs] (KL: mean and log variance, joined)."""
+    """Images [B, H, W, C] -> [B, h, w, outputs]. For Gaussian latents these are mean and log variance, joined."""
 
     def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
         channels, groups, time = config.channels, config.norm_groups, config.frames
@@ -74,7 +74,7 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(config.image_channels, before, rngs=rngs, time=time)
         stages = []
         for i, wide in enumerate(channels):
-            # Right and bottom only, as in the released weights: with symmetric padding they read other pixels.
+            # Padding at the right and bottom only: with symmetric padding released weights would read other pixels.
             halve = None
             if i < len(channels) - 1:
                 pads, frames = ((0, 1), (0, 1)), 2 if 2**i < config.time_down else 1
@@ -98,7 +98,7 @@ class Encoder(nnx.Module):
 
 
 class PixelDecoder(nnx.Module):
-    """Unscaled latents [B, h, w, c], and codes for norms that read them -> images [B, H, W, C]."""
+    """Unscaled latents [B, h, w, c] -> images [B, H, W, C]. Norms that read the codes get them as `codes`."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         levels, codes = len(config.channels), config.code_channels if config.code_norms else 0
@@ -122,6 +122,6 @@ class PixelDecoder(nnx.Module):
         for stage in self.stages:
             x = stage(x, codes)
             if stage.resample is not None:
-                left -= 1  # the halvings that are still to be undone; the first of them shrank the time
+                left -= 1  # halvings that are still to be undone; the encoder's first ones shrank the time, too
                 x = stage.resample(upsample(x, time=2**left < self.time_down))
         return self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes)))

@@ -46,7 +46,10 @@ class Coder(nnx.Module):
         return self.config.code_channels
 
     def latent_shape(self, *sides: int) -> tuple[int, ...]:
-        """Returns (h, w, c) of the latents of an image of height x width pixels; (t, h, w, c) of (T, height, width).
+        """The shape (h, w, c) of the latents of an image of height x width pixels; for clips (t, h, w, c).
+
+        Args:
+          sides: height and width; for clips the number of frames before them.
 
         Raises:
           UsageError: if a side does not divide by `down`, or the frames by `time_down`.
@@ -61,13 +64,13 @@ class Coder(nnx.Module):
         return (*times, height // self.down, width // self.down, self.latent_channels)
 
     def encoded(self, images: jax.Array) -> jax.Array:
-        """What the encoder makes of images [B, H, W, C]."""
+        """The encoder's output for images [B, H, W, C]: latents before they are drawn or become codes."""
         self.latent_shape(*images.shape[1:-1])
         x = self.encoder(images)
         return x if self.quant is None else self.quant(x)
 
     def reconstruct(self, z: jax.Array) -> jax.Array:
-        """Returns images [B, H, W, C] of unscaled latents [B, h, w, c].
+        """Images [B, H, W, C] of unscaled latents [B, h, w, c].
 
         Raises:
           UsageError: if the codec has no decoder (Chameleon's released weights have none).
@@ -80,12 +83,12 @@ class Coder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Coded:
-    """What the loss needs of a batch's latents.
+    """The latents of a batch, with their share of the loss.
 
     Attributes:
-      z: what is reconstructed, [B, h, w, c].
-      terms: of the loss by name, each a weighted mean per value of an image [B].
-      metrics: per image [B] by name.
+      z: the latents that are decoded, [B, h, w, c].
+      terms: terms of the loss by name, each a weighted mean per value of an image [B].
+      metrics: numbers for the log by name, one per image [B].
       quantized: the codes; None for Gaussian latents.
     """
 
@@ -96,41 +99,44 @@ class Coded:
 
 
 class Autoencoder(Coder):
-    """The codec with Gaussian latents."""
+    """The autoencoder with Gaussian latents."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         super().__init__(config, 2 * config.latent_channels, rngs=rngs)
 
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and log variance, each float32 [B, h, w, c], of the unscaled latents of images [B, H, W, C]."""
+        """The mean and the log variance of the unscaled latents of images [B, H, W, C], each float32 [B, h, w, c]."""
         mean, logvar = jnp.split(self.encoded(images).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, *self.config.logvar_range)
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Returns scaled latents float32 [B, h, w, c]: a draw from the posterior with a key, its mean without."""
+        """Scaled latents float32 [B, h, w, c]: a draw from the posterior with a key, its mean without one."""
         mean, logvar = self.moments(images)
         return (sample(mean, logvar, key) - self.config.shift) * self.config.scale
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Returns images [B, H, W, C] of scaled latents [B, h, w, c]; not clipped."""
+        """Images [B, H, W, C] of scaled latents [B, h, w, c]. They are not clipped."""
         return self.reconstruct(latents / self.config.scale + self.config.shift)
 
     @property
     def code_axes(self) -> int:
-        """How many axes `encode` gives one image or clip."""
+        """How many axes the latents of one image or clip have."""
         return 4 if self.config.frames else 3
 
     def code_shape(self, *sides: int) -> tuple[int, ...]:
-        """What `encode` gives of one image of height x width pixels."""
+        """The shape of the latents of one image of height x width pixels."""
         return self.latent_shape(*sides)
 
     def draw(self, key: jax.Array, rows: int, sides: tuple[int, ...]) -> dict[str, jax.Array]:
-        """What `code` needs of chance: 'noise' [rows, h, w, c]."""
+        """The random numbers of `code`: 'noise' [rows, h, w, c]."""
         return {"noise": jax.random.normal(key, (rows, *self.latent_shape(*sides)), jnp.float32)}
 
     def code(self, images: jax.Array, draws: dict[str, jax.Array]) -> Coded:
-        """Draws the latents of images float32 [B, H, W, C]; the term is the KL per pixel value, as the paper sums both
-        over the image (arXiv 2112.10752, eq. 25)."""
+        """Draws the latents of images float32 [B, H, W, C].
+
+        The term of the loss is the KL divergence per value of the image. The paper sums both the reconstruction and the
+        divergence over the image (arXiv 2112.10752, eq. 25).
+        """
         mean, logvar = self.moments(images)
         z = mean + jnp.exp(0.5 * logvar) * draws["noise"]
         kl = kl_divergence(mean, logvar)
@@ -140,13 +146,13 @@ class Autoencoder(Coder):
 
 
 def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Returns a draw from N(mean, exp(logvar)) with a key, `mean` without."""
+    """A draw from N(mean, exp(logvar)) with a key, `mean` without one."""
     if key is None:
         return mean
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def kl_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) in nats per image [B], of [B, ..., c]."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats per image [B], for latents [B, ..., c]."""
     each = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
     return 0.5 * jnp.sum(each, axis=tuple(range(1, mean.ndim)))
