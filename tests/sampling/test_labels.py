@@ -79,7 +79,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     inputs = {stream: task.inputs(stream, batch, draws) for stream in task.spec.streams}
     inputs[name] = dataclasses.replace(inputs[name], content=jnp.asarray(batch[name].values))
     model = task.template.bind(params)
-    encoded, _ = model.encode(inputs)
+    encoded = model.encode(inputs)
     stream = task.spec.streams[name]
     return np.asarray(model.head(name, encoded[name]))[0, stream.time_tokens : stream.tokens_per_item]
 
@@ -90,7 +90,7 @@ def decoded_velocity(task, params, prompt, t=0.4):
     prefill = prefill_of([prompt], task.spec, made.drawable)
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = made.way.about_to_draw(model, Prefix(cache.stacked(), prefill.place, prefill.draw))
+    prefix = made.way.about_to_draw(model, Prefix(cache, prefill.place, prefill.draw))
     extra = made.drawable.stream.time_tokens
     x = jnp.pad(jnp.asarray(patchify(X, 2)[0]), ((extra, 0), (0, 0)))[None]
     return np.asarray(predict(model, made.way.parts, prefix, x, jnp.float32(t)))[0, extra:]

@@ -113,7 +113,7 @@ def read_codes(
     )  # fmt: skip
     slots = prefix.cache.metadata.order.shape[1] - parts.tokens + first + jnp.arange(count)
     slots = {name: jnp.broadcast_to(slots, (len(prefix.rows), count))}
-    encoded, cache = request.model.encode({name: inputs}, cache=prefix.cache, slots=slots)
+    encoded, cache = request.model.extend({name: inputs}, prefix.cache, slots)
     return request.model.head(name, encoded[name]), dataclasses.replace(prefix, cache=cache)
 
 

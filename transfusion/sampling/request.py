@@ -42,7 +42,7 @@ def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> P
         slots[name] = jnp.broadcast_to(used + jnp.arange(n), (b, n))
         used += n
     cache = prefix.cache.grown(used - prefix.cache.metadata.order.shape[1])
-    return Prefix(model.encode(inputs, cache=cache, slots=slots)[1], prefix.place.after(part, rows), rows)
+    return Prefix(model.extend(inputs, cache, slots)[1], prefix.place.after(part, rows), rows)
 
 
 def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Arr
     name = parts.name
     time = jnp.broadcast_to(t, x.shape[:1])
     inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
-    encoded, _ = model.encode(inputs, cache=prefix.cache)
+    encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: nothing moves it, and it counts in no length.
     return model.head(name, encoded[name]).at[:, : parts.stream.time_tokens].set(0.0)
 
