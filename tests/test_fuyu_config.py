@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from test_mixture_configs import CONFIGS, experiment, forget
-from transfusion.sampling.prompt import Prompt
 
 import transfusion
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.model.names import by_path
 from transfusion.programs import load_experiment
+from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.reference import generate_one
 from transfusion.sequence import Segment
 from transfusion.sequence.rows import expand

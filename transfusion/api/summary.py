@@ -13,7 +13,7 @@ WIDTH = 100
 
 
 def summary(run: Any) -> str:
-    """A `transfusion.api.Run` in at most ten lines of at most `WIDTH` characters."""
+    """A `transfusion.api.Trained` in at most ten lines of at most `WIDTH` characters."""
     model, sampling = run.experiment.model, run.experiment.sampling
     streams = list(run.spec.streams.items())
     rows = [("model", f"{model.layers} layers of width {model.width}, {model.heads} heads")]
@@ -23,7 +23,7 @@ def summary(run: Any) -> str:
     rows += [("codec", run.experiment.codec.kind), ("draws", _draws(run, sampling))]
     known = [kind for kind in dict.fromkeys(key.partition("/")[0] for key in run.spec.layout) if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
-    head = f"Run({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
+    head = f"Trained({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
     lines = [head, *(f"  {name:<8} {words}" for name, words in rows)]
     return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines)
 
