@@ -53,9 +53,9 @@ class Codec:
     """Between a medium and what a stream holds of it.
 
     Attributes:
-      encode: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids ([T] of a
-        sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
-      decode: the way back, with leading axes.
+      encode: turns what a record holds into float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids
+        ([T] of a sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
+      decode: the way back; it takes leading axes.
       down: H / h, or the samples of a sound per frame.
       rate: samples of a sound per second.
       vocabulary: number of codes of an autoencoder; 0: its latents are continuous.

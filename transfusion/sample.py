@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
 def parts() -> Iterator[tuple[int, int, int]]:
     """The --num samples in parts that fit the memory: the number of the first, how many there are, and how many are
-    asked for. The last part is as large as the others, for another size would be compiled anew."""
+    asked for. The last part asks for as many as the others, because another number would be compiled anew."""
     for first in range(0, FLAGS.num, ROWS):
         count = min(ROWS, FLAGS.num - first)
         yield first, count, ROWS if FLAGS.num > ROWS else count
@@ -122,7 +122,7 @@ def kind_of(medium: np.ndarray) -> str:
 
 
 def suffix_of(medium: np.ndarray) -> str:
-    """Of the file of a drawing."""
+    """The suffix of the file that a drawing is saved in."""
     return {"sound": ".wav", "image": ".png", "video": ".webp"}[kind_of(medium)]
 
 

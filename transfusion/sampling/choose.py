@@ -19,9 +19,9 @@ class Filters:
     """Which ids may be drawn; the same compiled decoder serves all temperatures and all top-p.
 
     Attributes:
-      greedy: the likeliest token.
-      top_k: of the k likeliest tokens only; 0: of all.
-      nucleus: of the fewest likeliest tokens whose probabilities sum to top-p or more (arXiv 1904.09751).
+      greedy: the likeliest id alone.
+      top_k: only the k likeliest ids; 0: all.
+      nucleus: only the fewest likeliest ids whose probabilities sum to top-p or more (arXiv 1904.09751).
     """
 
     greedy: bool = False
@@ -59,8 +59,11 @@ class Filters:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit as text, bool [V]: text and the end of a document; no begin of one, no closer, no
-    opener but `opener` (-1: none), no code and nothing else that stands inside an item."""
+    """Which ids the decoder may emit as text, bool [V].
+
+    These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers, closers,
+    codes and whatever else stands inside an item are not among them.
+    """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
     for runs in spec.layout.values():

@@ -56,9 +56,11 @@ def choose_codes(request: Request, logits: jax.Array, keys: jax.Array) -> jax.Ar
 
 
 def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> Schedule:
-    """After step i of S the schedule's share of the codes is still masked; the noise on the confidence has the factor
-    `unmask_noise` times the product of 1 - j / S over the steps j up to i (Show-o's code; MaskGIT, arXiv 2202.04200,
-    has 1 - i / S)."""
+    """The schedule of unmasking: after step i of S the objective's share of the codes is still masked.
+
+    The noise on the confidence has the factor `unmask_noise` times the product of 1 - j / S over the steps j up to i
+    (Show-o's code; MaskGIT, arXiv 2202.04200, has 1 - i / S).
+    """
     left = still_masked(parts.tokens, config.steps, objectives.masked.schedule)
     noise = config.unmask_noise * np.cumprod(1 - np.arange(1, config.steps + 1) / config.steps)
     plain = code_schedule(objectives, parts, config)
@@ -66,8 +68,11 @@ def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: S
 
 
 def unmask(request: Request, parts: PaintedParts) -> jax.Array:
-    """MaskGIT's decoding as Show-o has it (arXiv 2408.12528, section 3.4): all codes are masked at first; each step
-    draws all that are, keeps those with the greatest confidence, and masks the others again."""
+    """MaskGIT's decoding as Show-o has it (arXiv 2408.12528, section 3.4).
+
+    All codes are masked at first. Each step draws all masked codes, keeps those with the greatest confidence, and masks
+    the others again.
+    """
     schedule, steps = request.schedule, len(request.schedule.left)
 
     def step(x, scanned):

@@ -1,12 +1,9 @@
-"""The interleaved decoder: text token by token, images by a solver or otherwise, in one compiled loop over a batch of
-prompts.
+"""The interleaved decoder: text token by token and images in between, in one compiled loop over a batch of prompts.
 
-All rows write text, a token a step, until each has ended or waits at an opener; then the rows that wait draw one image
-each against their cached prefix; the finished image is encoded once more, as an image of a prompt is (clean, t = 1, and
-where the layout says so through a vision tower), for the tokens that follow saw clean images, not the last step's noisy
-ones; its closer is appended, and text goes on. Images of codes in the text's vocabulary are drawn id by id instead
-(`transfusion.sampling.spelled`), and stay in the cache. Guidance compares with the prompt without its text, and without
-its images; what was written and drawn since belongs to neither.
+All rows write text, a token a step, until each has ended or waits at an opener. Then the rows that wait draw one image
+each after their cached prefix, in one of the two ways of `transfusion.sampling.ways`, and text goes on behind it.
+Guidance compares with the prompt without its text, and without its images. What was written and drawn since belongs to
+neither.
 
 `transfusion.sampling.reference` says the same without a cache.
 """
@@ -132,8 +129,6 @@ class Decoder:
         if self.way:
             return self.way.document(ids, images, prompt)
         return (Segment("text", ids),) if len(ids) else ()
-
-    # --- pieces of the loop -------------------------------------------------------------------------------------------
 
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
         """Keys and values of the prompts, and the logits [B, V] after them."""

@@ -30,7 +30,7 @@ class Prefix:
 
 
 def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> Prefix:
-    """The prefix with what is computed once before the noised tokens: learned queries."""
+    """The prefix with what is computed once before the noised tokens (learned queries)."""
     part = parts.preamble
     if not part.length:
         return prefix
@@ -56,7 +56,7 @@ def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Arr
 
 
 def broadcast(prefix: Prefix, rows: int) -> Prefix:
-    """A prefix of one row, for all rows."""
+    """Repeats a prefix of one row for all rows."""
 
     def spread(x):
         return jnp.broadcast_to(x, (rows, *x.shape[1:]))

@@ -28,18 +28,18 @@ class State:
     """Everything that the loop carries. A row's values depend on that row only.
 
     Attributes:
-      cache: keys and values of S slots; those not yet written are padding in its metadata. The last one stays padding:
-        what rows that wait would write goes there, which costs less than not to write it.
-      used: int32 [B] slots written; prompts fill the same number in every row.
+      cache: keys and values of S slots. Slots that are not yet written are padding in its metadata. The last slot stays
+        padding: rows that wait write there, which costs less than not to write.
+      used: int32 [B] how many slots are written; prompts fill the same number in every row.
       place: where each row stands in its document.
       mode: int32 [B] WRITING, DRAWING or DONE.
       thinks: bool [B] what is written is the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.
-      count: int32 [B] of them.
-      written: int32 [B] of them that are text; counted anew after the text before an image that must come.
+      count: int32 [B] how many ids are put out.
+      written: int32 [B] how many of these are text, counted anew after the text before an image that must come.
       images: float32 [B, M, N, E] images drawn, as patches, or int32 [B, M, N], as codes.
-      drawn: int32 [B] of them.
+      drawn: int32 [B] how many images are drawn.
     """
 
     cache: KeyValues
