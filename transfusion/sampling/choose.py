@@ -61,8 +61,8 @@ class Filters:
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
     """Which ids the decoder may emit as text, bool [V].
 
-    These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers, closers,
-    codes and whatever else stands inside an item are not among them.
+    These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers,
+    closers, codes and whatever else stands inside an item are not among them.
     """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False

@@ -23,7 +23,7 @@ class Grammar:
     """An automaton over classes of ids, so that its table does not grow with the vocabulary.
 
     Attributes:
-      classes: int32 [V], the class of each id. All codes are one class; ids that never stand inside an item are class 0.
+      classes: int32 [V], the class of each id. All codes are one class; what never stands inside an item is class 0.
       following: int32 [S, K], the state after an id of a class; -1: it may not stand there.
       longest: how many ids the longest item has, its closer included.
     """

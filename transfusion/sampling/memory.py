@@ -54,7 +54,7 @@ def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -
 
 
 def memory_bytes() -> int:
-    """How much memory there is for the decoder: that of the device, or on a CPU what the machine has or the process may use."""
+    """How much memory the decoder may take: that of its device, or on a CPU what the process may use."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
