@@ -20,7 +20,7 @@ from transfusion.api.prompts import Given, as_labels, as_prompts
 from transfusion.config import Experiment
 from transfusion.data import clips, images, sounds
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, open_codec
+from transfusion.latents import Codec, Form, forms_of, open_codec
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Run as Tokens
 from transfusion.sequence import SequenceSpec

@@ -15,7 +15,7 @@ from transfusion.model.vit import ViTConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.facts import drawable
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.parts import painted_parts
 from transfusion.sampling.prompts import conditions_of, prefill_of
 from transfusion.sampling.reference import _forward, generate_one
@@ -121,7 +121,7 @@ def test_equals_the_plain_decoder_in_any_batch(trained):
 
 def test_what_guidance_compares_with(bagel):
     task, _ = bagel
-    how = (task.spec, drawable(task.spec))
+    how = (task.spec, drawable_of(task.spec))
     assert conditions_of(PROMPTS[:1], *how, CONFIG, False).without_images is None
     assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0), False) is None
     conditions = conditions_of(PROMPTS[:3], *how, CONFIG, True)
@@ -148,7 +148,7 @@ def test_the_images_guide(bagel):
 
 def test_a_prompt_s_image_is_seen_through_both_its_streams(trained):
     task, params = trained
-    model, drawn = task.template.bind(params), drawable(task.spec)
+    model, drawn = task.template.bind(params), drawable_of(task.spec)
     parts = painted_parts(task.spec, drawn, (0, 0), False)
     prefill, x = prefill_of([PROMPTS[4]], task.spec, drawn), jnp.ones((1, 8, 4))
 

@@ -14,7 +14,7 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.facts import drawable
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.parts import painted_parts, token_of_text
 from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import prefill_of
@@ -163,7 +163,7 @@ IMAGES = jax.ShapeDtypeStruct((1, 4, 8), np.float32)
 
 
 def prefix_state(task, model, prompt, room):
-    drawn = drawable(task.spec)
+    drawn = drawable_of(task.spec)
     prefill = prefill_of([prompt], task.spec, drawn)
     _, kept = model.read(prefill.inputs)
     return painted_parts(task.spec, drawn, (0, 0), True), first_state(kept, prefill, room, 4, IMAGES, text.BOI)
@@ -221,7 +221,7 @@ def _in_order(state, trunks):
 
 def test_rows_that_do_not_draw_keep_their_cache(model_one):
     task, params = model_one
-    drawn = drawable(task.spec)
+    drawn = drawable_of(task.spec)
     prefill, finished = (
         prefill_of(PROMPTS[:2], task.spec, drawn),
         painted_parts(task.spec, drawn, (0, 0), True).finished,

@@ -12,7 +12,7 @@ import tiny
 from transfusion.errors import UsageError
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of, generate
-from transfusion.sampling.facts import drawable
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.request import Prefix, predict
@@ -69,7 +69,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     """What the packed forward pass of training says of X at the time t."""
     image = Segment("image", X, "target", prompt.label, pooled=prompt.pooled)
     batch = assemble([[expand((WORDS, image), task.spec)]], task.spec)
-    draws, name = {}, drawable(task.spec).run.stream
+    draws, name = {}, drawable_of(task.spec).run.stream
     for stream, part in batch.items():
         if part.values is not None:
             time = jnp.full_like(part.time_low, t) if stream == name else jnp.ones_like(part.time_low)

@@ -50,7 +50,7 @@ from transfusion.programs import read_experiment
 from transfusion.running.checkpoint import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
-from transfusion.sampling.facts import drawable
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
@@ -88,14 +88,14 @@ class Trained:
     @property
     def drawn(self) -> Stream | None:
         """The stream that the model draws; one for understanding alone has none."""
-        found = drawable(self.spec)
+        found = drawable_of(self.spec)
         return found.stream if found else None
 
     @property
     def sides(self) -> int:
         """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
         model draws nothing."""
-        found = drawable(self.spec)
+        found = drawable_of(self.spec)
         return self.spec.sides(found.run) if found else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:

@@ -4,8 +4,8 @@ from typing import Any
 
 from transfusion.errors import UsageError
 from transfusion.model.unified import parameter_count
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.facts import drawable
 from transfusion.sequence import TEXT, Stream
 
 STREAMS = 4  # that are shown
@@ -41,7 +41,7 @@ def _stream(stream: Stream) -> str:
 
 def _draws(run: Any, sampling: Any) -> str:
     try:
-        drawn = drawable(run.spec)
+        drawn = drawable_of(run.spec)
         if drawn is None:
             return f"nothing: it writes {TEXT}"
         how = DRAWINGS[drawn.stream.objective].words.format(config=sampling)

@@ -23,8 +23,8 @@ from transfusion.model.depth import by_layer
 from transfusion.model.parameters import Params
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.drawable import Drawable, drawable_of
 from transfusion.sampling.drawing import DRAWINGS, Recorded
-from transfusion.sampling.facts import Drawable, drawable
 from transfusion.sampling.memory import check_memory
 from transfusion.sampling.parts import Size
 from transfusion.sampling.prompts import (
@@ -42,7 +42,7 @@ from transfusion.sampling.settings import Limits, Settings, limits_of, settings_
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import DONE, DRAWING, NO_IMAGES, WRITING, State, first_state, logits_at, row_keys
 from transfusion.sampling.ways import Way, way_of
-from transfusion.sampling.writing import Writer
+from transfusion.sampling.writer import Writer
 from transfusion.sequence import TEXT, Document, Segment
 
 __all__ = ["ROWS", "Prompt", "generate"]
@@ -72,7 +72,7 @@ class Decoder:
     @cached_property
     def drawable(self) -> Drawable | None:
         """What the model can draw, whether the limits let it or not."""
-        return drawable(self.task.spec)
+        return drawable_of(self.task.spec)
 
     @cached_property
     def way(self) -> Way | None:
@@ -243,7 +243,7 @@ def decoder_of(task: Learner, config: SamplerConfig, size: Size) -> tuple[Decode
                 f"this model does not sample: the noise level of {stream.condition!r} modulates its stream {name!r} "
                 f"(streams.{name}.condition), and the decoder keeps what it has read"
             )
-    made = _cached(task, limits_of(config, drawable(task.spec) is not None), size)
+    made = _cached(task, limits_of(config, drawable_of(task.spec) is not None), size)
     return made, settings_of(config, made.way.schedule(task.objectives, config) if made.way else None)
 
 

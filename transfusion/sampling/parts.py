@@ -13,7 +13,7 @@ import numpy as np
 
 from transfusion.errors import UsageError
 from transfusion.model.vit import patchify as patchify_images
-from transfusion.sampling.facts import Drawable
+from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream
 from transfusion.sequence.rows import Expanded, expand, unpatchify

@@ -12,7 +12,7 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.model.unified import Inputs, inputs_of
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.facts import Drawable
+from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.place import Asked, Place
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, text
 from transfusion.sequence.rows import Expanded, assemble, expand

@@ -18,7 +18,7 @@ from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Filters, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.facts import Drawable, drawable
+from transfusion.sampling.drawable import Drawable, drawable_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.parts import PaintedParts, spelled_grids
 from transfusion.sampling.prompts import Prompt, has_images, without_images, without_text
@@ -211,7 +211,7 @@ def generate_one(
     task: Learner, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
     """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
-    drawn_kind = drawable(task.spec)
+    drawn_kind = drawable_of(task.spec)
     way = way_of(task.spec, drawn_kind, (0, 0), config.goes_on) if drawn_kind and config.max_images else None
     key = row_keys(seed, np.array([number]))
     row = _Row(task, params, config, drawn_kind, way, key, prompt, prompt.segments)

@@ -12,12 +12,12 @@ import numpy as np
 from transfusion.model.unified import UnifiedModel
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.facts import Drawable
-from transfusion.sampling.painted import Painted
+from transfusion.sampling.drawable import Drawable
+from transfusion.sampling.painter import Painter
 from transfusion.sampling.parts import Size, painted_parts, spelled_parts
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request
-from transfusion.sampling.spelled import Spelled
+from transfusion.sampling.speller import Speller
 from transfusion.sampling.state import State
 from transfusion.sequence import Document, SequenceSpec
 
@@ -67,5 +67,5 @@ def way_of(spec: SequenceSpec, drawable: Drawable, size: Size, goes_on: bool) ->
       UsageError: if the model draws no items of this size, or nothing can follow a drawing.
     """
     if drawable.spelled:
-        return Spelled(spelled_parts(spec, drawable, size, goes_on))
-    return Painted(painted_parts(spec, drawable, size, goes_on))
+        return Speller(spelled_parts(spec, drawable, size, goes_on))
+    return Painter(painted_parts(spec, drawable, size, goes_on))

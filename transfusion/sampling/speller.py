@@ -47,7 +47,7 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Spelled:
+class Speller:
     """The way of drawing an item id by id in the text's vocabulary; see `transfusion.sampling.ways.Way`."""
 
     parts: SpelledParts

@@ -41,7 +41,7 @@ class Drawable:
         return self.run.spelling.codes > 0
 
 
-def drawable(spec: SequenceSpec) -> Drawable | None:
+def drawable_of(spec: SequenceSpec) -> Drawable | None:
     """What a model with these tables can draw; None if it only writes.
 
     Raises:

@@ -27,7 +27,7 @@ from transfusion.sequence import TEXT, Document, Segment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Painted:
+class Painter:
     """The way of drawing an item by a stream of its own; see `transfusion.sampling.ways.Way`."""
 
     parts: PaintedParts

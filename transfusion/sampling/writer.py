@@ -12,7 +12,7 @@ import numpy as np
 
 from transfusion.model.unified import UnifiedModel
 from transfusion.sampling.choose import NEVER, emittable
-from transfusion.sampling.facts import Drawable
+from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.parts import token_of_text
 from transfusion.sampling.place import lay
 from transfusion.sampling.settings import Limits, Settings
