@@ -11,13 +11,13 @@ from oracles import Oracle, run
 from oracles.language import meta, text_inputs
 from transfusion.model.unified import Inputs, UnifiedModel, model_template
 from transfusion.sequence import SequenceSpec
-from transfusion.sequence.rows import patchify, unpatchify
+from transfusion.sequence.patches import patchify, places, unpatchify
 
 
 def tokens(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
     """[B, C, h, w] -> patches [B, N, E] and places [B, N, 2]."""
-    parts = [patchify(x.transpose(1, 2, 0), patch) for x in latents]
-    return np.stack([p for p, _ in parts]), np.stack([p for _, p in parts])
+    where = places([side // patch for side in latents.shape[2:]])
+    return patchify(latents.transpose(0, 2, 3, 1), (patch, patch)), np.stack([where] * len(latents))
 
 
 def latents(patches: jax.Array, grid: tuple[int, int], patch: int) -> np.ndarray:

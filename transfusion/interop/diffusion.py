@@ -19,7 +19,7 @@ from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
-from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Run, SequenceSpec, Stream, TimeConfig
 
 IMAGE, CONTEXT = "image", "context"
 SD3, OMNIGEN, COSMOS3 = "SD3Transformer2DModel", "OmniGenTransformer2DModel", "Cosmos3OmniTransformer"
@@ -92,12 +92,14 @@ def build_dit(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         norm_epsilon=1e-6, ffn_norm_epsilon=positive(config, "norm_eps", 1e-5),
     )  # fmt: skip
     grid = (side(config),) * 2
+    released = Released(
+        time=TimeConfig(reversed=True, ends=True, per_layer=True), x_first=True, table_grid=(grid[0] // patch,) * 2,
+        out_channels=given(config, "out_channels", default=channels),
+    )  # fmt: skip
     image = Stream(
-        embed="linear", head="adaln", objective="continuous", attention="block", time="adaln",
-        time_embedding=TimeConfig(reversed=True, ends=True, per_layer=True),
-        labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels,
-        out_channels=given(config, "out_channels", default=channels), patch=patch, grid=grid,
-        budget=(grid[0] // patch) ** 2, table="sincos_xy", table_grid=(grid[0] // patch,) * 2,
+        embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", table="sincos",
+        labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels, patch=patch, grid=grid,
+        budget=(grid[0] // patch) ** 2, released=released,
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={IMAGE: image}, layout={IMAGE: (Run(IMAGE),)},
@@ -152,15 +154,17 @@ def build_sd3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     # Without the field their class has 16; null stands for as many as come in.
     drawn = given(config, "out_channels", default=channels if "out_channels" in config else 16)
     grid = (side(config, 128),) * 2
+    released = Released(
+        time=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
+        out_channels=drawn, table_grid=(table, table), centred=True,
+    )  # fmt: skip
     image = Stream(
         embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", expert=IMAGE,
-        time_embedding=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
-        channels=channels, out_channels=drawn, patch=patch, grid=grid,
-        budget=(grid[0] // patch) ** 2, table="centred", table_grid=(table, table),
+        table="learned", channels=channels, patch=patch, grid=grid, budget=(grid[0] // patch) ** 2, released=released,
     )  # fmt: skip
     context = Stream(
-        embed="linear", head="none", objective="none", attention="block", expert=CONTEXT, condition=IMAGE,
-        channels=given(config, "joint_attention_dim", default=4096), items=1, budget=1,
+        embed="linear", head="none", objective="none", attention="block", expert=CONTEXT, items=1, budget=1,
+        channels=given(config, "joint_attention_dim", default=4096), released=Released(condition=IMAGE),
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={IMAGE: image, CONTEXT: context},
@@ -266,17 +270,15 @@ def build_omnigen(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     table = given(config, "pos_embed_max_size", default=192)
     features = given(config, "time_step_dim", default=256)
     grid = (min(table, 64) * patch,) * 2
-    shared = dict(
-        embed="linear", attention="block", channels=channels, patch=patch, grid=grid,
-        table="centred", table_grid=(table, table),
-    )  # fmt: skip
+    released = Released(table_grid=(table, table), centred=True)
+    shared = dict(embed="linear", attention="block", channels=channels, patch=patch, grid=grid, table="learned")
     count = (grid[0] // patch) ** 2
     image = Stream(
-        head="adaln", objective="continuous", time="token_before",
-        time_embedding=TimeConfig(features=features, scale=1.0), budget=count + 1, **shared,
+        head="adaln", objective="continuous", time="token_before", budget=count + 1, **shared,
+        released=dataclasses.replace(released, time=TimeConfig(features=features, scale=1.0)),
     )  # fmt: skip
     text = Stream(vocabulary=given(config, "vocab_size", default=32064), head="none", objective="none", budget=512)
-    context = Stream(head="none", objective="none", budget=count, **shared)
+    context = Stream(head="none", objective="none", budget=count, released=released, **shared)
     experiment = Experiment(
         model=model,
         streams={TEXT: text, CONTEXT: context, IMAGE: image},
@@ -356,11 +358,11 @@ def build_cosmos3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     channels = given(config, "latent_channel")
     if given(config, "patch_latent_dim", default=channels * patch**2) != channels * patch**2:
         raise UsageError("config.json: patch_latent_dim must be latent_channel * latent_patch_size ** 2")
+    time = TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True)
     text = Stream(vocabulary=given(config, "vocab_size"), budget=512, expert=UNDERSTANDING)
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added", expert=GENERATION,
-        time_embedding=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True),
-        channels=channels, patch=patch, items=8, budget=4096,
+        channels=channels, patch=patch, items=8, budget=4096, released=Released(time=time),
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={TEXT: text, IMAGE: image},

@@ -25,7 +25,7 @@ from transfusion.interop.opening import short
 from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
-from transfusion.sequence import TEXT, ConnectorConfig, Stream, layouts
+from transfusion.sequence import TEXT, ConnectorConfig, Released, Stream, layouts
 
 SEMANTIC, IMAGE = "semantic", "image"
 HEAD = "lm_head.weight"
@@ -73,7 +73,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text)) and HEAD not in keys
     grid = tuple(tower.patch * side for side in tower.grid)
     streams = {
-        TEXT: Stream(vocabulary=given(text, "vocab_size"), budget=2048, tied=tied),
+        TEXT: Stream(vocabulary=given(text, "vocab_size"), budget=2048, released=Released(tied=tied)),
         SEMANTIC: Stream(
             embed="vit", head="none", objective="none", source="pixels", channels=tower.channels, patch=tower.patch,
             grid=grid, budget=math.prod(tower.grid), connector=reads,
@@ -134,7 +134,7 @@ def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) 
 def _leaves(experiment: Experiment) -> list[Leaf]:
     model, streams = experiment.model, experiment.streams
     prefix, expert = "model.language_model", streams[TEXT].expert
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].tied else HEAD)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].released.tied else HEAD)
     leaves += block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", expert), f"{prefix}.norm.weight", same()))
     embed = ("parts", SEMANTIC, "embed")

@@ -5,23 +5,17 @@ Read in this order: `spec` (streams, segments, the layout table), `layouts` (the
 which), `text` and `spelling` (ids of text, and of codes in the text's vocabulary), `fakes` (random batches for tests).
 """
 
-from transfusion.sequence.spec import (
-    MASKED,
-    TEXT,
-    ConnectorConfig,
-    Document,
-    Run,
-    Segment,
-    SequenceSpec,
-    Stream,
-    TimeConfig,
-)
+from transfusion.sequence.content import MASKED, TEXT
+from transfusion.sequence.segment import Document, Segment
+from transfusion.sequence.spec import Run, SequenceSpec
+from transfusion.sequence.stream import ConnectorConfig, Released, Stream, TimeConfig
 
 __all__ = [
     "MASKED",
     "TEXT",
     "ConnectorConfig",
     "Document",
+    "Released",
     "Run",
     "Segment",
     "SequenceSpec",
