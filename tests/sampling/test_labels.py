@@ -155,7 +155,7 @@ def test_text_that_a_drawing_modulates_is_not_sampled():
         "text": tiny.text_stream(released=Released(condition="image")),
         "image": tiny.image_stream(time="adaln", head="adaln"),
     }
-    with pytest.raises(UsageError, match="streams.text.condition"):
+    with pytest.raises(UsageError, match="streams.text.released.condition"):
         prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
 
 
