@@ -41,7 +41,7 @@ def resized(imported, grid: tuple[int, int]):
     streams = {}
     for name, stream in experiment.streams.items():
         if stream.grid != (0, 0):
-            count = (grid[0] // stream.patch) * (grid[1] // stream.patch) + stream.time_tokens
+            count = (grid[0] // stream.patch) * (grid[1] // stream.patch) + stream.content.lead
             stream = dataclasses.replace(stream, grid=grid, budget=count)
         streams[name] = stream
     spec = SequenceSpec(streams, experiment.layout, 0, 0, experiment.model.rope_axes)
@@ -126,7 +126,7 @@ def omnigen(oracle: Oracle) -> dict[str, np.ndarray]:
     # Two grids: the table's middle is cut out for each.
     streams = dict(imported.experiment.streams)
     for name, like in (("image", x), ("context", condition)):
-        grid, extra = like.shape[2:], streams[name].time_tokens
+        grid, extra = like.shape[2:], streams[name].content.lead
         budget = grid[0] * grid[1] // patch**2 + extra
         streams[name] = dataclasses.replace(streams[name], grid=tuple(grid), budget=budget)
     spec = SequenceSpec(streams, imported.experiment.layout, 0, 0, 1)

@@ -63,7 +63,7 @@ def pooled(seed=1):
 def asked(task, label, seed=1):
     """A prompt for a drawing, with what the model has of a class and a pooled vector."""
     streams = task.spec.streams.values()
-    classes, vectors = any(s.labels for s in streams), any(s.pooled for s in streams)
+    classes, vectors = any(s.labels for s in streams), any(s.released.pooled for s in streams)
     return Prompt((WORDS,), True, (), label if classes else -1, pooled(seed) if vectors and label >= 0 else None)
 
 
@@ -83,7 +83,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     model = task.template.bind(params)
     encoded = model.encode(inputs)
     stream = task.spec.streams[name]
-    return np.asarray(model.head(name, encoded[name]))[0, stream.time_tokens : stream.tokens_per_item]
+    return np.asarray(model.head(name, encoded[name]))[0, stream.content.lead : stream.tokens_per_item]
 
 
 def decoded_velocity(task, params, prompt, t=0.4):
@@ -93,7 +93,7 @@ def decoded_velocity(task, params, prompt, t=0.4):
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
     prefix = begin(model, made.layout, Prefix(cache, prefill.place, prefill.draw))
-    extra = made.layout.stream.time_tokens
+    extra = made.layout.stream.content.lead
     x = jnp.pad(jnp.asarray(patchify(X, (2, 2))), ((extra, 0), (0, 0)))[None]
     return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]
 

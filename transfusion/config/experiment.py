@@ -107,7 +107,7 @@ class Experiment:
         """
         streams, move = dict(self.streams), tokenizer.id
         for name, stream in streams.items():
-            if stream.discrete and TEXT in (name, stream.parts):
+            if stream.vocabulary and TEXT in (name, stream.parts):
                 streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
         layout = {
             where: tuple(

@@ -115,6 +115,10 @@ class Content:
         """The column `item` of the opener of that item; -1: it is text of no item."""
         return -1
 
+    def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
+        """What tokens and items of a stream of this name take of a row."""
+        return {name: tokens}
+
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         """The columns that say what the tokens of a document learn.
 

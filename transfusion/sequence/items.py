@@ -90,6 +90,9 @@ class Items(Content):
     def counts(self, stream: str) -> str:
         return stream
 
+    def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
+        return {name: tokens} | ({f"{name}:items": items} if self.mixed else {})
+
     def empty(self, rows: int, n: int, items: int) -> dict[str, np.ndarray]:
         return {"place": np.zeros((rows, n, self.axes), np.int32)} | self.facts.empty(rows, items)
 

@@ -90,10 +90,10 @@ class _Builder:
 
     def opener(self, run: Run, content: Content, item: int, **edge) -> None:
         """Appends what opens a run. A start token comes with the item, and only its target is the opener."""
-        if not content.starts:
+        if content.starts:
+            self.opened.append((self.order, run.opener, run.loss and run.opener >= 0))
+        else:
             self.edge(run.opener, run.loss, content.opener(item), **edge)
-        elif run.opener >= 0:
-            self.opened.append((self.order, run.opener, run.loss))
 
     def item(self, run: Run, tokens: Tokens, item: int, spans: np.ndarray) -> None:
         """Appends the tokens of a run, without its edges."""
@@ -201,8 +201,8 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
         builder.edge(spec.eos)
     pieces = builder.pieces()
     items = {name: len(facts) for name, facts in builder.items.items()}
-    cost = {name: len(piece["order"]) for name, piece in pieces.items()}
-    cost |= {f"{name}:items": count for name, count in items.items() if spec.streams[name].content.mixed}
+    tokens = {name: len(piece["order"]) for name, piece in pieces.items()}
+    cost = spec.resources(tokens, items)
     return Expanded(pieces, cost, builder.order, builder.spans, items, builder.counter)
 
 

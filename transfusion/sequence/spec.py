@@ -93,13 +93,12 @@ class SequenceSpec:
         if run.position not in POSITIONS:
             hint = f"{', '.join(POSITIONS)}{nearest(run.position, POSITIONS)}"
             raise UsageError(f"{where}: position {run.position!r} is none of {hint}")
-        if POSITIONS[run.position].placed:
-            sides = self.streams[run.stream].content.axes
-            if not sides:
-                raise UsageError(f"{where}: position {run.position!r} is for items; a token of text has no place")
-            if self.axes < sides:
-                needed = " or ".join(map(str, range(sides, 4)))
-                raise UsageError(f"{where}: position {run.position!r} needs {needed} rotary axes, not {self.axes}")
+        placed, sides = POSITIONS[run.position].placed, self.streams[run.stream].content.axes
+        if placed and not sides:
+            raise UsageError(f"{where}: position {run.position!r} is for items; a token of text has no place")
+        if placed and self.axes < sides:
+            needed = " or ".join(map(str, range(sides, 4)))
+            raise UsageError(f"{where}: position {run.position!r} needs {needed} rotary axes, not {self.axes}")
         if run.spelling.codes:
             _check_spelling(where, run, self.streams)
 
@@ -151,10 +150,14 @@ class SequenceSpec:
 
     @property
     def budgets(self) -> dict[str, int]:
-        """What a row holds of each resource: tokens per stream and, where sizes are mixed, items."""
-        result = {name: stream.budget for name, stream in self.streams.items()}
-        result |= {f"{name}:items": s.max_items for name, s in self.streams.items() if s.content.mixed}
-        return result
+        """What a row holds of each resource, see `resources`."""
+        tokens = {name: stream.budget for name, stream in self.streams.items()}
+        return self.resources(tokens, {name: stream.max_items for name, stream in self.streams.items()})
+
+    def resources(self, tokens: Mapping[str, int], items: Mapping[str, int]) -> dict[str, int]:
+        """What so many tokens and items of each stream take of a row: tokens and, where sizes are mixed, items."""
+        found = (self.streams[name].content.resources(name, n, items.get(name, 0)) for name, n in tokens.items())
+        return {name: count for one in found for name, count in one.items()}
 
     @property
     def visibility(self) -> np.ndarray | None:

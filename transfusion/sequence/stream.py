@@ -5,6 +5,7 @@ Shape letters: see `transfusion.sequence`.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 from transfusion.errors import UsageError, check
@@ -138,34 +139,8 @@ class Stream:
         check("streams: time", self.time, TIMES)
         if self.budget <= 0:
             raise UsageError(f"streams: budget must be positive, not {self.budget}")
-        if isinstance(self.content, Codes):
-            self._check_codes()
-        if self.content.sides:
-            self._check_items()
-        elif self.attention == "frame":
-            raise UsageError(
-                "streams: attention 'frame' is for clips, series and codes at several scales, not for text"
-            )
-
-    def _check_codes(self) -> None:
-        if self.patch != 1 or self.released.tied or self.time != "none":
-            raise UsageError("streams: a code is a token: patch 1, time 'none', and a head that is not tied")
-        if (self.attention == "frame") != bool(self.scales):
-            raise UsageError("streams: `scales` of codes and attention 'frame' go together")
-        if self.scales and tuple(self.grid) != (self.scales[-1],) * 2:
-            raise UsageError(f"streams: grid {tuple(self.grid)} is not the square of the last scale, {self.scales[-1]}")
-
-    def _check_items(self) -> None:
-        if not 1 <= len(self.grid) <= 3 or (0 in self.grid and any(self.grid)):
-            raise UsageError(f"streams: grid is 1 to 3 sides, all positive or all 0, not {self.grid}")
-        if any(side % p for side, p in zip(self.grid, self.patch_sides, strict=True)):
-            raise UsageError(f"streams: patch {self.patch} does not divide the latent grid {self.grid}")
-        if self.attention == "frame" and len(self.grid) == 2 and not self.scales:
-            raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
-        if self.content.mixed and not self.items:
-            raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
-        if self.content.aligned and self.budget % self.tokens_per_item:
-            raise UsageError(f"streams: budget {self.budget} is no multiple of an item's {self.tokens_per_item} tokens")
+        for fits in _FITS[type(self.content)]:
+            fits(self)
 
     @cached_property
     def content(self) -> Content:
@@ -185,7 +160,7 @@ class Stream:
     @property
     def patch_sides(self) -> tuple[int, ...]:
         """Sides of a patch [S], in the order of `grid`."""
-        return (self.patch_frames, self.patch, self.patch) if len(self.grid) == 3 else (self.patch,) * len(self.grid)
+        return (self.patch_frames, self.patch, self.patch)[3 - len(self.grid) :]
 
     @property
     def features(self) -> int:
@@ -232,3 +207,40 @@ class Stream:
 
     def item_shape(self, sides=()):
         return self.content.shape(sides)
+
+
+def _fits_text(stream: Stream) -> None:
+    if stream.attention == "frame":
+        raise UsageError("streams: attention 'frame' is for clips, series and scales of codes, not for text")
+
+
+def _fits_codes(stream: Stream) -> None:
+    if stream.patch != 1 or stream.released.tied or stream.time != "none":
+        raise UsageError("streams: a code is a token: patch 1, time 'none', and a head that is not tied")
+    if (stream.attention == "frame") != bool(stream.scales):
+        raise UsageError("streams: `scales` of codes and attention 'frame' go together")
+    if stream.scales and tuple(stream.grid) != (stream.scales[-1],) * 2:
+        raise UsageError(f"streams: grid {tuple(stream.grid)} is not the square of the last scale, {stream.scales[-1]}")
+
+
+def _fits_items(stream: Stream) -> None:
+    grid, content = stream.grid, stream.content
+    if not 1 <= len(grid) <= 3 or (0 in grid and any(grid)):
+        raise UsageError(f"streams: grid is 1 to 3 sides, all positive or all 0, not {grid}")
+    if any(side % p for side, p in zip(grid, stream.patch_sides, strict=True)):
+        raise UsageError(f"streams: patch {stream.patch} does not divide the latent grid {grid}")
+    if stream.attention == "frame" and len(grid) == 2 and not stream.scales:
+        raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
+    if content.mixed and not stream.items:
+        raise UsageError("streams: a stream of mixed sizes (grid 0, 0) needs `items`, the most items of a row")
+    if content.aligned and stream.budget % content.per_item:
+        raise UsageError(f"streams: budget {stream.budget} is no multiple of an item's {content.per_item} tokens")
+
+
+# What the other fields of a stream must be, by its content. Each raises a UsageError.
+_FITS: dict[type[Content], tuple[Callable[[Stream], None], ...]] = {
+    Text: (_fits_text,),
+    Codes: (_fits_codes, _fits_items),
+    Latents: (_fits_items,),
+    Queries: (_fits_items,),
+}
