@@ -119,8 +119,8 @@ class Learner:
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
-            head = parts["embed"] if stream.tied else parts.get("head", {})
-            embed = {n: w for n, w in parts["embed"].items() if not (stream.discrete and n in LOOKED_UP)}
+            head = parts["embed"] if stream.released.tied else parts.get("head", {})
+            embed = {n: w for n, w in parts["embed"].items() if not (stream.vocabulary and n in LOOKED_UP)}
             total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
         trunks = [(self.model, shapes["trunk"])]
         trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]

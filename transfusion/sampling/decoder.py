@@ -238,10 +238,10 @@ def decoder_of(task: Learner, config: SamplerConfig, size: Size) -> tuple[Decode
     """
     check("sampling.solver", config.solver, SOLVERS)
     for name, stream in task.spec.streams.items():
-        if stream.condition:
+        if stream.released.condition:
             raise UsageError(
-                f"this model does not sample: the noise level of {stream.condition!r} modulates its stream {name!r} "
-                f"(streams.{name}.condition), and the decoder keeps what it has read"
+                f"this model does not sample: the noise level of {stream.released.condition!r} modulates its stream "
+                f"{name!r} (streams.{name}.released.condition), and the decoder keeps what it has read"
             )
     made = _cached(task, limits_of(config, drawable_of(task.spec) is not None), size)
     return made, settings_of(config, made.way.schedule(task.objectives, config) if made.way else None)

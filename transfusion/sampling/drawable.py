@@ -6,6 +6,7 @@ import numpy as np
 
 from transfusion.errors import UsageError
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
+from transfusion.sequence.content import Spelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Drawable:
       kind: its name in the layout table.
       runs: the run that is drawn, as the last one, behind the runs that come before it in reading order.
       stream: the stream of the run that is drawn.
+      spelled: whether it is drawn id by id in the text's vocabulary, and not by a stream of its own.
       opener_is_text: whether the opener is an ordinary token before the item. It is in the cache already when the item
         is drawn.
     """
@@ -23,6 +25,7 @@ class Drawable:
     kind: str
     runs: tuple[Run, ...]
     stream: Stream
+    spelled: bool
     opener_is_text: bool
 
     @property
@@ -35,11 +38,6 @@ class Drawable:
         """The id that begins a drawing."""
         return self.runs[0].opener
 
-    @property
-    def spelled(self) -> bool:
-        """Whether it is drawn id by id in the text's vocabulary, and not by a stream of its own."""
-        return self.run.spelling.codes > 0
-
 
 def drawable_of(spec: SequenceSpec) -> Drawable | None:
     """What a model with these tables can draw; None if it only writes.
@@ -48,8 +46,7 @@ def drawable_of(spec: SequenceSpec) -> Drawable | None:
       UsageError: if it is several kinds of segments, or runs that the decoder cannot draw.
     """
     kinds = {}
-    for key, runs in spec.layout.items():
-        kind, _, role = key.partition("/")
+    for kind, role, runs in spec.entries:
         if role != "context" and runs and runs[0].opener >= 0 and any(_is_drawn(run, spec) for run in runs):
             kinds[kind] = True
     if len(kinds) > 1:
@@ -58,14 +55,13 @@ def drawable_of(spec: SequenceSpec) -> Drawable | None:
         return None
     (kind,) = kinds
     runs = _up_to_drawn(kind, spec)
-    first, drawn = spec.streams[runs[0].stream], runs[-1]
-    inside = drawn.spelling.codes or first.start_tokens
-    return Drawable(kind, runs, spec.streams[drawn.stream], runs[0].boundary == "outside" and not inside)
+    spelled = isinstance(spec.content(runs[-1]), Spelled)
+    inside = runs[0].boundary == "inside" or spelled or spec.content(runs[0]).starts
+    return Drawable(kind, runs, spec.streams[runs[-1].stream], spelled, not inside)
 
 
 def _is_drawn(run: Run, spec: SequenceSpec) -> bool:
-    stream = spec.streams[run.stream]
-    return run.spelling.codes > 0 or (stream.media and stream.objective != "none")
+    return spec.content(run).sides > 0 and spec.streams[run.stream].objective != "none"
 
 
 def _up_to_drawn(kind: str, spec: SequenceSpec) -> tuple[Run, ...]:

@@ -45,7 +45,7 @@ class Drawing:
 def times(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> np.ndarray:
     """The solver's time grid [steps + 1]."""
     prediction = objectives.of_continuous(parts.name).prediction
-    return config.times(prediction, parts.tokens - parts.stream.time_tokens)
+    return config.times(prediction, parts.tokens - parts.stream.content.lead)
 
 
 def solve(request: Request, parts: PaintedParts) -> Drawn:

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.model.vit import patchify as patchify_images
 from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.grammar import Grammar, grammar_of
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream
-from transfusion.sequence.rows import Expanded, expand, unpatchify
+from transfusion.sequence.rows import Expanded, expand
 from transfusion.sequence.spelling import Grid
 
 Size = tuple[int, ...]  # sides of the latents or codes that are drawn; zeros leave it to the model
@@ -37,7 +36,7 @@ class PaintedParts:
     Attributes:
       spec: the tables of the model.
       drawable: what is drawn.
-      shape: of an item: [*sides, C] of latents, or the shape of its codes.
+      sides: of the latents or codes of an item.
       preamble: what is computed once when a drawing begins (learned queries).
       noisy: what one evaluation of the model computes: the noised tokens, and their edges where those see them.
       finished: what stays of an item once it is drawn: what an item of a prompt yields, clean. None where nothing may
@@ -46,7 +45,7 @@ class PaintedParts:
 
     spec: SequenceSpec
     drawable: Drawable
-    shape: tuple[int, ...]
+    sides: Size
     preamble: Expanded
     noisy: Expanded
     finished: Expanded | None
@@ -61,6 +60,11 @@ class PaintedParts:
         return self.drawable.stream
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an item: [*sides, C] of latents, or that of its codes."""
+        return self.stream.content.shape(self.sides)
+
+    @property
     def tokens(self) -> int:
         """N of an item, its time or start token included."""
         return len(self.noisy.pieces[self.name]["order"])
@@ -68,28 +72,16 @@ class PaintedParts:
     @property
     def content(self) -> jax.ShapeDtypeStruct:
         """What the tokens of an item hold: patches float32 [N, E] or ids int32 [N]."""
-        if self.stream.discrete:
-            return jax.ShapeDtypeStruct((self.tokens,), np.int32)
-        return jax.ShapeDtypeStruct((self.tokens, self.stream.features), np.float32)
+        content = self.stream.content
+        return jax.ShapeDtypeStruct((self.tokens, *content.token), content.dtype)
 
     def media(self, x: np.ndarray) -> np.ndarray:
         """Drawn patches [..., N, E] as latents [..., *sides, C], or drawn ids [..., N] as codes."""
-        if self.stream.discrete:
-            return x[..., self.stream.lead_tokens :].reshape(*x.shape[:-1], *self.shape)
-        patches = x[..., self.stream.time_tokens :, :]
-        return np.asarray(unpatchify(patches, self.shape[:-1], self.stream.patch_sides))
+        return np.asarray(self.stream.content.media(x, self.sides))
 
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
         """Drawn patches [B, N, E] or codes [B, N] as those of another stream of the same item."""
-        stream = self.spec.streams[name]
-        if self.stream.discrete:
-            return jnp.pad(x[:, self.stream.lead_tokens :], ((0, 0), (stream.lead_tokens, 0)))
-        if (stream.patch_sides, stream.time_tokens) == (self.stream.patch_sides, self.stream.time_tokens):
-            return x
-        patches = patchify_images(
-            unpatchify(x[:, self.stream.time_tokens :], self.shape[:-1], self.stream.patch), stream.patch
-        )
-        return jnp.pad(patches, ((0, 0), (stream.time_tokens, 0), (0, 0)))
+        return self.spec.streams[name].content.laid(self.stream.content.media(x, self.sides), jnp)
 
 
 def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool) -> PaintedParts:
@@ -99,19 +91,20 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
       UsageError: if neither the stream nor `size` says how large an item is, or what the layout has after it cannot be
         made of a drawing.
     """
-    shape, run = _shape(drawn.stream, size), drawn.run
+    sides, run = _sides(drawn.stream, size), drawn.run
+    shape = drawn.stream.content.shape(sides)
     edges = {"opener": -1, "closer": -1} if run.boundary == "outside" else {}
     preamble = _expanded(spec, drawn, shape, _opened(drawn, drawn.runs[:-1]))
     noisy = _expanded(spec, drawn, shape, (dataclasses.replace(run, **edges),))
     finished = _finished(spec, drawn, shape) if goes_on else None
-    return PaintedParts(spec, drawn, shape, preamble, noisy, finished)
+    return PaintedParts(spec, drawn, sides, preamble, noisy, finished)
 
 
-def _shape(stream: Stream, size: Size) -> tuple[int, ...]:
+def _sides(stream: Stream, size: Size) -> Size:
     sides = size if any(size) else stream.grid
     if not all(sides):
         raise UsageError("this model draws images of any size: say which (height and width of the latents)")
-    return stream.item_shape(sides)
+    return tuple(sides)
 
 
 def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Expanded | None:
@@ -138,7 +131,7 @@ def _opened(drawn: Drawable, runs: tuple[Run, ...]) -> tuple[Run, ...]:
 
 def _expanded(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...], runs: tuple[Run, ...]) -> Expanded:
     """An item of zeros of these runs."""
-    value = np.zeros(shape, np.int32 if drawn.stream.discrete else np.float32)
+    value = np.zeros(shape, drawn.stream.content.dtype)
     spec = dataclasses.replace(spec, layout={drawn.kind: runs})
     return expand((Segment(drawn.kind, value),), spec, begin=False, end=False)
 

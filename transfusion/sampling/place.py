@@ -34,7 +34,7 @@ class Asked:
         fields = {}
         if stream.labels:
             fields["label"] = jnp.where(self.label < 0, stream.labels, self.label)[:, None]
-        if stream.pooled:
+        if stream.released.pooled:
             fields["pooled"] = self.pooled[:, None]
         return fields
 

@@ -153,14 +153,11 @@ def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[Sequence
     streams = {}
     for name, stream in spec.streams.items():
         tokens = max(part.cost.get(name, 0) for part in expanded)
-        items = max(part.items.get(name, 0) for part in expanded)
-        if tokens and not stream.media:
-            streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16))
-        elif tokens and stream.aligned:
-            count = bucket(items, 1)
-            streams[name] = dataclasses.replace(stream, budget=count * stream.tokens_per_item, items=count)
-        elif tokens:
-            streams[name] = dataclasses.replace(stream, budget=bucket(tokens, 16), items=bucket(items, 1))
+        items = bucket(max(part.items.get(name, 0) for part in expanded), 1)
+        content = stream.content
+        if tokens:
+            budget = items * content.per_item if content.aligned else bucket(tokens, 16)
+            streams[name] = dataclasses.replace(stream, budget=budget, items=items)
     return dataclasses.replace(spec, streams=dict(spec.streams) | streams), list(streams)
 
 
@@ -172,7 +169,7 @@ def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
     """
     streams = spec.streams.values()
     classes = min((stream.labels for stream in streams if stream.labels), default=0)
-    size = max((stream.pooled for stream in streams), default=0)
+    size = max((stream.released.pooled for stream in streams), default=0)
     for prompt in prompts:
         if prompt.label >= classes:
             known = f"its classes are 0 to {classes - 1}" if classes else "it has no classes"

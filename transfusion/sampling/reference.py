@@ -26,7 +26,8 @@ from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sampling.ways import Way, way_of
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
-from transfusion.sequence.rows import assemble, expand, patchify, unpatchify
+from transfusion.sequence.patches import patchify, unpatchify
+from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spelling import CODE, Spelling
 
 
@@ -188,8 +189,8 @@ class _Row:
             return estimates(path, continuous.prediction, t, x, v)
 
         stream, solver = self.drawable.stream, SOLVERS[config.solver]
-        n, features = patchify(np.zeros(self.parts.shape), stream.patch_sides)[0].shape
-        number, extra = jnp.array([drawn]), stream.time_tokens
+        n, features = patchify(np.zeros(self.parts.shape), stream.patch_sides).shape
+        number, extra = jnp.array([drawn]), stream.content.lead
         shape = (extra + n, features)  # noise falls on a time token too, where there is one
         x = first_noise(self.key, number, shape)[:, extra:]
         times, memory = config.times(continuous.prediction, n), solver.first_memory(x)

@@ -52,7 +52,7 @@ def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Arr
     inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
     encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: nothing moves it, and it counts in no length.
-    return model.head(name, encoded[name]).at[:, : parts.stream.time_tokens].set(0.0)
+    return model.head(name, encoded[name]).at[:, : parts.stream.content.lead].set(0.0)
 
 
 def broadcast(prefix: Prefix, rows: int) -> Prefix:
