@@ -19,7 +19,7 @@ from flax import nnx
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm
-from transfusion.model.cache import KeyValues, Pair, held
+from transfusion.model.cache import KeyValues, Layers, Pair, stacked
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.depth import Kept, through
@@ -123,7 +123,7 @@ class Trunk(nnx.Module):
         """The same outputs, and the keys and values of these tokens in the `order` of their streams."""
         outputs, (k, v) = self._run(inputs, cache, NEW)
         metadata = joined(inputs.metadata, self.order(inputs.x))
-        return outputs, KeyValues({self.name: k}, {self.name: v}, metadata)
+        return outputs, KeyValues({self.name: stacked(k)}, {self.name: stacked(v)}, metadata)
 
     def extend(
         self, inputs: TrunkInputs, cache: KeyValues, slots: Mapping[str, jax.Array]
@@ -137,9 +137,12 @@ class Trunk(nnx.Module):
         """
         at = join([slots[stream] for stream in self.order(inputs.x)])
         outputs, (k, v) = self._run(inputs, cache, written(at))
-        count = len(cache.k[self.name])
-        k, v = ({**old, self.name: held(new, count)} for old, new in ((cache.k, k), (cache.v, v)))
-        return outputs, KeyValues(k, v, cache.metadata)
+
+        def put(layers: Mapping[str, Layers], new: Layers) -> dict[str, Layers]:
+            apart = isinstance(layers[self.name], tuple)
+            return {**layers, self.name: tuple(new) if apart else stacked(new)}
+
+        return outputs, KeyValues(put(cache.k, k), put(cache.v, v), cache.metadata)
 
     def _run(self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep) -> tuple[dict[str, jax.Array], Kept]:
         """The outputs, and what is kept of all layers."""
