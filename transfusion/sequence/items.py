@@ -110,14 +110,18 @@ class Items(Content):
         raise NotImplementedError
 
     def _led(self, held: Any, xp: Any) -> Any:
+        """Puts zeros in front, for the tokens that are no patch and no code."""
+        if not self.lead:
+            return held
         axis = held.ndim - 1 - len(self.token)
         return xp.pad(held, [(self.lead * (i == axis), 0) for i in range(held.ndim)])
 
     def _tokens(self, item: np.ndarray, where: np.ndarray, outside: int = 0) -> Tokens:
-        """`where`: the places of its patches or codes."""
-        lead = (self.lead, 0)
-        where = np.pad(where, (lead, (0, 0)), constant_values=-1)
-        known = np.pad(np.ones(len(where) - self.lead, np.float32), lead)
+        """The tokens of an item; `where` is the places of its patches or codes."""
+        known = np.ones(self.lead + len(where), np.float32)
+        known[: self.lead] = 0
+        if self.lead:
+            where = np.pad(where, ((self.lead, 0), (0, 0)), constant_values=-1)
         return Tokens({self.field: self.laid(item), "place": where}, where, known, outside)
 
 

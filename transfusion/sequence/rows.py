@@ -69,7 +69,7 @@ class _Builder:
         """Appends n tokens; a scalar column holds for all of them."""
         columns |= {"order": np.arange(self.order, self.order + n)}
         self.runs.setdefault(stream, []).append(
-            {name: np.broadcast_to(x, (n,)) if np.ndim(x) == 0 else np.asarray(x) for name, x in columns.items()}
+            {name: x if isinstance(x, np.ndarray) else np.full(n, x) for name, x in columns.items()}
         )
         self.order += n
 
@@ -150,7 +150,8 @@ class _Builder:
             piece |= stream.content.targets(piece, follows.get(stream.parts or name))
             del piece["predictable"]
         for name, items in self.items.items():
-            result[name] |= {field: np.stack([item[field] for item in items]) for field in items[0]}
+            for field in items[0]:
+                result[name][field] = np.stack([item[field] for item in items])
         return result
 
     def _follows(self, pieces: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
