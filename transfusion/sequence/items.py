@@ -101,8 +101,11 @@ class Items(Content):
         raise NotImplementedError
 
     def laid(self, items: Any, xp: Any = np) -> Any:
-        """Items [..., *item_shape] as what their tokens hold, [..., lead + n, *token_shape], with zeros in front; `xp` is the
-        module of the arrays, numpy or jax.numpy."""
+        """Items [..., *item_shape] as what their tokens hold, [..., lead + n, *token_shape], with zeros in front.
+
+        Args:
+          xp: the module of the arrays, numpy or jax.numpy.
+        """
         raise NotImplementedError
 
     def media(self, held: Any, sides: Sequence[int] = ()) -> Any:
