@@ -53,11 +53,10 @@ UP = {
 MOST_CONDITIONS = 135
 # Where the code asks of what kind a stream or a run is: module, how often at most to act upon it and to raise, and why.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.spec": (15, 15, "derived answers, and checks of a config"),
-    "transfusion.sequence.rows": (32, 6, "tokens of a segment"),
-    "transfusion.sequence.batch": (4, 0, "which arrays a stream has"),
-    "transfusion.sequence.fakes": (6, 0, "random segments of each kind"),
-    "transfusion.sequence.masks": (2, 0, "which streams are private"),
+    "transfusion.sequence.stream": (4, 9, "chooses the content of a stream, and checks a config"),
+    "transfusion.sequence.spec": (4, 4, "chooses the content of a run, and checks a config"),
+    "transfusion.sequence.rows": (3, 1, "whether edges lie inside a span, and what a document leaves out"),
+    "transfusion.sequence.masks": (1, 0, "which streams are private"),
     "transfusion.model.unified": (22, 2, "parts of a stream"),
     "transfusion.model.embeds": (2, 5, "checks that an embed fits its stream"),
     "transfusion.sampling.layout": (19, 4, "what is drawn, and what stays of it"),
@@ -99,8 +98,6 @@ LONG: dict[str, str] = {
     "transfusion.running.supervise": "the supervisor",
     "transfusion.sampling.decoder": "the decoder",
     "transfusion.sampling.layout": "how a drawing is laid",
-    "transfusion.sequence.rows": "documents become packed rows",
-    "transfusion.sequence.spec": "streams and the layout table",
     "transfusion.storage": "storage that fails",
     "transfusion.sweep": "the program that compares",
 }

@@ -120,7 +120,7 @@ class Learner:
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
-            head = parts["embed"] if stream.tied else parts.get("head", {})
+            head = parts["embed"] if stream.released.tied else parts.get("head", {})
             embed = {n: w for n, w in parts["embed"].items() if n not in EMBEDS[stream.embed].looked_up}
             total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
         trunks = [(self.model, shapes["trunk"])]

@@ -233,7 +233,7 @@ class Report:
 
     def trajectory(self) -> str:
         prompts = self.prompts()
-        if not self.draws or self.run.drawn.discrete:
+        if not self.draws or self.run.drawn.vocabulary:
             return page.absent("The model draws no images by a solver.")
         caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
         config = self.experiment.sampling

@@ -79,11 +79,11 @@ class SequenceTask(Learner):
     def _check_resolutions(self, experiment: Experiment, down: int) -> None:
         """A source that is resized to what no stream holds would give bad records only."""
         # Series have no pixels; of clips the last two sides count.
-        drawn = (s for s in self.spec.streams.values() if s.aligned and s.source == "value" and len(s.grid) > 1)
+        drawn = (s for s in self.spec.streams.values() if s.content.aligned and s.source == "value" and len(s.grid) > 1)
         grids = {s.grid[-2:] for s in drawn}
         if self.spec.spelling:
             grids |= {grid[-2:] for grid in self.spec.spelling.grids if len(grid) > 1}
-        mixed = any(s.mixed_sizes for s in self.spec.streams.values())
+        mixed = any(s.content.mixed for s in self.spec.streams.values())
         for name, source in experiment.data.sources.items():
             side = source.resolution // down
             if source.resolution and grids and not mixed and (side, side) not in grids:

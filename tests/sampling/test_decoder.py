@@ -20,7 +20,8 @@ from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.state import append, start
 from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, text
-from transfusion.sequence.rows import assemble, expand, patchify
+from transfusion.sequence.patches import patchify
+from transfusion.sequence.rows import assemble, expand
 from transfusion.tasks import SequenceTask
 
 
@@ -188,7 +189,7 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     model = task.template.bind(params)
     layout, state = prefix_state(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
     rows, image = jnp.array([True]), picture(5).value
-    x = jnp.asarray(patchify(image, 2)[0])[None]
+    x = jnp.asarray(patchify(image, (2, 2)))[None]
     got = jax.jit(lambda x: predict(model, layout, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
     document = (ids(1, 2, 3), Segment("image", image, "target"))
     want = packed(task, params, document, 0.3)["image"]

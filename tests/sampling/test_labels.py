@@ -15,8 +15,9 @@ from transfusion.sampling.decoder import generate, prepare
 from transfusion.sampling.job import Prefix, begin, predict
 from transfusion.sampling.prompt import Prompt
 from transfusion.sampling.reference import generate_one
-from transfusion.sequence import Segment, TimeConfig
-from transfusion.sequence.rows import assemble, expand, patchify
+from transfusion.sequence import Released, Segment, TimeConfig
+from transfusion.sequence.patches import patchify
+from transfusion.sequence.rows import assemble, expand
 
 CLASSES, SIZE = 3, 5
 
@@ -37,8 +38,10 @@ def plain(**image):
 
 FORMS = {
     "labels": plain(labels=CLASSES),
-    "pooled": plain(pooled=SIZE),
-    "both, a vector for each layer": plain(labels=CLASSES, pooled=SIZE, time_embedding=TimeConfig(per_layer=True)),
+    "pooled": plain(released=Released(pooled=SIZE)),
+    "both, a vector for each layer": plain(
+        labels=CLASSES, released=Released(pooled=SIZE, time=TimeConfig(per_layer=True))
+    ),
     "labels in a token": plain(labels=CLASSES, time="token_adaln", head="linear", budget=20),
     "two copies": bagel(),
 }
@@ -60,7 +63,7 @@ def pooled(seed=1):
 def asked(task, label, seed=1):
     """A prompt for a drawing, with what the model has of a class and a pooled vector."""
     streams = task.spec.streams.values()
-    classes, vectors = any(s.labels for s in streams), any(s.pooled for s in streams)
+    classes, vectors = any(s.labels for s in streams), any(s.released.pooled for s in streams)
     return Prompt((WORDS,), True, (), label if classes else -1, pooled(seed) if vectors and label >= 0 else None)
 
 
@@ -80,7 +83,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     model = task.template.bind(params)
     encoded = model.encode(inputs)
     stream = task.spec.streams[name]
-    return np.asarray(model.head(name, encoded[name]))[0, stream.time_tokens : stream.tokens_per_item]
+    return np.asarray(model.head(name, encoded[name]))[0, stream.content.lead : stream.tokens_per_item]
 
 
 def decoded_velocity(task, params, prompt, t=0.4):
@@ -90,8 +93,8 @@ def decoded_velocity(task, params, prompt, t=0.4):
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
     prefix = begin(model, made.layout, Prefix(cache, prefill.place, prefill.draw))
-    extra = made.layout.stream.time_tokens
-    x = jnp.pad(jnp.asarray(patchify(X, 2)[0]), ((extra, 0), (0, 0)))[None]
+    extra = made.layout.stream.content.lead
+    x = jnp.pad(jnp.asarray(patchify(X, (2, 2))), ((extra, 0), (0, 0)))[None]
     return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]
 
 
@@ -148,8 +151,11 @@ def test_what_the_model_does_not_have_is_told(form, prompt, message):
 
 
 def test_text_that_a_drawing_modulates_is_not_sampled():
-    streams = {"text": tiny.text_stream(condition="image"), "image": tiny.image_stream(time="adaln", head="adaln")}
-    with pytest.raises(UsageError, match="streams.text.condition"):
+    streams = {
+        "text": tiny.text_stream(released=Released(condition="image")),
+        "image": tiny.image_stream(time="adaln", head="adaln"),
+    }
+    with pytest.raises(UsageError, match="streams.text.released.condition"):
         prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
 
 

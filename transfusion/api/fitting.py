@@ -53,12 +53,11 @@ def forms_of(spec: SequenceSpec, codec: Codec, experiment: Experiment) -> dict[s
     """What a model reads, by 'image', 'video' and 'sound'. Media of one's own are not among them: their arrays are
     handed to the codec as they are."""
     runs: dict[str, list[Run]] = {}
-    for key, some in spec.layout.items():
-        kind = key.partition("/")[0]
+    for kind, _, some in spec.entries:
         if kind in MEDIA:
-            media = [run for run in some if spec.sides(run) and spec.streams[run.stream].source != "none"]
+            media = [run for run in some if spec.content(run).sides and spec.content(run).source != "none"]
             runs.setdefault(kind, []).extend(media)
-    found = {kind: [run for run in some if _KINDS[spec.sides(run)] == kind] for kind, some in runs.items()}
+    found = {kind: [run for run in some if _KINDS[spec.content(run).sides] == kind] for kind, some in runs.items()}
     return {kind: _form(spec, codec, experiment, some) for kind, some in found.items() if some}
 
 

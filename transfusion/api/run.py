@@ -96,7 +96,7 @@ class Run:
         """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
         model draws nothing."""
         layout = Layout(self.spec)
-        return self.spec.sides(layout.run) if layout.kind else 0
+        return self.spec.content(layout.run).sides if layout.kind else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""
@@ -157,9 +157,9 @@ class Run:
 
     def kind(self, sides: int) -> str:
         """The kind of segment of the layout whose latents or codes have so many sides; '' if there is none."""
-        for key, runs in self.spec.layout.items():
-            if any(self.spec.sides(run) == sides for run in runs):
-                return key.partition("/")[0]
+        for kind, _, runs in self.spec.entries:
+            if any(self.spec.content(run).sides == sides for run in runs):
+                return kind
         return ""
 
     def generate(

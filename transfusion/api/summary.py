@@ -21,7 +21,7 @@ def summary(run: Any) -> str:
     if len(streams) > STREAMS:
         rows.append(("...", f"and {len(streams) - STREAMS} streams more"))
     rows += [("codec", run.experiment.codec.kind), ("draws", _draws(run, sampling))]
-    known = [kind for kind in dict.fromkeys(key.partition("/")[0] for key in run.spec.layout) if run.spec.reads(kind)]
+    known = [kind for kind in run.spec.kinds if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
     head = f"Run({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
     lines = [head, *(f"  {name:<8} {words}" for name, words in rows)]
@@ -29,12 +29,14 @@ def summary(run: Any) -> str:
 
 
 def _stream(stream: Stream) -> str:
-    if not stream.media:
+    if not stream.content.sides:
         return f"{stream.objective}, {stream.vocabulary:,} ids, {stream.budget} tokens in a row"
     sides = " x ".join(map(str, stream.grid)) if any(stream.grid) else "any size"
     classes = f", {stream.labels} classes" if stream.labels else ""
     what = (
-        f"{stream.vocabulary:,} codes" if stream.discrete else f"{stream.channels} channel{'s' * (stream.channels > 1)}"
+        f"{stream.vocabulary:,} codes"
+        if stream.vocabulary
+        else f"{stream.channels} channel{'s' * (stream.channels > 1)}"
     )
     return f"{stream.objective}, {sides}, {what}{classes}, {stream.budget} tokens in a row"
 

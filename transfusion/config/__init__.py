@@ -1,5 +1,6 @@
-"""The schema of an experiment: `experiment` (its fields and their conversions), `ranges` (legal values), `explain`
-(what is wrong with a config that a command line gave), `json_file` (a written config as a config file).
+"""The schema of an experiment: `experiment` (its fields and their conversions), `ranges` (legal values), `earlier`
+(fields that have moved), `explain` (what is wrong with a config that a command line gave), `json_file` (a written
+config as a config file).
 """
 
 from transfusion.config.experiment import (

@@ -6,6 +6,7 @@ text model), or compute something else with the same arrays (another rotary base
 
 import dataclasses
 import fnmatch
+import operator
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64"
 # and trained, or what else is in the same trunk, and not what the released weights mean.
 _MODEL_MAY = {"dtype", "remat", "scan", "attention", "streams", "towers", "stages", "untied", "causal", "cross"}
 _MODEL_MAY |= {"rope_axes", "rope_sections", "rope_interleaved", "qk_norm_absent", "dual_layers", "dual_expert"}
-_STREAM_MEANS = ("embed", "head", "attention", "time", "time_embedding", "table", "head_after", "patch", "channels")
+_STREAM_MEANS = ("embed", "head", "attention", "time", "table", "head_after", "patch", "channels")
+_STREAM_MEANS += ("released.time", "released.centred", "released.x_first")
 _AUTOENCODER_MEANS = (
     "form", "frames", "time_down", "stem", "encoder_attention", "decoder_attention", "attention_heads", "code_norms",
     "middle_attention", "norm_groups", "scale", "shift",
@@ -247,10 +249,11 @@ def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
     if form.task == "autoencoder":
         pairs = [(f"autoencoder.{field}", run.autoencoder, form.autoencoder, field) for field in _AUTOENCODER_MEANS]
     for name, ours, theirs, field in pairs:
-        if getattr(ours, field) != getattr(theirs, field):
+        value = operator.attrgetter(field)
+        if value(ours) != value(theirs):
             raise UsageError(
-                f"{workdir}: {name} is {getattr(ours, field)!r}, and the released config.json says "
-                f"{getattr(theirs, field)!r}: its form cannot express this run"
+                f"{workdir}: {name} is {value(ours)!r}, and the released config.json says "
+                f"{value(theirs)!r}: its form cannot express this run"
             )
 
 

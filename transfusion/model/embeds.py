@@ -101,12 +101,13 @@ def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -
 
 
 class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D]; 'centred' cuts the middle of it out for a smaller item."""
+    """A vector per place of a grid [rows, columns, D]; where that of the items is smaller, they have its first
+    rows and columns, or its middle."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.table = param(rngs, (*stream.table_grid, width), (None, None, "embed"), normal(0.02))
         sides = [side // stream.patch for side in stream.grid]
-        centred = stream.table == "centred"
+        centred = stream.released.centred
         self.start = tuple((g - s) // 2 if centred else 0 for g, s in zip(stream.table_grid, sides, strict=True))
 
     def __call__(self, place: jax.Array) -> jax.Array:

@@ -341,10 +341,10 @@ def prepare(task: Learner, config: SamplerConfig, size: tuple[int, ...]) -> tupl
     """
     check("sampling.solver", config.solver, SOLVERS)
     for name, stream in task.spec.streams.items():
-        if stream.condition:
+        if stream.released.condition:
             raise UsageError(
-                f"this model does not sample: the noise level of {stream.condition!r} modulates its stream {name!r} "
-                f"(streams.{name}.condition), and the decoder keeps what it has read"
+                f"this model does not sample: the noise level of {stream.released.condition!r} modulates its stream "
+                f"{name!r} (streams.{name}.released.condition), and the decoder keeps what it has read"
             )
     choice = Choice(config.temperature == 0, config.top_k, config.top_p < 1)
     ids = bucket(config.think + config.max_tokens, 16) if config.think + config.max_tokens else 0

@@ -24,7 +24,8 @@ from transfusion.sampling.prompt import Prompt, has_images, without_images, with
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
-from transfusion.sequence.rows import assemble, expand, patchify, unpatchify
+from transfusion.sequence.patches import patchify, unpatchify
+from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spelling import CODE, Spelling
 
 
@@ -170,7 +171,7 @@ class _Row:
             return estimates(path, continuous.prediction, t, x, v)
 
         stream = self.layout.stream
-        n, features = patchify(np.zeros(self.layout.shape), stream.patch_sides)[0].shape
+        n, features = patchify(np.zeros(self.layout.shape), stream.patch_sides).shape
         number, extra = jnp.array([drawn]), stream.time_tokens
         shape = (extra + n, features)  # noise falls on a time token too, where there is one
         x = first_noise(self.key, number, shape)[:, extra:]
