@@ -63,7 +63,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.sampling.decoder": (8, 1, "whether a drawing is spelled"),
     "transfusion.sampling.drawing": (1, 0, "latents or codes"),
     "transfusion.sampling.reference": (3, 0, "whether a drawing is spelled"),
-    "transfusion.sampling.spelled": (1, 0, "whose parts spell"),
+    "transfusion.sampling.speller": (1, 0, "whose parts spell"),
     "transfusion.sampling.trajectory": (0, 1, "codes have none"),
     "transfusion.learner": (3, 0, "what multiplies in FLOPs"),
     "transfusion.tasks": (1, 0, "which latents are cached"),

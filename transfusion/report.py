@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from transfusion import programs, storage
-from transfusion.api import Run, load_run
+from transfusion.api import Trained, load_run
 from transfusion.config import to_json
 from transfusion.errors import UsageError
 from transfusion.evaluate import FIXED, HOW, rows, shown
@@ -45,7 +45,7 @@ class Report:
 
     def __init__(self, workdir: str | os.PathLike, seed: int = 0):
         self.workdir, self.seed = pathlib.Path(workdir), seed
-        self.run: Run = load_run(workdir)
+        self.run: Trained = load_run(workdir)
         self.experiment = self.run.experiment
         self.metrics = [row for row in read_metrics(self.workdir / "metrics.jsonl") if row["step"] <= self.run.step]
         self.evaluation, why = read_evaluation(self.workdir / "evaluation.json")
@@ -321,7 +321,7 @@ class Report:
         return "".join(parts)
 
 
-def _first_batch(run: Run, experiment) -> Iterator[Any]:
+def _first_batch(run: Trained, experiment) -> Iterator[Any]:
     """The first batch of training, with no batch made ahead of it."""
     data = dataclasses.replace(experiment.data, prefetch=0)
     with run.task.open_data(dataclasses.replace(experiment, data=data)) as batches:

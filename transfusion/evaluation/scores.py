@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from transfusion.api import Run
+from transfusion.api import Trained
 from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
@@ -53,7 +53,7 @@ def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.s
     return judge
 
 
-def draw_classes(run: Run, real: Examples, count: int, seed: int, **sampler) -> Generated:
+def draw_classes(run: Trained, real: Examples, count: int, seed: int, **sampler) -> Generated:
     """`count` images; the prompts are the captions of the classes, in turn."""
     captions = class_captions(real)
     labels = np.array([list(captions)[i % len(captions)] for i in range(count)])
@@ -98,7 +98,7 @@ class Captions:
     rows: tuple[dict, ...]  # {'index', 'reference', 'caption', 'right'}
 
 
-def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
+def captioning(run: Trained, held_out: Examples, count: int, seed: int) -> Captions:
     """Greedy captions of the first `count` images; right if they equal the reference but for case and spaces."""
     count = min(count, len(held_out))
     written = run.caption(list(held_out.images[:count]), seed=seed)
@@ -112,7 +112,7 @@ def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -> Generated:
+def draw_names(run: Trained, examples: Examples, count: int, seed: int, **sampler) -> Generated:
     """Images of `count` of the examples' captions, chosen by the seed; asked are their indices."""
     chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
     prompts = tuple(examples.captions[i] for i in chosen)
