@@ -1,4 +1,4 @@
-"""Codes without training: each value is rounded to one of a few levels (FSQ, arXiv 2309.15505, without an autoencoder)."""
+"""Codes without training: values are rounded to a few levels (FSQ, arXiv 2309.15505, without an autoencoder)."""
 
 import dataclasses
 import itertools
