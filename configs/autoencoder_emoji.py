@@ -15,7 +15,6 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 
-
 FORMS = ("", "debug")
 
 
