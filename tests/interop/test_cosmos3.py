@@ -92,7 +92,7 @@ def test_text_with_and_without_norms_of_queries_and_keys(tmp_path, normed):
     }
 
     def call(model, inputs):
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         image = model.embed("image", inputs["image"])[0]
         return model.head("text", encoded["text"])[0], encoded["image"].hidden[0], image[0]
 

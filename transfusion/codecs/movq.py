@@ -7,6 +7,7 @@ sees a later frame.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.model.blocks import Conv
 from transfusion.model.parameters import ones, param, zeros
@@ -25,7 +26,8 @@ class FrozenBatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         mean, variance = (jax.lax.stop_gradient(p[...]) for p in (self.mean, self.variance))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class TimeBlock(nnx.Module):

@@ -17,9 +17,8 @@ from transfusion.data.hold_out import part_of
 from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.text_source import TextSource
-from transfusion.data.tfds_source import TfdsSource
 from transfusion.data.webdataset import WebDatasetSource
-from transfusion.errors import PassingError, UsageError, nearest
+from transfusion.errors import PassingError, UsageError, nearest, require
 
 Source = Sequence[Record]
 
@@ -99,8 +98,15 @@ def _fault(record: Record) -> str | None:
     return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
 
 
+def _open_tfds(config: SourceConfig, data_dir: str, pixel_limit: int) -> Source:
+    require("tensorflow_datasets", "tfds")
+    from transfusion.data.tfds_source import TfdsSource  # here, as TFDS is an extra that other kinds do without
+
+    return TfdsSource(config, data_dir, pixel_limit)
+
+
 SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {
-    "tfds": TfdsSource,
+    "tfds": _open_tfds,
     "folder": FolderSource,
     "webdataset": WebDatasetSource,
     "text": TextSource,

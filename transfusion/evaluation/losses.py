@@ -55,7 +55,7 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = T
     The numbers mean nothing where the loss weight is 0.
     """
     model, draws = task.template.bind(params), clean_draws(task, batch)
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     chunk = task.objectives.next_token.chunk
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, batch[stream].targets, chunk)
     return nll / math.log(2)
@@ -186,7 +186,7 @@ def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: st
     part, config = batch[stream], task.objectives.of_continuous(stream)
     noise = jax.random.normal(key, part.values.shape, jnp.float32)
     draws[stream] = {"time": jnp.full(part.time_low.shape, time), "noise": noise}
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     t, path = spread(draws[stream]["time"], part.item), PATHS[config.path]
     x = noised(part, draws[stream], config)
     predicted = estimates(path, config.prediction, t, x, model.head(stream, encoded[stream])).velocity
@@ -262,7 +262,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
         hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
         draws[stream] |= {"mask": hidden}
         counts = hidden.astype(jnp.float32)
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
     return nll / math.log(2), counts
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError
 from transfusion.model.parameters import Initializer, fan_in, ones, param, zeros
@@ -70,7 +71,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=LAYOUTS[len(self.strides)],
         )
-        return by_rows(y + self.bias[...].astype(x.dtype))
+        return by_rows(y + broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim))
 
 
 class Linear(nnx.Module):
@@ -89,9 +90,8 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (outputs,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return by_rows(
-            jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
-        )
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        return by_rows(y + broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim))
 
 
 class GroupNorm(nnx.Module):
@@ -110,7 +110,8 @@ class GroupNorm(nnx.Module):
         centred = y - mean
         variance = jnp.mean(jnp.square(centred), axis=(-3, -1), keepdims=True)
         y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -126,7 +127,8 @@ class LayerNorm(nnx.Module):
         centred = y - jnp.mean(y, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class SpatialNorm(nnx.Module):
