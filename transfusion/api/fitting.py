@@ -19,12 +19,12 @@ from transfusion.config import Experiment
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, shown
 from transfusion.latents import Codec
 from transfusion.sequence import Run, SequenceSpec, Stream
 
-PIXEL_LIMIT = 50_000_000
 _KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")

@@ -28,7 +28,7 @@ from transfusion.tasks import SequenceTask
 
 LOSS_TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of masked codes
-MOST_IMAGES = 512  # images on which velocity losses and bits of codes are measured
+ENOUGH_IMAGES = 512  # images on which velocity losses and bits of codes are measured
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
@@ -147,7 +147,7 @@ def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], s
         bits = run(params, batch)
         tables.append(_bits_per_item({name: batch[name] for name in names}, bits, spelling, task.tokenizer))
         total += len(tables[-1])
-        if total >= MOST_IMAGES:
+        if total >= ENOUGH_IMAGES:
             break
     table = np.concatenate(tables)
     if not len(table):
@@ -218,14 +218,14 @@ def _by_level(
 ) -> dict[str, Score]:
     """One score per level (a time or a share of masked codes), and 'mean' over the levels; {} without images.
 
-    `per_item(batch, level, key)` gives one number per image. Batches are read until there are `MOST_IMAGES` images. A
+    `per_item(batch, level, key)` gives one number per image. Batches are read until there are `ENOUGH_IMAGES` images. A
     batch has the same key at all levels.
     """
     tables: list[np.ndarray] = []
     for i, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), i)
         tables.append(np.stack([per_item(batch, level, key) for level in levels], 1))
-        if sum(map(len, tables)) >= MOST_IMAGES:
+        if sum(map(len, tables)) >= ENOUGH_IMAGES:
             break
     table = np.concatenate(tables) if tables else np.zeros((0, len(levels)))
     if not len(table):

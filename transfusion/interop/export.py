@@ -17,7 +17,7 @@ from absl import logging
 from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import CODEC, Imported
+from transfusion.interop.family import Imported
 from transfusion.interop.fields import ignoring
 from transfusion.interop.files import DTYPES, SUFFIX, Checkpoint
 from transfusion.interop.known import FAMILIES
@@ -28,6 +28,7 @@ from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
 from transfusion.running.checkpoint import saved_shapes
+from transfusion.workdir.portable import CODEC
 
 # Names of dtypes in configs and flags -> their names in safetensors headers.
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}

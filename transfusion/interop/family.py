@@ -9,8 +9,7 @@ import numpy as np
 from transfusion.config import Experiment
 from transfusion.interop.leaves import Leaf
 from transfusion.model.parameters import Template
-
-CODEC = "codec"
+from transfusion.workdir.portable import CODEC
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

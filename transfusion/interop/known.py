@@ -35,9 +35,9 @@ FAMILIES: dict[str, Family] = {
         Family("janus", ("JanusForConditionalGeneration",), janus.claims, janus.build),
         Family("language", tuple(language.TEXT_MODELS), language.claims, language.build),
         Family("dit", ("DiTTransformer2DModel",), dit.claims, dit.build),
-        Family("sd3", (sd3.MODEL,), sd3.claims, sd3.build),
-        Family("omnigen", (omnigen.MODEL,), omnigen.claims, omnigen.build),
-        Family("cosmos3", (cosmos3.MODEL,), cosmos3.claims, cosmos3.build),
+        Family("sd3", ("SD3Transformer2DModel",), sd3.claims, sd3.build),
+        Family("omnigen", ("OmniGenTransformer2DModel",), omnigen.claims, omnigen.build),
+        Family("cosmos3", ("Cosmos3OmniTransformer",), cosmos3.claims, cosmos3.build),
         Family("siglip", siglip.MODELS, siglip.claims, siglip.build),
     )
 }

@@ -28,7 +28,7 @@ from absl import logging
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
-from transfusion.interop.family import CODEC, Family, Imported
+from transfusion.interop.family import Family, Imported
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.known import find_family
 from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
@@ -39,6 +39,7 @@ from transfusion.running.checkpoint import restore_leaves, saved_shapes
 from transfusion.running.orbax_noise import silence
 from transfusion.running.seals import write_seal
 from transfusion.sequence.text import TokenizerConfig
+from transfusion.workdir.portable import CODEC
 
 SOURCE, REST = "source.json", "source.safetensors"
 
