@@ -57,7 +57,10 @@ class LevelsConfig:
         if not self.scales:
             return self._codes(means)
         if means.shape[:-1] != (self.scales[-1],) * 2:
-            raise UsageError(f"codec.levels.scales {self.scales} are not those of {list(means.shape[:-1])} codes")
+            raise UsageError(
+                f"codec.levels.scales {self.scales}: the last must be the side of the grid of codes, which is "
+                f"{list(means.shape[:-1])}"
+            )
         codes: list[np.ndarray] = []
         for side in self.scales:
             times = len(means) // side
