@@ -1,11 +1,11 @@
-"""Every system that trains here, from scratch on the digits: the same data, steps and rows per step."""
+"""Trains every system from scratch on the digits, with the same data, steps and rows per step."""
 
 import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-# `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model is trained
-# first, on the same captions, and its steps are not counted for those that take it; nor are those of BLIP3-o's tower
-# and decoder, and of the two codecs of those that draw codes.
+# All configs are based on `configs/digits.py`; only the system differs. Runs that others begin with come before them,
+# and their steps are not counted for the others: the text model that some freeze, the tower and the decoder of BLIP3-o,
+# and the two codecs of the systems that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -35,7 +35,7 @@ MEMBERS = {
     "unitoken": "unitoken.py",
 }
 RUNS = "runs/family_on_digits"
-TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # of those that begin with the frozen text model
+TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the frozen text model
 CODES = {"codec.path": f"{RUNS}/vq_digits"}
 CHANGES = {
     "lmfusion": TEXT,

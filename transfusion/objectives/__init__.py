@@ -1,8 +1,12 @@
-"""What each stream learns. One row of `OBJECTIVES` per objective; all losses are per token, reduced as (sum, weight).
+"""What each stream learns: one row of `OBJECTIVES` per objective. Losses are per token, and reduced as (sum, weight).
 
-An objective has four functions: `draw` makes a step's random numbers for a whole batch (so that they do not depend on
-microbatches or devices), `clean` those under which every item is as it is, `content` what the embed reads, and `loss`
-the loss per token with further reductions.
+- `next_token`: the next id, for text and codes.
+- `masked`: the hidden ones among codes.
+- `continuous`: noised latents, by flow matching or DDPM; `paths` has their algebra.
+
+An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
+neither on microbatches nor on devices. `clean` gives the numbers with which every item stays as it is. `content` gives
+what the embed reads, and `loss` the loss per token with further reductions.
 """
 
 import dataclasses
