@@ -15,10 +15,10 @@ README = CONFIGS / "README.md"
 HEAD = """# Configs
 
 Each file is one experiment: its docstring says what is trained, by which commands, on what, and where it differs from
-the paper. `python -m transfusion.train --config configs/FILE.py --workdir runs/NAME` trains it. A form is a variant of
-it, `--config configs/FILE.py:FORM`; the form `debug` trains 20 steps in seconds. How the systems compare on the same
-data is measured in [family_on_digits](../experiments/family_on_digits), and what each was verified against is told in
-[systems](../docs/systems.md).
+the paper. `python -m transfusion.train --config configs/digits.py --workdir runs/digits` trains one. A form is a
+variant of it, as in `configs/digits.py:ddpm`; the form `debug` trains 20 steps in seconds. How the systems compare on
+the same data is measured in [family_on_digits](../experiments/family_on_digits), and what each was verified against is
+told in [systems](../docs/systems.md).
 
 This page is written by `python experiments/house/list_configs.py` from the docstrings.
 
