@@ -67,7 +67,7 @@ def measured(house: House, systems: dict[str, int]) -> dict[str, str]:
     """The numbers of one tree by what they say; `systems` says what its config files changed of the library."""
     line = order(house.arrows)
     up = upward(house.arrows, line)
-    fields, properties = house.members("Stream")
+    fields, properties = house.kinds["Stream"]
     longest, lengths = house.functions[0], [function.lines for function in house.functions]
     result = {
         "files on the top level": f"{len(house.files)} (+ {len(house.folders)} folders)",
