@@ -1,6 +1,7 @@
 """The library keeps to its plan: three wings and a hall, imports that run one way, few questions of kind, short files.
 
-The words are those of `tests/house.py`. What a test lists literally is the plan; change it when the plan changes.
+The words are those of `tests/house.py` and `tests/kinds.py`. What a test lists literally is the plan; change it when
+the plan changes.
 """
 
 import collections

@@ -4,8 +4,8 @@ python experiments/house/measure.py --before 1330db4 aef441a            # the ta
 python experiments/house/measure.py --before 1330db4 aef441a --write    # the same, into README.md beside this file
 python experiments/house/measure.py --conditions                        # every question of kind, with its place
 
-All numbers come from the sources (`tests/house.py`); nothing of the library is imported. A commit is unpacked into a
-temporary folder. Needs git and the history.
+All numbers come from the sources (`tests/house.py`, `tests/kinds.py`); nothing of the library is imported. A commit is
+unpacked into a temporary folder. Needs git and the history.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def measured(house: House, systems: dict[str, int]) -> dict[str, str]:
     """The numbers of one tree by what they say; `systems` says what its config files changed of the library."""
     line = order(house.arrows)
     up = upward(house.arrows, line)
-    fields, properties = house.kinds["Stream"]
+    fields, properties = house.kinds.members["Stream"]
     longest, lengths = house.functions[0], [function.lines for function in house.functions]
     result = {
         "files on the top level": f"{len(house.files)} (+ {len(house.folders)} folders)",
