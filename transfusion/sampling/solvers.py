@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.objectives.paths import STEPS, Estimates, Path, shift_time
+from transfusion.sequence.arrays import Array, Float
 
 Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
+Scalar = Float[Array, ""]
+Latents = Float[Array, "*X"]
 
 # A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
 NOISE_START = 1e-2
@@ -24,8 +27,8 @@ class Solver(Protocol):
     """`step` goes from t to s > t: x [B, ...] -> (x at s, estimate of the data at t); `noise()` is fresh."""
 
     def step(
-        self, field: Field, path: Path, x: jax.Array, t: jax.Array, s: jax.Array, noise: Noise
-    ) -> tuple[jax.Array, jax.Array]: ...
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise
+    ) -> tuple[Latents, Latents]: ...
 
     def evaluations(self, steps: int) -> int: ...
 
@@ -49,7 +52,7 @@ SPACINGS: dict[str, Spacing] = {
 
 def time_grid(
     steps: int, shift: float = 1.0, prediction: str = "velocity", spacing: str = "even", terminal: float = 0.0
-) -> np.ndarray:
+) -> Float[np.ndarray, "{steps}+1"]:
     """Times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
 
     Args:
@@ -71,7 +74,7 @@ def time_grid(
 class Euler:
     """First order; one evaluation a step."""
 
-    def step(self, field, path, x, t, s, noise):
+    def step(self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise) -> tuple[Latents, Latents]:
         now = field(x, t)
         return x + (s - t) * now.velocity, now.data
 
@@ -86,7 +89,7 @@ class Heun:
     The last step is Euler's because no path defines all three estimates at t = 1; one such step keeps the order.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise) -> tuple[Latents, Latents]:
         now = field(x, t)
         guess = x + (s - t) * now.velocity
         velocity = jax.lax.cond(s < 1, lambda: (now.velocity + field(guess, s).velocity) / 2, lambda: now.velocity)
@@ -103,7 +106,7 @@ class DDIM:
     On the linear path it is Euler.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise) -> tuple[Latents, Latents]:
         now = field(x, t)
         return path.alpha(s) * now.data + path.sigma(s) * now.noise, now.data
 
@@ -119,7 +122,7 @@ class DDPM:
     variance of the posterior.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise) -> tuple[Latents, Latents]:
         now = field(x, t)
         mean, std = posterior(path, x, now.data, t, s)
         return mean + std * noise(), now.data
@@ -128,7 +131,7 @@ class DDPM:
         return steps
 
 
-def posterior(path: Path, x: jax.Array, data: jax.Array, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior(path: Path, x: Latents, data: Latents, t: Scalar, s: Scalar) -> tuple[Latents, Scalar]:
     """Mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
     # The variance that x_t has beyond the scaled x_s.
