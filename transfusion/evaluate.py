@@ -291,7 +291,7 @@ def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> 
     other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
     absent = {name: other for name, value in found.items() if value is None}
     seconds = {"reconstruction": round(time.perf_counter() - start, 3)}
-    return found | {"absent": absent, "how": reconstruction.HOW} | about(experiment, step, seed, seconds)
+    return found | {"absent": absent, "how": reconstruction.MEANINGS} | about(experiment, step, seed, seconds)
 
 
 EVALUATIONS = {

@@ -121,10 +121,10 @@ class Report:
         if self.evaluation.get("step") != self.run.step:
             note = f"evaluation.json is of step {self.evaluation.get('step')}, the checkpoint of step {self.run.step}: "
             parts.append(page.absent(note + "evaluate again for scores of this checkpoint."))
-        parts.append(page.table(head, lines(main)))
+        parts.append(page.html_table(head, lines(main)))
         parts += [page.absent(f"{name.replace('_', ' ')}: not measured, {why}") for name, why in self._reasons()]
         if rest:
-            table = page.table(head, lines(rest))
+            table = page.html_table(head, lines(rest))
             parts.append(f"<details><summary>By class, source and noise level</summary>{table}</details>")
         how = [(page.escape(k.replace("_", " ")), page.escape(v)) for k, v in HOW.items() if self.evaluation.get(k)]
         explained = "".join(f"<p><strong>{name}</strong>: {why}.</p>" for name, why in how)
@@ -229,7 +229,7 @@ class Report:
             f"{how}, seed {self.seed}, not chosen by hand. A row has the same noise at each guidance scale; 1 is none."
         )
         head = ["Caption", "Real", *(f"Guidance {scale:g}" for scale in scales)]
-        return f'<p class="note">{page.escape(note)}</p>{page.table(head, lines, "samples")}'
+        return f'<p class="note">{page.escape(note)}</p>{page.html_table(head, lines, "samples")}'
 
     def trajectory(self) -> str:
         prompts = self.prompts()
@@ -314,7 +314,7 @@ class Report:
         facts |= {k: str(v) for k, v in provenance.machine().items()}
         facts["metrics"] = f"{len(self.metrics)} rows up to step {self.run.step}"
         parts.append(
-            page.table(("Versions and machine", ""), ([page.escape(k), page.escape(v)] for k, v in facts.items()))
+            page.html_table(("Versions and machine", ""), ([page.escape(k), page.escape(v)] for k, v in facts.items()))
         )
         config = page.escape(to_json(self.experiment))
         parts.append(f"<details><summary>Config</summary><pre>{config}</pre></details>")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.lax import broadcast_to_rank
 
+from transfusion.errors import UsageError
 from transfusion.model.parameters import Initializer, fan_in, ones, param, zeros
 from transfusion.sharding import by_rows
 
@@ -207,3 +208,16 @@ def upsample(x: jax.Array, time: bool = False) -> jax.Array:
     *lead, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c)).reshape(*lead, 2 * h, 2 * w, c)
     return jnp.repeat(x, 2, axis=-4) if time else x
+
+
+def check_size(height: int, width: int, down: int) -> None:
+    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
+
+    Raises:
+      UsageError: naming the nearest sizes that work.
+    """
+    if height < 1 or width < 1 or height % down or width % down:
+        good = [max(down, round(side / down) * down) for side in (height, width)]
+        raise UsageError(
+            f"an image of {height}x{width} does not divide by {down}: resize it, for example to {good[0]}x{good[1]}"
+        )
