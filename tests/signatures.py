@@ -1,14 +1,18 @@
 """Arrays are what signatures say: jaxtyping has every call of the modules below checked, in tests alone."""
 
+import sys
+
 import beartype
 import jaxtyping
 
-MODULES = ("sequence.masks", "objectives", "model.attention", "sampling.solvers")
+MODULES = ("sequence.masks", "sequence.rows", "objectives", "model.attention", "model.heads", "sampling.solvers")
 
 
 def check() -> None:
-    """Checks the functions of `MODULES`, which must not be imported yet."""
-    jaxtyping.install_import_hook([f"transfusion.{name}" for name in MODULES], "signatures.checked")
+    """Checks the functions of `MODULES` from here on; a module that is imported already would not be checked."""
+    modules = [f"transfusion.{name}" for name in MODULES]
+    assert not sys.modules.keys() & set(modules)
+    jaxtyping.install_import_hook(modules, "signatures.checked")
 
 
 def checked(function):

@@ -8,11 +8,11 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError
+from transfusion.sequence.arrays import Array, Int, Shaped
 from transfusion.sequence.batch import Batch, empty_batch
 from transfusion.sequence.spec import TEXT, Document, Run, Segment, SequenceSpec, Stream
 
@@ -347,7 +347,9 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
     return batch
 
 
-def patchify(latents: np.ndarray, patch: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def patchify(
+    latents: Shaped[np.ndarray, "*sides C"], patch: int | Sequence[int]
+) -> tuple[Shaped[np.ndarray, "n E"], Int[np.ndarray, "n S"]]:
     """Latents [*sides, C] -> patches [n, E] in raster order and their places int32 [n, S].
 
     Args:
@@ -363,7 +365,9 @@ def patchify(latents: np.ndarray, patch: int | Sequence[int]) -> tuple[np.ndarra
     return split.transpose(axes).reshape(len(places), math.prod(patch) * c), places.astype(np.int32)
 
 
-def unpatchify(patches: jax.Array, grid: Sequence[int], patch: int | Sequence[int]) -> jax.Array:
+def unpatchify(
+    patches: Shaped[Array, "*lead n E"], grid: Sequence[int], patch: int | Sequence[int]
+) -> Shaped[Array, "*lead_and_grid C"]:
     """[..., n, E] patches in raster order -> latents [..., *grid, C]; inverse of `patchify`, batched."""
     patch = _patch_sides(patch, len(grid))
     counts = [side // p for side, p in zip(grid, patch, strict=True)]
@@ -377,12 +381,12 @@ def _patch_sides(patch: int | Sequence[int], count: int) -> Sequence[int]:
     return (patch,) * count if isinstance(patch, int) else patch
 
 
-def split_items(x: jax.Array, stream: Stream) -> jax.Array:
+def split_items(x: Shaped[Array, "B N E"], stream: Stream) -> Shaped[Array, "items n E"]:
     """Tokens [B, N, E] of a stream of one fixed grid -> its patches [B * M, n, E], time tokens left out."""
     return x.reshape(-1, stream.tokens_per_item, x.shape[-1])[:, stream.time_tokens :]
 
 
-def join_items(items: jax.Array, stream: Stream, rows: int) -> jax.Array:
+def join_items(items: Shaped[Array, "items n E"], stream: Stream, rows: int) -> Shaped[Array, "{rows} N E"]:
     """Patches of items [B * M, n, E] -> tokens [B, N, E], zeros for time tokens; inverse of `split_items`."""
     tokens = jnp.pad(items, ((0, 0), (stream.time_tokens, 0), (0, 0)))
     return tokens.reshape(rows, -1, items.shape[-1])
