@@ -47,7 +47,7 @@ def make_params(task):
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
     scale = jnp.ones(text.VOCABULARY).at[text.BOI].set(7.0).at[text.EOS].set(3.0)
-    head["kernel"] = head["kernel"] * scale
+    head["kernel"] = head["kernel"] * scale[None]
     image = params["parts"]["image"]["head"]
     if "kernel" in image:
         image["kernel"] = jax.random.normal(jax.random.key(2), image["kernel"].shape) / 6

@@ -20,6 +20,7 @@ from transfusion.objectives import continuous, masked, next_token
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
+from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.batch import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -71,7 +72,7 @@ def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
 
-def _same(part: StreamSlice, *_: Any) -> jax.Array:
+def _same(part: StreamSlice, *_: Any) -> Shaped[Array, "B N ..."]:
     return part.tokens if part.values is None else part.values
 
 
