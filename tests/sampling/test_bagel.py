@@ -63,7 +63,7 @@ def make_params(task):
     leaves = [x if x.any() else jax.random.normal(k, x.shape) / 6 for k, x in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(tree, leaves)
     head = params["parts"]["text"]["head"]
-    head["kernel"] = head["kernel"] * jnp.ones(text.VOCABULARY).at[text.BOI].set(5.0).at[text.EOS].set(2.0)
+    head["kernel"] = head["kernel"] * jnp.ones(text.VOCABULARY).at[text.BOI].set(5.0).at[text.EOS].set(2.0)[None]
     velocity = params["parts"]["noised"]["head"]
     velocity["kernel"] = jax.random.normal(jax.random.key(3), velocity["kernel"].shape) / 6
     return params

@@ -47,7 +47,7 @@ def make_params(task):
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
     scale = jnp.ones(text.VOCABULARY).at[text.BOI].set(7.0).at[text.EOS].set(3.0)
-    head["kernel"] = head["kernel"] * scale
+    head["kernel"] = head["kernel"] * scale[None]
     image = params["parts"]["image"]["head"]
     if "kernel" in image:
         image["kernel"] = jax.random.normal(jax.random.key(2), image["kernel"].shape) / 6
@@ -207,14 +207,16 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     _, fresh = prefix_state(task, model, Prompt(document), 0)
     for field in ("order", "counter", "spans"):
         assert getattr(state.place, field) == getattr(fresh.place, field)
-    for got, want in ((state.cache.k, fresh.cache.k), (state.cache.v, fresh.cache.v)):
+    for got, want in (
+        (state.cache.k["trunk"], fresh.cache.k["trunk"]),
+        (state.cache.v["trunk"], fresh.cache.v["trunk"]),
+    ):
         got, want = _in_order(state, got), _in_order(fresh, want)
         assert_close(got, want, drawing_operations(task))
 
 
-def _in_order(state, trunks):
+def _in_order(state, array):
     """Keys or values [layers, G, L, K] of the one row's tokens in reading order."""
-    (array,) = trunks["trunk"]
     meta = state.cache.metadata
     real = np.flatnonzero(np.asarray(meta.document[0]))
     return np.asarray(array)[:, :, real[np.argsort(np.asarray(meta.order[0])[real])]]
@@ -238,7 +240,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     def row(state, i):  # all but the slot that is no one's
         metadata = jax.tree.map(lambda a: a[i, :-1], state.cache.metadata)
         place, used = jax.tree.map(lambda a: a[i], (state.place, state.used))
-        return metadata, place, used, state.cache.k["trunk"][0][:, i * groups : (i + 1) * groups, :-1]
+        return metadata, place, used, state.cache.k["trunk"][:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
     assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == finished.length

@@ -45,7 +45,7 @@ def make_params(task: SequenceTask):
     """Random weights under which BOI is likely and EOS unlikely."""
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
-    head["kernel"] = 2 * head["kernel"] * jnp.ones(VOCABULARY).at[text.BOI].set(4.0)
+    head["kernel"] = 2 * head["kernel"] * jnp.ones(VOCABULARY).at[text.BOI].set(4.0)[None]
     return params
 
 

@@ -35,9 +35,9 @@ def test_items_become_tokens_and_tokens_items(name):
     content, rng = STREAMS[name].content, np.random.default_rng(0)
     items = np.stack([content.fake(rng) for _ in range(3)])
     sides = items.shape[1:-1] if content.mixed else ()
-    assert items.shape[1:] == content.shape(sides) and items.dtype == content.dtype
+    assert items.shape[1:] == content.item_shape(sides) and items.dtype == content.dtype
     held = content.laid(items)
-    assert held.shape[2:] == content.token and not held[:, : content.lead].any()
+    assert held.shape[2:] == content.token_shape and not held[:, : content.lead].any()
     np.testing.assert_array_equal(content.media(held, sides), items)
     np.testing.assert_array_equal(content.laid(jnp.asarray(items), jnp), held)
 

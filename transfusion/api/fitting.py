@@ -18,11 +18,11 @@ from transfusion.codecs import pixels
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, shown
 from transfusion.latents import Form
 
-PIXEL_LIMIT = 50_000_000
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.objectives.paths import STEPS, Estimates, Path, shift_time
+from transfusion.sequence.arrays import Array, Float
 
 Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
 Memory = Any  # a pytree of arrays of one structure
+Scalar = Float[Array, ""]
+Latents = Float[Array, "*X"]
 
 # A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
 NOISE_START = 1e-2
@@ -32,8 +35,8 @@ class Solver(Protocol):
     def first_memory(self, x: jax.Array) -> Memory: ...
 
     def step(
-        self, field: Field, path: Path, x: jax.Array, t: jax.Array, s: jax.Array, noise: Noise, memory: Memory
-    ) -> tuple[jax.Array, jax.Array, Memory]: ...
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]: ...
 
     def evaluations(self, steps: int) -> int: ...
 
@@ -65,7 +68,7 @@ SPACINGS: dict[str, Spacing] = {
 
 def time_grid(
     steps: int, shift: float = 1.0, prediction: str = "velocity", spacing: str = "even", terminal: float = 0.0
-) -> np.ndarray:
+) -> Float[np.ndarray, "{steps}+1"]:
     """Times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
 
     Args:
@@ -87,7 +90,9 @@ def time_grid(
 class Euler(OneStep):
     """First order; one evaluation a step."""
 
-    def step(self, field, path, x, t, s, noise, memory):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         return x + (s - t) * now.velocity, now.data, memory
 
@@ -102,7 +107,9 @@ class Heun(OneStep):
     The last step is Euler's because no path defines all three estimates at t = 1; one such step keeps the order.
     """
 
-    def step(self, field, path, x, t, s, noise, memory):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         guess = x + (s - t) * now.velocity
         velocity = jax.lax.cond(s < 1, lambda: (now.velocity + field(guess, s).velocity) / 2, lambda: now.velocity)
@@ -119,7 +126,9 @@ class DDIM(OneStep):
     On the linear path it is Euler.
     """
 
-    def step(self, field, path, x, t, s, noise, memory):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         return path.alpha(s) * now.data + path.sigma(s) * now.noise, now.data, memory
 
@@ -135,7 +144,9 @@ class DDPM(OneStep):
     variance of the posterior.
     """
 
-    def step(self, field, path, x, t, s, noise, memory):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         mean, std = posterior(path, x, now.data, t, s)
         return mean + std * noise(), now.data, memory
@@ -144,7 +155,7 @@ class DDPM(OneStep):
         return steps
 
 
-def posterior(path: Path, x: jax.Array, data: jax.Array, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior(path: Path, x: Latents, data: Latents, t: Scalar, s: Scalar) -> tuple[Latents, Scalar]:
     """Mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
     # The variance that x_t has beyond the scaled x_s.

@@ -67,7 +67,7 @@ class Content:
       source: what of a segment it reads: 'value', 'pixels' (of an image that has both) or 'none'.
       field: the field of a `StreamSlice` that holds it, 'tokens' or 'values'.
       dtype: of `field`.
-      token: the shape of what one token holds: () of an id, (E,) of a patch.
+      token_shape: the shape of what one token holds: () of an id, (E,) of a patch.
       sides: how many sides an item has; 0: it has no items.
       axes: how many numbers the place of a token in its item has (S).
       lead: tokens of an item before its first patch or code: one for its noise level, or one from which the first code
@@ -84,7 +84,7 @@ class Content:
     source: str = "value"
     field: ClassVar[str] = "tokens"
     dtype: ClassVar[type] = np.int32
-    token: tuple[int, ...] = ()
+    token_shape: tuple[int, ...] = ()
     sides: int = 0
     axes: int = 0
     lead: int = 0
@@ -102,12 +102,12 @@ class Content:
         """The segment as tokens."""
         raise NotImplementedError
 
-    def count(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
+    def add_item(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
         """Adds an item to those of its stream in `items`, the facts of each, and returns its number for the column
         `item`; -1 of tokens that belong to no item."""
         return -1
 
-    def counts(self, stream: str) -> str:
+    def counted_in(self, stream: str) -> str:
         """The stream whose items the column `item` of such a stream counts."""
         return TEXT
 
@@ -167,7 +167,7 @@ class Spelled(Content):
     def tokens(self, segment: Segment) -> Tokens:
         return _text(*self.spelling.spell(segment.value))
 
-    def count(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
+    def add_item(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
         items.setdefault(TEXT, []).append({})
         return len(items[TEXT])
 

@@ -83,11 +83,11 @@ class Items(Content):
     def mixed(self) -> bool:
         return not any(self.grid)
 
-    def count(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
+    def add_item(self, items: dict[str, list], stream: str, segment: Segment, time_low: float) -> int:
         items.setdefault(stream, []).append(self.facts.of(segment, time_low))
         return len(items[stream]) - 1
 
-    def counts(self, stream: str) -> str:
+    def counted_in(self, stream: str) -> str:
         return stream
 
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
@@ -96,13 +96,16 @@ class Items(Content):
     def empty(self, rows: int, n: int, items: int) -> dict[str, np.ndarray]:
         return {"place": np.zeros((rows, n, self.axes), np.int32)} | self.facts.empty(rows, items)
 
-    def shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
+    def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         """The shape of an item of these sides (default: `grid`): [*sides, C] of latents, [*sides] or [n] of codes."""
         raise NotImplementedError
 
     def laid(self, items: Any, xp: Any = np) -> Any:
-        """Items [..., *shape] as what their tokens hold, [..., lead + n, *token], with zeros in front; `xp` is the
-        module of the arrays, numpy or jax.numpy."""
+        """Items [..., *item_shape] as what their tokens hold, [..., lead + n, *token_shape], with zeros in front.
+
+        Args:
+          xp: the module of the arrays, numpy or jax.numpy.
+        """
         raise NotImplementedError
 
     def media(self, held: Any, sides: Sequence[int] = ()) -> Any:
@@ -110,14 +113,18 @@ class Items(Content):
         raise NotImplementedError
 
     def _led(self, held: Any, xp: Any) -> Any:
-        axis = held.ndim - 1 - len(self.token)
+        """Puts zeros in front, for the tokens that are no patch and no code."""
+        if not self.lead:
+            return held
+        axis = held.ndim - 1 - len(self.token_shape)
         return xp.pad(held, [(self.lead * (i == axis), 0) for i in range(held.ndim)])
 
     def _tokens(self, item: np.ndarray, where: np.ndarray, outside: int = 0) -> Tokens:
-        """`where`: the places of its patches or codes."""
-        lead = (self.lead, 0)
-        where = np.pad(where, (lead, (0, 0)), constant_values=-1)
-        known = np.pad(np.ones(len(where) - self.lead, np.float32), lead)
+        """The tokens of an item; `where` is the places of its patches or codes."""
+        known = np.ones(self.lead + len(where), np.float32)
+        known[: self.lead] = 0
+        if self.lead:
+            where = np.pad(where, ((self.lead, 0), (0, 0)), constant_values=-1)
         return Tokens({self.field: self.laid(item), "place": where}, where, known, outside)
 
 
@@ -176,14 +183,14 @@ class Codes(Items):
 
     @property
     def per_item(self) -> int:
-        return self.lead + math.prod(self.shape())
+        return self.lead + math.prod(self.item_shape())
 
-    def shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
+    def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (sum(s * s for s in self.scales),) if self.scales else tuple(sides or self.grid)
 
     def check(self, segment: Segment) -> None:
         self.facts.check(segment)
-        codes, wanted = np.asarray(segment.value), self.shape()
+        codes, wanted = np.asarray(segment.value), self.item_shape()
         if codes.shape != wanted or codes.dtype.kind not in "iu":
             found = f"{codes.dtype} {list(codes.shape)}"
             raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")
@@ -204,13 +211,13 @@ class Codes(Items):
         return Content.empty(self, rows, n, items) | super().empty(rows, n, items)
 
     def fake(self, rng: np.random.Generator) -> np.ndarray:
-        return rng.integers(0, self.vocabulary, self.shape(), np.int32)
+        return rng.integers(0, self.vocabulary, self.item_shape(), np.int32)
 
     def laid(self, items: Any, xp: Any = np) -> Any:
-        return self._led(items.reshape(*items.shape[: items.ndim - len(self.shape())], -1), xp)
+        return self._led(items.reshape(*items.shape[: items.ndim - len(self.item_shape())], -1), xp)
 
     def media(self, held: Any, sides: Sequence[int] = ()) -> Any:
-        return held[..., self.lead :].reshape(*held.shape[:-1], *self.shape(sides))
+        return held[..., self.lead :].reshape(*held.shape[:-1], *self.item_shape(sides))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,14 +241,14 @@ class Latents(Items):
     dtype: ClassVar[type] = np.float32
 
     @property
-    def token(self) -> tuple[int, ...]:
+    def token_shape(self) -> tuple[int, ...]:
         return (self.channels * math.prod(self.patch),)
 
     @property
     def per_item(self) -> int:
         return self.lead + math.prod(self._counts(self.grid))
 
-    def shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
+    def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (*(sides or self.grid), self.channels)
 
     def check(self, segment: Segment) -> None:
@@ -270,7 +277,7 @@ class Latents(Items):
         return {"loss_weight": piece["predictable"].astype(np.float32)}
 
     def empty(self, rows: int, n: int, items: int) -> dict[str, np.ndarray]:
-        return {"values": np.zeros((rows, n, *self.token), np.float32)} | super().empty(rows, n, items)
+        return {"values": np.zeros((rows, n, *self.token_shape), np.float32)} | super().empty(rows, n, items)
 
     def fake(self, rng: np.random.Generator) -> np.ndarray:
         first, *rest = self.patch

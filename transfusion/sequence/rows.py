@@ -69,7 +69,7 @@ class _Builder:
         """Appends n tokens; a scalar column holds for all of them."""
         columns |= {"order": np.arange(self.order, self.order + n)}
         self.runs.setdefault(stream, []).append(
-            {name: np.broadcast_to(x, (n,)) if np.ndim(x) == 0 else np.asarray(x) for name, x in columns.items()}
+            {name: x if isinstance(x, np.ndarray) else np.full(n, x) for name, x in columns.items()}
         )
         self.order += n
 
@@ -95,7 +95,7 @@ class _Builder:
         else:
             self.edge(run.opener, run.loss, content.opener(item), **edge)
 
-    def item(self, run: Run, tokens: Tokens, item: int, spans: np.ndarray) -> None:
+    def body(self, run: Run, tokens: Tokens, item: int, spans: np.ndarray) -> None:
         """Appends the tokens of a run, without its edges."""
         rule = POSITIONS[run.position]
         self.append(
@@ -113,18 +113,18 @@ class _Builder:
         spans = np.where(blocks > 0, self.spans + blocks, 0)
         first, last = (self.spans + 1, int(spans.max())) if blocks.any() else (0, 0)
         self.spans = max(self.spans, last)
-        item = content.count(self.items, run.stream, segment, run.time_low)
+        item = content.add_item(self.items, run.stream, segment, run.time_low)
         if run.boundary == "inside":
             # One shared index covers the edges too where they lie inside the item's span (BAGEL).
             edge, start = {"private": run.private, "takes": int(not rule.one)}, self.counter
             self.opener(run, content, item, span=first, **edge)
-            self.item(run, tokens, item, spans)
+            self.body(run, tokens, item, spans)
             self.edge(run.closer, run.loss, span=last, **edge)
             self.counter = rule.behind(start, self.counter)
         else:
             self.opener(run, content, item)
             start = self.counter
-            self.item(run, tokens, item, spans)
+            self.body(run, tokens, item, spans)
             self.counter = rule.behind(start, self.counter)
             self.edge(run.closer, run.loss)
 
@@ -150,7 +150,8 @@ class _Builder:
             piece |= stream.content.targets(piece, follows.get(stream.parts or name))
             del piece["predictable"]
         for name, items in self.items.items():
-            result[name] |= {field: np.stack([item[field] for item in items]) for field in items[0]}
+            for field in items[0]:
+                result[name][field] = np.stack([item[field] for item in items])
         return result
 
     def _follows(self, pieces: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -221,7 +222,7 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
                 stream, start, n = spec.streams[name], filled[name], len(piece["order"])
                 if start + n > stream.budget:
                     raise UsageError(f"row {r}: more than {stream.budget} tokens of stream {name!r}")
-                first = items[spec.counts(name)]
+                first = items[spec.counted_in(name)]
                 none = first if stream.released.condition else 0  # what modulates it is the document's first item
                 columns = piece | {
                     "document": np.full(n, number),

@@ -124,10 +124,10 @@ class SequenceSpec:
         """What the tokens of a run hold: what its stream says, unless the run spells codes as text."""
         return Spelled(run.spelling) if run.spelling.codes else self.streams[run.stream].content
 
-    def counts(self, name: str) -> str:
+    def counted_in(self, name: str) -> str:
         """The stream whose items a stream's column `item` counts: those that modulate it, or its own, or of a stream
         of ids the items that are spelled in the text's vocabulary."""
-        return self.streams[name].released.condition or self.streams[name].content.counts(name)
+        return self.streams[name].released.condition or self.streams[name].content.counted_in(name)
 
     @property
     def spelling(self) -> Spelling | None:

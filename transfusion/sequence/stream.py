@@ -82,22 +82,25 @@ class Stream:
         'none' (learned queries: `grid` says how many come with a segment, whatever its size).
       embed: how its tokens enter the trunk; a key of `transfusion.model.embeds.EMBEDS`.
       head: how they leave it; a key of `transfusion.model.heads.HEADS`.
-      objective: a key of `transfusion.objectives.OBJECTIVES`.
-      attention: 'causal', 'block': bidirectional inside one item, or 'frame': bidirectional inside a frame of a clip (a
-        step of a series), causal over the frames.
-      expert: the set of trunk weights its tokens use; one name for all is a dense model.
       connector: the dense layers of embeds 'vit' and 'codes'; the hidden layer of head 'mlp' has their activation.
       head_after: the stage (a key of `model.stages`, or 'trunk') that its head reads; '' means its last.
-      time: how an item's noise level enters: 'added' to its tokens, 'coder' (inside the U-Net or ConvNeXt coder),
-        'adaln' (modulates every layer), 'token' (one token before the item's patches, inside its span), 'token_before'
-        (the same, outside of its span), 'token_adaln' (a token, and modulates the stream's last stage), 'token_coder'
-        (a token, and inside the coder) or 'none'.
+      objective: what it learns; a key of `transfusion.objectives.OBJECTIVES`.
+      attention: how the tokens of an item see each other; a key of `transfusion.sequence.spans.ATTENTIONS`: 'causal',
+        'block' (bidirectional inside one item) or 'frame' (bidirectional inside a frame of a clip, a step of a series
+        or a scale of codes, and causal over them).
+      expert: the set of trunk weights its tokens use; one name for all is a dense model.
+      time: how an item's noise level enters; a key of `transfusion.sequence.times.TIMES`: 'added' to its tokens,
+        'coder' (inside the U-Net or ConvNeXt coder), 'adaln' (modulates every layer), 'token' (one token before the
+        item's patches, inside its span), 'token_before' (the same, outside of its span), 'token_adaln' (a token, and
+        modulates the stream's last stage), 'token_coder' (a token, and inside the coder) or 'none'.
       labels: number of classes of a class-conditional stream ('adaln' only); class `labels` stands for no class.
       visible_to: the streams that may see it; () means all.
-      budget, weight: tokens in a packed row; factor of its loss (the Transfusion paper's lambda for images, section 3).
+      budget: tokens in a packed row.
+      weight: factor of its loss (the Transfusion paper's lambda for images, section 3).
       vocabulary: number of ids of a discrete stream: of text, or, with a `grid`, of the codes of images.
-      channels, patch, patch_frames: latent channels C, patch side P and, of clips, frames F of continuous streams; a
-        token holds E = P P C values, of a series P C, of a clip F P P C. With embed 'codes' C is a code's size.
+      channels: channels C of its latents; with embed 'codes', numbers that stand for a code.
+      patch: side P of a patch. A token holds P P C values of an image, P C of a series.
+      patch_frames: frames F of a patch of a clip, of which a token holds F P P C values.
       grid: sides of an item's latents: (T,) of a series (sound), (h, w) of an image, (T, h, w) of a clip. Linear
         patches may mix sizes: then all are 0, and `items` bounds them. Of codes: (h, w), a token each.
       scales: sides of square grids of codes at growing scales, the last one that of `grid` (VAR, arXiv 2404.02905). An
@@ -206,7 +209,7 @@ class Stream:
     table_grid = property(lambda self: self.released.table_grid)
 
     def item_shape(self, sides=()):
-        return self.content.shape(sides)
+        return self.content.item_shape(sides)
 
 
 def _fits_text(stream: Stream) -> None:
