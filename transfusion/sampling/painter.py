@@ -53,8 +53,8 @@ class Painter:
         return ids + images * (finished + 1) if ids or self.goes_on else 0
 
     def outputs(self, ids: int, images: int) -> tuple[int, jax.ShapeDtypeStruct]:
-        content = self.parts.content
-        return ids + images, jax.ShapeDtypeStruct((images, *content.shape), content.dtype)
+        held = self.parts.held
+        return ids + images, jax.ShapeDtypeStruct((images, *held.shape), held.dtype)
 
     def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
         return read_preamble(model, self.parts, prefix)
