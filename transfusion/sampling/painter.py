@@ -87,11 +87,11 @@ class Painter:
                 text.append(token)
                 continue
             if text:
-                segments.append(Segment("text", np.array(text, np.int32)))
+                segments.append(Segment(TEXT, np.array(text, np.int32)))
             medium = self.parts.media(images[drawn])
             # As a part of the next turn's prompt it keeps the class that was asked for.
             segments.append(Segment(drawable.kind, medium, "context", prompt.label, pooled=prompt.pooled))
             text, drawn = [], drawn + 1
         if text:
-            segments.append(Segment("text", np.array(text, np.int32)))
+            segments.append(Segment(TEXT, np.array(text, np.int32)))
         return tuple(segments)
