@@ -9,16 +9,19 @@ import pytest
 import tiny
 from closeness import assert_close, trunk_operations
 
-from transfusion import programs, train
+from transfusion import train
 from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.optim import OptimConfig
-from transfusion.running.checkpoint import CheckpointConfig, restore_params
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.metrics import read_metrics
+from transfusion.running.restore import restore_params
 from transfusion.tasks import make_task
 from transfusion.training import step as step_lib
 from transfusion.workdir import portable
+from transfusion.workdir.config_file import read_experiment
 
 
 def test_accumulation_changes_neither_loss_nor_gradients():
@@ -53,7 +56,7 @@ def test_draws_change_with_the_step_and_the_seed_only():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(experiment, workdir) of a run of ten steps that evaluates in between."""
-    programs.set_up_jax()
+    set_up_jax()
     root = tmp_path_factory.mktemp("train")
     folder = tiny.write_folder(root / "images")
     held_out = tiny.write_folder(root / "held_out", 8, seed=1)
@@ -70,7 +73,7 @@ def run(tmp_path_factory):
 
 def test_a_workdir_holds_what_others_rely_on(run):
     experiment, workdir = run
-    assert programs.read_experiment(workdir) == portable.recorded(experiment)
+    assert read_experiment(workdir) == portable.as_recorded(experiment)
     rows = read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]  # evaluations and the end are logged, too
     for row in rows:

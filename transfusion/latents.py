@@ -17,8 +17,8 @@ from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import restore_params
+from transfusion.running.restore import restore_params
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.families import FAMILIES
@@ -27,7 +26,8 @@ from transfusion.interop.tokenizer import kept
 from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import Form, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
-from transfusion.running.checkpoint import saved_shapes
+from transfusion.running.restore import saved_shapes
+from transfusion.workdir.config_file import read_experiment
 
 # Names of dtypes in configs and flags -> in safetensors headers.
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -225,7 +225,7 @@ def _lost_layers(imported: Imported, params: Mapping) -> list[str]:
 
 def _experiment(workdir: str | os.PathLike) -> Experiment | None:
     """None for a part, such as a tower, which is no run."""
-    return programs.read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
+    return read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
 
 
 def _check_meaning(workdir: str | os.PathLike, about: Source) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: what its weights mean must stay, and what else changes is said.
+"""Continuation on with a run: what its weights mean must stay, and what else changes is said.
 
 The config inside the newest intact checkpoint is what the weights were trained with, whatever config.json says. Before
 anything is written in the workdir it is compared with the experiment that is to go on.
@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,14 +17,15 @@ from absl import logging
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.errors import UsageError, nearest
 from transfusion.optim import schedule
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import find_newest
+from transfusion.running.restore import find_newest
 from transfusion.workdir import portable
 from transfusion.workdir.changes import Change, Rule, differences, listed, tables
+from transfusion.workdir.config_file import read_experiment
+from transfusion.workdir.place import check_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Going:
+class Continuation:
     """A run that goes on from a checkpoint.
 
     Attributes:
@@ -79,7 +79,7 @@ def as_trained(experiment: Experiment, config: Mapping[str, Any], workdir: str |
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
-def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequence[str] = ()) -> Going | None:
+def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequence[str] = ()) -> Continuation | None:
     """Compares an experiment with the workdir's newest intact checkpoint; writes nothing. Collective.
 
     Args:
@@ -92,7 +92,7 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
       UsageError: naming the fields that may not differ, or if more steps are made than `experiment.steps`.
     """
     if jax.process_index() == 0:
-        _check_folder(workdir)
+        check_folder(workdir)
     newest = find_newest(workdir)
     if newest is None:
         return None
@@ -108,21 +108,7 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
             f"{workdir} has made {step} steps, and --config.steps={experiment.steps} are fewer: give at least "
             f"{step}, or another --workdir"
         )
-    return Going(step, trained, tuple(changes))
-
-
-def _check_folder(workdir: str | os.PathLike) -> None:
-    """Refuses at once a workdir that can be none: looking for checkpoints would wait for storage to come back."""
-    if "://" in str(workdir):
-        return
-    try:
-        there = os.stat(workdir)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"--workdir={workdir}: {error.strerror}") from error
-    if not stat.S_ISDIR(there.st_mode):
-        raise UsageError(f"--workdir={workdir} is no folder")
+    return Continuation(step, trained, tuple(changes))
 
 
 def _believed(step: int, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
@@ -175,20 +161,20 @@ def _names(field: str, value: Any) -> Iterator[str]:
         yield from (name for name in _names(field, inner) if name != field)
 
 
-def say(going: Going, experiment: Experiment) -> None:
+def log_changes(continued: Continuation, experiment: Experiment) -> None:
     """Logs what changes at this step, a line each, and a learning rate that jumps."""
-    for change in going.changes:
-        logging.info("%s from step %d", change, going.step)
-    old, new = going.trained, experiment
-    before, after = (float(schedule(e.optim, e.steps)(going.step)) for e in (old, new))
+    for change in continued.changes:
+        logging.info("%s from step %d", change, continued.step)
+    old, new = continued.trained, experiment
+    before, after = (float(schedule(e.optim, e.steps)(continued.step)) for e in (old, new))
     if abs(after - before) > 0.01 * max(before, after):
         logging.info(
             "learning rate goes from %.2e (step %d, %s over %d steps) to %.2e (%s over %d steps)",
-            before, going.step, old.optim.schedule, old.steps, after, new.optim.schedule, new.steps,
+            before, continued.step, old.optim.schedule, old.steps, after, new.optim.schedule, new.steps,
         )  # fmt: skip
 
 
-def rows(going: Going | None) -> list[dict[str, Any]]:
+def change_rows(continued: Continuation | None) -> list[dict[str, Any]]:
     """The changes for commands.jsonl; [] for a new run."""
-    changes = going.changes if going else ()
-    return [{"field": c.field, "old": c.old, "new": c.new, "step": going.step} for c in changes]
+    changes = continued.changes if continued else ()
+    return [{"field": c.field, "old": c.old, "new": c.new, "step": continued.step} for c in changes]
