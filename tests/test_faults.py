@@ -271,6 +271,7 @@ MISTAKES = {
         "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous "
         "(did you mean 'continuous'?)",
     ),
+    "patience without --supervise": (["--hang_after=0"], "--hang_after and --start_after must be positive"),
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),
     "missing data": (
         [f"--config.data.sources.mine.{field}" for field in ("kind=tfds", "name=digits", "path=")],

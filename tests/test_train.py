@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, trunk_operations
+from program import run_program
 
 from transfusion import train
-from transfusion.config import EvalConfig
+from transfusion.config import EvalConfig, json_file
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.optim import OptimConfig
@@ -121,3 +123,15 @@ def test_a_resolution_that_no_stream_holds_is_refused_before_any_record_is_read(
     wrong = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, sources=sources))
     with pytest.raises(UsageError, match=r"data\.sources\.mine\.resolution: 12 does not fit .* 8x8"):
         make_task(wrong).open_data(wrong)
+
+
+def test_a_finished_run_is_not_supervised_and_nothing_is_written(tiny_run, tmp_path):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    config = f"--config={json_file.__file__}:{workdir / 'config.json'}"
+    done = run_program(tmp_path / "said", "transfusion.train", config, f"--workdir={workdir}", "--supervise")
+    assert done.code == 0 and "nothing to do" in done.err and "supervisor" not in done.err
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    changed = (config, f"--workdir={workdir}", "--supervise", "--config.model.heads=1")
+    done = run_program(tmp_path / "said", "transfusion.train", *changed)
+    assert done.code == 2 and "error: model.heads: 2 -> 1 (the checkpoint of step 20 -> now)" in done.err

@@ -163,6 +163,12 @@ def test_a_name_that_is_no_field_is_refused(run):
         train.train(experiment, workdir, ["objectivs"])
 
 
+def test_allowing_a_field_that_counts_the_data_is_said_to_be_useless(run):
+    experiment, workdir = run
+    with pytest.raises(UsageError, match=r"^seed: .* goes on with the old value.*; --allow_change never helps"):
+        train.train(replaced(experiment, "seed", 7), workdir, ["seed"])
+
+
 def test_what_changes_is_said_and_logged(run, copy, caplog):
     experiment = replaced(run[0], "optim.learning_rate", 5e-4)
     experiment = replaced(replaced(experiment, "autoencoder.scale", 2.0), "steps", 6)
