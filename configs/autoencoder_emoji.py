@@ -6,7 +6,7 @@ Hardware: 2 CPU cores. `configs/autoencoder_emoji.py:debug` trains 20 steps in s
 
 import dataclasses
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.optim import OptimConfig

@@ -13,7 +13,7 @@ BLIP3-o (arXiv 2505.09568) has CLIP's tower, pools its features to 64 vectors, a
 import dataclasses
 import pathlib
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.initial import InitConfig

@@ -10,7 +10,7 @@ steps in seconds.
 
 import dataclasses
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.quantizers import QuantizerConfig

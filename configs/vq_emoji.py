@@ -9,7 +9,7 @@ grids, 1 to 12. `:debug`, `:fsq_debug` and `:multiscale_debug` train 20 steps in
 
 import dataclasses
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.quantizers import QuantizerConfig

@@ -11,7 +11,7 @@ import numpy as np
 import tiny
 
 from transfusion import sharding
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import Experiment
 from transfusion.initial import InitConfig, from_run
 from transfusion.model.config import Stage

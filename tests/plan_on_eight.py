@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import tiny
 
 from transfusion import sharding
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig, Decoder
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.convolutions import PixelDecoder
 from transfusion.config import Experiment
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig
@@ -43,7 +44,7 @@ def sent_by_a_tower(rows: int) -> float:
 
 def sent_by_a_decoder(rows: int) -> float:
     config = AutoencoderConfig(channels=(8, 16), latent_channels=4, norm_groups=4)
-    template = Template(lambda rngs: Decoder(config, rngs=rngs))
+    template = Template(lambda rngs: PixelDecoder(config, rngs=rngs))
     return sent(template, lambda decoder, x: decoder(x), SHAPE((rows, 4, 4, 4), "float32"))
 
 

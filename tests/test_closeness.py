@@ -43,7 +43,7 @@ def scores(params, task=TASK):
 
     def of(params):
         model = task.template.bind(params)
-        encoded, _ = model.encode({name: task.inputs(name, batch, drawn) for name in task.spec.streams})
+        encoded = model.encode({name: task.inputs(name, batch, drawn) for name in task.spec.streams})
         heads = {name: model.head(name, encoded[name]) for name in task.spec.streams}
         return task.loss(params, batch, drawn, task.totals(batch)), heads
 

@@ -17,6 +17,8 @@ from transfusion.programs import load_experiment
 from transfusion.running.metrics import read_metrics
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.trajectory import Prompt, trajectory
+from transfusion.sequence import Segment
+from transfusion.sequence.rows import expand
 from transfusion.train import train
 
 PROMPTS = (["a handwritten one"], [np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8), "two"])
@@ -30,7 +32,7 @@ def sharpened(run: Run) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["showo", "var", "janus"])
+@pytest.mark.parametrize("name", ["showo", "var", "janus", "llamagen"])
 def test_codes_train_and_sample_as_the_plain_decoder(data_dir, tmp_path, name):
     config = experiment(f"{name}.py:debug", data_dir)
     state = train(config, tmp_path)
@@ -39,14 +41,19 @@ def test_codes_train_and_sample_as_the_plain_decoder(data_dir, tmp_path, name):
         assert not any("quantizer" in path for path in by_path(state.opt_state[1][0].mu))
     run = sharpened(load_run(tmp_path))
     settings = {"steps": 3} | ({"guidance": 5.0} if name == "janus" else {})  # enough that codes differ
-    images = run.draw(PROMPTS, **settings)
+    prompts = ["a handwritten one", "two"] if name == "llamagen" else PROMPTS  # it reads no images
+    images = run.draw(prompts, **settings)
     assert images.shape == (2, 8, 8, 1) and images.std() > 0
     sampler = run.sampler(**settings, max_tokens=0)
-    for number, parts in enumerate(PROMPTS):
+    for number, parts in enumerate([p] if isinstance(p, str) else p for p in prompts):
         prompt = Prompt(tuple(segment for part in parts for segment in run.segments(part)), draw=True)
         (plain,) = generate_one(run.task, run.params, prompt, 0, sampler, number)
         np.testing.assert_array_equal(images[number], run.codec.decode(plain.value))
-    assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
+    if name == "llamagen":
+        with pytest.raises(UsageError, match="reads no images"):
+            run.caption(images)
+    else:
+        assert all(isinstance(caption, str) for caption in run.caption(images, max_tokens=4))
     if name == "showo":
         batches = run.task.held_out(dataclasses.replace(config, batch_size=2))
         bits = code_bits(run.task, state.params, [next(iter(batches))], "image")
@@ -54,6 +61,21 @@ def test_codes_train_and_sample_as_the_plain_decoder(data_dir, tmp_path, name):
         assert 2 < bits["mean"]["value"] < 5  # of 16 codes, after 20 steps
     with pytest.raises(UsageError, match="no trajectory"):
         trajectory(run.task, run.params, Prompt(), 0, sampler)
+
+
+def test_llamagen_has_a_codes_row_and_column_as_its_position():
+    """LlamaGen, section 3.2: rotary axes y and x; a caption has no loss, and what follows an image is not predicted."""
+    spec = load_experiment(CONFIGS / "llamagen.py:debug").spec
+    words, codes = Segment("text", np.array([97, 98], np.int32)), np.arange(16, dtype=np.int32).reshape(4, 4)
+    pieces = expand((words, Segment("image", codes, "target")), spec).pieces
+    start, *placed = pieces["image"]["position"]
+    rows, columns = np.indices((4, 4)).reshape(2, -1)
+    np.testing.assert_array_equal(placed, 3 + np.stack([rows, columns], 1))  # behind begin and two letters
+    np.testing.assert_array_equal(start, [2, 2])
+    np.testing.assert_array_equal(pieces["image"]["tokens"][1:], codes.ravel())
+    np.testing.assert_array_equal(pieces["image"]["targets"][:-1], codes.ravel())
+    np.testing.assert_array_equal(pieces["image"]["loss_weight"], [*[1] * 16, 0])
+    np.testing.assert_array_equal(pieces["text"]["loss_weight"], [0, 0, 1, 0])  # BOI alone
 
 
 def test_levels_come_back_as_they_were(data_dir):

@@ -120,7 +120,7 @@ def test_a_model_that_predicts_nothing_has_the_same_velocity_loss_at_all_times(r
     expected = np.mean([np.square(run.codec.encode(record["image"])).mean() for record in records]) + 1
     assert found["0.1"]["value"] == pytest.approx(expected, rel=0.03)  # the noise is a sample
     # Sums over up to 297 images of 64 numbers.
-    assert_close([found[f"{t:g}"]["value"] for t in losses.TIMES], found["0.1"]["value"], 297 + 64)
+    assert_close([found[f"{t:g}"]["value"] for t in losses.LOSS_TIMES], found["0.1"]["value"], 297 + 64)
     # Images that precede their caption are left out: as many as the captions that follow an image.
     assert found["mean"]["count"] == 297 - result["text_bits_per_byte_after_image"]["count"]
 

@@ -74,7 +74,7 @@ def test_text_is_written_as_before_to_the_last_bit(states):
     @jax.jit
     def logits(params):
         model = task.template.bind(params)
-        encoded, _ = model.encode({"text": task.inputs("text", {"text": batch["text"]}, {"text": {}})})
+        encoded = model.encode({"text": task.inputs("text", {"text": batch["text"]}, {"text": {}})})
         return model.head("text", encoded["text"])
 
     np.testing.assert_array_equal(logits(before.params), logits(after.params))

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         for i, name in enumerate(names):
             clip = np.repeat(rng.integers(0, 255, (10, 4, 4, 3), np.uint8), 4, 1).repeat(4, 2)
             sound = np.sin(np.arange(6000) * 0.1 * (i + 1))
-            data = clips.encode(clip, ".webp") if suffix == "webp" else sounds.encode_wav(sound, 8000)
+            data = clips.encode_clip(clip, ".webp") if suffix == "webp" else sounds.encode_wav(sound, 8000)
             (root / name).write_bytes(data)
     return root
 

@@ -14,7 +14,7 @@ from closeness import assert_close, trunk_operations
 from jax.sharding import PartitionSpec
 from program import environment
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import PRESETS

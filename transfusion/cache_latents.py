@@ -22,7 +22,8 @@ from transfusion import programs
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.latent_cache import Plan, begin, content_of, finish, write_shard
+from transfusion.data.latent_cache import begin_cache, finish_cache, write_shard
+from transfusion.data.latent_files import CachePlan, content_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
 from transfusion.latents import Codec, open_codec
@@ -31,7 +32,7 @@ from transfusion.running.own_files import sole_use
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CachingJob:
     """What a worker must know to encode a shard of a source, wherever it runs."""
 
     source: SourceConfig
@@ -42,8 +43,8 @@ class Job:
     digest: str
     shard_records: int
 
-    def plan(self, records: int) -> Plan:
-        return Plan(self.digest, content_of(self.source), records, self.shard_records)
+    def plan(self, records: int) -> CachePlan:
+        return CachePlan(self.digest, content_of(self.source), records, self.shard_records)
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,7 +57,7 @@ def _codec(config: CodecConfig) -> Codec:
     return open_codec(config)
 
 
-def encode_shard(number: int, job: Job) -> int:
+def encode_shard(number: int, job: CachingJob) -> int:
     """Writes one shard of a job; returns how many of its records cannot be used.
 
     Raises:
@@ -92,20 +93,20 @@ def cache_latents(
     _codec.cache_clear()
     records = len(_source(source, data.data_dir, data.pixel_limit))
     folder = folder.expanduser().absolute()
-    job = Job(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
+    job = CachingJob(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
     plan = job.plan(records)
     with sole_use(folder, "--output"):
-        missing, start, bad = begin(folder, plan), time.perf_counter(), 0
+        missing, start, bad = begin_cache(folder, plan), time.perf_counter(), 0
         run = functools.partial(_with_beam, options=beam) if beam else functools.partial(_here, workers=workers)
         for done, count in enumerate(run(job, missing), start=1):
             bad += count
             print(f"{folder}: {done} of {len(missing)} shards, {time.perf_counter() - start:.0f} s", flush=True)
-        size = finish(folder, plan)
+        size = finish_cache(folder, plan)
     kept = len(plan.shards) - len(missing)
     return f"{folder}: {records} records, {size / 1e6:.1f} MB, {kept} shards kept, {bad} new records unusable"
 
 
-def _here(job: Job, numbers: Sequence[int], workers: int) -> Iterator[int]:
+def _here(job: CachingJob, numbers: Sequence[int], workers: int) -> Iterator[int]:
     """Encodes shards in this process, or in several."""
     if workers == 1:
         yield from (encode_shard(number, job) for number in numbers)
@@ -125,7 +126,7 @@ def _here(job: Job, numbers: Sequence[int], workers: int) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
-def _with_beam(job: Job, numbers: Sequence[int], options: Sequence[str]) -> Iterator[int]:
+def _with_beam(job: CachingJob, numbers: Sequence[int], options: Sequence[str]) -> Iterator[int]:
     """Encodes shards on a Beam runner, which does not say how many records cannot be used."""
     beam = require("apache_beam", "beam")
     settings = require("apache_beam.options.pipeline_options", "beam")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from transfusion.codecs import CodecConfig, pixels
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.errors import UsageError, check

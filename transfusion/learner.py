@@ -74,7 +74,7 @@ class Learner:
         """Sum over streams of weight * (sum of token losses / total), and the reductions for the log."""
         model: UnifiedModel = self.template.bind(params)
         inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         scalar, sums = jnp.zeros(()), {}
         for name, stream in self.spec.streams.items():
             objective, config = self._objective(name)

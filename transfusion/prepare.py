@@ -5,8 +5,7 @@ import sys
 from absl import app, flags
 
 from transfusion import programs
-from transfusion.data import builders
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, require
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder that receives the datasets.")
 
@@ -21,6 +20,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def main(names: list[str]) -> None:
     try:
+        require("tensorflow_datasets", "demo")
+        from transfusion.data import builders  # here, as they are written with TFDS, which is an extra
+
         if not names:
             raise UsageError(f"name the datasets to prepare: {', '.join(builders.BUILDERS)}")
         for name in names:

@@ -29,14 +29,14 @@ import numpy as np
 
 from transfusion import initial
 from transfusion.codecs import losses, semantic
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.features import lpips
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.check import check_data
 from transfusion.data.config import DataConfig, Record
 from transfusion.data.image_batches import ImageBatches, image_epoch, usable_image
-from transfusion.data.latent_cache import check_latents
+from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
@@ -153,9 +153,9 @@ class AutoencoderTask:
         return {"images": jnp.maximum(jnp.sum(batch["weight"]), 1e-6)}
 
     def loss(self, params: Params, batch, draws, totals) -> tuple[jax.Array, Sums]:
-        """The mean over the images of all terms (see `codecs.losses.loss`), and the reductions for the log."""
+        """The mean over the images of all terms (see `codecs.losses.codec_loss`), and the reductions for the log."""
         model = self.template.bind(params)
-        total, sums = losses.loss(model, batch["images"], draws, batch["weight"], self.perceptual)
+        total, sums = losses.codec_loss(model, batch["images"], draws, batch["weight"], self.perceptual)
         return total / totals["images"], sums
 
     def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
@@ -211,7 +211,7 @@ class AutoencoderTask:
         tower = jax.jit(lambda given: initial.replace(fresh(jax.random.key(experiment.seed)), given)["tower"])(given)
         with ImageBatches(experiment.data, semantic.BATCH, experiment.seed, shape=self.shape) as batches:
             images = (batch["images"] for batch in itertools.islice(batches, semantic.BATCHES))
-            return given | semantic.statistics(self.template, tower, images)
+            return given | semantic.feature_statistics(self.template, tower, images)
 
     def held_out(self, experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources)

@@ -279,7 +279,7 @@ def test_clips_have_the_models_frames(tmp_path):
     fitted = some.fit(clip)
     np.testing.assert_array_equal(fitted, clips.fit(clip, 4, 3, 4))
     assert len(some.notes) == 2  # its size and its length
-    (tmp_path / "a.webp").write_bytes(clips.encode(clip, ".webp"))
+    (tmp_path / "a.webp").write_bytes(clips.encode_clip(clip, ".webp"))
     np.testing.assert_array_equal(some.fit(tmp_path / "a.webp"), fitted)
     with Image.open(tmp_path / "a.webp") as opened:
         np.testing.assert_array_equal(some.fit(opened), fitted)

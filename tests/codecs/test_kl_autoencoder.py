@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, sample
-from transfusion.codecs.losses import loss
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.kl_autoencoder import Autoencoder, kl_divergence, sample
+from transfusion.codecs.losses import codec_loss
 from transfusion.errors import UsageError
 from transfusion.model import blocks
 from transfusion.model.parameters import Template
@@ -58,7 +59,7 @@ def loss_and_gradient(config=TINY):
     """A jitted function of (params, images, image_weight) -> (sum of the loss, Sums), gradient."""
 
     def total(params, images, weight):
-        return loss(template(config).bind(params), images, {"noise": NOISE}, weight)
+        return codec_loss(template(config).bind(params), images, {"noise": NOISE}, weight)
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -133,7 +134,7 @@ def test_l1_and_l2_measure_the_reconstruction():
     kl = TINY.kl_weight * kl_divergence(mean, logvar).sum() / (8 * 4 * 3)  # both terms per pixel value, as in the paper
     assert_close(sums["kl"][0], kl, OPERATIONS)
     squared = dataclasses.replace(TINY, reconstruction="l2")
-    _, sums = jax.jit(lambda p: loss(template(squared).bind(p), images(), {"noise": NOISE}))(parameters())
+    _, sums = jax.jit(lambda p: codec_loss(template(squared).bind(p), images(), {"noise": NOISE}))(parameters())
     assert_close(sums["reconstruction"][0], sums["mse"][0], 8 * 4 * 3)
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from transfusion.codecs import pixels
 from transfusion.errors import UsageError
+from transfusion.model.blocks import check_size
 
 
 def test_every_byte_survives_the_round_trip():
@@ -32,20 +33,20 @@ def test_codec_is_the_identity_and_checks_channels():
 
 
 def test_a_size_that_does_not_divide_names_one_that_does():
-    pixels.check_size(24, 32, 8)
+    check_size(24, 32, 8)
     with pytest.raises(UsageError, match="24x32") as error:
-        pixels.check_size(25, 30, 8)
+        check_size(25, 30, 8)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
-        pixels.check_size(0, 8, 8)
+        check_size(0, 8, 8)
 
 
 def test_fit_crops_the_centre_before_it_resizes():
     image = np.zeros((4, 12, 3), np.uint8)
     image[:, 4:8] = 200
-    fitted = pixels.fit(image, 2, 2)
+    fitted = pixels.crop_and_resize(image, 2, 2)
     assert fitted.shape == (2, 2, 3) and (fitted == 200).all()
-    assert pixels.fit(image, 4, 12) is image
-    assert pixels.fit(image[..., :1], 8, 6).shape == (8, 6, 1)
+    assert pixels.crop_and_resize(image, 4, 12) is image
+    assert pixels.crop_and_resize(image[..., :1], 8, 6).shape == (8, 6, 1)
     with pytest.raises(UsageError):
-        pixels.fit(image[..., 0], 2, 2)
+        pixels.crop_and_resize(image[..., 0], 2, 2)

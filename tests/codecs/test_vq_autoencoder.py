@@ -16,8 +16,8 @@ import tiny
 from closeness import assert_close
 
 from transfusion.codecs import CodecConfig, losses
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.discriminator import AdversarialConfig
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.data.config import DataConfig, SourceConfig

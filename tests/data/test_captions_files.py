@@ -176,7 +176,7 @@ def test_a_file_of_another_kind_is_refused_before_it_fills_the_memory(root, monk
     monkeypatch.setattr(tables, "_BAD_ROWS", 50)
     with pytest.raises(UsageError, match="more than 50 rows that cannot be read"):
         records(root, "a.jsonl", "x\n" * 1000)
-    monkeypatch.setattr(tables, "ROWS", 5)
+    monkeypatch.setattr(tables, "MOST_ROWS", 5)
     with pytest.raises(UsageError, match="more than 5 rows"):
         records(root, "a.csv", "file_name,caption\n" + "0.png,a\n" * 6)
 

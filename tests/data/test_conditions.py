@@ -33,7 +33,7 @@ def bagel(latents: int = 8) -> SequenceSpec:
 
 def half(image: np.ndarray) -> np.ndarray:
     """A codec of half the side."""
-    return documents.pixels(image)[::2, ::2]
+    return documents.pixel_latents(image)[::2, ::2]
 
 
 def in_order(piece) -> tuple[list, list]:
@@ -42,19 +42,19 @@ def in_order(piece) -> tuple[list, list]:
 
 
 def test_each_stream_reads_its_own_source():
-    pieces = expand(documents.to_document(RECORD, documents.Choice(both=True), half, True), bagel(4)).pieces
+    pieces = expand(documents.to_document(RECORD, documents.DocumentChoice(both=True), half, True), bagel(4)).pieces
     np.testing.assert_array_equal(pieces["noised"]["values"], pieces["clean"]["values"])
     assert pieces["clean"]["values"].shape == (4, 4) and pieces["semantic"]["values"].shape == (4, 16)
-    whole = documents.pixels(RECORD["image"])
+    whole = documents.pixel_latents(RECORD["image"])
     np.testing.assert_array_equal(pieces["semantic"]["values"][0], whole[:4, :4].reshape(-1))
     np.testing.assert_array_equal(pieces["clean"]["values"][0], whole[::2, ::2][:2, :2].reshape(-1))
     with pytest.raises(UsageError, match="does not fit the stream's grid"):  # without pixels the latents are read
-        expand(documents.to_document(RECORD, documents.Choice(both=True), half), bagel(4))
+        expand(documents.to_document(RECORD, documents.DocumentChoice(both=True), half), bagel(4))
 
 
 def test_roles_of_images():
     def roles(**choice):
-        return [s.role for s in documents.to_document(RECORD, documents.Choice(**choice)) if s.kind == "image"]
+        return [s.role for s in documents.to_document(RECORD, documents.DocumentChoice(**choice)) if s.kind == "image"]
 
     assert roles() == ["target"] and roles(caption_first=False) == ["context"]
     assert roles(both=True) == roles(both=True, caption_first=False) == ["both"]
@@ -63,24 +63,24 @@ def test_roles_of_images():
 
 @pytest.mark.parametrize("edit", documents.EDITS)
 def test_examples_of_editing_say_what_was_done(edit):
-    before, words, after = documents.to_document(RECORD, documents.Choice(edit=edit))
+    before, words, after = documents.to_document(RECORD, documents.DocumentChoice(edit=edit))
     assert text.decode(words.value) == edit
-    np.testing.assert_array_equal(after.value, documents.pixels(documents.EDITS[edit](RECORD["image"])))
+    np.testing.assert_array_equal(after.value, documents.pixel_latents(documents.EDITS[edit](RECORD["image"])))
     assert not np.array_equal(after.value, before.value)
 
 
 def test_shares_of_dropped_conditions():
-    choices = [documents.choose(RECORD, EDITING, (3, i)) for i in range(4000)]
+    choices = [documents.choose_document(RECORD, EDITING, (3, i)) for i in range(4000)]
     assert {choice.edit for choice in choices} == set(documents.EDITS)
     shares = {name: np.mean([name in c.dropped for c in choices]) for name in ("semantic", "clean")}
     shares["text"] = np.mean([not c.caption for c in choices])
     assert shares == pytest.approx({"semantic": 0.5, "clean": 0.1, "text": 0.1}, abs=0.025)
     both = np.mean([set(c.dropped) == {"semantic", "clean"} for c in choices])
     assert both == pytest.approx(0.05, abs=0.015)  # one does not decide about the other
-    assert choices[:50] == [documents.choose(RECORD, EDITING, (3, i)) for i in range(50)]
+    assert choices[:50] == [documents.choose_document(RECORD, EDITING, (3, i)) for i in range(50)]
     # Only what is drawn from an image can lack it: captions keep both.
     plain = dataclasses.replace(EDITING, edit=0.0)
-    assert not any(documents.choose(RECORD, plain, (3, i)).dropped for i in range(200))
+    assert not any(documents.choose_document(RECORD, plain, (3, i)).dropped for i in range(200))
 
 
 def test_earlier_images_are_clean_and_no_targets_with_the_probability_that_is_asked():
@@ -89,20 +89,22 @@ def test_earlier_images_are_clean_and_no_targets_with_the_probability_that_is_as
     streams = {"text": Stream(vocabulary=text.VOCABULARY, budget=96), "image": stream}
     spec = SequenceSpec(streams, layouts.showo2(), text.BOS, text.EOS)
     config = dataclasses.replace(EDITING, drop_conditions={}, draw_earlier=0.3)
-    choices = [documents.choose(RECORD, config, (3, i)) for i in range(4000)]
+    choices = [documents.choose_document(RECORD, config, (3, i)) for i in range(4000)]
     drawn = np.array([choice.draw_earlier for choice in choices])
     assert drawn.mean() == pytest.approx(0.3, abs=0.025)
     # It decides nothing else, and nothing else decides it.
-    fixed = [documents.choose(RECORD, dataclasses.replace(config, draw_earlier=0.0), (3, i)) for i in range(4000)]
+    fixed = [
+        documents.choose_document(RECORD, dataclasses.replace(config, draw_earlier=0.0), (3, i)) for i in range(4000)
+    ]
     assert [dataclasses.replace(choice, draw_earlier=False) for choice in choices] == fixed
     more = dataclasses.replace(EDITING, draw_earlier=0.3, drop_caption=0.9)
-    assert [documents.choose(RECORD, more, (3, i)).draw_earlier for i in range(100)] == drawn[:100].tolist()
+    assert [documents.choose_document(RECORD, more, (3, i)).draw_earlier for i in range(100)] == drawn[:100].tolist()
     for choice in {choice.draw_earlier: choice for choice in choices}.values():
         piece = expand(documents.to_document(RECORD, choice), spec).pieces["image"]
         assert piece["time_low"].tolist() == [0.0 if choice.draw_earlier else 1.0, 0.0]
         assert piece["loss_weight"].reshape(2, 16).mean(1).tolist() == [float(choice.draw_earlier), 1.0]
     # An image that only its caption follows is clean, and the last one of all is never.
-    read, made = (documents.Choice(caption_first=first) for first in (False, True))
+    read, made = (documents.DocumentChoice(caption_first=first) for first in (False, True))
     low = [expand(documents.to_document(RECORD, c), spec).pieces["image"]["time_low"].tolist() for c in (read, made)]
     assert low == [[1.0], [0.0]]
     with pytest.raises(UsageError, match="draw_earlier=1.5"):
@@ -110,7 +112,7 @@ def test_earlier_images_are_clean_and_no_targets_with_the_probability_that_is_as
 
 
 def test_dropped_images_take_their_indices_and_a_dropped_text_does_not():
-    image = documents.pixels(RECORD["image"])
+    image = documents.pixel_latents(RECORD["image"])
     words = Segment("text", np.array([1, 2, 3], np.int32))
 
     def read(dropped, *between):
@@ -130,7 +132,7 @@ def test_dropped_images_take_their_indices_and_a_dropped_text_does_not():
 
 
 def test_the_text_before_a_drawing_is_trained_to_open_it():
-    image = documents.pixels(RECORD["image"])
+    image = documents.pixel_latents(RECORD["image"])
     words = Segment("text", np.array([1, 2], np.int32))
 
     def openers(role, layout=None):

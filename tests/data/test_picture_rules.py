@@ -170,7 +170,7 @@ def test_files_that_break_off(kind):
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
 def test_animations_that_break_off(kind):
     noise = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
-    data = clips.encode(noise, f".{kind.lower()}")
+    data = clips.encode_clip(noise, f".{kind.lower()}")
     for length in range(len(data) // 3, len(data) - 12, 97):
         with pytest.raises(ValueError):
             clips.decode(data[:length])

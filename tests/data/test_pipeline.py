@@ -169,23 +169,23 @@ def test_documents_keep_image_and_caption_together():
 
 def test_roles_and_mirror():
     record = {"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "caption": "x"}
-    segments = documents.to_document(record, documents.Choice(caption_first=False, mirror=True))
+    segments = documents.to_document(record, documents.DocumentChoice(caption_first=False, mirror=True))
     assert [(s.kind, s.role) for s in segments] == [("image", "context"), ("text", "both")]
-    assert segments[0].value[..., 0].tolist() == documents.pixels(record["image"][:, ::-1])[..., 0].tolist()
-    segments = documents.to_document(record, documents.Choice())
+    assert segments[0].value[..., 0].tolist() == documents.pixel_latents(record["image"][:, ::-1])[..., 0].tolist()
+    segments = documents.to_document(record, documents.DocumentChoice())
     assert [(s.kind, s.role) for s in segments] == [("text", "both"), ("image", "target")]
-    assert [s.role for s in documents.to_document(record, documents.Choice(caption=False))] == ["target"]
+    assert [s.role for s in documents.to_document(record, documents.DocumentChoice(caption=False))] == ["target"]
 
 
 def test_images_move_by_all_distances_and_their_edges_go_on():
     image = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
     record, config = {"image": image, "caption": "x"}, dataclasses.replace(CONFIG, shift=1)
-    shifts = {documents.choose(record, config, (0, i)).shift for i in range(100)}
+    shifts = {documents.choose_document(record, config, (0, i)).shift for i in range(100)}
     assert shifts == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
-    assert documents.choose(record, CONFIG, (0, 0)).shift == (0, 0)
-    (_, moved) = documents.to_document(record, documents.Choice(shift=(1, -1)))
+    assert documents.choose_document(record, CONFIG, (0, 0)).shift == (0, 0)
+    (_, moved) = documents.to_document(record, documents.DocumentChoice(shift=(1, -1)))
     wanted = np.array([[1, 2, 2], [1, 2, 2]], np.uint8)[..., None]  # down, to the left
-    np.testing.assert_array_equal(moved.value, documents.pixels(wanted))
+    np.testing.assert_array_equal(moved.value, documents.pixel_latents(wanted))
 
 
 def test_bad_records_are_skipped_counted_and_logged_once(caplog):
@@ -222,7 +222,7 @@ def test_errors_of_the_thread_reach_the_caller_and_close_ends_it():
     def encode(image):
         if image[0, 0, 0] == 33:
             raise RuntimeError("codec broke")
-        return documents.pixels(image)
+        return documents.pixel_latents(image)
 
     before = threading.active_count()
     config = dataclasses.replace(CONFIG, prefetch=2, read_threads=2)

@@ -266,8 +266,9 @@ def test_tfds_fields_labels_and_broken_images(tmp_path):
     import tensorflow_datasets as tfds
 
     from transfusion.data import builders
+    from transfusion.data.packaged.base import PackagedBuilder
 
-    class Shapes(builders._PackagedBuilder):
+    class Shapes(PackagedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -286,7 +287,7 @@ def test_tfds_fields_labels_and_broken_images(tmp_path):
                 path.write_bytes(data)
                 yield i, {"picture": str(path), "kind": 0}
 
-    built = builders.write(Shapes(data_dir=str(tmp_path), file_format="array_record"))
+    built = builders.write_files(Shapes(data_dir=str(tmp_path), file_format="array_record"))
     fields = {"image_field": "picture", "label_field": "kind", "caption_template": "a {}"}
     for where in ({"name": "shapes", "path": str(tmp_path)}, {"path": str(built.data_dir)}):
         source = open_source(SourceConfig(**where, **fields))

@@ -13,6 +13,7 @@ from transfusion import storage
 from transfusion.data import builders, documents
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.images import encode_png
+from transfusion.data.packaged.base import PackagedBuilder
 from transfusion.data.sources import open_source
 from transfusion.data.tfds_source import TfdsSource
 from transfusion.errors import PassingError, UsageError
@@ -91,7 +92,7 @@ def nested(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nested")
     of = tfds.features
 
-    class Nested(builders._PackagedBuilder):
+    class Nested(PackagedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -116,7 +117,7 @@ def nested(tmp_path_factory):
                     },
                 )  # fmt: skip
 
-    builders.write(Nested(data_dir=str(folder), file_format="array_record"))
+    builders.write_files(Nested(data_dir=str(folder), file_format="array_record"))
 
     def read(**fields):
         source = open_source(SourceConfig(name="nested", path=str(folder), **fields))
@@ -136,15 +137,15 @@ def test_captions_may_be_nested_or_several(nested):
 
 def test_one_of_several_captions_is_taken_by_chance_and_always_the_same(nested):
     record, config = nested(caption_field="captions/text")[0][3], DataConfig(drop_caption=0.0)
-    choices = [documents.choose(record, config, (5, index)) for index in range(90)]
-    assert choices == [documents.choose(record, config, (5, index)) for index in range(90)]
+    choices = [documents.choose_document(record, config, (5, index)) for index in range(90)]
+    assert choices == [documents.choose_document(record, config, (5, index)) for index in range(90)]
     counts = np.bincount([choice.which for choice in choices])
     assert len(counts) == 3 and counts.min() > 15
     for choice in choices[:9]:
         (words,) = (segment for segment in documents.to_document(record, choice) if segment.kind == "text")
         assert bytes(words.value.astype(np.uint8)).decode() == f"3-{choice.which}"
     plain = {"id": "a", "image": record["image"], "caption": "x"}
-    assert all(documents.choose(plain, config, (5, index)).which == 0 for index in range(20))
+    assert all(documents.choose_document(plain, config, (5, index)).which == 0 for index in range(20))
 
 
 def test_a_field_that_is_a_table_or_no_text_is_named(nested):

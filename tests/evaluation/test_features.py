@@ -107,7 +107,7 @@ def test_wrong_images_and_layers_are_refused():
 def test_pixel_distance_is_the_mean_square():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 1, 4, 4, 3))
-    got = np.square(features.pixels(a) - features.pixels(b)).sum()
+    got = np.square(features.pixel_vectors(a) - features.pixel_vectors(b)).sum()
     assert_close(got, np.square(a - b).mean(), 4 * 4 * 3 + 8)
 
 

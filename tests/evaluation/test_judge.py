@@ -5,7 +5,7 @@ from closeness import assert_close
 
 from transfusion.errors import UsageError
 from transfusion.evaluation import judge as judges
-from transfusion.evaluation.judge import Judge, JudgeConfig, shifted, train
+from transfusion.evaluation.judge import Judge, JudgeConfig, shifted, train_judge
 
 CONFIG = JudgeConfig(
     height=5, width=6, channels=2, classes=3, features=16, base=8, steps=40, batch_size=16, learning_rate=5e-3
@@ -26,7 +26,7 @@ def patterns(count, seed):
 
 @pytest.fixture(scope="module")
 def judge():
-    return train(*patterns(90, 0), CONFIG)
+    return train_judge(*patterns(90, 0), CONFIG)
 
 
 def test_learns_and_counts_held_out_images(judge):
@@ -43,7 +43,7 @@ def test_broken_images_are_never_right(judge):
 
 
 def test_same_seed_same_judge(judge):
-    again = train(*patterns(90, 0), CONFIG)
+    again = train_judge(*patterns(90, 0), CONFIG)
     for first, second in zip(jax.tree.leaves(judge.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -59,7 +59,7 @@ def test_features_are_the_layer_before_the_logits(judge):
 
 def test_saved_judge_gives_the_same_answers(judge, tmp_path):
     judge.save(tmp_path / "judge.safetensors")
-    loaded = judges.load(tmp_path / "judge.safetensors")
+    loaded = judges.load_judge(tmp_path / "judge.safetensors")
     assert loaded.config == CONFIG
     images, _ = patterns(5, 4)
     np.testing.assert_array_equal(loaded.logits(images), judge.logits(images))
@@ -68,18 +68,18 @@ def test_saved_judge_gives_the_same_answers(judge, tmp_path):
 def test_missing_and_damaged_files_are_one_clear_line(judge, tmp_path):
     path = tmp_path / "judge.safetensors"
     with pytest.raises(UsageError, match="no judge at"):
-        judges.load(path)
+        judges.load_judge(path)
     judge.save(path)
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"not safetensors", b""):
         path.write_bytes(content)
         with pytest.raises(UsageError, match="damaged") as error:
-            judges.load(path)
+            judges.load_judge(path)
         assert "\n" not in str(error.value)
     other = dict(judge.params) | {"out": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}}
     Judge(CONFIG, other).save(path)
     with pytest.raises(UsageError, match="other weights"):
-        judges.load(path)
+        judges.load_judge(path)
 
 
 def test_shifts_move_whole_images_and_repeat_the_border():
@@ -101,7 +101,7 @@ def test_wrong_inputs_are_refused(judge):
         with pytest.raises(UsageError, match="expected"):
             judge.logits(wrong)
     with pytest.raises(UsageError, match=r"0\.\.2"):
-        train(images, labels + 3, CONFIG)
+        train_judge(images, labels + 3, CONFIG)
     with pytest.raises(UsageError, match="multiple of 8"):
         JudgeConfig(base=12)
 
@@ -115,5 +115,5 @@ def test_image_size_sets_the_number_of_halvings():
 def test_recognises_held_out_digits_after_a_short_training():
     digits = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn (extra 'demo')").load_digits()
     images, labels = digits.images[..., None] / 8 - 1, digits.target
-    judge = train(images[:1500], labels[:1500], JudgeConfig(steps=150))
+    judge = train_judge(images[:1500], labels[:1500], JudgeConfig(steps=150))
     assert judge.accuracy(images[1500:], labels[1500:])["value"] > 0.9

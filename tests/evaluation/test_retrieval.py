@@ -18,8 +18,8 @@ def test_squared_distances_match_the_definition():
 
 
 def test_chunks_do_not_matter():
-    whole = distances(GALLERY[:3], GALLERY, features.pixels)
-    assert_close(distances(GALLERY[:3], GALLERY, features.pixels, chunk=5), whole, 4 * 4 * 3)
+    whole = distances(GALLERY[:3], GALLERY, features.pixel_vectors)
+    assert_close(distances(GALLERY[:3], GALLERY, features.pixel_vectors, chunk=5), whole, 4 * 4 * 3)
     assert whole.shape == (3, 12)
 
 
@@ -47,7 +47,9 @@ def test_a_constant_image_cannot_score():
 
 def test_embeddings_are_reported_by_name():
     first_pixel = lambda images: images[:, 0, 0]  # noqa: E731
-    scores = retrieval(GALLERY[2:4], np.array([2, 3]), GALLERY, {"pixels": features.pixels, "corner": first_pixel})
+    scores = retrieval(
+        GALLERY[2:4], np.array([2, 3]), GALLERY, {"pixels": features.pixel_vectors, "corner": first_pixel}
+    )
     assert scores["pixels"]["top1"]["value"] == scores["corner"]["top1"]["value"] == 1
 
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
-from transfusion.interop.families import FAMILIES
+from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import their_shapes
 
 SIGLIP = {

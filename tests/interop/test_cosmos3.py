@@ -9,8 +9,8 @@ from oracles.language import text_inputs
 
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.known import FAMILIES, find_family
 from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.model.config import TransformerConfig
 from transfusion.workdir.config_file import read_experiment
@@ -92,7 +92,7 @@ def test_text_with_and_without_norms_of_queries_and_keys(tmp_path, normed):
     }
 
     def call(model, inputs):
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         image = model.embed("image", inputs["image"])[0]
         return model.head("text", encoded["text"])[0], encoded["image"].hidden[0], image[0]
 

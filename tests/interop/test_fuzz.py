@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
 
 from transfusion.errors import UsageError
-from transfusion.interop.families import find_family
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.leaves import check
+from transfusion.interop.known import find_family
+from transfusion.interop.leaves import check_keys
 
 BOUNDED = settings(
     max_examples=80, deadline=None, derandomize=True,
@@ -71,7 +71,7 @@ def read(folder):
         try:
             checkpoint = Checkpoint(folder)
             _, imported = find_family(checkpoint)
-            check(checkpoint, *imported.whole, imported.ignore)
+            check_keys(checkpoint, *imported.whole, imported.ignore)
         except UsageError as error:
             line = " ".join(str(error).split())  # as programs print it
             assert line and len(line) < 3000

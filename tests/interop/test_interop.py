@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 from transfusion.codecs import CodecConfig
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.families import FAMILIES, find_family
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.known import FAMILIES, find_family
 from transfusion.interop.leaves import read_params, their_shapes
 from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.latents import open_codec

@@ -8,22 +8,9 @@ from closeness import assert_close
 
 from transfusion.errors import UsageError
 from transfusion.interop import leaves as language
+from transfusion.interop.converts import conv, conv3d, matrix, matrix_from, negated, patches, permuted, reshaped, same
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.leaves import (
-    Leaf,
-    conv,
-    conv3d,
-    matrix,
-    matrix_from,
-    negated,
-    patches,
-    permuted,
-    read_params,
-    reshaped,
-    same,
-    their_shapes,
-    theirs_from,
-)
+from transfusion.interop.leaves import Leaf, read_params, their_shapes, theirs_from
 
 RNG = np.random.default_rng(0)
 CONVERTS = [
@@ -61,7 +48,7 @@ def folder(path, **arrays):
 @pytest.mark.parametrize("block", [1, 2**23])
 @pytest.mark.parametrize("case", range(len(CONVERTS)))
 def test_conversions_are_inverses_and_do_not_depend_on_blocks(tmp_path, monkeypatch, case, block):
-    monkeypatch.setattr(language, "BLOCK", block)
+    monkeypatch.setattr(language, "BLOCK_BYTES", block)
     convert, theirs, ours = CONVERTS[case]
     x = RNG.standard_normal(theirs).astype(np.float32)
     params = read_params(folder(tmp_path, k=x), [Leaf(("a",), "k", convert)], shapes(a=ours))
@@ -100,7 +87,7 @@ def test_a_fused_key_is_parted_and_joined(tmp_path, monkeypatch):
     ]
     params = read_params(folder(tmp_path, **{"0.gate_up": x}), leaves, shapes(gate=(1, 3, 5), up=(1, 3, 5)))
     np.testing.assert_array_equal(params["up"][0], x[5:].T)
-    monkeypatch.setattr(language, "BLOCK", 24)
+    monkeypatch.setattr(language, "BLOCK_BYTES", 24)
     assert len(list(theirs_from(params, leaves[::-1]))) == 6
     np.testing.assert_array_equal(joined(params, leaves[::-1])["0.gate_up"], x)
     with pytest.raises(ValueError, match="covered in part"):
@@ -119,7 +106,7 @@ def test_several_keys_fill_one_array(tmp_path):
 
 @pytest.mark.parametrize("block", [24, 2**23])
 def test_tied_arrays_must_stay_equal(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(language, "BLOCK", block)
+    monkeypatch.setattr(language, "BLOCK_BYTES", block)
     x = RNG.standard_normal((4, 3)).astype(np.float32)
     leaves = [Leaf(("embed",), "table", same()), Leaf(("head",), "table", matrix())]
     params = read_params(folder(tmp_path, table=x), leaves, shapes(embed=(4, 3), head=(3, 4)))

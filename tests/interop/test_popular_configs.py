@@ -6,7 +6,7 @@ The numbers of parameters are those that their makers state. Nothing takes memor
 import pytest
 
 from transfusion.errors import UsageError
-from transfusion.interop.families import FAMILIES
+from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import their_shapes
 from transfusion.model.unified import parameter_count
 

@@ -7,7 +7,7 @@ from oracles import assert_same_checkpoint
 
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.families import FAMILIES
+from transfusion.interop.known import FAMILIES
 from transfusion.interop.vocabulary import image_tokens
 from transfusion.interop.workdir import import_checkpoint
 from transfusion.latents import open_codec

@@ -14,6 +14,7 @@ from flax import nnx
 from transfusion.errors import UsageError
 from transfusion.model.convnext import SMALL, ConvNeXtConfig, ConvNeXtDown, ConvNeXtUp, depthwise, response_norm
 from transfusion.model.parameters import Template
+from transfusion.model.transformer import TrunkInputs
 from transfusion.model.unified import model_template
 from transfusion.sequence.rows import assemble, expand
 
@@ -155,8 +156,8 @@ def test_later_patches_reach_earlier_ones_through_the_coder_alone():
     task, params, batch, draws = trained()
     model, inputs = task.template.bind(params), {n: task.inputs(n, batch, draws) for n in ("text", "image")}
     tokens = {name: model.embed(name, part)[0] for name, part in inputs.items()}
-    positions, metadata = ({n: getattr(p, f) for n, p in inputs.items()} for f in ("position", "metadata"))
-    trunk = jax.jit(lambda image: model.trunk(tokens | {"image": image}, positions, metadata)[0]["image"])
+    tables = [{n: getattr(p, f) for n, p in inputs.items()} for f in ("position", "metadata")]
+    trunk = jax.jit(lambda image: model.trunk(TrunkInputs(tokens | {"image": image}, *tables))["image"])
     last = 4  # the first image's last patch
     change = np.abs(trunk(tokens["image"].at[0, last].add(1.0)) - trunk(tokens["image"])).max(-1)[0]
     assert not change[:last].any() and (change[last:10] > 0).all()

@@ -31,7 +31,7 @@ def scores(task, params, batch):
     """Loss, logits and velocities."""
     draws = task.draw(batch, jax.random.key(1))
     model = task.template.bind(params)
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     heads = {name: model.head(name, encoded[name]) for name in task.spec.streams}
     return task.loss(params, batch, draws, task.totals(batch))[0], heads
 

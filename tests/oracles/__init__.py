@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.families import find_family
 from transfusion.interop.family import Imported
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.known import find_family
 from transfusion.interop.workdir import import_checkpoint, load_params
 
 FOLDER = pathlib.Path(

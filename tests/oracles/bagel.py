@@ -88,7 +88,7 @@ def training(oracle: Oracle) -> dict[str, np.ndarray]:
     parts["semantic"] = inputs_of(x["vt"], x["pos"], x["vit_idx"], fields, np.ones(1), vit)
 
     def call(model: UnifiedModel, parts):
-        encoded, _ = model.encode(parts)
+        encoded = model.encode(parts)
         hidden = {name: out.hidden[0] for name, out in encoded.items()}
         seen, _ = model.part("semantic").embed(parts["semantic"], None)
         return hidden, seen[0], model.head("text", encoded["text"])[0], model.head("noised", encoded["noised"])[0]
@@ -139,7 +139,7 @@ def drawing(oracle: Oracle) -> dict[str, np.ndarray]:
     def prefill(model: UnifiedModel, ids):
         fields = {"document": np.ones(prefix), "order": np.arange(prefix)}
         text = inputs_of(ids, np.arange(prefix), np.arange(prefix), fields)
-        return model.encode({"text": text}, keep=True)[1]
+        return model.read({"text": text})[1]
 
     def velocity(model: UnifiedModel, cache: KeyValues, index, x, t):
         """What the model says of x [N, E] after a prefix; `index`: the rotary index of the image."""
@@ -155,7 +155,7 @@ def drawing(oracle: Oracle) -> dict[str, np.ndarray]:
             name: dataclasses.replace(part, position=position[: part.position.shape[1], None][None])
             for name, part in parts.items()
         }
-        encoded, _ = model.encode(parts, cache=cache)
+        encoded = model.encode(parts, cache)
         return model.head("noised", encoded["noised"])
 
     def draw(model: UnifiedModel, ids, noise, times, guidance: Guidance, guided: bool):

@@ -49,7 +49,7 @@ def resized(imported, grid: tuple[int, int]):
 
 
 def velocity(name: str, model: UnifiedModel, inputs: dict[str, Inputs]) -> jax.Array:
-    encoded, _ = model.encode(inputs)
+    encoded = model.encode(inputs)
     return model.head(name, encoded[name])
 
 
@@ -76,7 +76,7 @@ def dit(oracle: Oracle) -> dict[str, np.ndarray]:
     condition = first["parts"]["image"]["condition"]
     image = first["parts"]["image"] | {"condition": jax.tree.map(lambda w: w[:1], condition)}
     first = first | {"parts": {"image": image}}
-    block, _ = jax.jit(lambda params, inputs: template.bind(params).encode(inputs))(first, inputs)
+    block = jax.jit(lambda params, inputs: template.bind(params).encode(inputs))(first, inputs)
     out = run(imported, params, partial(velocity, "image"), inputs)
     return {
         "patch_pos": embedded, "pos_table": table, "temb": vector, "block0": block["image"].hidden,
@@ -145,7 +145,7 @@ def cosmos3(oracle: Oracle) -> dict[str, np.ndarray]:
     n = len(ids)
 
     def all_of(model: UnifiedModel, inputs):
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         text, image = encoded["text"], encoded["image"]
         return text.hidden[0], image.hidden[0], model.head("text", text)[0], model.head("image", image)[0]
 

@@ -67,7 +67,7 @@ def janus_text(oracle: Oracle, imported: Imported, params: Any) -> dict[str, np.
     def call(model: UnifiedModel, inputs):
         embed = model.part("semantic").embed
         alone = embed.tower.packed(content, place, jnp.ones((len(content), patches, patches), bool)).last
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         head = model.head_of("text")
         of = {name: head(out.hidden, None) for name, out in encoded.items()}
         return alone, embed(inputs["semantic"], None)[0].reshape(*alone.shape[:2], -1), of
@@ -88,7 +88,7 @@ def janus_codes(oracle: Oracle, imported: Imported, params: Any) -> dict[str, np
     image = text_inputs(codes, order, order=order)
 
     def call(model: UnifiedModel, text, image):
-        encoded, _ = model.encode({"text": text, "image": image})
+        encoded = model.encode({"text": text, "image": image})
         hidden = jnp.concatenate([encoded["text"].hidden[:, -1:], encoded["image"].hidden[:, :-1]], 1)
         return model.embed("image", image)[0], model.head_of("image")(hidden, None)
 

@@ -40,7 +40,7 @@ def spans_of(mask: np.ndarray) -> np.ndarray:
 
 
 def logits(model: UnifiedModel, inputs: Inputs) -> tuple[jax.Array, ...]:
-    encoded, _ = model.encode({"text": inputs})
+    encoded = model.encode({"text": inputs})
     return model.head("text", encoded["text"]), encoded["text"].hidden, model.embed("text", inputs)[0]
 
 
@@ -48,13 +48,13 @@ def cached(model: UnifiedModel, ids, split: int) -> jax.Array:
     """Logits of a prefill of `split` tokens, then of the others one by one against the cache."""
     b, n = ids.shape
     position = jnp.broadcast_to(jnp.arange(n), (b, n))
-    encoded, cache = model.encode({"text": text_inputs(ids[:, :split], position[:, :split])}, keep=True)
+    encoded, cache = model.read({"text": text_inputs(ids[:, :split], position[:, :split])})
     out = [model.head("text", encoded["text"])]
     for i in range(split, n):
         one = text_inputs(ids[:, i : i + 1], position[:, i : i + 1], order=i)
-        encoded, new = model.encode({"text": one}, cache=cache, keep=True)
+        encoded, new = model.read({"text": one}, cache)
         out.append(model.head("text", encoded["text"]))
-        k, v = (jnp.concatenate([getattr(cache, x), getattr(new, x)], 2) for x in ("k", "v"))
+        k, v = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 2), (cache.k, cache.v), (new.k, new.v))
         joined = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), cache.metadata, new.metadata)
         cache = type(cache)(k, v, joined)
     return jnp.concatenate(out, 1)

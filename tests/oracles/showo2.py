@@ -8,6 +8,7 @@ import numpy as np
 from oracles import Oracle, run
 from oracles.diffusion import image_inputs, latents, tokens
 from oracles.language import meta, text_inputs
+from transfusion.model.transformer import TrunkInputs
 from transfusion.model.unified import UnifiedModel
 
 
@@ -55,14 +56,12 @@ def showo2(oracle: Oracle) -> dict[str, np.ndarray]:
     }
 
     def call(model: UnifiedModel, inputs):
-        encoded, _ = model.encode(inputs)
+        encoded = model.encode(inputs)
         vector = model.conditions(inputs)["image"].vector
         # Their text head reads the image's tokens too, as the first trunk leaves them.
         embedded = {name: model.embed(name, part, vector)[0] for name, part in inputs.items()}
-        first, _ = model.trunk(
-            embedded, {name: part.position for name, part in inputs.items()},
-            {name: part.metadata for name, part in inputs.items()},
-        )  # fmt: skip
+        tables = [{name: getattr(part, field) for name, part in inputs.items()} for field in ("position", "metadata")]
+        first = model.trunk(TrunkInputs(embedded, *tables))
         of_image = model.head_of("text")(first["image"], None)
         return model.head("text", encoded["text"]), of_image, model.head("image", encoded["image"]), vector[:, 0]
 

@@ -151,7 +151,7 @@ def test_a_prompt_s_image_is_seen_through_both_its_streams(trained):
 
     @jax.jit
     def outputs(inputs):
-        encoded, cache = model.encode(inputs, keep=True)
+        encoded, cache = model.read(inputs)
         velocity = predict(model, layout, Prefix(cache, prefill.place, jnp.array([True])), x, jnp.float32(0.3))
         return model.head(TEXT, encoded[TEXT])[0, prefill.last[0]], velocity
 

@@ -159,7 +159,7 @@ def packed(task, params, document, last_time=1.0):
 def prefix_state(task, model, prompt, room):
     layout = Layout(task.spec)
     prefill = layout.prefill([prompt])
-    _, kept = model.encode(prefill.inputs, keep=True)
+    _, kept = model.read(prefill.inputs)
     return layout, start(kept, prefill, room, 4, (1, 4, 8), text.BOI)
 
 
@@ -205,8 +205,9 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
         assert_close(got, want, drawing_operations(task))
 
 
-def _in_order(state, array):
+def _in_order(state, trunks):
     """Keys or values [layers, G, L, K] of the one row's tokens in reading order."""
+    (array,) = trunks["trunk"]
     meta = state.cache.metadata
     real = np.flatnonzero(np.asarray(meta.document[0]))
     return np.asarray(array)[:, :, real[np.argsort(np.asarray(meta.order[0])[real])]]
@@ -217,7 +218,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     layout = Layout(task.spec)
     prefill = layout.prefill(PROMPTS[:2])
     model = task.template.bind(params)
-    _, kept = model.encode(prefill.inputs, keep=True)
+    _, kept = model.read(prefill.inputs)
     before = start(kept, prefill, 8, 4, (1, 4, 8), text.BOI)
     rows = jnp.array([True, False])
     inputs = lay(layout.finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
@@ -227,7 +228,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     def row(state, i):  # all but the slot that is no one's
         metadata = jax.tree.map(lambda a: a[i, :-1], state.cache.metadata)
         place, used = jax.tree.map(lambda a: a[i], (state.place, state.used))
-        return metadata, place, used, state.cache.k[:, i * groups : (i + 1) * groups, :-1]
+        return metadata, place, used, state.cache.k["trunk"][0][:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
     assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == layout.finished.length

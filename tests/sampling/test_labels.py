@@ -78,7 +78,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     inputs = {stream: task.inputs(stream, batch, draws) for stream in task.spec.streams}
     inputs[name] = dataclasses.replace(inputs[name], content=jnp.asarray(batch[name].values))
     model = task.template.bind(params)
-    encoded, _ = model.encode(inputs)
+    encoded = model.encode(inputs)
     stream = task.spec.streams[name]
     return np.asarray(model.head(name, encoded[name]))[0, stream.time_tokens : stream.tokens_per_item]
 
@@ -89,7 +89,7 @@ def decoded_velocity(task, params, prompt, t=0.4):
     prefill = made.layout.prefill([prompt])
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = begin(model, made.layout, Prefix(cache.stacked(), prefill.place, prefill.draw))
+    prefix = begin(model, made.layout, Prefix(cache, prefill.place, prefill.draw))
     extra = made.layout.stream.time_tokens
     x = jnp.pad(jnp.asarray(patchify(X, 2)[0]), ((extra, 0), (0, 0)))[None]
     return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]

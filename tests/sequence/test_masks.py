@@ -89,7 +89,7 @@ def compiled(name):
     @jax.jit
     def outputs(batch, draws):
         model = task.template.bind(params)
-        encoded, _ = model.encode({stream: task.inputs(stream, batch, draws) for stream in task.spec.streams})
+        encoded = model.encode({stream: task.inputs(stream, batch, draws) for stream in task.spec.streams})
         return {stream: model.head(stream, encoded[stream]) for stream in task.spec.streams}
 
     return task, outputs

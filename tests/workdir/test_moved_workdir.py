@@ -15,7 +15,7 @@ from test_buckets import Bucket
 import transfusion
 from transfusion import storage, train
 from transfusion.codecs import CodecConfig
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment, from_config, to_json
 from transfusion.config import json_file as json_config

@@ -146,8 +146,8 @@ class Fitter:
             colour = ", in grey," if grey else ""
             self.notes.append(f"a {_NAMES[kind]} of {width}x{height} {how} to {size[1]}x{size[0]}{colour}".rstrip(","))
             if kind == "video":
-                return np.stack([pixels.fit(frame, *size) for frame in array])
-            return pixels.fit(array, *size)
+                return np.stack([pixels.crop_and_resize(frame, *size) for frame in array])
+            return pixels.crop_and_resize(array, *size)
         if grey and (array != array[..., :1]).any():
             self.notes.append(f"a {_NAMES[kind]} in colour is made grey")
         return array

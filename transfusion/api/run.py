@@ -41,8 +41,8 @@ from transfusion.api.prompts import (
 from transfusion.api.summary import summary
 from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
-from transfusion.data.documents import content
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.documents import segment_value
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest, shown
 from transfusion.latents import Codec, open_codec
 from transfusion.model.parameters import Params
@@ -132,10 +132,10 @@ class Run:
         if isinstance(part, str):
             return (Segment("text", self.task.tokenizer.encode(checked_text(part))),)
         try:
-            latents = content(self.codec.encode(part))
+            latents = segment_value(self.codec.encode(part))
         except RECORD_FAULTS as error:
             found = f"{part.dtype} {list(part.shape)}"
-            raise UsageError(f"the model's codec does not read {found}: {one_line(error)}") from error
+            raise UsageError(f"the model's codec does not read {found}: {error_line(error)}") from error
         # Channels are no side; codes at several scales are flat, and have two.
         sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
         if sides == 3 and not self.kind(3):

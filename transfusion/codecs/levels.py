@@ -1,4 +1,4 @@
-"""Codes without training: each value rounded to one of a few levels (FSQ, arXiv 2309.15505, without an autoencoder)."""
+"""Codes without training: each value is rounded to one of a few levels (FSQ, arXiv 2309.15505, no autoencoder)."""
 
 import dataclasses
 import itertools
@@ -10,14 +10,16 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class LevelsConfig:
-    """How values become codes.
+    """How values become codes. There are levels ** channels of them.
 
     Attributes:
-      levels: of a value, evenly from `low` to `high`.
-      channels: values of a code: those of a pixel, or groups of mel bands, each averaged; levels ** channels codes.
-      patch: side of the squares of pixels, or number of frames, that are averaged.
-      scales: sides of square grids of codes, each a multiple of the one before, the last that of the image: the codes
-        of each are of what those before it have left over (VAR, arXiv 2404.02905, algorithm 1, without convolutions).
+      levels: how many levels a value may have, evenly from `low` to `high`.
+      channels: how many values make a code: the channels of a pixel, or groups of mel bands, each averaged.
+      patch: the side of the squares of pixels, or the number of frames, that are averaged before.
+      low, high: the least and the largest level.
+      scales: sides of square grids of codes, each a multiple of the one before it; the last is that of the image. The
+        codes of a grid are those of what the grids before it leave over (VAR, arXiv 2404.02905, algorithm 1, without
+        convolutions). () has one grid.
     """
 
     levels: int = 17
@@ -38,10 +40,11 @@ class LevelsConfig:
         return self.levels**self.channels
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Float [*sides, C] -> int32 [*sides / patch], or flat [n] at several scales.
+        """Values float [*sides, C] -> codes int32 [*sides / patch], or flat [n] at several scales.
 
         Raises:
-          UsageError: if `patch` does not divide the sides, `channels` does not divide C, or the last scale is another.
+          UsageError: if `patch` does not divide the sides, `channels` does not divide C, or the last scale does not
+            fit.
         """
         *sides, c = values.shape
         if any(side % self.patch for side in sides) or c % self.channels:
@@ -63,8 +66,10 @@ class LevelsConfig:
         return np.concatenate([part.reshape(-1) for part in codes])
 
     def decode(self, codes: np.ndarray, sides: int, channels: int) -> np.ndarray:
-        """Int [..., *sides], or [..., n] at several scales -> float32 [..., *sides * patch, channels], by the number
-        of sides."""
+        """Codes int [..., *sides], or [..., n] at several scales -> float32 [..., *sides * patch, channels].
+
+        `sides` is how many axes are sides: 2 for images, 1 for frames.
+        """
         values = self._values(codes)
         if self.scales:
             parts = np.split(values, np.cumsum(np.square(self.scales))[:-1], -2)
@@ -88,7 +93,7 @@ class LevelsConfig:
 
 
 def _enlarged(x: np.ndarray, times: int, sides: int) -> np.ndarray:
-    """[..., *sides, C] with each side's entries repeated."""
+    """The array [..., *sides, C] with the entries of its last `sides` sides repeated."""
     for axis in range(-1 - sides, -1):
         x = x.repeat(times, axis)
     return x

@@ -1,4 +1,4 @@
-"""What a codec is trained by and measured by: reconstruction, the terms of its latents, perception, a discriminator."""
+"""The loss of an autoencoder, and the measures of its fidelity (PSNR and SSIM)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,32 +7,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.codecs.autoencoder_config import RECONSTRUCTIONS
 from transfusion.codecs.discriminator import hinge
-from transfusion.codecs.kl_autoencoder import RECONSTRUCTIONS, Coder
+from transfusion.codecs.kl_autoencoder import Coder
 from transfusion.model.quantizers import histogram, statistics
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
-"""Two batches of images [N, H, W, C] -> their distances [N]."""
+"""A function of two batches of images [N, H, W, C] that gives their distances [N]."""
 STATISTICS = "statistics"
-"""The entry of a loss' sums that is no number for the log but what the task's `after_step` reads."""
+"""The name of the sums that are not logged: the task's `after_step` updates the codebook with them."""
 
 
-def loss(
+def codec_loss(
     model: Coder,
     images: jax.Array,
     draws: dict[str, jax.Array],
     image_weight: jax.Array | None = None,
     perceptual: Perceptual | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """The loss of images float32 [B, H, W, C] (clips [B, T, H, W, C]), summed over them.
+    """The loss of a batch of images, summed over them, and numbers for the log.
 
-    Every term is a mean per value of an image, so that the weights of the config have the same meaning at any size.
-    `draws` are those of `model.draw`; `image_weight` [B] masks or weighs images.
+    Every term is a mean per value of an image, so that the weights of the config mean the same at any size.
+
+    Args:
+      model: the autoencoder.
+      images: float32 [B, H, W, C], or clips [B, T, H, W, C].
+      draws: the random numbers of `model.draw`.
+      image_weight: [B], the weight of each image; 1 by default.
+      perceptual: the distance of the perceptual term.
 
     Returns:
-      The sum over the images of all terms, each times the image's weight, and pairs (sum, weight) by name: the terms,
-      'mse' per pixel value, 'psnr' and 'ssim' per image, the model's own ('kl_nats', 'latent_mean', ...); of codes also
-      'codebook', a histogram, and `STATISTICS`.
+      The sum of all terms over the images, each times the image's weight; and pairs (sum, weight) by name: the terms,
+      'mse' per pixel value, 'psnr' and 'ssim' per image, and the model's own metrics ('kl_nats', 'latent_mean', ...).
+      An autoencoder with codes also has 'codebook', a histogram, and `STATISTICS`.
     """
     config = model.config
     w = jnp.ones(images.shape[0], jnp.float32) if image_weight is None else image_weight.astype(jnp.float32)
@@ -65,7 +72,7 @@ def loss(
 
 
 def psnr(made: jax.Array, real: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio in dB [N] of images [N, H, W, C] in [-1, 1]; at most 100."""
+    """Peak signal-to-noise ratio in dB [N] of images [N, H, W, C] in [-1, 1]. It is at most 100."""
     mse = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
     return 10 * jnp.log10(4 / jnp.maximum(mse, 4e-10))
 
@@ -73,8 +80,8 @@ def psnr(made: jax.Array, real: jax.Array) -> jax.Array:
 def ssim(made: jax.Array, real: jax.Array) -> jax.Array:
     """Structural similarity [N] of images [N, H, W, C] in [-1, 1] (Wang et al. 2004, section III.B).
 
-    Gaussian windows of 11 pixels and deviation 1.5 that lie inside the image (of smaller images the largest odd side),
-    each channel alone.
+    The windows are Gaussian, of 11 pixels and deviation 1.5, and lie inside the image. In smaller images they have the
+    largest odd side that fits. Each channel is measured alone.
     """
     blur = [_window_matrix(side) for side in made.shape[1:3]]
     x, y = (made + 1) / 2, (real + 1) / 2

@@ -1,4 +1,4 @@
-"""Sounds as log-mel frames, and back by the method of Griffin and Lim (1984). Nothing here is learned.
+"""The codec of sounds: log-mel frames, and back by the method of Griffin and Lim (1984). Nothing is learned.
 
 Shape letters: N samples, T frames, W samples of a window, F = W / 2 + 1 frequencies, C mel bands.
 """
@@ -13,15 +13,16 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class MelConfig:
-    """How a sound becomes frames; the defaults suit speech at 8 kHz.
+    """How a sound becomes frames. The defaults suit speech at 8 kHz.
 
     Attributes:
       rate: samples per second.
-      bands: C, mel bands between 0 and rate / 2.
-      window, hop: samples of a frame, and from one frame to the next; a sound has N / hop frames.
-      floor: the least amplitude of a band (full scale is 1): what is quieter is silence.
-      mean, deviation: of the logarithms of the bands' amplitudes; the latents are standardised with them.
-      iterations: of the search for the phases.
+      bands: C, the number of mel bands between 0 and rate / 2.
+      window: samples of a frame.
+      hop: samples from one frame to the next; a sound has N / hop frames.
+      floor: the least amplitude of a band, where full scale is 1. Anything quieter is silence.
+      mean, deviation: those of the logarithms of the bands' amplitudes, with which the latents are standardised.
+      iterations: steps of the search for the phases.
     """
 
     rate: int = 8000
@@ -55,7 +56,7 @@ class MelCodec:
         frequency = np.fft.rfftfreq(config.window, 1 / config.rate)
         highest = 2595 * np.log10(1 + config.rate / 2 / 700)
         corners = 700 * (10 ** (np.linspace(0, highest, config.bands + 2) / 2595) - 1)
-        # Low triangles narrower than a step of the frequencies would be empty.
+        # Triangles of low bands would be narrower than a step of the frequencies, and so empty.
         wide = np.maximum(np.diff(corners), config.rate / config.window)
         rises = 1 - (corners[1:-1] - frequency[:, None]) / wide[:-1]
         falls = 1 - (frequency[:, None] - corners[1:-1]) / wide[1:]
@@ -73,7 +74,7 @@ class MelCodec:
         Raises:
           UsageError: if the sound has another number of axes, or `hop` does not divide N.
         """
-        config, sound = self.config, to_float(sound)
+        config, sound = self.config, sound_to_float(sound)
         if sound.ndim != 1 or not len(sound) or len(sound) % config.hop:
             raise UsageError(
                 f"a sound of shape {sound.shape} is no multiple of {config.hop} samples [N]: set its length"
@@ -90,7 +91,7 @@ class MelCodec:
 
     def _sound(self, latents: np.ndarray) -> np.ndarray:
         config = self.config
-        # Nothing is louder than full scale, nor quieter than the floor: that is silence.
+        # Nothing is louder than full scale, and anything below the floor is silence.
         amplitude = np.minimum(np.exp(latents * config.deviation + config.mean), 1.0)
         amplitude = np.where(amplitude > 1.01 * config.floor, amplitude, 0.0) * (self.taper.sum() / 2)
         magnitude = self._spread(amplitude)
@@ -104,7 +105,7 @@ class MelCodec:
         return np.clip(self.inverse(magnitude * phase), -1, 1)
 
     def _spread(self, amplitude: np.ndarray) -> np.ndarray:
-        """Magnitudes [T, F], not negative, whose bands are the amplitudes [T, C] (multiplicative least squares)."""
+        """Magnitudes [T, F] >= 0 whose bands are the amplitudes [T, C], found by multiplicative least squares."""
         spread = amplitude @ self.bands.T + 1e-12
         target = amplitude @ self.bands.T
         for _ in range(100):
@@ -112,14 +113,14 @@ class MelCodec:
         return spread
 
     def transform(self, sound: np.ndarray) -> np.ndarray:
-        """[N] -> the spectrum of each frame, complex [T, F]; silence stands before and after."""
+        """The spectrum of each frame, complex [T, F], of a sound [N] with silence before and behind it."""
         config = self.config
         padded = np.pad(sound, (config.window - config.hop) // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, config.window)[:: config.hop]
         return np.fft.rfft(frames * self.taper, axis=-1)
 
     def inverse(self, spectrum: np.ndarray) -> np.ndarray:
-        """Complex [T, F] -> the sound [N] whose spectrum is nearest."""
+        """The sound [N] whose spectrum is nearest to complex [T, F]."""
         config = self.config
         frames = np.fft.irfft(spectrum, config.window, axis=-1) * self.taper
         total = config.hop * (len(frames) - 1) + config.window
@@ -131,11 +132,11 @@ class MelCodec:
         return (sound / np.maximum(weight, 1e-3))[edge : total - edge]
 
 
-def to_float(sound: np.ndarray) -> np.ndarray:
+def sound_to_float(sound: np.ndarray) -> np.ndarray:
     """int16 or float [...] as float32 in [-1, 1].
 
     Raises:
-      UsageError: of another type.
+      UsageError: if the sound has another type.
     """
     sound = np.asarray(sound)
     if sound.dtype == np.int16:

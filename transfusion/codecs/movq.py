@@ -1,20 +1,20 @@
-"""What Emu3's VQ model (arXiv 2409.18869, section 2.2) has between its image coder and its codes: time.
+"""The layers over time of Emu3's VQ model (arXiv 2409.18869, section 2.2), between its image coder and its codes.
 
-Convolutions over time and space halve the number of frames of the latents [B, T, h, w, c], or double it; none sees a
-later frame.
+Convolutions over time and space halve the number of frames of the latents [B, T, h, w, c], or double it. None of them
+sees a later frame.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.model.blocks import Conv
 from transfusion.model.parameters import ones, param, zeros
 
 
 class FrozenBatchNorm(nnx.Module):
-    """A batch norm (arXiv 1502.03167) with the mean and variance of past batches, which training leaves as they are:
-    [..., c] -> same."""
+    """A batch norm (arXiv 1502.03167) whose mean and variance training does not change: [..., c] -> same."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
         self.epsilon = epsilon
@@ -26,7 +26,8 @@ class FrozenBatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         mean, variance = (jax.lax.stop_gradient(p[...]) for p in (self.mean, self.variance))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class TimeBlock(nnx.Module):
@@ -60,7 +61,7 @@ class TimeEncoder(nnx.Module):
 
 
 class TimeDecoder(nnx.Module):
-    """The way back: [B, t, h, w, c] -> [B, T, h, w, c]."""
+    """`layers` residual blocks, then doubles the frames `doublings` times: [B, t, h, w, c] -> [B, T, h, w, c]."""
 
     def __init__(self, channels: int, doublings: int, layers: int, *, rngs: nnx.Rngs):
         self.blocks = nnx.List([TimeBlock(channels, rngs=rngs) for _ in range(layers)])

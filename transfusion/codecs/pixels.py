@@ -1,4 +1,4 @@
-"""Identity codec: the pixels are the latents. Also the border between uint8 images and float32 images in [-1, 1]."""
+"""The codec whose latents are the pixels, and the conversions between uint8 images and float32 images in [-1, 1]."""
 
 import dataclasses
 
@@ -7,13 +7,14 @@ import numpy as np
 from PIL import Image
 
 from transfusion.errors import UsageError
+from transfusion.model.blocks import check_size
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-    """Returns uint8 [..., H, W, C] as float32 in [-1, 1] of the same shape.
+    """The image uint8 [..., H, W, C] as float32 in [-1, 1].
 
     Raises:
-      UsageError: if the image is not uint8: values of another type have no known range.
+      UsageError: if the image is not uint8, since the range of another type is not known.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -22,25 +23,12 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Returns float [..., H, W, C] in [-1, 1] as uint8 of the same shape; values outside are clipped, NaN becomes 0."""
+    """The image float [..., H, W, C] in [-1, 1] as uint8. Values outside are clipped, NaN becomes 0."""
     image = np.nan_to_num(np.asarray(image, np.float32), nan=-1.0, posinf=1.0, neginf=-1.0)
     return np.round((np.clip(image, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
 
-def check_size(height: int, width: int, down: int) -> None:
-    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
-
-    Raises:
-      UsageError: naming the nearest sizes that work.
-    """
-    if height < 1 or width < 1 or height % down or width % down:
-        good = [max(down, round(side / down) * down) for side in (height, width)]
-        raise UsageError(
-            f"an image of {height}x{width} does not divide by {down}: resize it, for example to {good[0]}x{good[1]}"
-        )
-
-
-def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def crop_and_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Crops the centre of a uint8 image [H, W, C] to the aspect of height:width and resizes it (Lanczos).
 
     Returns uint8 [height, width, C]; an image that already has this size is returned untouched.
@@ -64,7 +52,7 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
-    """Latents are the pixels themselves: [B, H, W, C] <-> [B, h = H, w = W, c = C], float32 in [-1, 1]."""
+    """The codec whose latents are the pixels: [B, H, W, C] <-> [B, h = H, w = W, c = C], float32 in [-1, 1]."""
 
     channels: int = 3
     down: int = 1
@@ -85,7 +73,7 @@ class PixelCodec:
         return height, width, self.channels
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Returns the images [B, H, W, C]; `key` is not used, as the code is not random.
+        """The images [B, H, W, C] themselves. Nothing is random, so `key` is not used.
 
         Raises:
           UsageError: if the images have another number of channels.
@@ -97,5 +85,5 @@ class PixelCodec:
         return images
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Returns images [B, H, W, C] of latents [B, h, w, c]; not clipped."""
+        """The latents [B, h, w, c] themselves, as images. They are not clipped."""
         return latents

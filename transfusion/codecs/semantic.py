@@ -1,8 +1,8 @@
-"""Semantic codec: the features of a frozen vision tower are the latents, and a decoder learns to draw from them.
+"""The semantic codec: the features of a frozen vision tower are the latents, and a decoder learns to draw from them.
 
 BLIP3-o (arXiv 2505.09568, section 2) diffuses such features in place of pixels or the latents of an autoencoder. Its
-decoder is a diffusion model of its own; ours is that of `kl_autoencoder`, trained to reconstruct (as in arXiv
-2510.11690, which adds noise to the features so that it also decodes what a model draws).
+decoder is a diffusion model; ours is the convolutional decoder, trained to reconstruct. As in arXiv 2510.11690,
+training adds noise to the features, so that the decoder also decodes the inexact features that a model draws.
 """
 
 from collections.abc import Iterable
@@ -13,43 +13,47 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig, Decoder
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.convolutions import PixelDecoder
+from transfusion.codecs.kl_autoencoder import Autoencoder
 from transfusion.model.parameters import Params, Template, ones, param, zeros
 from transfusion.model.vit import ViT
 
-BATCH, BATCHES = 32, 64  # images from which mean and deviation are measured
+BATCH, BATCHES = 32, 64  # mean and deviation are measured on so many images per batch, and so many batches
 
 
 class SemanticAutoencoder(Autoencoder):
     """Images [B, H, W, C] in [-1, 1] <-> normalised features [B, h, w, c] of `config.tower`, one vector per patch.
 
-    `latent_mean` and `latent_deviation` [c] are those of the features over the training images (see `statistics`); they
-    and the tower are not trained: a config freezes them with `optim.groups`.
+    `latent_mean` and `latent_deviation` [c] normalise the features; `feature_statistics` measures them on the training
+    images. They and the tower are not trained: a config freezes them with `optim.groups`.
     """
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.tower = ViT(config.tower, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.decoder = PixelDecoder(config, rngs=rngs)
         self.latent_mean = param(rngs, (config.latent_channels,), (None,), zeros)
         self.latent_deviation = param(rngs, (config.latent_channels,), (None,), ones)
         self.quant = self.post_quant = None
 
     def features(self, images: jax.Array) -> jax.Array:
-        """What the tower gives [B, h, w, c]."""
+        """The tower's features [B, h, w, c] of images [B, H, W, C]."""
         return self.tower(images).last.reshape(-1, *self.latent_shape(*images.shape[1:3]))
 
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The normalised features, and the log variance of the noise on them in training, float32 [B, h, w, c]."""
+        """The normalised features, and the log variance of the noise that training adds, float32 [B, h, w, c]."""
         features = self.features(images).astype(jnp.float32)
         mean = (features - self.latent_mean[...]) / self.latent_deviation[...]
         logvar = jnp.full_like(mean, 2 * np.log(max(self.config.noise, 1e-15)))
         return mean, jnp.clip(logvar, *self.config.logvar_range)
 
 
-def statistics(template: Template, tower: Params, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of each channel of a tower's features of images [B, H, W, C], by the parameters'
-    paths; the same on every host, whose images must be the same. A channel that does not vary has the deviation 1.
+def feature_statistics(template: Template, tower: Params, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of each channel of a tower's features, under the paths of their parameters.
+
+    `batches` are images [B, H, W, C]. All hosts must give the same images, and get the same result. A channel that does
+    not vary has the deviation 1.
     """
     features = jax.jit(lambda tower, images: template.bind(template.shapes | {"tower": tower}).features(images))
     count, total, square = 0, 0.0, 0.0

@@ -1,7 +1,7 @@
-"""Autoencoders whose latents are codes: images [B, H, W, C] <-> int32 ids.
+"""Autoencoders whose latents are codes: images [B, H, W, C] <-> int32 ids. Also the choice among all autoencoders.
 
-Ids are [B, h, w] (VQ, FSQ; of clips [B, t, h, w]) or, at growing scales, flat [B, L]. Encoder, decoder and blocks are
-those of the KL autoencoder (VQ-VAE, arXiv 1711.00937; with its losses, VQGAN, arXiv 2012.09841).
+Ids are [B, h, w] (VQ, FSQ; for clips [B, t, h, w]) or, at growing scales, flat [B, L]. Encoder and decoder are those of
+the KL autoencoder (VQ-VAE, arXiv 1711.00937; with the losses of VQGAN, arXiv 2012.09841).
 """
 
 import dataclasses
@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.kl_autoencoder import ENDS, Autoencoder, AutoencoderConfig, Coded, Coder
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.convolutions import ENDS
+from transfusion.codecs.kl_autoencoder import Autoencoder, Coded, Coder
 from transfusion.codecs.movq import TimeDecoder, TimeEncoder
 from transfusion.codecs.semantic import SemanticAutoencoder
 from transfusion.errors import UsageError
@@ -22,32 +24,32 @@ from transfusion.model.quantizers import draw_statistics
 
 
 class VqAutoencoder(Coder):
-    """The codec with codes; `quantizer` is what its form names."""
+    """The autoencoder with codes. Its form names the quantizer."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.latent_channels, rngs=rngs)
         self.quantizer = QUANTIZERS[config.form](config.quantizer, config.code_channels, rngs=rngs)
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Returns the ids int32 [B, h, w] or [B, L] of images [B, H, W, C]; `key` is not used."""
+        """The ids int32 [B, h, w] or [B, L] of images [B, H, W, C]. Nothing is random, so `key` is not used."""
         del key
         return self.quantizer(self.encoded(images)).ids
 
     def decode(self, ids: jax.Array) -> jax.Array:
-        """Returns images [B, H, W, C] of ids; not clipped."""
+        """Images [B, H, W, C] of ids. They are not clipped."""
         return self.reconstruct(self.quantizer.lookup(ids))
 
     @property
     def code_axes(self) -> int:
-        """How many axes `encode` gives one image or clip."""
+        """How many axes the ids of one image or clip have."""
         return 1 if self.quantizer.flat else 3 if self.config.frames else 2
 
     def code_shape(self, *sides: int) -> tuple[int, ...]:
-        """What `encode` gives of one image of height x width pixels."""
+        """The shape of the ids of one image of height x width pixels."""
         return self.quantizer.ids_shape(*self.latent_shape(*sides)[:-1])
 
     def draw(self, key: jax.Array, rows: int, sides: tuple[int, ...]) -> dict[str, jax.Array]:
-        """What the statistics of `rows` images need of chance."""
+        """The random numbers that updating the codebook with `rows` images needs."""
         return draw_statistics(key, rows, math.prod(self.code_shape(*sides)))
 
     def code(self, images: jax.Array, draws: dict[str, jax.Array]) -> Coded:
@@ -59,9 +61,11 @@ class VqAutoencoder(Coder):
 
 
 class MovqAutoencoder(VqAutoencoder):
-    """The codec of clips [B, T, H, W, C] whose encoder and decoder work frame by frame; between them and the codes
-    frames are mixed, and halved in number (Emu3, arXiv 2409.18869, section 2.2). The codes pass the same convolutions
-    over time as the latents on their way to the decoder's norms, where these read them."""
+    """The autoencoder of clips [B, T, H, W, C] of Emu3 (arXiv 2409.18869, section 2.2).
+
+    Encoder and decoder work frame by frame. Between them and the codes, frames are mixed and their number is halved. If
+    the decoder's norms read the codes, these pass the same convolutions over time as the latents.
+    """
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         super().__init__(dataclasses.replace(config, form="vq", frames="", time_down=1), rngs=rngs)
@@ -82,11 +86,11 @@ class MovqAutoencoder(VqAutoencoder):
         return self.time_encoder(x.reshape(*clips.shape[:2], *x.shape[1:]))
 
     def encoded(self, clips: jax.Array) -> jax.Array:
-        """What the encoder makes of clips [B, T, H, W, C]."""
+        """Latents [B, t, h, w, c] of clips [B, T, H, W, C], as the quantizer reads them."""
         return self.quant(self.latents(clips))
 
     def reconstruct(self, z: jax.Array) -> jax.Array:
-        """Returns clips [B, T, H, W, C] of codes [B, t, h, w, c]."""
+        """Clips [B, T, H, W, C] of the vectors of codes [B, t, h, w, c]."""
         x, reads = self.post_quant(z), self.config.code_norms
         x = self.time_decoder(jnp.concatenate([x, z]) if reads else x)
         x, codes = jnp.split(x, 2) if reads else (x, None)
@@ -96,10 +100,10 @@ class MovqAutoencoder(VqAutoencoder):
         return images.reshape(*lead, *images.shape[1:])
 
 
-KINDS = {"kl": Autoencoder, "movq": MovqAutoencoder}
+AUTOENCODERS = {"kl": Autoencoder, "movq": MovqAutoencoder}
 
 
 def autoencoder_template(config: AutoencoderConfig) -> Template:
-    """The autoencoder of the config's form."""
-    kind = SemanticAutoencoder if config.tower else KINDS.get(config.form, VqAutoencoder)
+    """The autoencoder that a config describes."""
+    kind = SemanticAutoencoder if config.tower else AUTOENCODERS.get(config.form, VqAutoencoder)
     return Template(lambda rngs: kind(config, rngs=rngs))

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from transfusion.codecs import CodecConfig
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import ranges
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, nearest

@@ -1,23 +1,27 @@
-"""Reading of one record through ArrayRecord, whose errors say only in words what the storage did."""
+"""Reads one record through ArrayRecord, and tells a broken record from storage that cannot be reached.
+
+ArrayRecord's errors name the system's error in words only.
+"""
 
 import errno
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.storage import insist
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reopen: Callable[[], None]) -> T:
-    """`read()`; tried again while the storage is away or fails for a moment.
+def read_record(name: str, folder: str | os.PathLike, read: Callable[[], _T], reopen: Callable[[], None]) -> _T:
+    """`read()`, tried again while the storage cannot be reached or fails for a moment.
 
     Args:
-      name: of the record, for the errors.
-      folder: where the files lie: if it is gone, all of its records are away, and none is broken.
-      reopen: opens the files anew. ArrayRecord keeps a reader that failed to open, and it fails for ever.
+      name: names the record in errors.
+      folder: where the files lie. If it is gone, its storage is away and no record is broken.
+      read: reads the record.
+      reopen: opens the files anew. ArrayRecord keeps a reader that failed to open, which then fails for ever.
 
     Raises:
       StorageError: if the storage goes on failing.
@@ -26,7 +30,7 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reo
 
     failed = False
 
-    def attempt() -> T:
+    def attempt() -> _T:
         nonlocal failed
         try:
             if failed:
@@ -34,24 +38,24 @@ def read_record(name: str, folder: str | os.PathLike, read: Callable[[], T], reo
             return read()
         except MemoryError:
             raise
-        except Exception as error:  # ArrayRecord and TFDS raise what they like, RuntimeError mostly
+        except Exception as error:  # ArrayRecord and TFDS raise any class, RuntimeError mostly
             again, failed = failed, True
             if not os.path.isdir(folder):
                 raise OSError(errno.ESTALE, f"{folder} is away") from error
             if (number := _number(error)) is None:
-                raise ValueError(one_line(error)) from error
-            if not again:  # it may be the failure of an earlier record, which the reader has kept
+                raise ValueError(error_line(error)) from error
+            if not again:  # the reader may have kept the failure of an earlier record
                 return attempt()
             raise OSError(number, os.strerror(number)) from error
 
     try:
         return insist(f"cannot read {name}", attempt)
     except OSError as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(error_line(error)) from error
 
 
 def _number(error: Exception) -> int | None:
-    """The system's error number that an exception names in words."""
+    """The system's error number that an exception names in words; None if it names none."""
     if isinstance(error, OSError):
         return error.errno
     return next((number for number in errno.errorcode if f": {os.strerror(number)}" in str(error)), None)

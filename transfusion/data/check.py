@@ -1,4 +1,4 @@
-"""What is found before the first step is made: data, held-out data included, of which nothing can be used."""
+"""Checks before the first step that training and held-out data can be used."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from transfusion.data.packing import Bad
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
 
-LOOK = 1000  # records of a source of which one must be usable
+MOST_TRIED = 1000  # records of a source of which one must be usable
 
 
 def check_data(
@@ -19,14 +19,15 @@ def check_data(
     held_out: Mapping[str, SourceConfig],
     evaluates: bool,
 ) -> None:
-    """Refuses data of which nothing can be used, so that a run ends at its start, not at its first evaluation.
+    """Refuses sources without a usable record, so that a run ends at its start and not at its first evaluation.
 
-    One usable record of each source is read and made into an example. Held-out sources are refused if training
-    evaluates; if only a later program would, a line of the log says what is wrong with them.
+    Records of each source are made into examples until one is usable. Held-out sources are refused if training
+    evaluates on them. If only a later program will, a line of the log says what is wrong with them.
 
     Args:
+      data: the settings of the data.
       opened: the training sources.
-      example: makes a record into what the task reads, or a Bad.
+      example: makes a record what the task reads, or a Bad.
       held_out: the sources of `eval.sources`.
       evaluates: whether training evaluates on them.
 
@@ -48,12 +49,12 @@ def check_data(
 
 
 def check_usable(where: str, source: Sequence[Record], example: Callable[[Record], object]) -> None:
-    """Refuses a source of which no record can be used: none at all of a small one, else none of `LOOK`, evenly spaced.
+    """Refuses a source without a usable record among `MOST_TRIED` evenly spaced ones (all records of a smaller source).
 
     Raises:
       UsageError: with the first record and what is wrong with it.
     """
-    count, first = min(len(source), LOOK), None
+    count, first = min(len(source), MOST_TRIED), None
     for number in range(count):
         made = example(source[number * len(source) // count])
         if not isinstance(made, Bad):
@@ -73,7 +74,7 @@ def _open(where: str, config: SourceConfig, data: DataConfig) -> Source:
 
 
 def _check_apart(where: str, held_out: SourceConfig, data: DataConfig) -> None:
-    """Refuses records that are held out here and trained on there, because the two shares differ."""
+    """Refuses a held-out source if training reads some of its records, because the two `hold_out` shares differ."""
     if held_out.part != HELD_OUT:
         return
     for name, source in data.sources.items():

@@ -1,4 +1,4 @@
-"""Animated WebP, GIF and PNG files to uint8 arrays [T, H, W, C] and back."""
+"""Clips: animated WebP, GIF and PNG files to uint8 arrays [T, H, W, C] and back."""
 
 import io
 
@@ -11,7 +11,7 @@ SUFFIXES = (".webp", ".gif", ".png")
 
 
 def decode(data: bytes, pixel_limit: int = images.PIXEL_LIMIT) -> np.ndarray:
-    """Returns uint8 [T, H, W, 3] by the rules of `images.decode`; a still image is a clip of one frame.
+    """Returns uint8 [T, H, W, 3], decoded by the rules of `images.decode`. A still image is a clip of one frame.
 
     Raises:
       ValueError: with one line, when the bytes are no readable image, frames are missing, or all of them hold more than
@@ -32,7 +32,10 @@ def decode(data: bytes, pixel_limit: int = images.PIXEL_LIMIT) -> np.ndarray:
 
 
 def _frames(file: Image.Image) -> tuple[int, int]:
-    """The first frame and how many there are. An animated PNG may begin with a picture that is not one of them."""
+    """The number of the first frame, and how many frames there are.
+
+    An animated PNG may begin with a picture that is not one of its frames.
+    """
     if file.format not in images.ANIMATED:
         return 0, 1
     first = int(getattr(file, "default_image", False))
@@ -45,18 +48,21 @@ def is_animated(data: bytes) -> bool:
         file = images.open_image(data)
         return images.translated(lambda: _frames(file))[1] > 1
     except ValueError:
-        return False  # what reads it says why
+        return False  # whoever reads it will say why
 
 
 def fit(clip: np.ndarray, resolution: int = 0, channels: int = 0, frames: int = 0) -> np.ndarray:
-    """Returns uint8 [frames, resolution, resolution, channels]: evenly chosen frames, each as `images.fit`; 0 keeps."""
+    """Returns uint8 [frames, resolution, resolution, channels]: evenly chosen frames, each fitted by `images.fit`.
+
+    A 0 keeps the number of frames, the resolution or the channels.
+    """
     if frames:
         clip = clip[np.arange(frames) * len(clip) // frames]
     return np.stack([images.fit(frame, resolution, channels) for frame in clip])
 
 
-def encode(clip: np.ndarray, suffix: str, rate: float = 8.0) -> bytes:
-    """The file of uint8 [T, H, W, 1 or 3], `rate` frames per second, without end.
+def encode_clip(clip: np.ndarray, suffix: str, rate: float = 8.0) -> bytes:
+    """The bytes of a file that shows uint8 [T, H, W, 1 or 3] at `rate` frames per second, again and again.
 
     Args:
       suffix: one of `SUFFIXES`; WebP and PNG keep every pixel, a GIF has 256 colours.

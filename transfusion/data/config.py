@@ -1,4 +1,4 @@
-"""The data part of an experiment: which sources, in which proportion, and how records become documents."""
+"""The configuration of the data: which sources are read, in which proportion, and how records become documents."""
 
 import dataclasses
 import math
@@ -7,41 +7,64 @@ from collections.abc import Mapping
 from transfusion.errors import UsageError, check
 from transfusion.sequence import text
 
-TRAIN, HELD_OUT = PARTS = ("train", "held_out")
+TRAIN, HELD_OUT = SIDES = ("train", "held_out")
+
+
+# The fields that a source of each kind reads, besides `COMMON_FIELDS`. Kinds that users add to `sources.SOURCES` may
+# read any field.
+COMMON_FIELDS = frozenset(("kind", "path", "weight", "hold_out", "part", "latents"))
+FIELDS_OF_KINDS: dict[str, frozenset[str]] = {
+    "tfds": frozenset(
+        ("name", "split", "image_field", "caption_field", "text_field", "label_field", "caption_template")
+        + ("resolution", "channels", "length", "rate")
+    ),
+    "folder": frozenset(
+        ("captions", "file_field", "caption_field", "medium", "follow_links")
+        + ("resolution", "channels", "length", "rate")
+    ),
+    "webdataset": frozenset(("caption_field", "follow_links", "resolution", "channels")),
+    "text": frozenset(("follow_links", "record_bytes")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One source of records.
+    """One source of records: where it lies, which of its fields are read, and how its media are resized.
 
-    `kind` is 'tfds' (`name`, as in 'digits', 'emoji/32' or 'digits:1.1.0', below `path` or `DataConfig.data_dir`; or
-    `path` alone, the directory of one prepared dataset), 'folder' (`path` with images, clips or sounds and a captions
-    file), 'webdataset' (`path` is a tar, a folder of tars or a glob) or 'text' (`path` is a .txt file or a folder of
-    them). An empty field name means that the field is not read: images without captions have `caption_field=''`.
+    `kind` decides which of the other fields are read (`FIELDS_OF_KINDS`); one that is set and not read is refused.
+
+    - 'tfds': a TFDS dataset on disk. `name` ('digits', 'emoji/32' or 'digits:1.1.0') lies below `path`, or below
+      `DataConfig.data_dir` where there is no `path`. With a `path` and no `name`, `path` is the dataset's own folder.
+    - 'folder': `path` is a folder of images, clips or sounds with a captions file.
+    - 'webdataset': `path` is a tar, a folder of tars, or a pattern such as 'shards-{000..099}.tar'.
+    - 'text': `path` is a text file, or a folder of .txt files.
+
+    The name of a stored field may be empty: that field is then not read. Images without captions have
+    `caption_field=''`.
     """
 
     kind: str = "tfds"
     name: str = ""
     path: str = ""
-    split: str = "train"  # tfds only; also parts and sums, as in 'train[:90%]' and 'train+test'
+    split: str = "train"  # may be a part or a sum, as in 'train[:90%]' and 'train+test'
     weight: float = 1.0  # share of the records in the mixture, relative to the other sources
     hold_out: float = 0.0  # share of the records that is held out, chosen by a hash of their names
-    part: str = TRAIN  # 'train': the rest; 'held_out': those that are held out
+    part: str = TRAIN  # 'train' reads the records that are not held out, 'held_out' reads those that are
     image_field: str = "image"
-    caption_field: str = "caption"  # tfds: may be nested ('captions/text'), and one of several is taken by chance
+    caption_field: str = "caption"  # of TFDS it may be nested ('captions/text'), and may hold several captions
     text_field: str = "text"
     label_field: str = "label"
-    file_field: str = "file_name"  # folder only: the column with the path of the image
-    captions: str = ""  # folder only: the captions file, or 'NAME-*.parquet'; empty: captions.jsonl, .csv or .parquet
+    file_field: str = "file_name"  # the column of the captions file that names an image, clip or sound, or holds it
+    captions: str = ""  # the captions file, or 'NAME-*.parquet'; '' looks for captions.jsonl, .csv or .parquet
     follow_links: bool = False  # whether links may lead out of `path`, as those of DVC, git-annex and caches do
-    caption_template: str = "{}"  # tfds without captions: {} becomes the name of the label
-    medium: str = "image"  # folder only: what its files hold, a key of `transfusion.data.media.MEDIA`
-    length: int = 0  # frames of a clip, taken evenly; samples of a sound, cut or followed by silence; 0 keeps them
+    caption_template: str = "{}"  # for datasets without captions: {} becomes the name of the label
+    medium: str = "image"  # what the files of a folder hold, a key of `transfusion.data.media.MEDIA`
+    length: int = 0  # frames of a clip, taken evenly; samples of a sound, cut or followed by silence; 0 keeps all
     rate: int = 0  # samples per second that sounds are resampled to; 0 keeps what is stored
-    resolution: int = 0  # centre-cropped to a square and resized to it; 0 keeps the size
+    resolution: int = 0  # images are cropped to a centred square and resized to this side; 0 keeps their size
     channels: int = 0  # 1 or 3; 0 keeps what is stored
-    record_bytes: int = 1024  # text only: at most so long is a record, cut at paragraphs where possible
-    latents: str = ""  # folder in which `data.cache_latents` put this source's records, encoded; '' encodes them
+    record_bytes: int = 1024  # the longest record of a text, which is cut at paragraphs where possible
+    latents: str = ""  # the folder of this source's cached latents (`transfusion.cache_latents`); '' encodes its media
 
     def validate(self, where: str, pixel_limit: int) -> None:
         """Raises UsageError on values that cannot work; `where` names the source in the config."""
@@ -51,7 +74,7 @@ class SourceConfig:
             raise UsageError(f"{where}.channels={self.channels} must be 0, 1 or 3")
         if not 0 <= self.hold_out < 1:
             raise UsageError(f"{where}.hold_out={self.hold_out} must be a share from 0 up to 1")
-        check(f"{where}.part", self.part, PARTS)
+        check(f"{where}.part", self.part, SIDES)
         if self.part == HELD_OUT and not self.hold_out:
             raise UsageError(f"{where}.part is {HELD_OUT!r}: set hold_out too, to the share of the training source")
         ranges = {"record_bytes": (4, 2**24), "rate": (0, 1_000_000), "length": (0, pixel_limit)}
@@ -62,6 +85,19 @@ class SourceConfig:
                 f"{where}: {self.length} frames of {self.resolution}x{self.resolution} are more than "
                 f"data.pixel_limit={pixel_limit}"
             )
+        self._check_kind(where)
+
+    def _check_kind(self, where: str) -> None:
+        """Refuses a field that was set although sources of this kind do not read it: it would be ignored in silence."""
+        reads = FIELDS_OF_KINDS.get(self.kind)
+        for field in dataclasses.fields(self) if reads is not None else ():
+            value = getattr(self, field.name)
+            if value != field.default and field.name not in reads | COMMON_FIELDS:
+                kinds = [repr(kind) for kind, fields in FIELDS_OF_KINDS.items() if field.name in fields]
+                raise UsageError(
+                    f"{where}.{field.name}={value!r} is read by sources of kind {' and '.join(kinds)} only, and this "
+                    f"one is of kind {self.kind!r}: remove it"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,25 +109,25 @@ class DataConfig:
         default_factory=lambda: {"digits": SourceConfig(name="digits")}
     )
     caption_first: float = 0.8  # probability that the caption stands before its image
-    drop_caption: float = 0.1  # probability, of caption-first documents, that the caption is left out
-    null_caption: str = "drop"  # what stands in its place then, a key of `transfusion.sequence.text.UNSEEN`
-    drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `data.documents.choose`
+    drop_caption: float = 0.1  # probability that the caption is left out, of documents that it would begin
+    null_caption: str = "drop"  # what stands in place of a caption that is left out, a key of `sequence.text.UNSEEN`
+    drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `documents.choose_document`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
-    draw_earlier: float = 0.0  # probability that its first image is drawn and read, not only read
+    draw_earlier: float = 0.0  # probability that the image to be edited is drawn and read, not only read
     flip: float = 0.0  # probability of a horizontal mirror
     shift: int = 0  # an image or clip moves by at most so many pixels to each side, all distances alike
-    open_rows: int = 8  # bins that a lane keeps open; more packs tighter and reads further ahead
+    open_rows: int = 8  # rows that a lane fills at the same time; more waste less room, and read further ahead
     split_text: bool = True  # text-only documents may be cut to fill a row
-    min_piece: int = 16  # tokens; no text is cut to fill less room than this
+    min_piece: int = 16  # no text is cut to fill less room than so many tokens
     truncate: bool = False  # captions, and texts that are not split, are cut to what a row holds, not skipped
     cache: bool = True  # keep decoded records and their tokens in memory
-    cache_megabytes: int = 2048  # half for records, half for tokens; what comes later is made again
-    prefetch: int = 2  # batches made ahead by a background thread; 0 makes them in the caller's thread
-    read_threads: int = 0  # threads that read and decode ahead; 0 reads when the packer asks
+    cache_megabytes: int = 2048  # half for records, half for tokens; what has no room is made again each time
+    prefetch: int = 2  # batches that a background thread makes ahead; 0 makes them in the caller's thread
+    read_threads: int = 0  # threads that read and decode ahead; 0 reads when a document is needed
     read_ahead: int = 4  # documents per lane that those threads hold ready
     pixel_limit: int = 50_000_000  # larger images are not decoded (a small file can hold a huge picture)
-    max_bad_share: float = 0.01  # more unreadable records than this stop the run ...
+    max_bad_share: float = 0.01  # training stops if more of the records than this cannot be used ...
     max_bad_after: int = 100  # ... once so many have been read
 
     def validate(self) -> None:
@@ -113,7 +149,7 @@ class DataConfig:
             source.validate(f"data.sources.{name}", self.pixel_limit)
 
 
-# From and up to which whole number; where there is no reason for an end, it is what 64 bits hold.
+# The least and the largest whole number of each field; the largest is what 64 bits hold where nothing else limits it.
 _RANGES = {
     "open_rows": (1, 100_000),
     "min_piece": (1, 2**63),
@@ -135,7 +171,13 @@ def _check_ranges(where: str, config: object, ranges: Mapping[str, tuple[int, in
 
 
 Record = Mapping[str, object]
-"""'id' with a medium and 'caption', or with 'text', perhaps 'label'; a broken one has 'error'. The medium's key is its
-kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8 [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], and 'rate'),
-or any other, whose array the model's codec reads. With 'encoded' the array is what the codec has made of it. Several
-captions stand in 'captions'; 'caption' is the first of them then."""
+"""One record of a source. It has an 'id' and one of these:
+
+- 'text', if it is a text.
+- A medium and mostly its 'caption'. The medium's key is its kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8
+  [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], with its 'rate'), or any other name, whose array the model's
+  codec reads. Where there are several captions, 'captions' has them all and 'caption' is the first.
+- 'error', one line, if it cannot be used.
+
+It may have a 'label'. With 'encoded', the medium's array is what the codec made of it.
+"""

@@ -1,4 +1,4 @@
-"""From a record to an example that can be packed: whatever is wrong with one record makes it a bad one, with a name."""
+"""Makes a record an example: the tokens that packing packs, or a Bad that says why the record cannot be used."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from transfusion.data import documents
 from transfusion.data.config import Record
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.packing import Bad
 from transfusion.errors import PassingError
 from transfusion.sequence import TEXT, Document, SequenceSpec
@@ -17,21 +17,21 @@ from transfusion.sequence.text import BYTES, Tokenizer
 
 def make_example(
     record: Record,
-    choice: documents.Choice,
+    choice: documents.DocumentChoice,
     spec: SequenceSpec,
-    encode: documents.Encode = documents.pixels,
+    encode: documents.Encode = documents.pixel_latents,
     tokenizer: Tokenizer = BYTES,
     split_text: bool = True,
     truncate: bool = False,
 ) -> Expanded | Bad:
-    """A record as packable tokens, or why it cannot be used.
+    """The tokens of a record, or why it cannot be used.
 
     Args:
       split_text: whether text-only documents may be longer than a row, because packing cuts them.
       truncate: whether the text of other documents that are too long is cut to what a row holds.
 
     Raises:
-      PassingError: if storage is away. That is no fault of the record: the same record may be read later.
+      PassingError: if storage cannot be reached. The record may be read later.
     """
     if "error" in record:
         return Bad(str(record["id"]), str(record["error"]))
@@ -47,11 +47,11 @@ def make_example(
     except PassingError:
         raise
     except RECORD_FAULTS as error:
-        return Bad(str(record["id"]), one_line(error))
+        return Bad(str(record["id"]), error_line(error))
 
 
 def _too_much(expanded: Expanded, budgets: Mapping[str, int], split_text: bool) -> list[str]:
-    """The resources of which a document takes more than an empty row holds; none, if packing may cut it."""
+    """The resources of which a document takes more than an empty row holds; none if packing may cut the document."""
     wrong = [name for name, count in expanded.cost.items() if count > budgets.get(name, 0)]
     return [] if wrong and split_text and expanded.split(budgets) is not None else wrong
 
@@ -59,7 +59,7 @@ def _too_much(expanded: Expanded, budgets: Mapping[str, int], split_text: bool) 
 def _advice(
     wrong: Sequence[str], expanded: Expanded, budgets: Mapping[str, int], record: Record, truncate: bool
 ) -> str:
-    """One line: what does not fit, and the fields that would help."""
+    """One line that says what does not fit, and which fields to change."""
     parts, fields = [], []
     for name in wrong:
         stream, _, items = name.partition(":")
@@ -73,7 +73,7 @@ def _advice(
 
 
 def _truncated(document: Document, expanded: Expanded, spec: SequenceSpec, tokenizer: Tokenizer) -> Expanded:
-    """The document with its longest text cut, so that a row holds it; as it is, if that does not help."""
+    """The document with its longest text cut to what a row holds. It stays as it is if cutting does not help."""
     texts = [i for i, segment in enumerate(document) if segment.kind == "text"]
     if not texts:
         return expanded
@@ -89,7 +89,7 @@ def _truncated(document: Document, expanded: Expanded, spec: SequenceSpec, token
 
 
 def whole_characters(ids: np.ndarray, room: int, tokenizer: Tokenizer) -> np.ndarray:
-    """At most the first `room` of the ids, fewer where the last character would be cut in two."""
+    """The first `room` ids, or fewer if the last character would be cut in two."""
     room = max(room, 0)
     while room and tokenizer.decode(ids[:room]).endswith("\ufffd"):
         room -= 1
@@ -97,7 +97,7 @@ def whole_characters(ids: np.ndarray, room: int, tokenizer: Tokenizer) -> np.nda
 
 
 def bytes_of(example: Expanded | Bad) -> int:
-    """What an example takes of a cache."""
+    """The bytes that an example takes in a cache."""
     if isinstance(example, Bad):
         return 500
     return 1000 + sum(array.nbytes + 200 for piece in example.pieces.values() for array in piece.values())

@@ -1,4 +1,4 @@
-"""What one record may do wrong: the exceptions that make it a bad record, which is skipped, counted and named."""
+"""The exceptions that make a record a bad one, which is skipped, counted and named."""
 
 import csv
 import struct
@@ -7,8 +7,8 @@ import zlib
 
 from transfusion.errors import UsageError
 
-# A fault of the data or of a file. Programming errors (AttributeError, NameError, AssertionError, ...) are not among
-# them and stop the run. Foreign code that raises other classes is translated where it is called.
+# These are faults of the data or of a file. Errors of the program (AttributeError, NameError, AssertionError, ...) are
+# not among them and stop the run. Where foreign code raises other classes, its caller translates them.
 RECORD_FAULTS: tuple[type[Exception], ...] = (
     UsageError,
     OSError,
@@ -23,7 +23,7 @@ RECORD_FAULTS: tuple[type[Exception], ...] = (
 )
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Class and message of an error on one line of at most `limit` characters; of a UsageError the message alone."""
+def error_line(error: BaseException, limit: int = 200) -> str:
+    """The class and message of an error (for a UsageError only the message) on one line, cut at `limit`."""
     name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
     return " ".join(f"{name}{error}".split())[:limit]

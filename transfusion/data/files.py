@@ -1,9 +1,8 @@
-"""The one way to a file of data: a regular file inside of its folder, of a bounded size, asked for again while the
-storage that holds it is away.
+"""Opens the files of data sets: only regular files inside their folder, and only up to a size.
 
-A source is written by others: a name in it may be that of a pipe that blocks for ever, of a device without end, of a
-link to /etc, or of a file of four terabytes that takes no room on the disk. All of that is known before the first byte
-is read.
+Others have written the names in a data set. A name may be that of a pipe that blocks for ever, of a device without end,
+of a link to /etc, or of a file of four terabytes that takes no room on the disk. All of these are refused before the
+first byte is read. While the storage of a file cannot be reached, reading is tried again.
 """
 
 import dataclasses
@@ -15,10 +14,10 @@ from typing import BinaryIO, TypeVar
 
 from transfusion import storage
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MEDIA_BYTES = 2**30  # an image, clip or sound of more than 1 GiB is refused
-_FOLDERS = 100_000  # of a source, of which a file that was read is remembered
+_FOLDERS = 100_000  # a source remembers one file in each of so many folders
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -29,13 +28,13 @@ _KINDS = (
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Opens a file to read its bytes, without waiting for anything.
+    """Opens a file to read its bytes. It never waits, as opening a pipe would.
 
     Raises:
       OSError: if it cannot be opened.
       ValueError: with one line, if it is a folder, a pipe, a socket or a device.
     """
-    _check_regular(os.stat(path))  # before it is opened, because to open a device may set something going
+    _check_regular(os.stat(path))  # before it is opened, because opening a device may start something
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
         _check_regular(os.fstat(file.fileno()))  # it may have been replaced in between
@@ -52,7 +51,7 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def read_part(file: BinaryIO, start: int, size: int) -> bytes:
-    """`size` bytes from `start`.
+    """Reads `size` bytes from the offset `start`.
 
     Raises:
       ValueError: if the file ends before.
@@ -81,18 +80,18 @@ def read_whole(path: str, limit: int = MEDIA_BYTES) -> bytes:
     return data
 
 
-def patiently(path: str, action: Callable[[], T], home: Iterable[str]) -> T:
-    """`action()`, which reads `path`, tried again while the storage fails or is away.
+def patiently(path: str, action: Callable[[], _T], home: Iterable[str]) -> _T:
+    """`action()`, which reads `path`, tried again while the storage fails or cannot be reached.
 
-    A file that does not exist is a fault of the data while all paths of `home` are there. Without them it is the
-    storage that is away (an unmounted disk, a folder that is being moved), which may come back.
+    If the file does not exist, that is a fault of the data as long as all paths of `home` exist. If one of them is
+    missing, too, the storage is away (an unmounted disk, a folder that is being moved) and may come back.
 
     Raises:
       StorageError: if the storage goes on failing.
       OSError: what another try cannot change.
     """
 
-    def attempt() -> T:
+    def attempt() -> _T:
         try:
             return action()
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -111,14 +110,14 @@ def leads_out(root: str, path: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-    """A folder of data, whose files are named by something that a stranger wrote.
+class DataFolder:
+    """A folder of a data set. The names of its files were written by others.
 
     Attributes:
-      path: of the folder, as the user gave it.
+      path: the folder, as the user gave it.
       follow_links: whether links may lead out of it.
-      home: further paths that are there as long as the storage is.
-      read_before: of each folder that a file was read from, the last such file; see `read`.
+      home: further paths that exist as long as the storage can be reached.
+      read_before: for each folder from which a file was read, the last such file; see `read`.
     """
 
     path: str
@@ -143,11 +142,11 @@ class Folder:
     def read(self, name: str, limit: int = MEDIA_BYTES) -> bytes:
         """The bytes of the file `name`.
 
-        The files may lie on another disk than the captions. If one is missing, and another one that was read from the
-        same folder is missing too, it is their disk that is away. Of a wrong name the other file is still there.
+        The files may lie on another disk than the captions. If a file is missing and a file that was read from the same
+        folder before is missing, too, their disk is away. If the earlier file still exists, the name is wrong.
 
         Raises:
-          StorageError: if the storage is away, or fails and goes on failing.
+          StorageError: if the storage cannot be reached, or goes on failing.
           OSError: if there is no such file, or it cannot be read.
           ValueError: with one line, if it leads out of the folder, is no regular file, or holds more than `limit`.
         """

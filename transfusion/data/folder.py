@@ -1,4 +1,4 @@
-"""A folder of images, clips or sounds with their captions in a .jsonl or .csv file, or in .parquet files."""
+"""The source of kind 'folder': images, clips or sounds with a captions file (.jsonl, .csv, or .parquet files)."""
 
 import bisect
 import itertools
@@ -8,7 +8,7 @@ from transfusion.data import files
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA
 from transfusion.data.parquet import read_parquet
-from transfusion.data.patterns import expand
+from transfusion.data.patterns import files_named
 from transfusion.data.tables import Table, read_text_table
 from transfusion.errors import UsageError, check
 
@@ -18,9 +18,10 @@ _SPLITS = ("train", "test", "validation", "valid", "dev", "eval")
 
 
 class FolderSource:
-    """Rows of the captions file: `file_field` is the path inside the folder, `caption_field` the caption.
+    """One record per row of the captions file.
 
-    In Parquet `file_field` may hold the files themselves, as bytes or as `{bytes, path}`.
+    The column `file_field` holds the path of a file inside the folder, the column `caption_field` its caption. In
+    Parquet, `file_field` may also hold the files themselves, as bytes or as `{bytes, path}`.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
@@ -31,7 +32,7 @@ class FolderSource:
         if not config.file_field:
             raise UsageError("data.sources: file_field is empty: set it to the column with the files' names")
         tables = _captions_files(config)
-        self._folder = files.Folder(config.path, config.follow_links, tuple(tables))
+        self._folder = files.DataFolder(config.path, config.follow_links, tuple(tables))
         self._tables = [_read(table, config) for table in tables]
         self._starts = [0, *itertools.accumulate(map(len, self._tables))]
 
@@ -70,10 +71,10 @@ def _read(path: str, config: SourceConfig) -> Table:
 
 
 def _captions_files(config: SourceConfig) -> list[str]:
-    """The captions file, or several of Parquet: what `captions` names, else what is usual."""
+    """The captions file, or several Parquet files: those that `captions` names, else those with the usual names."""
     names = (config.captions,) if config.captions else _NAMES
     for name in names:
-        found = expand(name, config.path)
+        found = files_named(name, config.path)
         if found:
             return _checked(found, config)
     if not config.captions and (found := _parquet_files(config)):
@@ -85,9 +86,9 @@ def _captions_files(config: SourceConfig) -> list[str]:
 
 
 def _parquet_files(config: SourceConfig) -> list[str]:
-    found = expand("*.parquet", config.path)
+    found = files_named("*.parquet", config.path)
     splits = {split for path in found for split in _SPLITS if os.path.basename(path).startswith(split)}
-    if len(splits) > 1:  # nobody wants to train on test data without a word
+    if len(splits) > 1:  # test data would be trained on without anybody noticing
         names = " and ".join(sorted(splits))
         raise UsageError(f"{config.path} has Parquet files of {names}: set captions, as in captions='train*.parquet'")
     return found

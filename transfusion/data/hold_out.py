@@ -1,8 +1,8 @@
-"""A share of a source's records is held out: by a hash of what names a record, so that it is always the same records.
+"""Holds out a share of a source's records, chosen by a hash of their names, so that they are always the same.
 
-Training and evaluation open the same source with the same `hold_out`; training gets the rest (`part='train'`), the
-held-out source has `part='held_out'`. A record stays in its part when others are added, when the folder moves, and
-when the share grows. All rows of one file are in the same part.
+Training and evaluation open the same source with the same `hold_out`: training with `part='train'`, evaluation with
+`part='held_out'`. A record stays in its part when others are added and when the folder moves; when the share grows, no
+held-out record returns to training. All rows of one file are in the same part.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from transfusion.data.config import HELD_OUT, Record, SourceConfig
 from transfusion.errors import UsageError
 
 
-class Part:
-    """Those records of a source whose numbers are `indices`, in the source's order."""
+class Subset:
+    """The records of a source at the places `indices`, in this order."""
 
     def __init__(self, source: Sequence[Record], indices: np.ndarray):
         self._source, self._indices = source, indices
@@ -28,10 +28,10 @@ class Part:
 
 
 def part_of(source: Sequence[Record], config: SourceConfig) -> Sequence[Record]:
-    """The part of a source that its config names; the source itself where nothing is held out.
+    """The part of a source that its config names; the source itself if nothing is held out.
 
-    A source may have `key(index)`, which names a record without reading it, and does not change when records are added
-    or the data moves. Of a source that has none the place of the record is its name.
+    A source may have `key(index)`, which names a record without reading it. The name must not change when records are
+    added or the data moves. In a source without `key`, the place of a record is its name.
 
     Raises:
       UsageError: if one of the two parts would be empty.
@@ -45,7 +45,7 @@ def part_of(source: Sequence[Record], config: SourceConfig) -> Sequence[Record]:
             f"hold_out={config.hold_out} of the {len(source)} records at {config.path or config.name} holds out "
             f"{'all' if held_out.all() else 'none'}: use another share, or more records"
         )
-    return Part(source, np.flatnonzero(held_out if config.part == HELD_OUT else ~held_out))
+    return Subset(source, np.flatnonzero(held_out if config.part == HELD_OUT else ~held_out))
 
 
 def fraction(key: str) -> float:

@@ -1,4 +1,7 @@
-"""Batches of images or clips without text, for codecs: row r of the global batch reads the records r, r + B, ..."""
+"""The pipeline of autoencoders: batches of images or clips without text.
+
+Row r of a global batch of B rows reads the records r, r + B, r + 2B, ...
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from transfusion.data.config import DataConfig, Record
-from transfusion.data.documents import pixels
+from transfusion.data.documents import pixel_latents
 from transfusion.data.packing import Bad
 from transfusion.data.position import check_same_batches, warn_of_changes
 from transfusion.data.records import BadRecords, Records
@@ -17,10 +20,15 @@ ImageBatch = dict[str, np.ndarray]
 
 
 class ImageBatches:
-    """Endless {'images' float32 [rows, H, W, C] in [-1, 1], 'weight' [rows]} with an exact, elastic state.
+    """An endless iterator of {'images': float32 [rows, H, W, C] in [-1, 1], 'weight': [rows]} with an exact state.
 
-    `rows` are those of the global batch that are made, all by default. `medium` is the key of the records that is read:
-    'video' gives clips [rows, T, H, W, C]. Of another `shape` than this, if it is given, no record can be used.
+    Args:
+      config: the settings of the data.
+      batch_size: rows of the global batch, on all hosts together.
+      seed: decides the order of the records.
+      rows: the rows of the global batch that this host makes; all by default.
+      medium: 'image', or 'video' for clips [rows, T, H, W, C].
+      shape: records of another shape are bad; () takes any.
     """
 
     def __init__(
@@ -59,19 +67,21 @@ class ImageBatches:
             self._read += 1
             found = usable_image(record, self._medium, self._shape)
             if not isinstance(found, Bad):
-                return pixels(found)
+                return pixel_latents(found)
             self._bad.add(found)
             self._bad.check(self._read)
 
     def state(self) -> dict:
-        """JSON: where each of these rows reads on."""
+        """The place where each of these rows continues, as JSON."""
         rows = {str(row): at for row, at in self._cursors.items()}
         data = self._records.identity()
         return {"batch_size": self._batch_size, "seed": self._seed, "data": data, "rows": rows}
 
     def restore(self, state: Mapping) -> None:
-        """Continues where `state` was taken. If the data has changed, a line of the log says what, and the rows go on
-        at the same places of the new data's order.
+        """Continues where `state` was taken.
+
+        If the data has changed, a line of the log says what has, and the rows continue at the same places in the new
+        data's order.
 
         Raises:
           UsageError: if the state is of another batch size or seed, or lacks rows of this host.
@@ -95,12 +105,12 @@ class ImageBatches:
         return self._records.sources
 
     def stats(self) -> dict:
-        """'bad' (count) and 'errors'; images fill their batch."""
+        """'bad' (a count), 'errors' ({name: what is wrong}) and 'efficiency', which is 1 as images fill their batch."""
         return {"bad": self._bad.count, "errors": dict(self._bad.errors), "efficiency": {"all": 1.0}}
 
 
 def usable_image(record: Record, medium: str, shape: tuple[int, ...]) -> np.ndarray | Bad:
-    """The image or clip of a record, or why it cannot be used; `shape` is that of the others, () for any."""
+    """The image or clip of a record, or why it cannot be used. It must have this `shape`, unless that is ()."""
     if medium not in record or "error" in record:
         return Bad(str(record["id"]), str(record.get("error", f"has no {medium}")))
     image = record[medium]
@@ -112,9 +122,9 @@ def usable_image(record: Record, medium: str, shape: tuple[int, ...]) -> np.ndar
 def image_epoch(
     records: Sequence[Record], batch_size: int, medium: str = "image", shape: tuple[int, ...] = ()
 ) -> Iterator[ImageBatch]:
-    """Every usable image (or clip) once, in order; the last batch is filled with images of weight 0."""
+    """Yields every usable image (or clip) once, in order. The last batch is filled with images of weight 0."""
     found = (usable_image(records[i], medium, shape) for i in range(len(records)))
-    images = (pixels(image) for image in found if not isinstance(image, Bad))
+    images = (pixel_latents(image) for image in found if not isinstance(image, Bad))
     while part := list(itertools.islice(images, batch_size)):
         weight = np.zeros(batch_size, np.float32)
         weight[: len(part)] = 1

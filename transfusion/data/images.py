@@ -1,6 +1,6 @@
-"""Image files to uint8 arrays: which formats, which guards before decoding, transparency on white, crop and resize.
+"""Image files to uint8 arrays and back. All pictures of the project are opened here, by the same rules.
 
-All pictures of the project are opened here, and by the same rules: stills, the frames of clips, prompts.
+The rules: only some formats, limits that are checked before anything is decoded, transparent parts become white.
 """
 
 import io
@@ -10,15 +10,15 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-# Pillow knows many more. Some of them run other programs (EPS runs Ghostscript on what may be any program in
-# PostScript), and what a picture is goes by its bytes, whatever its name.
+# Pillow knows many more formats. Some of them run other programs: EPS runs Ghostscript, on what may be any program in
+# PostScript. The bytes of a file decide its format, not its name.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of a TIFF and the second picture of a camera's JPEG are no frames
+ANIMATED = ("PNG", "WEBP", "GIF")  # the pages of a TIFF and the second picture in a camera's JPEG are no frames
 PIXEL_LIMIT = 50_000_000
 _ORIENTATION = 0x0112
-# From the EXIF orientation to what turns [H, W, C] upright.
+# For each EXIF orientation, the function that turns [H, W, C] upright.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda array: array[:, ::-1],
     3: lambda array: array[::-1, ::-1],
@@ -36,10 +36,10 @@ def open_image(data: bytes, limit: int = PIXEL_LIMIT) -> Image.Image:
     Raises:
       ValueError: with one line, if the bytes are none of `FORMATS`, break off, or hold more than `limit` pixels.
     """
-    _check_pixels(_webp_size(data), limit)  # because libwebp takes the memory of an animation when it is opened
+    _check_pixels(_webp_size(data), limit)  # now, because libwebp takes an animation's memory when it is opened
     image = translated(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
     _check_pixels(image.size, limit)
-    if image.format == "GIF" and not _gif_is_whole(data):  # of which Pillow would give the frames that are there
+    if image.format == "GIF" and not _gif_is_whole(data):  # Pillow would give the frames before the end
         raise ValueError("not a readable image (the GIF breaks off)")
     return image
 
@@ -47,7 +47,7 @@ def open_image(data: bytes, limit: int = PIXEL_LIMIT) -> Image.Image:
 def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
     """Returns uint8 [H, W, 1] for grey images and [H, W, 3] otherwise; transparent parts become white.
 
-    Of an animation the first frame is taken, of 16 bits per channel the higher eight. A picture that is stored turned
+    An animation gives its first frame, and 16 bits per channel give the higher eight. A picture that is stored turned
     (EXIF) is turned back.
 
     Raises:
@@ -57,10 +57,10 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
     return frame_array(open_image(data, pixel_limit), data)
 
 
-def translated(action: Callable[[], T]) -> T:
-    """`action()`, which calls Pillow and nothing else; what that raises becomes a ValueError of one line.
+def translated(action: Callable[[], _T]) -> _T:
+    """`action()`, which calls Pillow and nothing else. Any error becomes a ValueError of one line.
 
-    Pillow's decoders raise nearly everything (OSError, SyntaxError, struct.error, IndexError, ...) for damaged bytes. A
+    Pillow's decoders raise nearly any class (OSError, SyntaxError, struct.error, IndexError, ...) for damaged bytes. A
     list of these classes would never be complete.
     """
     try:
@@ -74,10 +74,11 @@ def translated(action: Callable[[], T]) -> T:
 
 
 def frame_array(image: Image.Image, data: bytes) -> np.ndarray:
-    """The picture, or the frame at which it stands, as uint8 [H, W, 1 or 3], turned upright and on white.
+    """The picture (of an animation, its current frame) as uint8 [H, W, 1 or 3], turned upright and on white.
 
     Args:
-      data: the bytes of its file, in which a PNG says how many bits a channel has.
+      image: the opened picture.
+      data: the bytes of its file. In a PNG they say how many bits a channel has.
 
     Raises:
       ValueError: with one line, if it cannot be decoded or has 32 bits per channel.
@@ -89,7 +90,10 @@ def frame_array(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def fit(image: np.ndarray, resolution: int = 0, channels: int = 0) -> np.ndarray:
-    """Returns uint8 [resolution, resolution, channels]: centre crop to a square and Lanczos; 0 keeps the size."""
+    """Returns uint8 [resolution, resolution, channels]: the centred square, resized (Lanczos).
+
+    A 0 keeps the resolution or the channels.
+    """
     height, width, depth = image.shape
     if resolution and (height, width) != (resolution, resolution):
         side = min(height, width)

@@ -1,7 +1,7 @@
-"""What a record holds besides text: one table from the kind of medium to how it is read, checked and fitted.
+"""Images, clips and sounds of records. `MEDIA` is the table from a kind of medium to how it is read and resized.
 
-A record names its medium by its key ('image', 'video', 'sound'); an array under any other key is a medium too, which
-is handed to the model's codec as it is (robot actions, a time series).
+A record holds its medium under the name of its kind ('image', 'video', 'sound'). An array under any other name is a
+medium, too (robot actions, a time series); it goes to the model's codec as it is.
 """
 
 import dataclasses
@@ -16,8 +16,13 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Medium:
-    """`decode`: a file's bytes and a limit of pixels or samples -> fields of a record; `fault`: what is wrong with an
-    array, or None; `fit`: the array of a record as its source wants it."""
+    """How one kind of medium is read.
+
+    Attributes:
+      decode: turns the bytes of a file into fields of a record; the second argument limits its pixels or samples.
+      fault: says in a few words what is wrong with an array; None if nothing is.
+      fit: gives the array of a record the size that the config of its source asks for.
+    """
 
     decode: Callable[[bytes, int], Record]
     fault: Callable[[np.ndarray], str | None]
@@ -47,7 +52,7 @@ def _fit_sound(record: Record, config: SourceConfig) -> np.ndarray:
     sound = sounds.to_int16(record["sound"])
     if config.rate:
         if "rate" not in record:
-            raise ValueError("the sound comes without its rate, and cannot be resampled")
+            raise ValueError("the sound has no rate, so it cannot be resampled")
         sound = sounds.resample(sound, int(record["rate"]), config.rate)
     return sounds.fit(sound, config.length)
 
@@ -72,7 +77,7 @@ MEDIA: dict[str, Medium] = {
 
 
 def medium_of(record: Mapping[str, object]) -> str:
-    """The key of a record's medium; '' if it is text."""
+    """The name under which a record holds its medium; '' if it holds a text."""
     known = next((kind for kind in MEDIA if kind in record), None)
     return known or next((key for key, value in record.items() if isinstance(value, np.ndarray)), "")
 
@@ -81,15 +86,17 @@ def medium_of(record: Mapping[str, object]) -> str:
 
 
 def to_file(medium: np.ndarray, suffix: str, rate: int) -> bytes:
-    """The bytes of a drawing: an image uint8 [H, W, C] as .png, a clip uint8 [T, H, W, C] as .webp, .gif or .png, a
-    sound [samples] of `rate` samples per second as .wav.
+    """The bytes of a file with a drawn medium, in the format that `suffix` names.
+
+    An image uint8 [H, W, C] is written as .png, a clip uint8 [T, H, W, C] as .webp, .gif or .png, a sound [samples] of
+    `rate` samples per second as .wav.
 
     Raises:
       UsageError: if the suffix is that of another medium.
     """
     writers: dict[tuple[bool, int], tuple[str, tuple[str, ...], Callable[[], bytes]]] = {
         (True, 3): ("an image", (".png",), lambda: images.encode_png(medium)),
-        (True, 4): ("a clip", clips.SUFFIXES, lambda: clips.encode(medium, suffix)),
+        (True, 4): ("a clip", clips.SUFFIXES, lambda: clips.encode_clip(medium, suffix)),
         (False, 1): ("a sound", (".wav",), lambda: sounds.encode_wav(medium, rate)),
     }
     found = writers.get((medium.dtype == np.uint8, medium.ndim))

@@ -1,8 +1,8 @@
-"""Packing: documents into rows of several budgets, first fit, deterministic, resumable to the exact row.
+"""Packs documents into rows with a budget for each stream: first fit, deterministic, resumable at the exact row.
 
-The rows of a global batch are lanes. Lane r of B reads the examples r, r + B, r + 2B, ... of an endless indexed
-sequence and packs its own rows, so that the batches depend neither on how many hosts there are nor on which row is made
-first. It knows of its items only `cost` (name of a resource -> amount) and `split`.
+Each row of the global batch has a lane. Lane r of B reads the examples r, r + B, r + 2B, ... of an endless indexed
+sequence and packs its own rows, so that the batches depend neither on the number of hosts nor on which row is made
+first. A lane knows only two things of an item: its `cost` (name of a resource -> amount) and how to `split` it.
 """
 
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Protocol
 
 
 class Item(Protocol):
-    """Anything that takes room: `cost` counts it; `split(room)` cuts it into a head that fits and the tail, or is None.
+    """Anything that takes room in a row.
 
-    `split` must depend on its arguments only: a restored lane repeats the cuts that were made.
+    `cost` is how much it takes of each resource. `split(budget)` cuts it into a head that fits and the rest, or returns
+    None if it cannot be cut. It must depend on its arguments only, because a restored lane repeats the cuts.
     """
 
     cost: Mapping[str, int]
@@ -31,7 +32,14 @@ class Bad:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """An example, or a part of one: what all `cuts` leave of it, or, if `head`, what the last of them cuts off."""
+    """An example, or a part of one.
+
+    Attributes:
+      index: the example's index in the sequence.
+      cuts: the budgets with which the example was split, one after the other.
+      head: whether the part is the head of the last cut; otherwise it is the rest behind all cuts.
+      item: the part itself.
+    """
 
     index: int
     cuts: tuple[Mapping[str, int], ...]
@@ -47,7 +55,7 @@ Row = tuple[Piece, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """Where a lane stands: the next example, the text that waits, and the open bins, the oldest first."""
+    """The position of a lane: the next example, the texts that wait, and the open bins, the oldest first."""
 
     cursor: int
     waiting: Row
@@ -64,13 +72,15 @@ class Snapshot:
 class Lane:
     """Packs the examples first, first + stride, first + 2 stride, ... into rows.
 
-    Up to `open_rows` bins are open. An item goes into the first of them, the oldest first, that has room for it in
-    every budget, else into a new one; when no more may be opened, the fullest (the oldest of equals) leaves as a row.
+    A bin is a row that is not full yet. Up to `open_rows` bins are open. An item goes into the oldest bin that has room
+    for it in every budget, or into a new bin. When no more bins may be opened, the fullest one (the oldest of several)
+    leaves as a row.
 
-    Items that can be cut (text) wait and fill what the others cannot use: as soon as a bin has no room for another item
-    like those in it, it is filled up with waiting text, the last piece cut to size, and leaves. Put in by first fit,
-    text would take the room of the captions, and slots of images would stay empty. No more text waits than fills half
-    of the open rows; beyond that the fullest bin is filled up and leaves. What fits in no empty row goes to `on_bad`.
+    Items that can be cut (texts) wait and fill the room that other items cannot use. As soon as a bin has no room for
+    another item like those in it, it is filled up with waiting texts, the last of which is cut to size, and leaves. If
+    texts were packed by first fit, they would take the room of captions, and slots of images would stay empty. No more
+    text waits than fills half of the open rows; beyond that the fullest bin is filled up and leaves. Items that do not
+    fit in an empty row go to `on_bad`.
     """
 
     def __init__(
@@ -115,7 +125,7 @@ class Lane:
                 return row
 
     def drain(self) -> Row | None:
-        """For the end of a finite sequence: fills and takes the open bins, the oldest first; None when all are gone."""
+        """The next row at the end of a finite sequence: the oldest open bin, filled up; None when no bin is left."""
         if not self._bins and not self._waiting:
             return None
         if not self._bins:
@@ -124,14 +134,17 @@ class Lane:
         return self._take(0) or self.drain()
 
     def snapshot(self) -> Snapshot:
-        """Where the lane stands after the last row; cheap, because rows are shared and never changed."""
+        """The position after the last row. It is cheap, because rows are shared and never changed."""
         return Snapshot(self._cursor, tuple(self._waiting), tuple(self._bins))
 
     def restore(self, state: Mapping, reopen: bool = True) -> list[str]:
         """Continues exactly where `snapshot().to_json()` was taken, by reading the examples of the open bins again.
 
-        Examples that are no longer what they were are left out, as all are unless `reopen`; then the lane goes on
-        behind them. Returns one line about each that was left out although it was to be read.
+        Unless `reopen`, the lane continues behind the examples of the open bins, without them. Otherwise only those
+        examples are left out that have changed since.
+
+        Returns:
+          One line about each example that should have been read again and was left out.
         """
         examples: dict[int, Item | Bad] = {}
         lost: list[str] = []
@@ -159,7 +172,7 @@ class Lane:
         return lost
 
     def _has_room(self, item: Item) -> bool:
-        """Whether an empty row takes the item, whole or, if items may be cut, its beginning."""
+        """Whether the item fits in an empty row: all of it or, if items may be cut, its beginning."""
         if any(name not in self._budgets for name in item.cost):
             return False
         whole = all(count <= self._budgets[name] for name, count in item.cost.items())
@@ -179,11 +192,11 @@ class Lane:
             self._on_bad(Bad(f"example {index}", f"takes {dict(item.cost)}, an empty row holds {self._budgets}"))
 
     def _to_fill(self) -> int | None:
-        """Returns the bin that should be filled up with waiting text now, if any."""
+        """The bin that should be filled up with waiting text now, if there is one."""
         if not self._waiting:
             return None
         text = self._waiting[0].item.cost.keys()
-        if all(name in text for name in self._budgets):  # nothing but text is packed: any bin will do
+        if all(name in text for name in self._budgets):  # only text is packed, so any bin will do
             return 0 if self._bins else self._open()
         for at, (row, left) in enumerate(zip(self._bins, self._left, strict=True)):
             others = [piece.item.cost for piece in row if not piece.item.cost.keys() <= text]
@@ -196,7 +209,7 @@ class Lane:
         return None
 
     def _fill(self, at: int) -> bool:
-        """Puts waiting text into a bin; returns whether it takes no more."""
+        """Puts waiting text into a bin. Returns whether the bin is full: no further text goes into it."""
         left = self._left[at]
         while self._waiting:
             piece = self._waiting[0]
@@ -251,7 +264,7 @@ def _can_be_cut(item: Item) -> bool:
 
 
 def _recut(item: Item, index: int, cuts: Sequence[Mapping[str, int]], head: bool) -> Piece | None:
-    """The part of an item that the cuts leave; None if it cannot be cut like this, because it is another one now."""
+    """The part of an item that the cuts leave; None if it cannot be cut like this, because it has changed."""
     for number, cut in enumerate(cuts):
         parts = item.split(cut)
         if parts is None:

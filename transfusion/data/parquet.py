@@ -1,6 +1,6 @@
-"""Parquet tables: names of files with captions, or the files themselves, as Hugging Face `datasets` writes them.
+"""Reads captions files in Parquet: names of files, or the files themselves, as Hugging Face `datasets` writes them.
 
-What a table will take in memory is known from its metadata before anything is read, and only the columns in use are.
+Only the columns in use are read. A table's metadata says how much memory they will take before anything is read.
 """
 
 import os
@@ -13,11 +13,11 @@ import numpy as np
 
 from transfusion import storage
 from transfusion.data import files
-from transfusion.data.faults import one_line
-from transfusion.data.tables import TABLE_BYTES, Row, Rows, Table, check_columns, check_rows
+from transfusion.data.faults import error_line
+from transfusion.data.tables import TABLE_BYTES, CaptionRow, MemoryTable, Table, check_columns, check_rows
 from transfusion.errors import UsageError, require
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 GROUP_BYTES = 2**30  # one row group, unpacked
 _BATCH_BYTES = 2**28
@@ -62,20 +62,20 @@ def read_parquet(path: str, file_field: str, caption_field: str) -> Table:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _translated(arrow: ModuleType, action: Callable[[], T]) -> T:
+def _translated(arrow: ModuleType, action: Callable[[], _T]) -> _T:
     """`action()`; what pyarrow raises of its own becomes a ValueError of one line."""
     try:
         return action()
     except arrow.ArrowException as error:
-        raise ValueError(f"no readable Parquet ({one_line(error)})") from error
+        raise ValueError(f"no readable Parquet ({error_line(error)})") from error
     except OSError as error:
         if error.errno is None:  # pyarrow's word for damaged bytes
-            raise ValueError(f"no readable Parquet ({one_line(error)})") from error
+            raise ValueError(f"no readable Parquet ({error_line(error)})") from error
         raise
 
 
 def _holds(arrow: ModuleType, schema, name: str) -> str:
-    """What a column gives: 'names', 'bytes', 'files' ({bytes, path}), or '' for none of these."""
+    """What a column holds: 'names', 'bytes', 'files' ({bytes, path}), or '' if it holds something else."""
     kind = schema.field(schema.names.index(name)).type
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
     if arrow.types.is_struct(kind):
@@ -98,16 +98,16 @@ def _group_bytes(metadata, number: int, columns: set[str]) -> int:
     group = metadata.row_group(number)
     chunks = [group.column(i) for i in range(group.num_columns)]
     starts = tuple(f"{column}." for column in columns if column)
-    # A name may hold dots itself, so that it is not known where the one of the column ends.
+    # The name of a column may hold dots itself, so that a path does not say where it ends.
     return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
 
 
-def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, name: str, caption: str) -> Rows:
+def _names(arrow: ModuleType, parquet: ModuleType, file: BinaryIO, path: str, name: str, caption: str) -> MemoryTable:
     columns = [name] + [caption] * bool(caption)
     schema = parquet.ParquetFile(file).schema_arrow
-    # As a dictionary, a text that is there a million times is held once. A list or a table cannot be read so.
+    # In a dictionary, a text that occurs a million times is held once. Lists and tables cannot be read like that.
     table = parquet.ParquetFile(file, read_dictionary=[c for c in columns if _holds(arrow, schema, c) == "names"])
-    rows, total = Rows(path, "#"), 0
+    rows, total = MemoryTable(path, "#"), 0
     for batch in table.iter_batches(batch_size=65536, columns=columns):
         total += sum(_text_bytes(arrow, column) for column in batch.columns)
         if total > TABLE_BYTES:
@@ -133,7 +133,7 @@ def _text_bytes(arrow: ModuleType, column) -> int:
 
 
 class _Files(Table):
-    """Rows with files inside; the row group that was asked for last is kept."""
+    """The rows of a table with files inside. The row group that was read last is kept in memory."""
 
     def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
         self._path, self._metadata, self._file, self._caption = path, metadata, file_field, caption_field
@@ -150,7 +150,7 @@ class _Files(Table):
     def key(self, index: int) -> str:
         return f"{os.path.basename(self._path)}#{index}"
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> CaptionRow:
         where = f"{self._path}#{index}"
         number = int(np.searchsorted(self._starts, index, "right")) - 1
         with self._lock:  # pyarrow's readers are not made for several threads
@@ -163,19 +163,19 @@ class _Files(Table):
             if place < len(batch):
                 return self._row(where, batch, place)
             place -= len(batch)
-        return Row(where, error=f"row group {number} of {self._path} breaks off")
+        return CaptionRow(where, error=f"row group {number} of {self._path} breaks off")
 
-    def _row(self, where: str, batch, place: int) -> Row:
+    def _row(self, where: str, batch, place: int) -> CaptionRow:
         file = batch.column(self._file)[place].as_py()
         caption = batch.column(self._caption)[place].as_py() if self._caption else None
         if isinstance(file, dict):
-            return Row(where, file["path"] or "", caption, data=file["bytes"])
-        return Row(where, caption=caption, error="" if file else "no file", data=file)
+            return CaptionRow(where, file["path"] or "", caption, data=file["bytes"])
+        return CaptionRow(where, caption=caption, error="" if file else "no file", data=file)
 
     def _read(self, number: int) -> list:
         arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
         size = _group_bytes(self._metadata, number, {self._file, self._caption})
-        # No value is larger than the whole group, so that this bounds a batch, even where a value is there many times.
+        # No value is larger than its whole group. So this bounds a batch even if one value occurs many times.
         rows = max(1, min(_BATCH_BYTES // max(size, 1), 65536))
 
         def attempt() -> list:

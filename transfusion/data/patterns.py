@@ -1,6 +1,6 @@
-"""Names of several files in one text: braces as WebDataset has them, `{000..099}` and `{a,b}`, and the signs of glob.
+"""Patterns that name several files: braces as in WebDataset (`{000..099}`, `{a,b}`) and the signs of glob (`*?[]`).
 
-What exists under a name is meant by it, whatever signs the name holds: a folder may be called `set[1]`.
+If something exists whose name is the pattern itself, that is meant: a folder may be called `set[1]`.
 """
 
 import glob
@@ -11,19 +11,20 @@ from collections.abc import Iterator
 
 from transfusion.errors import UsageError
 
-_LIMIT = 100_000  # more names than this are a mistake
+_LIMIT = 100_000  # a pattern for more names than this is a mistake
 _INNERMOST = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.(-?\d{1,12}))?")
 
 
-def expand(pattern: str, folder: str = "") -> list[str]:
-    """The files that `pattern` names, each once: those of its braces in their order, those of a glob sorted by name.
+def files_named(pattern: str, folder: str = "") -> list[str]:
+    """The files that `pattern` names, each once: in the order of its braces, those of a glob sorted by name.
 
     Args:
-      folder: the pattern is one of names in it; its own name is meant as it stands.
+      pattern: see the module's docstring.
+      folder: where the pattern is looked up. Signs in the folder's own name have no meaning.
 
     Raises:
-      UsageError: if braces stand for a file that is missing, or for too many.
+      UsageError: if braces stand for a file that is missing, or for too many files.
     """
     if os.path.isfile(path := os.path.join(folder, pattern)):
         return [path]
@@ -52,7 +53,7 @@ def _glob(name: str, folder: str) -> list[str]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """The names that a pattern with braces stands for: ranges keep the width of their longer end, as in a shell.
+    """Yields the names that a pattern with braces stands for. Numbers have the width of the longer end, as in a shell.
 
     Raises:
       UsageError: if one range alone is longer than any list of files.

@@ -1,8 +1,8 @@
 """The input pipeline: records -> documents -> packed rows -> numpy batches, made ahead by one background thread.
 
-The batches depend on (config, spec, batch size, seed) only. Row r of the global batch is lane r of `packing`; a host
-makes the rows that its devices hold, so that one host and many make the same global batches. The state is JSON: per
-lane a cursor and the indices of the documents in open bins.
+The batches depend on (config, spec, batch size, seed) only. Row r of the global batch is packed by lane r (`packing`).
+Each host makes the rows that its devices hold, so that one host and many hosts make the same global batches. The state
+is JSON: for each lane a cursor, and the indices of the documents in rows that are not full yet.
 """
 
 import collections
@@ -17,7 +17,6 @@ from transfusion.data.config import DataConfig, Record
 from transfusion.data.examples import bytes_of, make_example
 from transfusion.data.packing import Bad, Lane, Row, Snapshot
 from transfusion.data.position import check_same_batches, warn_of_changes
-from transfusion.data.randomness import scramble
 from transfusion.data.records import BadRecords, Cache, Records
 from transfusion.data.sources import Source
 from transfusion.data.threads import ReadAhead, Worker
@@ -27,7 +26,7 @@ from transfusion.sequence.batch import Batch
 from transfusion.sequence.rows import Expanded, assemble
 from transfusion.sequence.text import BYTES, Tokenizer
 
-_TURN = 1 << 32  # keeps these numbers apart from the draws of documents
+_TURN = 1 << 32  # a draw that no document uses (see `documents.choose_document`)
 
 
 class Pipeline:
@@ -43,12 +42,21 @@ class Pipeline:
         batch_size: int,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        encode: documents.Encode = documents.pixels,
+        encode: documents.Encode = documents.pixel_latents,
         opened: Mapping[str, Source] | None = None,
         tokenizer: Tokenizer = BYTES,
     ):
-        """`batch_size` is that of all hosts; `rows` are those of this one, all by default. `encode` is called in this
-        pipeline's threads.
+        """Opens the sources; nothing is read before the first batch is asked for.
+
+        Args:
+          config: see `DataConfig`.
+          spec: streams and layout of the documents.
+          batch_size: rows of the global batch, on all hosts together.
+          seed: decides the order of the records and the form of each document.
+          rows: the rows of the global batch that this host makes; all by default.
+          encode: the codec, which is called in this pipeline's threads.
+          opened: sources that are used in place of the config's.
+          tokenizer: makes ids of texts.
 
         Raises:
           UsageError: if the config cannot work.
@@ -63,7 +71,8 @@ class Pipeline:
         )  # fmt: skip
         self._records = Records(config, seed, opened)
         self._bad = BadRecords(config, self._records.epoch)
-        # Expanding takes most of the time; a record has few forms, so that they all fit unless the data is large.
+        # Making tokens takes most of the time. A record has few forms, so that all fit in memory unless the data is
+        # large.
         self._expansions = Cache(config.cache_megabytes * 2**19) if config.cache else None
         self._rows = range(batch_size) if rows is None else list(rows)
         self._reader: ReadAhead | None = None
@@ -75,7 +84,10 @@ class Pipeline:
         return self
 
     def __next__(self) -> Batch:
-        """Raises UsageError when too many records are bad; what the background thread raises is raised here."""
+        """The next batch.
+
+        Whatever the background thread raises is raised here; a UsageError if too many records are bad.
+        """
         if self._closed:
             raise RuntimeError("this Pipeline is closed")
         if self._worker is None and self._config.prefetch:
@@ -90,8 +102,10 @@ class Pipeline:
         self.close()
 
     def state(self) -> dict:
-        """JSON: where to continue after the batch delivered last, whatever was made ahead. Has the lanes of this host;
-        `merge_states` joins those of all hosts."""
+        """Where to continue after the batch that was delivered last, as JSON. Batches made ahead do not count.
+
+        It holds the lanes of this host; `merge_states` joins the states of all hosts.
+        """
         lanes = {str(row): lane.to_json() for row, lane in zip(self._rows, self._delivered, strict=True)}
         data = self._records.identity()
         return {"batch_size": self._batch_size, "seed": self._seed, "data": data, "lanes": lanes}
@@ -99,9 +113,10 @@ class Pipeline:
     def restore(self, state: Mapping) -> None:
         """Continues after the batch that was delivered last when `state` was taken, on any number of hosts.
 
-        Exactly so if the data is what it was. If sources, their shares or their records have changed, a line of the log
-        says what, and the lanes go on at the same places of the new data's order, without the documents of unfinished
-        rows. A state of before the fingerprint was saved is taken as one of this data.
+        If the data is unchanged, the same batches follow as without the interruption. If sources, their shares or their
+        records have changed, a line of the log says what has, and the lanes continue at the same places in the new
+        data's order, without the documents of unfinished rows. A state without a fingerprint, as old runs saved it, is
+        taken to be of this data.
 
         Raises:
           UsageError: if the state is of another batch size or seed, or lacks lanes of this host.
@@ -113,9 +128,12 @@ class Pipeline:
         self._reset(state["lanes"], reopen=not warn_of_changes(state, self._records))
 
     def stats(self) -> dict:
-        """Of the batches delivered since the start or `restore`: 'documents' (packed), 'records' (read), 'bad' (count),
-        'truncated' (documents whose text was cut), 'efficiency' ({stream: used / slots} and 'all'), 'mean_cost'
-        ({stream: tokens per packed document}); and 'errors' ({name: why}) of everything read so far."""
+        """Counts of the batches that were delivered since the start or the last `restore`.
+
+        'documents' were packed and 'records' read, of which 'bad' could not be used; the text of 'truncated' documents
+        was cut. 'efficiency' is {stream: used / slots}, with 'all' for all streams together, and 'mean_cost' is
+        {stream: tokens per packed document}. 'errors' is {name: what is wrong}, for all records that were read so far.
+        """
         return self._stats | {"errors": dict(self._bad.errors)}
 
     def fingerprint(self) -> dict[str, str]:
@@ -123,9 +141,9 @@ class Pipeline:
         return self._records.fingerprint()
 
     def example_of(self, record: Record) -> Expanded | Bad:
-        """What packing would get of a record, with its caption."""
+        """The tokens of a record with its caption, as packing gets them; a Bad if it cannot be used."""
         config = dataclasses.replace(self._config, drop_caption=0.0)
-        return self._make_example(record, documents.choose(record, config, (self._seed, 0)))
+        return self._make_example(record, documents.choose_document(record, config, (self._seed, 0)))
 
     def close(self) -> None:
         """Ends the background threads; `state` and `stats` can still be asked, batches cannot."""
@@ -177,20 +195,21 @@ class Pipeline:
         self._stats = self._count()
 
     def _example(self, index: int) -> Expanded | Bad:
-        # Lanes step by B through a mixture that repeats a pattern: without a turn, some would never meet a source.
+        # Lanes move in steps of B through a mixture that repeats a pattern. Unless their order is turned at each step,
+        # some lanes would never meet some source.
         step, row = divmod(index, self._batch_size)
-        index = step * self._batch_size + (row + scramble(self._seed, step, _TURN)) % self._batch_size
+        index = step * self._batch_size + (row + documents.scramble(self._seed, step, _TURN)) % self._batch_size
         record = self._records[index]
         if "error" in record:
             return Bad(str(record["id"]), str(record["error"]))
-        choice = documents.choose(record, self._config, (self._seed, index))
+        choice = documents.choose_document(record, self._config, (self._seed, index))
         if self._expansions is None:
             return self._make_example(record, choice)
         return self._expansions.get((record["id"], choice), lambda: self._make_example(record, choice), bytes_of)
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)
-        # Checked here too: where every record is bad, no row is ever finished.
+        # Checked here and not once per row, because no row is ever finished if every record is bad.
         self._bad.check(sum(lane.read for lane in self._lanes))
 
     def _make(self) -> tuple[Batch, list[Snapshot], dict]:
@@ -220,7 +239,7 @@ class Pipeline:
 
 
 def merge_states(states: Iterable[Mapping]) -> dict:
-    """Joins the states of all hosts, of this or of `ImageBatches`, into one that any number of hosts can restore."""
+    """Joins the states that all hosts took of their pipelines into one that any number of hosts can restore."""
     merged: dict = {}
     for state in states:
         for name, value in state.items():
@@ -234,17 +253,17 @@ def epoch_batches(
     spec: SequenceSpec,
     batch_size: int,
     seed: int = 0,
-    encode: documents.Encode = documents.pixels,
+    encode: documents.Encode = documents.pixel_latents,
     tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
-    """Yields batches with every usable record once, in order, for held-out losses; the last rows may be empty."""
+    """Yields batches that hold every usable record once, in order, for held-out losses. The last rows may be empty."""
     bad = BadRecords(config, len(records))
 
     def example(index: int) -> Expanded | Bad:
         if index >= len(records):
             raise _Exhausted
         record = records[index]
-        choice = documents.choose(record, config, (seed, index))
+        choice = documents.choose_document(record, config, (seed, index))
         return make_example(record, choice, spec, encode, tokenizer, config.split_text, config.truncate)
 
     rows: list[Row] = []
@@ -261,7 +280,7 @@ def epoch_batches(
 
 
 class _Exhausted(Exception):
-    pass
+    """All records of a finite sequence were read."""
 
 
 def _rows_of(lane: Lane) -> Iterator[Row]:

@@ -1,4 +1,7 @@
-"""The mixture: endless, shuffled, weighted, addressed by one global index; with a cache and a count of bad records."""
+"""Mixes the sources of a config into one endless, shuffled sequence of records, and counts the bad ones among them.
+
+A record is addressed by one global index, which decides the source, the epoch and the place in it.
+"""
 
 import hashlib
 import math
@@ -15,16 +18,23 @@ from transfusion.data.config import DataConfig, Record
 from transfusion.data.packing import Bad
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
-_NAMES = 1000
-_EPOCHS, _PATIENCE = 20, 20_000  # bad records in a row
+_T = TypeVar("_T")
+_NAMES = 1000  # bad records that are named in the log; further ones are only counted
+# A run stops after so many bad records in a row, counted in epochs or in records, whichever are fewer.
+_EPOCHS, _PATIENCE = 20, 20_000
 
 
 class Records:
-    """`records[i]`, i = 0, 1, 2, ...: the sources of `config`, each shuffled anew in every epoch, mixed by weight."""
+    """An endless sequence of records: `records[i]` for i = 0, 1, 2, ...
+
+    Each source is shuffled anew in every epoch, and the sources are mixed by their weights.
+    """
 
     def __init__(self, config: DataConfig, seed: int, opened: Mapping[str, sources.Source] | None = None):
-        """`opened` replaces sources of the config by ready ones (anything with `len` and `[i]` that gives records)."""
+        """Opens the sources of the config, except those that are in `opened`.
+
+        An opened source is anything with `len(source)` and `source[i]` that gives records.
+        """
         config.validate()
         if seed < 0:
             raise UsageError(f"seed must be 0 or more, not {seed}")
@@ -39,7 +49,7 @@ class Records:
             weights.append(source.weight)
         self._shares = {name: weight / sum(weights) for name, weight in zip(self.sources, weights, strict=True)}
         self._data = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-        # Taken now: when a checkpoint is saved on the way out, the data may be away.
+        # Computed now, because a checkpoint may be saved when the data can no longer be read.
         self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
 
     def __getitem__(self, index: int) -> Record:
@@ -47,15 +57,15 @@ class Records:
 
     @property
     def epoch(self) -> int:
-        """How many records are read until every source has given all of its own."""
+        """How many records are read until every source has given each of its records once."""
         return max(math.ceil(len(source) / self._shares[name]) for name, source in self.sources.items())
 
     def fingerprint(self) -> dict[str, str]:
-        """Of each source: how many records it has, and a digest of up to eight of them, evenly spaced."""
+        """For each source the number of its records and a digest of up to eight of them, evenly spaced."""
         return dict(self._found)
 
     def identity(self) -> list[list]:
-        """What decides the order of the records, as JSON: [name, share, fingerprint] of each source in its order."""
+        """[name, share, fingerprint] of each source, as JSON. Equal identities give the records in the same order."""
         found = self.fingerprint()
         return [[name, round(share, 9), found[name]] for name, share in self._shares.items()]
 
@@ -64,7 +74,7 @@ def _digest(source: Sequence[Record]) -> str:
     digest, last = hashlib.sha256(), len(source) - 1
     for index in sorted({i * last // 7 for i in range(8)}):
         for key, value in sorted(source[index].items()):
-            if key not in ("id", "error"):  # they may hold paths, which need not be the same on all machines
+            if key not in ("id", "error"):  # these may hold paths, which may differ between machines
                 digest.update(f"{key} {getattr(value, 'shape', '')} ".encode())
                 array = isinstance(value, np.ndarray)
                 digest.update(value.tobytes() if array else str(value).encode(errors="surrogatepass"))
@@ -76,14 +86,17 @@ def _mixed_seed(seed: int, number: int) -> int:
 
 
 class Cache:
-    """Values in memory, up to a number of bytes in all; those that come later are made again each time."""
+    """Keeps values in memory up to a number of bytes in all.
+
+    Values for which no room is left are made again each time.
+    """
 
     def __init__(self, limit: int):
         self._left, self._values = limit, {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
-        """Returns the value of `key`: the kept one, else what `make` gives, kept if its `size` in bytes has room."""
+    def get(self, key: Hashable, make: Callable[[], _T], size: Callable[[_T], int]) -> _T:
+        """The value of `key`: the kept one, else that of `make()`, which is kept if its `size` in bytes has room."""
         if key in self._values:
             return self._values[key]
         value = make()
@@ -110,14 +123,17 @@ def _size(record: Record) -> int:
 
 
 class BadRecords:
-    """Counts and names bad records, each logged once; stops the run when they are too many.
+    """Counts bad records, logs each of them once, and stops the run when there are too many.
 
-    What is counted is reads: a bad record that comes by in every epoch counts in each, as a good one does.
+    Every read counts: a bad record that is read in each epoch counts in each epoch, as a good one does.
     """
 
     def __init__(self, config: DataConfig, epoch: int):
-        """`epoch`: how many records are read until all have been. A lane meets a share of them only, so that the only
-        good one may let it wait for some epochs; after `_EPOCHS` or `_PATIENCE` bad records in a row no other comes."""
+        """`epoch` is how many records are read until each was read once.
+
+        A lane reads only a share of the records, so that it may wait for some epochs until a single good one comes.
+        After `_EPOCHS` epochs or `_PATIENCE` records without one, none will come.
+        """
         self._max_share, self._after = config.max_bad_share, config.max_bad_after
         self._patience = max(self._after, min(_EPOCHS * epoch, _PATIENCE))
         self.count = self._in_a_row = self._last = 0
@@ -136,11 +152,11 @@ class BadRecords:
                 logging.warning("%d records were skipped: those that follow are counted, not named", _NAMES)
 
     def check(self, read: int) -> None:
-        """To be asked after every bad record, when `read` have been read.
+        """Stops the run if too many records are bad. Called after every bad record; `read` counts all that were read.
 
         Raises:
-          UsageError: if, of at least `max_bad_after` records, more than the allowed share was bad, or if nothing was
-            usable for so long that nothing is.
+          UsageError: if more than the allowed share of at least `max_bad_after` records was bad, or if so many records
+            in a row were bad that no good one will come.
         """
         self._in_a_row = self._in_a_row + 1 if read == self._last + 1 else 1
         self._last = read
@@ -148,7 +164,7 @@ class BadRecords:
         if read >= self._after and self.count > self._max_share * read:
             raise UsageError(
                 f"{self.count} of {read} records cannot be used, more than data.max_bad_share={self._max_share}: "
-                f"mend them or raise it. The first: {first}"
+                f"fix these records or raise data.max_bad_share. The first: {first}"
             )
         if self._in_a_row >= self._patience:
             raise UsageError(f"none of the last {self._in_a_row} records can be used. The first: {first}")

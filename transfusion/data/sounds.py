@@ -1,4 +1,4 @@
-"""WAV files to int16 arrays and back; length and rate."""
+"""Sounds: WAV files to int16 arrays and back, cut or padded to a length, resampled to a rate."""
 
 import dataclasses
 import io
@@ -7,10 +7,10 @@ import wave
 
 import numpy as np
 
-from transfusion.codecs.mel import to_float
+from transfusion.codecs.mel import sound_to_float
 
 SAMPLE_LIMIT = 50_000_000
-_PIPE = 0x7FFF0000  # no file that is read at all is so long; ffmpeg gives 0xFFFFFFFF, sox 0x7FFFF000
+_PIPE = 0x7FFF0000  # programs that write into a pipe give such a length: ffmpeg 0xFFFFFFFF, sox 0x7FFFF000
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64)}
 _ENCODINGS = {_PCM: "PCM", 2: "ADPCM", _FLOAT: "float", 6: "A-law", 7: "mu-law", 17: "ADPCM", 85: "MP3"}
@@ -20,8 +20,8 @@ _GUID = bytes.fromhex("000000001000800000aa00389b71")  # after the encoding, in 
 def decode(data: bytes, limit: int = SAMPLE_LIMIT) -> tuple[np.ndarray, int]:
     """Returns int16 [samples], channels averaged, and the samples per second of a WAV file.
 
-    PCM of 8, 16, 24 and 32 bits and floats of 32 and 64 are read. Programs that write into a pipe cannot know the
-    length of what they write, and give none or one that no file has: then the samples go up to the end.
+    PCM of 8, 16, 24 and 32 bits and floats of 32 and 64 bits are read. Programs that write into a pipe cannot know the
+    length of the file. They give the length 0, or one that no file has: then the samples are read up to the end.
 
     Raises:
       ValueError: with one line, when the bytes are no such file, break off, or hold more than `limit` samples.
@@ -39,7 +39,7 @@ def decode(data: bytes, limit: int = SAMPLE_LIMIT) -> tuple[np.ndarray, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How samples are stored; `frame` is the bytes of one sample of all channels."""
+    """How samples are stored. `frame` is the number of bytes that one sample of all channels takes."""
 
     encoding: int
     channels: int
@@ -52,7 +52,7 @@ class _Form:
 
 
 def _chunks(data: bytes) -> tuple[_Form, int, int]:
-    """How the samples are stored, and where they begin and how many bytes they are."""
+    """How the samples are stored, the offset at which they begin, and how many bytes they take."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise ValueError("not a readable WAV file (it does not begin as one)")
     form, at = None, 12
@@ -63,7 +63,7 @@ def _chunks(data: bytes) -> tuple[_Form, int, int]:
         if name == b"data":
             if form is None:
                 raise ValueError("not a readable WAV file (its samples come before their format)")
-            ends = 8 + int.from_bytes(data[4:8], "little")  # where the file says that it ends
+            ends = 8 + int.from_bytes(data[4:8], "little")  # the end of the file, as its head says
             if size >= _PIPE or (size == 0 and not at < ends <= len(data)):
                 size = there
             if size > there:
@@ -94,7 +94,7 @@ def _int16_scale(raw: np.ndarray, form: _Form) -> np.ndarray:
     """The samples of uint8 [bytes] as numbers from -32768 to 32767."""
     if form.encoding == _FLOAT:
         return to_int16(raw.view(f"<f{form.bits // 8}"))
-    if form.bits == 8:  # these alone are unsigned
+    if form.bits == 8:  # only these are unsigned
         return (raw.astype(np.int16) - 128) * 256
     if form.bits == 16:
         return raw.view("<i2")
@@ -105,7 +105,7 @@ def _int16_scale(raw: np.ndarray, form: _Form) -> np.ndarray:
 
 
 def encode_wav(sound: np.ndarray, rate: int) -> bytes:
-    """The WAV file, 16 bits, of int16 or float in [-1, 1] [samples]."""
+    """The bytes of a WAV file of 16 bits that holds int16, or float in [-1, 1], [samples]."""
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
@@ -116,22 +116,22 @@ def encode_wav(sound: np.ndarray, rate: int) -> bytes:
 
 
 def to_int16(sound: np.ndarray) -> np.ndarray:
-    """int16 or float [...] as int16; values outside of [-1, 1] are clipped, NaN becomes 0."""
+    """int16 or float [...] as int16. Floats outside [-1, 1] are clipped, NaN becomes 0."""
     if np.asarray(sound).dtype == np.int16:
         return np.asarray(sound)
     return np.round(np.clip(np.nan_to_num(sound), -1, 1) * 32767).astype(np.int16)
 
 
 def fit(sound: np.ndarray, length: int) -> np.ndarray:
-    """[samples] -> [length]: cut at the end, or followed by silence; 0 keeps the length."""
+    """[samples] -> [length]: the sound is cut at its end, or followed by silence. 0 keeps its length."""
     return sound if not length else np.pad(sound[:length], (0, max(0, length - len(sound))))
 
 
 def resample(sound: np.ndarray, old: int, new: int, limit: int = SAMPLE_LIMIT) -> np.ndarray:
-    """int16 [samples] at `old` per second as int16 at `new` per second, without what that rate cannot hold.
+    """int16 [samples] at `old` per second as int16 at `new` per second; frequencies above the new limit are removed.
 
     Raises:
-      ValueError: with one line, if the result has more than `limit` samples, or a rate is none.
+      ValueError: with one line, if the result has more than `limit` samples, or a rate is below 1.
     """
     if old == new:
         return sound
@@ -140,5 +140,5 @@ def resample(sound: np.ndarray, old: int, new: int, limit: int = SAMPLE_LIMIT) -
     count = max(1, round(len(sound) * new / old))
     if count > limit:
         raise ValueError(f"{len(sound)} samples at {old} per second are {count} at {new}, over the limit of {limit}")
-    spectrum = np.fft.rfft(to_float(sound))
+    spectrum = np.fft.rfft(sound_to_float(sound))
     return to_int16(np.fft.irfft(spectrum[: count // 2 + 1], count) * (count / max(1, len(sound))))

@@ -1,8 +1,8 @@
-"""Random-access sources of raw records, one table from kind to constructor.
+"""Opens the sources of records that a config names. `SOURCES` is the table from a source's kind to its class.
 
 A source has `len(source)` and `source[i]`, and gives the same record for the same i. A record that cannot be used is
-{'id': ..., 'error': one line}: one broken file never stops a run. What concerns the whole source (no such folder, no
-such column) is a UsageError when it is opened.
+{'id': ..., 'error': one line}, so that one broken file never stops a run. A fault of the whole source (no such folder,
+no such column) is a UsageError when it is opened.
 """
 
 import operator
@@ -11,21 +11,20 @@ from collections.abc import Callable, Sequence
 from transfusion import storage
 from transfusion.data import texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.faults import RECORD_FAULTS, one_line
+from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
-from transfusion.data.latent_cache import LatentSource
+from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.text_source import TextSource
-from transfusion.data.tfds_source import TfdsSource
 from transfusion.data.webdataset import WebDatasetSource
-from transfusion.errors import PassingError, UsageError, nearest
+from transfusion.errors import PassingError, UsageError, nearest, require
 
 Source = Sequence[Record]
 
 
 def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int = 50_000_000) -> Source:
-    """Opens the source that `config` names; images are fitted to its resolution and channels.
+    """Opens the source that `config` names. Its media have the sizes that the config asks for.
 
     Raises:
       UsageError: if the kind, a file, a folder, a dataset or a column does not exist, or nothing is in it.
@@ -42,9 +41,9 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
 
 
 class _Checked(Sequence[Record]):
-    """Completes a source: what is wrong with a record makes it an error record, and media have the asked size.
+    """A source whose media have the sizes that its config asks for, and whose bad records are error records.
 
-    Errors of the program, and storage that is away, are no fault of a record and get out.
+    Errors of the program, and storage that cannot be reached, are no fault of a record: they are raised.
     """
 
     def __init__(self, source: Source, config: SourceConfig):
@@ -72,17 +71,18 @@ class _Checked(Sequence[Record]):
             raise
         except RECORD_FAULTS as exception:
             if isinstance(exception, OSError) and storage.may_pass(exception):
-                raise storage.StorageError(f"cannot read {name}: {one_line(exception)}") from exception
-            error = one_line(exception)
+                raise storage.StorageError(f"cannot read {name}: {error_line(exception)}") from exception
+            error = error_line(exception)
         return record if error is None else {"id": name, "error": _printable(error)}
 
 
 def _printable(text: object) -> str:
-    """The text with whatever cannot be written as an escape: names of files are bytes, which need not be UTF-8."""
+    """The text on one line. Characters that cannot be written become escapes, since file names need not be UTF-8."""
     return " ".join(str(text).encode("utf-8", "backslashreplace").decode("utf-8").split())
 
 
 def _fault(record: Record) -> str | None:
+    """What is wrong with a record, or None."""
     kind = medium_of(record)
     if not kind and "text" not in record:
         return "neither an image nor a text"
@@ -98,8 +98,15 @@ def _fault(record: Record) -> str | None:
     return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
 
 
+def _open_tfds(config: SourceConfig, data_dir: str, pixel_limit: int) -> Source:
+    require("tensorflow_datasets", "tfds")
+    from transfusion.data.tfds_source import TfdsSource  # here, as TFDS is an extra that other kinds do without
+
+    return TfdsSource(config, data_dir, pixel_limit)
+
+
 SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {
-    "tfds": TfdsSource,
+    "tfds": _open_tfds,
     "folder": FolderSource,
     "webdataset": WebDatasetSource,
     "text": TextSource,

@@ -1,4 +1,6 @@
-"""Captions files: the rows of .jsonl, .csv and .parquet as one table, of which only the columns in use are kept."""
+"""Reads captions files in .jsonl and .csv as tables, of which only the columns in use are kept. `parquet` reads the
+rest.
+"""
 
 import abc
 import array
@@ -12,19 +14,23 @@ from transfusion import storage
 from transfusion.data import files, texts
 from transfusion.errors import UsageError, nearest
 
-FILE_BYTES = 2**34  # of one captions file
-ROWS = 10_000_000  # of one captions file
-TABLE_BYTES = 2**31  # of all its names and captions in memory
-_BAD_ROWS = 100_000  # more than these are no bad rows but a file of another kind
-_ROW_LINES = 128  # lines of one row of a CSV file; more are an open quotation mark
+FILE_BYTES = 2**34  # the largest captions file
+MOST_ROWS = 10_000_000  # rows of a captions file
+TABLE_BYTES = 2**31  # bytes of all its names and captions in memory
+_BAD_ROWS = 100_000  # a file with more bad rows than these is no captions file
+_ROW_LINES = 128  # a row of a CSV file with more lines than these has an open quotation mark
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One row: the name of a file or its bytes, and a caption; or what is wrong with it.
+class CaptionRow:
+    """One row of a captions file: a file and its caption, or what is wrong with the row.
 
     Attributes:
-      where: file and line, which name the row in a log.
+      where: the captions file and the line, which name the row in logs.
+      name: the path of the row's file; '' if the row holds the file itself.
+      caption: the caption, which may be missing.
+      error: what is wrong with the row; '' if nothing is.
+      data: the bytes of the row's file, if the row holds it.
     """
 
     where: str
@@ -34,16 +40,16 @@ class Row:
     data: bytes | None = None
 
 
-class Table(Sequence[Row]):
+class Table(Sequence[CaptionRow]):
     """The rows of one captions file."""
 
     @abc.abstractmethod
     def key(self, index: int) -> str:
-        """What names a row without reading its file, and stays when rows are added; see `hold_out.part_of`."""
+        """A name for a row that does not change when rows are added; see `hold_out.part_of`."""
 
 
-class Rows(Table):
-    """Rows in memory, packed tightly: a few million rows of Python objects would take gigabytes."""
+class MemoryTable(Table):
+    """Rows that are kept in memory, packed tightly: as Python objects a few million rows would take gigabytes."""
 
     def __init__(self, path: str, separator: str = ":"):
         self._path, self._separator = path, separator
@@ -52,7 +58,7 @@ class Rows(Table):
         self._errors: dict[int, str] = {}
 
     def add(self, number: int, name: object, caption: object, error: str = "") -> None:
-        """Adds the row that begins in line `number`; one whose name or caption is no text is a bad one.
+        """Adds the row that begins in line `number`. A row whose name or caption is no text is a bad one.
 
         Raises:
           UsageError: if there are more rows, or bad ones, than a captions file may have.
@@ -69,7 +75,7 @@ class Rows(Table):
             if isinstance(value, str):
                 self._bytes += value.encode("utf-8", "surrogatepass")
             self._ends.append(len(self._bytes))
-        if len(self._numbers) > ROWS:
+        if len(self._numbers) > MOST_ROWS:
             check_rows(self._path, len(self._numbers))
         if len(self._bytes) > TABLE_BYTES:
             raise UsageError(f"{self._path} holds more than {TABLE_BYTES} bytes of names and captions: split it")
@@ -81,21 +87,21 @@ class Rows(Table):
         name = self[index].name
         return os.path.normpath(name) if name else f"#{index}"  # './0.png' and '0.png' are one file
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> CaptionRow:
         start, middle, end = self._ends[2 * index : 2 * index + 3]
         name, caption = (self._bytes[a:b].decode("utf-8", "surrogatepass") for a, b in ((start, middle), (middle, end)))
         where = f"{self._path}{self._separator}{self._numbers[index]}"
-        return Row(where, name, caption, self._errors.get(index, ""))
+        return CaptionRow(where, name, caption, self._errors.get(index, ""))
 
 
 def check_rows(path: str, count: int) -> None:
     """Raises UsageError if a captions file has more rows than are read."""
-    if count > ROWS:
-        raise UsageError(f"{path} has more than {ROWS} rows, the limit of a captions file: split it")
+    if count > MOST_ROWS:
+        raise UsageError(f"{path} has more than {MOST_ROWS} rows, the limit of a captions file: split it")
 
 
 def check_columns(path: str, known: Sequence[str], wanted: Iterable[str], hint: str = "") -> None:
-    """Raises UsageError if a wanted column is missing or there twice."""
+    """Raises UsageError if a wanted column is missing or occurs twice."""
     for column in filter(None, wanted):
         if column not in known:
             names = ", ".join(sorted(known))[:300]
@@ -104,7 +110,7 @@ def check_columns(path: str, known: Sequence[str], wanted: Iterable[str], hint: 
             raise UsageError(f"{path} has the column {column!r} twice: rename one of them")
 
 
-def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
+def read_text_table(path: str, file_field: str, caption_field: str) -> MemoryTable:
     """The rows of a .jsonl or .csv file.
 
     Raises:
@@ -113,7 +119,7 @@ def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
     """
     read = _jsonl if path.lower().endswith(".jsonl") else _csv
 
-    def attempt() -> Rows:
+    def attempt() -> MemoryTable:
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > FILE_BYTES:
                 raise ValueError(f"it holds more than {FILE_BYTES} bytes: split it")
@@ -127,8 +133,8 @@ def read_text_table(path: str, file_field: str, caption_field: str) -> Rows:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> Rows:
-    rows, columns = Rows(path), dict.fromkeys(())
+def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> MemoryTable:
+    rows, columns = MemoryTable(path), dict.fromkeys(())
     for number, line in lines:
         if not line.strip():
             continue
@@ -157,10 +163,10 @@ def _too_long(line: str) -> bool:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> Rows:
-    # The limit of a cell, 131,072 characters, is one for the whole process. It is only ever raised.
+def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> MemoryTable:
+    # The csv module limits cells to 131,072 characters, with one limit for the whole process. It is only raised here.
     csv.field_size_limit(max(csv.field_size_limit(), texts.TEXT_BYTES))
-    rows, reader = Rows(path), _CsvReader(lines)
+    rows, reader = MemoryTable(path), _CsvReader(lines)
     first = next(reader, None)
     if first is None:
         return rows
@@ -188,17 +194,17 @@ def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_f
 
 
 class _CsvReader:
-    """Yields (line, cells, what is wrong) of each row that is not empty.
+    """Yields (line, cells, what is wrong) for each row that is not empty.
 
-    A quotation mark that is opened and not closed makes the lines that follow a part of its cell, until another one
-    closes it by chance, so that rows would vanish. Such a row is one bad row, and reading goes on with its second line.
+    A quotation mark that is opened and never closed makes the next lines a part of its cell, until another mark closes
+    it by chance: rows would vanish. Here such a row is one bad row, and reading continues with its second line.
     """
 
     def __init__(self, lines: Iterator[tuple[int, str]]):
         self._lines = lines
-        self._again: deque[tuple[int, str]] = deque()  # lines to be read once more
-        self._taken: list[tuple[int, str]] = []  # of the row that is being read
-        self._length = 0  # of these lines, in characters
+        self._again: deque[tuple[int, str]] = deque()  # lines that are read once more
+        self._taken: list[tuple[int, str]] = []  # the lines of the row that is being read
+        self._length = 0  # their length in characters
         self._width, self._file = 0, 0
         self._reader = csv.reader(self._feed(), strict=True)
 
@@ -243,7 +249,7 @@ class _CsvReader:
         return "has a quotation mark in the middle of a cell that begins with one: write it twice"
 
     def _swallowed(self, cells: list[str]) -> bool:
-        """Whether a line within a cell is a row of its own: as many cells, and a file's name with the same suffix."""
+        """Whether a line within a cell looks like a row: it has as many cells, and a file name with the same suffix."""
         if len(cells) < self._file + 1 or not self._width:
             return False
         suffix = os.path.splitext(cells[self._file])[1]

@@ -1,29 +1,29 @@
-"""The members of an uncompressed tar, read strictly: whatever is wrong in it is told with its offset.
+"""Reads the members of an uncompressed tar strictly: whatever is wrong in it is reported with its offset.
 
-Python's `tarfile` is made for archives that people extract: it ends without a word at a header that it cannot read, so
-that half of a damaged shard would be lost and nobody would know. This one reads what WebDataset shards consist of (the
-formats ustar, GNU and pax), takes no more memory than the names need, and ends at two empty blocks or not at all well.
+Python's `tarfile` ends in silence at a header that it cannot read, so that half of a damaged shard would be lost and
+nobody would know. This reader knows the formats of WebDataset shards (ustar, GNU and pax) and takes no more memory than
+the names need. A tar that does not end with two empty blocks is damaged.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO
 
-BLOCK = 512
-_NAME_BYTES = 2**20  # a name, or the extended header that gives one, in which macOS also puts attributes
-_END_BYTES = 2**20  # so many bytes after the end are looked at
+_BLOCK = 512
+_NAME_BYTES = 2**20  # the longest extended header, which gives a name; macOS also puts attributes there
+_END_BYTES = 2**20  # so many bytes behind the end are checked
 _FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 class TarFault(ValueError):
-    """A tar is damaged: 'at byte 512: the header is damaged'."""
+    """A tar is damaged. The message says where: 'at byte 512: the header is damaged'."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-    """A member of a tar: `data` is the offset of its bytes. `fault` says why they cannot be read, if so."""
+class TarMember:
+    """A member of a tar. `data` is the offset of its bytes; `fault` says why they cannot be read, if they cannot."""
 
     name: str
     is_file: bool
@@ -33,16 +33,16 @@ class Member:
     fault: str = ""
 
 
-def members(file: BinaryIO, length: int) -> Iterator[Member]:
+def members(file: BinaryIO, length: int) -> Iterator[TarMember]:
     """Yields the members of a tar of `length` bytes in order.
 
     Raises:
-      TarFault: after the members before it, at the first thing that is wrong.
+      TarFault: at the first fault, after all members before it.
     """
     offset, extended = 0, {}
     while True:
-        header = _read(file, offset, BLOCK)
-        if len(header) < BLOCK:
+        header = _read(file, offset, _BLOCK)
+        if len(header) < _BLOCK:
             at_end = "ends here without the two empty blocks of an end" if not header else "breaks off in a header"
             raise TarFault(f"at byte {offset}: the tar {at_end}: it may have been cut")
         if not header.strip(b"\0"):
@@ -51,7 +51,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         _check_sum(header, offset)
         kind, size = header[156:157], _number(header[124:136], offset)
         size = int(extended.get("size", size)) if kind in _FILES else size
-        data = offset + BLOCK
+        data = offset + _BLOCK
         if kind == b"S":
             data = _after_sparse_map(file, header, data)
         stored = 0 if kind in _WITHOUT_DATA else size
@@ -62,7 +62,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         else:
             yield _member(header, kind, extended, data, size)
             extended = {}
-        offset = data + -(-stored // BLOCK) * BLOCK
+        offset = data + -(-stored // _BLOCK) * _BLOCK
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -72,7 +72,7 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 def _check_end(file: BinaryIO, offset: int) -> None:
     rest = _read(file, offset, _END_BYTES)
-    if len(rest) < 2 * BLOCK:
+    if len(rest) < 2 * _BLOCK:
         raise TarFault(f"at byte {offset}: the tar ends with one empty block instead of two: it may have been cut")
     if rest.strip(b"\0"):
         raise TarFault(f"at byte {offset}: the tar goes on after its end, as if several were joined: pack it again")
@@ -84,7 +84,7 @@ def _check_sum(header: bytes, offset: int) -> None:
     except ValueError:
         wanted = -1
     blank = header[:148] + b" " * 8 + header[156:]
-    # Some old programs added the bytes up as signed numbers.
+    # Some old programs added up the bytes as signed numbers.
     if wanted != sum(blank) and wanted != sum(byte - 256 * (byte > 127) for byte in blank):
         raise TarFault(f"at byte {offset}: the header is damaged")
 
@@ -97,7 +97,7 @@ def _octal(field: bytes) -> int:
 
 
 def _number(field: bytes, offset: int) -> int:
-    """The size in a header: octal digits, or from 8 GiB on bytes that begin with 128."""
+    """The size in a header: octal digits, or for 8 GiB and more a byte of 128 and a binary number."""
     try:
         size = int.from_bytes(field[1:], "big") if field[0] == 128 else _octal(field)
     except ValueError:
@@ -110,8 +110,8 @@ def _number(field: bytes, offset: int) -> int:
 def _after_sparse_map(file: BinaryIO, header: bytes, data: int) -> int:
     more = header[482]
     while more:
-        block = _read(file, data, BLOCK)
-        more, data = (block[504] if len(block) == BLOCK else 0), data + BLOCK
+        block = _read(file, data, _BLOCK)
+        more, data = (block[504] if len(block) == _BLOCK else 0), data + _BLOCK
     return data
 
 
@@ -122,7 +122,7 @@ def _short(file: BinaryIO, data: int, size: int, offset: int) -> bytes:
 
 
 def _extension(data: bytes, kind: bytes, offset: int) -> dict[str, str]:
-    """What a GNU or pax header says of the member that follows."""
+    """The fields that a GNU or pax header gives for the next member."""
     if kind in (b"L", b"K"):
         name = data.split(b"\0")[0].decode("utf-8", "surrogateescape")
         return {"path": name} if kind == b"L" else {}
@@ -151,10 +151,10 @@ def _name(header: bytes, extended: dict[str, str]) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _member(header: bytes, kind: bytes, extended: dict[str, str], data: int, size: int) -> Member:
+def _member(header: bytes, kind: bytes, extended: dict[str, str], data: int, size: int) -> TarMember:
     name = _name(header, extended)
     sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extended)
     name = extended.get("GNU.sparse.name", name)
     is_file = sparse or (kind in _FILES and not name.endswith("/"))
     fault = "is stored with holes: pack it without --sparse" if sparse else ""
-    return Member(name, is_file, kind == b"5" or name.endswith("/"), data, size, fault)
+    return TarMember(name, is_file, kind == b"5" or name.endswith("/"), data, size, fault)

@@ -1,4 +1,4 @@
-"""Long texts cut into records: at a blank line if one is near, else a line end or a space, never in a character."""
+"""Cuts long texts into records: at a blank line if one is near, else at a line end or a space, never in a character."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def spans(data, limit: int, start: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def _cut(data, start: int, stop: int) -> int:
-    # The first half is left alone: a heading followed by a long paragraph should not become a record of its own.
+    # The first half is not cut: a heading before a long paragraph should not become a record of its own.
     for mark in (b"\n\n", b"\n", b" "):
         at = data.rfind(mark, start + (stop - start) // 2, stop)
         if at >= 0:

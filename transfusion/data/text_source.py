@@ -1,4 +1,4 @@
-"""Books: a text file, or all .txt files below a folder, cut into records."""
+"""The source of kind 'text': a text file, or all .txt files below a folder, cut into records."""
 
 import array
 import mmap
@@ -13,18 +13,18 @@ from absl import logging
 from transfusion import storage
 from transfusion.data import files, text_records, texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-_FILE_BYTES = 2**36  # of one book; more are no text
+_FILE_BYTES = 2**36  # a larger file is no text
 
 
 class TextSource:
     """A UTF-8 text file, or all .txt files below a folder, cut into records of at most `record_bytes`.
 
-    A file that cannot be read, or is in another encoding, is one error record. What is left out is said in the log.
+    A file that cannot be read, or has another encoding, is one error record. The log says which files are left out.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
@@ -45,7 +45,7 @@ class TextSource:
                     raise ValueError(f"is a link to outside the folder {path}: set follow_links=True if it may be read")
                 rows.extend(self._cut(number, name, config))
             except (OSError, ValueError) as error:
-                self._faults[number] = one_line(error) if isinstance(error, OSError) else str(error)
+                self._faults[number] = error_line(error) if isinstance(error, OSError) else str(error)
                 rows.extend((number, 0, 0))
         self._rows = np.array(rows, np.int64).reshape(-1, 3)
 
@@ -58,9 +58,9 @@ class TextSource:
         if number in self._faults:
             return {"id": path, "error": self._faults[number]}
         try:
-            # A file that could be cut and is missing now is storage that is away.
+            # The file existed when it was cut: if it is missing now, its storage cannot be reached.
             data = _with_file(path, lambda file: files.read_part(file, start, stop - start), path)
-            return {"id": name, "text": texts.decode(data).strip()}
+            return {"id": name, "text": texts.decode_text(data).strip()}
         except (OSError, ValueError) as error:
             return {"id": name, "error": str(error)}
 
@@ -88,7 +88,7 @@ def _beginning(start: bytes) -> int:
     """The offset at which a UTF-8 text begins.
 
     Raises:
-      ValueError: if it announces another encoding, or begins with what is no text.
+      ValueError: if it announces another encoding, or holds NUL bytes.
     """
     encoding = texts.encoding_of(start[:4])
     if not encoding.startswith("utf-8"):
@@ -98,8 +98,8 @@ def _beginning(start: bytes) -> int:
     return 3 if encoding == "utf-8-sig" else 0
 
 
-def _with_file(path: str, use: Callable[[BinaryIO], T], home: str) -> T:
-    def attempt() -> T:
+def _with_file(path: str, use: Callable[[BinaryIO], _T], home: str) -> _T:
+    def attempt() -> _T:
         with files.open_regular(path) as file:
             return use(file)
 
@@ -107,7 +107,7 @@ def _with_file(path: str, use: Callable[[BinaryIO], T], home: str) -> T:
 
 
 def _text_files(root: str, follow_links: bool) -> list[str]:
-    """The .txt files below a folder. What is there besides them is said in one line of the log.
+    """The .txt files below a folder. One line of the log says what else is there.
 
     Raises:
       StorageError: if the storage fails.
@@ -116,7 +116,7 @@ def _text_files(root: str, follow_links: bool) -> list[str]:
 
     def unreadable(error: OSError) -> None:
         if storage.may_pass(error):
-            raise storage.StorageError(f"cannot read {error.filename}: {one_line(error)}")
+            raise storage.StorageError(f"cannot read {error.filename}: {error_line(error)}")
         left_out["folders that cannot be read"] += 1
 
     seen = {os.path.realpath(root)}
@@ -127,7 +127,7 @@ def _text_files(root: str, follow_links: bool) -> list[str]:
             real = os.path.realpath(path)
             if not follow_links and files.leads_out(root, path):
                 left_out["links to folders outside of it (set follow_links=True to read them)"] += 1
-            elif real in seen:  # it would be read twice, or a link to a folder above it would never end
+            elif real in seen:  # it would be read twice, or for ever if it links to a folder above it
                 left_out["links to folders that are read anyway"] += 1
             else:
                 seen.add(real)

@@ -1,8 +1,8 @@
-"""The one reader of text that others wrote: captions files, books, and the texts inside of tars.
+"""Decodes all texts that others wrote: captions files, books, and the texts inside tars.
 
-Text is UTF-8, with or without the mark (BOM) that Windows programs put before it; UTF-16 and UTF-32 are known by their
-mark. Anything else is refused by name. Bytes are never replaced by a sign that stands for 'unknown', because a model
-would learn to write that sign.
+Text is UTF-8, with or without the mark (BOM) that Windows programs put before it. UTF-16 and UTF-32 are recognised by
+their mark. Anything else is refused. Bytes that cannot be decoded are never replaced by a sign for 'unknown', because a
+model would learn to write that sign.
 """
 
 import codecs
@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-TEXT_BYTES = 2**22  # a caption, a line or a cell of more than 4 MiB is refused
+TEXT_BYTES = 2**22  # captions, lines and cells of more than 4 MiB are refused
 ADVICE = "save the file as UTF-8"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark its own begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, because its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -27,11 +27,11 @@ def encoding_of(start: bytes) -> str:
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
-def decode(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """The text of a whole file.
 
     Raises:
-      ValueError: with words that follow the file's name, if it is no text.
+      ValueError: if it is no text. The message is worded to follow the file's name.
     """
     encoding = encoding_of(data[:4])
     try:
@@ -45,7 +45,7 @@ def decode(data: bytes) -> str:
 
 
 def fault(text: str) -> str | None:
-    """What is wrong with a text that `lines` gave, or None."""
+    """What is wrong with a text that `lines` gave; None if nothing is."""
     if "\0" in text:
         return f"holds NUL bytes: {ADVICE}"
     if not is_unicode(text):
@@ -54,12 +54,12 @@ def fault(text: str) -> str | None:
 
 
 def not_text(value: object) -> str | None:
-    """What is said of a value that should be a text and is something else; None of a text, or where nothing is."""
+    """What is wrong with a value that should be a text; None if it is a text or missing."""
     return None if value is None or isinstance(value, str) else f"is of type {type(value).__name__}, not text"
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written: half a pair of surrogates, as in an emoji that was cut, cannot."""
+    """Whether the text can be encoded. Half a pair of surrogates, as of an emoji that was cut, cannot."""
     if text.isascii():
         return True
     try:
@@ -70,10 +70,10 @@ def is_unicode(text: str) -> bool:
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yields the number, from 1, and the text of each line with its end; lines end with LF, CR LF or CR.
+    """Yields the number, from 1, and the text of each line, with its line end (LF, CR LF or CR).
 
-    Bytes that are no UTF-8 become single surrogates, which `fault` finds, so that the lines around them can be read. Of
-    a line that is too long the first `TEXT_BYTES` + 1 characters are given.
+    Bytes that are no UTF-8 become single surrogates, which `fault` finds, so that the other lines can be read. A line
+    that is too long is cut to `TEXT_BYTES` + 1 characters.
 
     Raises:
       ValueError: with one line, if a file that announces UTF-16 or UTF-32 holds something else, or begins as no text.
@@ -100,7 +100,7 @@ def parse_json(text: str) -> object:
     """The value of a JSON text.
 
     Raises:
-      ValueError: with words that follow 'line 3' or 'the caption': it is no JSON, or an object names a key twice.
+      ValueError: if it is no JSON, or an object names a key twice. The message is worded to follow 'line 3'.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

@@ -1,7 +1,7 @@
-"""Finding a TFDS dataset on disk: by name, config and version, or by its folder; and a part of it by TFDS's own words.
+"""Opens a TFDS dataset on disk, by name, config and version or by its folder, and a split of it.
 
-The files may be a stranger's: what TFDS says of damaged ones becomes one line, no module that they name is imported,
-and no path leads out of the dataset's folder.
+The files may be a stranger's: TFDS's errors about damaged files become one line, no module that the files name is
+imported, and no path leads out of the dataset's folder.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from transfusion.data import builders
 from transfusion.data.config import SourceConfig
-from transfusion.data.faults import one_line
+from transfusion.data.faults import error_line
 from transfusion.errors import UsageError, nearest
 from transfusion.storage import StorageError, may_pass
 
@@ -28,7 +28,7 @@ def open_builder(config: SourceConfig, where: str) -> tfds.core.DatasetBuilder:
     """The prepared dataset that `config` names below the folder `where`, or whose folder is `where`.
 
     Raises:
-      UsageError: if there is none, not in this version, or its files are damaged.
+      UsageError: if it does not exist, not in this version, or its files are damaged.
     """
     if not config.name:
         if not Path(where, _ABOUT).is_file():
@@ -52,10 +52,10 @@ def open_builder(config: SourceConfig, where: str) -> tfds.core.DatasetBuilder:
 
 
 def open_split(builder: tfds.core.DatasetBuilder, split: str, decoders: Any) -> Sequence:
-    """The records of a split, or of what TFDS makes of it: 'train[:90%]', 'train[10:20]', 'train+test', 'all'.
+    """The records of a split, or of parts and sums of splits: 'train[:90%]', 'train[10:20]', 'train+test', 'all'.
 
     Raises:
-      UsageError: if there is no such split, nothing is in it, or its files are missing or not ArrayRecord.
+      UsageError: if the split does not exist or is empty, or its files are missing or not ArrayRecord.
     """
     name, known = builder.info.full_name, list(builder.info.splits)
     for part in split.split("+"):
@@ -88,7 +88,7 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str, decoders: Any) -> 
 
 
 def _named(full_name: str, where: str) -> tuple[tfds.core.DatasetBuilder, str]:
-    """The builder of 'name' or 'name/config', and the advice for one that is not there."""
+    """The builder of 'name' or 'name/config', and the advice that an error gives if the dataset is missing."""
     name, _, variant = full_name.partition("/")
     advice = ": prepare it with file_format='array_record'"
     if name in builders.BUILDERS:
@@ -113,13 +113,13 @@ def _from_folder(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
 
 
 def _versions(folder: Path) -> list[str]:
-    """The versions of a dataset that are on disk, the newest last."""
+    """The versions of a dataset on disk, the newest last."""
     found = [path.name for path in folder.iterdir() if (path / _ABOUT).is_file()] if folder.is_dir() else []
     return sorted(filter(tfds.core.Version.is_valid, found), key=tfds.core.Version)
 
 
 def _check_classes(features: Path) -> None:
-    """Refuses a features.json whose classes TFDS would import from modules that nobody has imported."""
+    """Refuses a features.json that names classes outside TFDS, because TFDS would import their modules."""
     if not features.is_file():
         return
     with _in_one_line(f"cannot read {features}"):
@@ -143,11 +143,11 @@ def _class_names(value: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _in_one_line(what: str) -> Iterator[None]:
-    """What TFDS raises about files and names as one line that begins with `what`."""
+    """Turns whatever TFDS raises about files and names into an error of one line that begins with `what`."""
     try:
         yield
     except (UsageError, MemoryError):
         raise
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise many classes, AssertionError among them
         kind = StorageError if isinstance(error, OSError) and may_pass(error) else UsageError
-        raise kind(f"{what}: {one_line(error)}") from error
+        raise kind(f"{what}: {error_line(error)}") from error

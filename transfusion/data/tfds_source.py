@@ -1,4 +1,4 @@
-"""Any TFDS dataset that is on disk in a random-access format (array_record), read without TensorFlow."""
+"""The source of kind 'tfds': any TFDS dataset on disk in a random-access format (array_record), without TensorFlow."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from transfusion.errors import UsageError, nearest
 
 
 class TfdsSource:
-    """Split `split` of the dataset `name` below `path` or `data_dir`, or of the one whose directory is `path`.
+    """One record per example of a dataset's split. The dataset is found as `SourceConfig` says.
 
     Images are stored compressed and decoded here, so that a broken one is an error record. The caption is the field
-    `caption_field`; where the dataset has none but a class label, `caption_template` around the name of the class. A
-    field may be nested ('captions/text'). If it holds several captions, the record has them all as 'captions', of which
-    `documents.choose` takes one; 'caption' is the first.
+    `caption_field`. If the dataset has no captions but a class label, the caption is `caption_template` around the name
+    of the class. A field may be nested ('captions/text'). If it holds several captions, the record has them all as
+    'captions', of which `documents.choose_document` takes one, and the first as 'caption'.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
@@ -75,7 +75,7 @@ class TfdsSource:
 
 
 def _fields(config: SourceConfig, features: Any, name: str) -> tuple[dict[str, str], list[str]]:
-    """Returns {field of a record: path of the stored one} and the class names that replace a missing caption."""
+    """Returns {field of a record: path of the stored field}, and the class names if they replace missing captions."""
     known = list(features)
     wanted = {"image": config.image_field, "caption": config.caption_field, "text": config.text_field}
     wanted |= {kind: kind for kind in (*MEDIA, "rate") if kind not in wanted}
@@ -109,7 +109,7 @@ def _fields(config: SourceConfig, features: Any, name: str) -> tuple[dict[str, s
 
 
 def _feature(features: Any, path: str) -> Any:
-    """The feature at 'a/b', also within sequences; None if there is none."""
+    """The feature at 'a/b', which may lie within sequences; None if there is none."""
     if path in features:
         return features[path]
     for name in path.split("/"):
@@ -129,7 +129,7 @@ def _columns(feature: Any) -> list[str]:
 
 
 def _value(stored: Any, path: str) -> Any:
-    """What is stored at 'a/b'; a sequence of tables is a table of lists."""
+    """The stored value at 'a/b'. A sequence of tables is stored as a table of lists."""
     if path in stored:
         return stored[path]
     for name in path.split("/"):
@@ -138,7 +138,7 @@ def _value(stored: Any, path: str) -> Any:
 
 
 def _decoders(features: Any) -> dict[str, Any]:
-    """Leaves all images compressed that do not stand in sequences."""
+    """TFDS decoders that leave images compressed, except those within sequences."""
     result: dict[str, Any] = {}
     for name in features:
         if isinstance(features[name], tfds.features.Image):
@@ -149,7 +149,7 @@ def _decoders(features: Any) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts of a value, one after the other.
+    """Yields all texts of a value that may be nested.
 
     Raises:
       ValueError: if one is not UTF-8, or no text.

@@ -1,4 +1,4 @@
-"""Threads of the pipeline: some read ahead, one makes batches. What they meet is raised in the caller's thread."""
+"""The pipeline's threads: some read ahead, one makes batches. Their errors are raised in the caller's thread."""
 
 import concurrent.futures
 import queue
@@ -10,7 +10,7 @@ from transfusion.sequence.rows import Expanded
 
 
 class ReadAhead:
-    """Calls `example` in threads for the indices that lanes of this stride will ask for next."""
+    """Calls `example` in threads, for the indices that a lane will ask for next: they lie `stride` apart."""
 
     def __init__(self, example: Callable[[int], Expanded | Bad], threads: int, ahead: int, stride: int):
         self._example, self._ahead, self._stride = example, ahead, stride
@@ -28,7 +28,7 @@ class ReadAhead:
 
 
 class Worker:
-    """Calls `make` in a thread and holds at most `ahead` results ready."""
+    """Calls `make` again and again in a thread, and keeps at most `ahead` results ready."""
 
     def __init__(self, make: Callable[[], tuple], ahead: int):
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
@@ -39,7 +39,7 @@ class Worker:
     def get(self) -> tuple:
         result, error = self._queue.get()
         if error is not None:
-            self._queue.put((None, error))  # asked again, it fails again
+            self._queue.put((None, error))  # the next call fails in the same way
             raise error
         return result
 
@@ -56,7 +56,7 @@ class Worker:
         while not self._stop.is_set():
             try:
                 result = (make(), None)
-            except BaseException as error:  # handed to the consumer, which raises it
+            except BaseException as error:  # `get` raises it in the caller's thread
                 result = (None, error)
             self._put(result)
             if result[1] is not None:

@@ -1,4 +1,4 @@
-"""WebDataset tars, read in place: indexed once, then random access by offset."""
+"""The source of kind 'webdataset': tars are indexed once and then read in place, at any offset."""
 
 import collections
 import dataclasses
@@ -10,10 +10,10 @@ from absl import logging
 
 from transfusion.data import files, images, tars, texts
 from transfusion.data.config import Record, SourceConfig
-from transfusion.data.patterns import expand
+from transfusion.data.patterns import files_named
 from transfusion.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _CAPTIONS = (".txt", ".json")
@@ -21,7 +21,7 @@ _CAPTIONS = (".txt", ".json")
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """A tar, and the size and time by which it is known not to have been replaced since it was indexed."""
+    """A tar. `state` is its size and time, which tell whether it was replaced after it was indexed."""
 
     path: str
     state: tuple[int, int] = (0, 0)
@@ -36,10 +36,11 @@ class _Sample:
 
 
 class WebDatasetSource:
-    """Samples of one or more tars: files that share the name up to the first dot, an image and a .txt or .json caption.
+    """One record per sample of the tars.
 
-    `path` is a tar, a folder of tars, a glob, or has braces as in `shards-{000..099}.tar`. Nothing is extracted to the
-    disk. A tar that is damaged keeps the samples before the damage and adds one error record, which says where it is.
+    A sample is the files whose names are the same up to the first dot: an image and a .txt or .json caption. `path` is
+    a tar, a folder of tars, a glob, or has braces as in `shards-{000..099}.tar`. Nothing is extracted to the disk. Of a
+    damaged tar the samples before the damage are read; one error record more says where the damage is.
     """
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
@@ -72,7 +73,7 @@ class WebDatasetSource:
 
     def _caption(self, sample: _Sample, extension: str) -> object:
         try:
-            text = texts.decode(self._read(sample, extension, texts.TEXT_BYTES))
+            text = texts.decode_text(self._read(sample, extension, texts.TEXT_BYTES))
             if extension == ".txt":
                 return text.strip()
             content = texts.parse_json(text)
@@ -90,14 +91,14 @@ class WebDatasetSource:
                 raise ValueError(f"{sample.shard.path} has changed since it was opened")
             return files.read_part(file, offset, size)
 
-        # A shard that could be indexed and is missing now is storage that is away.
+        # The shard existed when it was indexed: if it is missing now, its storage cannot be reached.
         return _with_file(sample.shard.path, read, (sample.shard.path,))
 
 
-def _with_file(path: str, use: Callable[[BinaryIO], T], home: tuple[str, ...]) -> T:
-    """`use(file)`, tried again while the storage that holds `home` is away."""
+def _with_file(path: str, use: Callable[[BinaryIO], _T], home: tuple[str, ...]) -> _T:
+    """`use(file)`, tried again while the storage that holds `home` cannot be reached."""
 
-    def attempt() -> T:
+    def attempt() -> _T:
         with files.open_regular(path) as file:
             return use(file)
 
@@ -112,7 +113,7 @@ def _state(file: BinaryIO) -> tuple[int, int]:
 def _shards(path: str) -> list[str]:
     """The tars that a source's path names."""
     if not os.path.isdir(path):
-        shards = expand(path)
+        shards = files_named(path)
         if not shards:
             raise UsageError(f"no tar file matches {path!r}")
         return shards
@@ -126,14 +127,14 @@ def _shards(path: str) -> list[str]:
 
 
 def _index(path: str, config: SourceConfig) -> list[_Sample]:
-    """The samples of one tar, and an error record if it cannot be read to its end.
+    """The samples of one tar. If it cannot be read to its end, an error sample comes last.
 
     Raises:
       StorageError: if the storage fails and goes on failing.
       UsageError: if the tar is compressed.
     """
     try:
-        # A link that the user named in full is the user's own; one that was found may be a stranger's.
+        # A link that the user named in full may lead anywhere. One that was found in a folder may be a stranger's.
         if path != config.path and not config.follow_links and files.leads_out(os.path.dirname(path) or ".", path):
             raise ValueError("is a link to outside its folder: set follow_links=True if it may be read")
         return _with_file(path, lambda file: _index_file(path, file), (os.path.dirname(path) or ".",))
@@ -144,8 +145,8 @@ def _index(path: str, config: SourceConfig) -> list[_Sample]:
 def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
     start = file.read(8)
     for magic, tool in tars.COMPRESSED.items():
-        if start.startswith(magic):  # offsets into a compressed tar mean nothing
-            raise UsageError(f"{path} is compressed, and can be read only as a plain tar: unpack it with {tool}")
+        if start.startswith(magic):  # samples are read by their offsets, which a compressed tar does not have
+            raise UsageError(f"{path} is compressed, and only plain tars can be read: unpack it with {tool}")
     shard = _Shard(path, _state(file))
     samples: dict[str, _Sample] = {}
     left_out: collections.Counter = collections.Counter()
@@ -160,7 +161,7 @@ def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
     return [*samples.values(), *([_Sample(shard, "?", error=broken)] if broken else [])]
 
 
-def _add(member: tars.Member, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
+def _add(member: tars.TarMember, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
     folder, base = os.path.split(member.name)
     stem, dot, extension = base.partition(".")
     if not member.is_file:
@@ -172,7 +173,7 @@ def _add(member: tars.Member, shard: _Shard, samples: dict[str, _Sample], left_o
         return
     key, extension = os.path.join(folder, stem), "." + extension.lower()
     sample = samples.setdefault(key, _Sample(shard, key))
-    if extension in sample.parts:  # which of the two is meant, nobody knows
+    if extension in sample.parts:  # nobody knows which of the two is meant
         sample.error = sample.error or f"the tar holds {member.name} twice"
     if member.fault and extension in (*_IMAGES, *_CAPTIONS):
         sample.error = sample.error or f"{member.name} {member.fault}"

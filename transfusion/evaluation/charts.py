@@ -5,9 +5,9 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 42
-COLOURS = 6  # classes c0 to c5 of the style sheet
+_WIDTH, _HEIGHT = 520, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 42
+_COLOURS = 6  # classes c0 to c5 of the style sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "
     ys = [y for line in kept for y in (*line.y, *line.low, *line.high) if y is not None]
     xs = [x for line in kept for x in line.x]
     log = log and min(ys) > 0
-    x_axis, y_axis = _Axis.over(xs, LEFT, WIDTH - RIGHT), _Axis.over(ys, HEIGHT - BOTTOM, TOP, log)
+    x_axis, y_axis = _Axis.over(xs, _LEFT, _WIDTH - _RIGHT), _Axis.over(ys, _HEIGHT - _BOTTOM, _TOP, log)
     parts = [_grid(x_axis, y_axis, x_label, y_label + (" (log)" if log else ""))]
     parts += [_curve(line, x_axis, y_axis) for line in kept]
     legend = "".join(
@@ -44,7 +44,8 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "
         for line in kept
     )
     return (
-        f'<figure class="chart">{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'<figure class="chart">{head}'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
         f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
     )
 
@@ -106,24 +107,24 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
     parts = []
     for value in y_axis.ticks():
         y = y_axis(value)
-        parts.append(f'<line class="rule" x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{_number(value)}</text>')
-    floor = HEIGHT - BOTTOM
+        parts.append(f'<line class="rule" x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{_number(value)}</text>')
+    floor = _HEIGHT - _BOTTOM
     for value in x_axis.ticks():
         x = x_axis(value)
         parts.append(f'<line class="axis" x1="{x}" y1="{floor}" x2="{x}" y2="{floor + 4}"/>')
         parts.append(f'<text x="{x}" y="{floor + 18}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" y1="{floor}" x2="{WIDTH - RIGHT}" y2="{floor}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
+    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - _RIGHT}" y2="{floor}"/>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
     if y_label:
-        turn = f'transform="translate(13 {(TOP + floor) / 2}) rotate(-90)"'
+        turn = f'transform="translate(13 {(_TOP + floor) / 2}) rotate(-90)"'
         parts.append(f'<text {turn} text-anchor="middle">{html.escape(y_label)}</text>')
     return "".join(parts)
 
 
 def _style(line: Line) -> str:
-    return f"line c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
+    return f"line c{line.colour % _COLOURS}" + (" dashed" if line.dashed else "")
 
 
 def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
@@ -131,7 +132,7 @@ def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
     if line.low and line.high:
         there = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.high, strict=True)]
         back = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.low, strict=True)][::-1]
-        parts.append(f'<polygon class="band c{line.colour % COLOURS}" points="{_points(there + back)}"/>')
+        parts.append(f'<polygon class="band c{line.colour % _COLOURS}" points="{_points(there + back)}"/>')
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
         if y is None:
@@ -142,7 +143,7 @@ def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
         if len(run) > 1:
             parts.append(f'<polyline class="{_style(line)}" points="{_points(run)}"/>')
         if len(run) == 1 or (run and len(line.x) <= 12):
-            parts += [f'<circle class="dot c{line.colour % COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in run]
+            parts += [f'<circle class="dot c{line.colour % _COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in run]
     return "".join(parts)
 
 

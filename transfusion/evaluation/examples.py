@@ -10,8 +10,8 @@ from transfusion.data.media import medium_of
 from transfusion.data.sources import Source, open_source
 
 # A source whose first records hold no image is text: it is not read to its end to find out.
-LOOK = 64
-MOST = 50_000
+FIRST_RECORDS = 64
+MOST_EXAMPLES = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Examples:
 
 
 def read_examples(
-    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST, kind: str = "image"
+    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST_EXAMPLES, kind: str = "image"
 ) -> Examples:
     """The records of a kind of medium in the sources' order, at most `most` of each; other sizes are left out.
 
@@ -50,7 +50,7 @@ def read_examples(
     for config in sources.values():
         source, found = _pixels_of(config, data), 0
         for i in range(len(source)):
-            if found == most or (i == LOOK and not found):
+            if found == most or (i == FIRST_RECORDS and not found):
                 break
             record = source[i]
             if kind not in record or (images and record[kind].shape != images[0].shape):
@@ -76,7 +76,7 @@ def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> 
     """
     for config in sources.values():
         source = _pixels_of(config, data)
-        for i in range(min(LOOK, len(source))):
+        for i in range(min(FIRST_RECORDS, len(source))):
             if kind := medium_of(source[i]):
                 return kind
     return ""

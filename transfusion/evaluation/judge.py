@@ -27,7 +27,7 @@ from transfusion.evaluation.intervals import Score, wilson
 from transfusion.model.blocks import Conv, GroupNorm, Linear
 from transfusion.model.parameters import Params, Template
 
-GROUPS = 8
+NORM_GROUPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class JudgeConfig:
     def __post_init__(self):
         if min(self.height, self.width, self.channels, self.features, self.steps, self.batch_size) < 1:
             raise UsageError("judge: sizes, steps and batch_size must be at least 1")
-        if self.classes < 2 or self.base < GROUPS or self.base % GROUPS:
-            raise UsageError(f"judge: needs at least 2 classes and a base width that is a multiple of {GROUPS}")
+        if self.classes < 2 or self.base < NORM_GROUPS or self.base % NORM_GROUPS:
+            raise UsageError(f"judge: needs at least 2 classes and a base width that is a multiple of {NORM_GROUPS}")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class Classifier(nnx.Module):
         for width in config.widths:
             for _ in range(2):
                 convolutions.append(Conv(inputs, width, rngs=rngs))
-                norms.append(GroupNorm(width, GROUPS, rngs=rngs))
+                norms.append(GroupNorm(width, NORM_GROUPS, rngs=rngs))
                 inputs = width
         self.convolutions, self.norms = nnx.List(convolutions), nnx.List(norms)
         halvings = len(config.widths) - 1
@@ -177,7 +177,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(str(key.key) for key in path)
 
 
-def load(path: str | pathlib.Path) -> Judge:
+def load_judge(path: str | pathlib.Path) -> Judge:
     """Reads a judge that `Judge.save` wrote.
 
     Raises:
@@ -219,7 +219,7 @@ def shifted(images: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarr
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def train(images: np.ndarray, labels: np.ndarray, config: JudgeConfig) -> Judge:
+def train_judge(images: np.ndarray, labels: np.ndarray, config: JudgeConfig) -> Judge:
     """Trains a judge on real images float [N, H, W, C] in [-1, 1] with int labels [N]; the same seed, the same judge.
 
     Raises:

@@ -26,9 +26,9 @@ from transfusion.sequence.spelling import Spelling
 from transfusion.sequence.text import Tokenizer
 from transfusion.tasks import SequenceTask
 
-TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
+LOSS_TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of masked codes
-ENOUGH = 512  # images of the velocity loss and of the bits of codes
+MOST_IMAGES = 512  # images of the velocity loss and of the bits of codes
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
@@ -50,7 +50,7 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = T
     """-log2 probability of the target of each of the stream's tokens, float32 [B, N]; meaningless where the loss weight
     is 0."""
     model, draws = task.template.bind(params), clean_draws(task, batch)
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     chunk = task.objectives.next_token.chunk
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, batch[stream].targets, chunk)
     return nll / math.log(2)
@@ -137,7 +137,7 @@ def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], s
         bits = run(params, batch)
         tables.append(_bits_per_item({name: batch[name] for name in names}, bits, spelling, task.tokenizer))
         total += len(tables[-1])
-        if total >= ENOUGH:
+        if total >= MOST_IMAGES:
             break
     table = np.concatenate(tables)
     if not len(table):
@@ -176,7 +176,7 @@ def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: st
     part, config = batch[stream], task.objectives.of_continuous(stream)
     noise = jax.random.normal(key, part.values.shape, jnp.float32)
     draws[stream] = {"time": jnp.full(part.time_low.shape, time), "noise": noise}
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     t, path = spread(draws[stream]["time"], part.item), PATHS[config.path]
     x = noised(part, draws[stream], config)
     predicted = estimates(path, config.prediction, t, x, model.head(stream, encoded[stream])).velocity
@@ -186,14 +186,17 @@ def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: st
 def velocity_loss(
     task: SequenceTask, params: Params, batches: Iterable[Batch], stream: str, seed: int = 0
 ) -> dict[str, Score]:
-    """Mean squared velocity error of target images at each of `TIMES`, and 'mean' over the times; {} without images.
+    """Mean squared velocity error of target images at each of `LOSS_TIMES`, and 'mean' over the times.
 
-    Images before their caption are left out (training shows them cleaner than most of these times). The noise of an
-    image is the same at all times. Intervals: bootstrap over images.
+    The result is {} without images. Images before their caption are left out, because training shows them cleaner than
+    most of these times. The noise of an image is the same at all times. Intervals: bootstrap over images.
     """
     run = jax.jit(lambda params, batch, time, key: velocity_errors(task, params, batch, stream, time, key))
     return _by_level(
-        TIMES, batches, lambda batch, t, key: _per_item(batch[stream], np.asarray(run(params, batch, t, key))), seed
+        LOSS_TIMES,
+        batches,
+        lambda batch, t, key: _per_item(batch[stream], np.asarray(run(params, batch, t, key))),
+        seed,
     )
 
 
@@ -203,13 +206,16 @@ def _by_level(
     per_item: Callable[[Batch, float, jax.Array], np.ndarray],
     seed: int,
 ) -> dict[str, Score]:
-    """Scores of what `per_item` says of the images of a batch at each level (time or share), and 'mean' over the
-    levels; {} without images. Of so many batches that there are `ENOUGH` images; a batch has one key at all levels."""
+    """One score per level (a time or a share of masked codes), and 'mean' over the levels; {} without images.
+
+    `per_item(batch, level, key)` gives one number per image. Batches are read until there are `MOST_IMAGES` images. A
+    batch has the same key at all levels.
+    """
     tables: list[np.ndarray] = []
     for i, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), i)
         tables.append(np.stack([per_item(batch, level, key) for level in levels], 1))
-        if sum(map(len, tables)) >= ENOUGH:
+        if sum(map(len, tables)) >= MOST_IMAGES:
             break
     table = np.concatenate(tables) if tables else np.zeros((0, len(levels)))
     if not len(table):
@@ -243,7 +249,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
         hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
         draws[stream] |= {"mask": hidden}
         counts = hidden.astype(jnp.float32)
-    encoded, _ = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
+    encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
     return nll / math.log(2), counts
 

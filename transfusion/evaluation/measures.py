@@ -29,7 +29,7 @@ from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
 
 # Score -> what it counts.
-HOW = {
+MEANINGS = {
     "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
     "asked; Wilson 95 % interval",
     "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
@@ -82,7 +82,7 @@ class Measures:
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
         self.judge_steps = options.judge_steps
-        self.fields: dict[str, Any] = dict.fromkeys(HOW)
+        self.fields: dict[str, Any] = dict.fromkeys(MEANINGS)
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.folder = self.workdir / "samples"
@@ -245,5 +245,5 @@ class Measures:
 
     def report(self) -> dict[str, Any]:
         sampler = dataclasses.asdict(self.run.sampler(**self.sampler))
-        own = {"absent": self.absent, "how": HOW, "sampler": sampler, "samples": self.samples}
+        own = {"absent": self.absent, "how": MEANINGS, "sampler": sampler, "samples": self.samples}
         return self.fields | own

@@ -141,7 +141,7 @@ def plate(picture: Image.Image, text: str) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     """Cells are HTML; the first of a row is its header."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(

@@ -19,7 +19,7 @@ from transfusion.model.parameters import Params
 from transfusion.running.metrics import codebook_scores
 from transfusion.tasks import AutoencoderTask
 
-HOW = {
+MEANINGS = {
     "psnr": "peak signal-to-noise ratio in dB of held-out images, encoded and decoded (Gaussian latents: their means); "
     "95 % bootstrap over images",
     "ssim": "structural similarity of the same images, windows of 11 pixels; 95 % bootstrap over images",
@@ -30,13 +30,13 @@ HOW = {
     "codebook_use": "share of the codes that occur in the held-out images; the interval is the number itself",
     "codebook_perplexity": "exp of the entropy of the codes' shares in the held-out images; likewise",
 }
-SHOWN = 30  # images of the saved grid, each above what is made of it
+GRID_IMAGES = 30  # images of the saved grid, each above what is made of it
 
 
 def measure(
     task: AutoencoderTask, params: Params, experiment: Experiment, seed: int, path: pathlib.Path
 ) -> dict[str, Any]:
-    """The scores of `HOW` over every held-out image; a grid of images and reconstructions is written to `path`.
+    """The scores of `MEANINGS` over every held-out image; a grid of images and reconstructions is written to `path`.
 
     Raises:
       UsageError: if the config names no held-out images.
@@ -46,7 +46,7 @@ def measure(
     for images, values, ids in _reconstructed(task, params, experiment, seed):
         for name, value in values.items():
             found.setdefault(name, []).append(value)
-        shown += list(images)[: SHOWN - len(shown)]
+        shown += list(images)[: GRID_IMAGES - len(shown)]
         if task.config.form != "kl":
             counts += np.bincount(ids.reshape(-1), minlength=task.static.quantizer.vocabulary)
     if not found:
@@ -58,7 +58,7 @@ def measure(
         result["bits_per_image"] = score(bits, bits, bits, images)
         result |= {f"codebook_{n}": score(value, value, value, images) for n, value in codebook_scores(counts).items()}
     _save(shown, path)
-    return dict.fromkeys(HOW) | result
+    return dict.fromkeys(MEANINGS) | result
 
 
 def _reconstructed(

@@ -9,7 +9,7 @@ from absl import logging
 from transfusion import storage
 
 # What is shown by name: a score, or null where it was not measured.
-SCORES = (
+NAMED_SCORES = (
     "generation_accuracy", "judge_accuracy", "caption_accuracy", "text_bits_per_byte",
     "bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def _check(found: Any) -> None:
         if name in ("config", "machine", "versions", "sampler", "absent", "how"):
             continue
         _check_scores(name, value)
-        if name in SCORES and value is not None and not is_score(value):
+        if name in NAMED_SCORES and value is not None and not is_score(value):
             raise ValueError(f"{name} is no score")
     for name, scores in (found.get("velocity_loss") or {}).items():
         for time, score in _entries(scores):

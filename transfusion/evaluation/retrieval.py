@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transfusion.codecs.features import pixels
+from transfusion.codecs.features import pixel_vectors
 from transfusion.errors import UsageError
 from transfusion.evaluation.intervals import Score, wilson
 
 Embedding = Callable[[np.ndarray], np.ndarray]
-TOP = (1, 5)
+RANKS = (1, 5)
 
 
 def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def ranks(distance: np.ndarray, asked: np.ndarray) -> np.ndarray:
 def retrieval_scores(distance: np.ndarray, asked: np.ndarray) -> dict[str, Score]:
     """Shares with Wilson intervals: {'top1': score, 'top5': score} of distances [N, M] and asked indices [N]."""
     rank = ranks(distance, asked)
-    return {f"top{k}": wilson(int((rank <= k).sum()), len(rank)) for k in TOP}
+    return {f"top{k}": wilson(int((rank <= k).sum()), len(rank)) for k in RANKS}
 
 
 def retrieval(
@@ -69,5 +69,5 @@ def retrieval(
         raise UsageError(f"images {list(generated.shape)} and gallery {list(gallery.shape)} differ in size")
     if asked.shape != (len(generated),) or asked.min() < 0 or asked.max() >= len(gallery):
         raise UsageError(f"retrieval needs one index in 0..{len(gallery) - 1} per generated image")
-    embeddings = {"pixels": pixels} if embeddings is None else embeddings
+    embeddings = {"pixels": pixel_vectors} if embeddings is None else embeddings
     return {name: retrieval_scores(distances(generated, gallery, embed), asked) for name, embed in embeddings.items()}

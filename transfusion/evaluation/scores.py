@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from transfusion.api import Run
-from transfusion.codecs.features import VggEmbedding, load_vgg16, pixels
+from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
 from transfusion.evaluation import judge as judges
@@ -14,7 +14,7 @@ from transfusion.evaluation.examples import Examples, class_captions
 from transfusion.evaluation.frechet import frechet_score
 from transfusion.evaluation.intervals import Score, wilson
 from transfusion.evaluation.judge import Judge, JudgeConfig
-from transfusion.evaluation.retrieval import TOP, Embedding, distances, retrieval_scores
+from transfusion.evaluation.retrieval import RANKS, Embedding, distances, retrieval_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,12 @@ def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.s
     path = workdir / "judge.safetensors"
     if path.is_file():
         try:
-            kept = judges.load(path)
+            kept = judges.load_judge(path)
             if kept.config == config:
                 return kept
         except UsageError:
             pass  # a damaged file of our own is made again
-    judge = judges.train(to_float(real.images), real.labels, config)
+    judge = judges.train_judge(to_float(real.images), real.labels, config)
     judge.save(path)
     return judge
 
@@ -121,7 +121,7 @@ def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -
 
 def embeddings(side: int) -> tuple[dict[str, Embedding], str]:
     """What images are compared by: pixels, and VGG features where their weights are; and why they are not, or ''."""
-    found: dict[str, Embedding] = {"pixels": pixels}
+    found: dict[str, Embedding] = {"pixels": pixel_vectors}
     if side < 16:
         return found, "VGG features need images of 16 pixels or more"
     try:
@@ -150,4 +150,4 @@ def retrieval_by_group(
 
 def chance(gallery: int) -> dict[str, float]:
     """What a random ranking scores."""
-    return {f"top{k}": min(1.0, k / gallery) for k in TOP}
+    return {f"top{k}": min(1.0, k / gallery) for k in RANKS}

@@ -18,13 +18,13 @@ from transfusion.errors import UsageError, nearest
 from transfusion.interop.export import DTYPE_NAMES, export_checkpoint
 from transfusion.interop.workdir import import_checkpoint
 
-COMMANDS = ("import", "export")
+ACTIONS = ("import", "export")
 
 
 def main(argv: Sequence[str]) -> None:
     command, folder = [*argv[1:], "", ""][:2]
-    if command not in COMMANDS:
-        raise UsageError(f"give 'import FOLDER' or 'export FOLDER', not {command!r}{nearest(command, COMMANDS)}")
+    if command not in ACTIONS:
+        raise UsageError(f"give 'import FOLDER' or 'export FOLDER', not {command!r}{nearest(command, ACTIONS)}")
     if not folder:
         raise UsageError(f"{command} needs a folder: python -m transfusion.interop {command} FOLDER --workdir W")
     if not FLAGS.workdir:

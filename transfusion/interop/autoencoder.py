@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 
-from transfusion.codecs.kl_autoencoder import Autoencoder, AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.codecs.kl_autoencoder import Autoencoder
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.interop.converts import Convert, conv, matrix, pointwise, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive, whole_numbers
-from transfusion.interop.leaves import Convert, Leaf, conv, matrix, pointwise, same
+from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 

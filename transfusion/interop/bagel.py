@@ -4,24 +4,36 @@ One expert understands (text, the tower's tokens, the marks round images), one g
 drawn is there as noised latents that only it sees, then as clean latents and as the tower's tokens.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
+from transfusion.interop.converts import matrix, negated, reshaped, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, token_leaves, trunk_config
-from transfusion.interop.leaves import Leaf, matrix, negated, reshaped, same
+from transfusion.interop.language import IGNORED, trunk_config
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import (
+    GENERATION,
+    LAYER_NAMES,
+    SEMANTIC,
+    UNDERSTANDING,
+    block_leaves,
+    dense_leaves,
+    imported,
+    layer_keys,
+    perceptron_leaves,
+    token_leaves,
+)
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
 from transfusion.sequence.layouts import bagel as bagel_layout
 
-UNDERSTANDING, GENERATION = "understanding", "generation"
-NOISED, CLEAN, SEMANTIC = "noised", "clean", "semantic"
-HEAD = "language_model.lm_head"
+NOISED, CLEAN = "noised", "clean"
+_HEAD = "language_model.lm_head"
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "boi": "<|vision_start|>", "eoi": "<|vision_end|>"}
 
 
@@ -44,7 +56,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         raise UsageError("config.json, llm_config: only the layer_module 'Qwen2MoTDecoderLayer' is understood")
     normed, _ = given(llm, "qk_norm", bool, True, "config.json, llm_config"), llm.pop("freeze_und", None)
     llm.pop("qk_norm", None)
-    tied = given(llm, "tie_word_embeddings", bool, False) and f"{HEAD}.weight" not in keys
+    tied = given(llm, "tie_word_embeddings", bool, False) and f"{_HEAD}.weight" not in keys
     vit.pop("rope", None)  # their code sets it to False, whatever the file says
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
@@ -54,8 +66,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     model = trunk_config(llm, "Qwen2ForCausalLM", "config.json, llm_config", qk_norm="rms" if normed else "none")
     tower = vit_config(vit | {"vision_use_head": False}, "config.json, vit_config")
     vit_side, latent_side = given(config, "vit_max_num_patch_per_side", default=70), given(config, "max_latent_size")
-    tower = type(tower)(**{**vars(tower), "grid": (vit_side, vit_side)})
-    model = type(model)(**{**vars(model), "towers": {SEMANTIC: tower}})
+    tower = dataclasses.replace(tower, grid=(vit_side, vit_side))
+    model = dataclasses.replace(model, towers={SEMANTIC: tower})
     patch = given(config, "latent_patch_size", default=2)
     latent = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", expert=GENERATION, time="added",
@@ -65,7 +77,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     streams = {
         TEXT: Stream(vocabulary=given(llm, "vocab_size"), tied=tied, budget=8192, expert=UNDERSTANDING),
         NOISED: latent,
-        CLEAN: type(latent)(**{**vars(latent), "parts": NOISED, "objective": "none"}),
+        CLEAN: dataclasses.replace(latent, parts=NOISED, objective="none"),
         SEMANTIC: Stream(
             embed="vit", head="none", objective="none", attention="block", expert=UNDERSTANDING, source="pixels",
             channels=tower.channels, patch=tower.patch, table="learned", table_grid=(vit_side, vit_side),
@@ -86,7 +98,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
     model, text, latent = experiment.model, experiment.streams[TEXT], experiment.streams[NOISED]
     tower, width = model.towers[SEMANTIC], model.width
     prefix, layer = "language_model.model", layer_keys("language_model.model.layers", model.layers)
-    names = NAMES | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    names = LAYER_NAMES | {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
     # self_attn.q_proj -> self_attn.q_proj_moe_gen, mlp.up_proj -> mlp_moe_gen.up_proj
     others = {
         ours: name.replace("mlp.", "mlp_moe_gen.") if "mlp." in name else f"{name}_moe_gen"
@@ -98,7 +110,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
     leaves += [
         Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
         Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
-        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.tied else f"{HEAD}.weight"),
+        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.tied else f"{_HEAD}.weight"),
     ]
     noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
     leaves += dense_leaves((*noised, "embed"), "", "vae2llm")

@@ -16,15 +16,15 @@ from absl import logging
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.families import FAMILIES
 from transfusion.interop.family import CODEC, Imported
 from transfusion.interop.fields import ignoring
 from transfusion.interop.files import DTYPES, SUFFIX, Checkpoint
+from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import lookup, their_shapes, theirs_from
 from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept
 from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
-from transfusion.interop.writing import Form, write_checkpoint
+from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
 from transfusion.running.restore import saved_shapes
 from transfusion.workdir.config_file import read_experiment
@@ -43,7 +43,7 @@ _AUTOENCODER_MEANS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Origin:
     """What an imported workdir knows of the released folder.
 
     Attributes:
@@ -68,7 +68,7 @@ class Source:
         return {key: (file, kind) for file, about in self.files.items() for key, kind in about["keys"].items()}
 
 
-def read_source(workdir: str | os.PathLike) -> Source:
+def read_origin(workdir: str | os.PathLike) -> Origin:
     """What was kept when a workdir was imported.
 
     Raises:
@@ -91,7 +91,7 @@ def read_source(workdir: str | os.PathLike) -> Source:
         check_name(file, SUFFIX, where)
     imported = family.build(ignoring(config, ignored), keys)
     rest = Checkpoint(folder, follow_links=True) if (folder / REST).is_file() else None
-    return Source(folder, imported, config, files, rest, about.get("index_metadata"))
+    return Origin(folder, imported, config, files, rest, about.get("index_metadata"))
 
 
 def export_checkpoint(
@@ -121,10 +121,10 @@ def export_checkpoint(
       UsageError: if there is no source.json, the parameters are of another shape, the form has no place for one of them
         that `drop` does not name, the run computes something else with them, or the folder is not empty.
     """
-    about = read_source(source or workdir)
+    about = read_origin(source or workdir)
     found, files, config = about.keys, about.files, about.config
     shapes = their_shapes(*about.imported.whole)
-    forms: dict[str, Form] = {}
+    forms: dict[str, ArrayForm] = {}
     for key, (_, kind) in found.items():
         if key not in shapes and (about.rest is None or key not in about.rest.entries):
             raise UsageError(f"{about.folder / REST} does not hold {key}")
@@ -150,7 +150,7 @@ def export_checkpoint(
     return dropped
 
 
-def _arrays(params: Mapping, about: Source) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(params: Mapping, about: Origin) -> Iterator[tuple[str, np.ndarray]]:
     if about.imported.codec is not None:  # as it was imported: a run of the model does not train it
         params = {**params, CODEC: open_params(about.folder / CODEC, about.imported.codec)}
     yield from theirs_from(params, about.imported.whole[0])
@@ -228,7 +228,7 @@ def _experiment(workdir: str | os.PathLike) -> Experiment | None:
     return read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
 
 
-def _check_meaning(workdir: str | os.PathLike, about: Source) -> None:
+def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
     """Refuses a run whose model computes something else than the released config says, with the same arrays."""
     run, form = _experiment(workdir), about.imported.experiment
     if run is None or form is None:

@@ -8,7 +8,7 @@ from typing import Any
 from transfusion.errors import UsageError
 from transfusion.interop.opening import near, short
 
-MOST = 2**31 - 1  # no size of a model is larger
+LARGEST_SIZE = 2**31 - 1  # no size of a model is larger
 
 # Fields that say nothing about the function that a model computes: where it comes from, how it was trained and
 # initialised, what a library returns, and the generation settings that older versions of transformers dump into every
@@ -134,13 +134,13 @@ def given(
     value = default if config.get(name) is None else config[name]
     if value is None:
         raise UsageError(f"{where}: the field {name!r} is missing")
-    if kind is float and type(value) is int and abs(value) <= MOST:
+    if kind is float and type(value) is int and abs(value) <= LARGEST_SIZE:
         value = float(value)
     if type(value) is not kind:
         raise UsageError(f"{where}: {name} must be of type {kind.__name__}, not {short(value)}")
-    if kind is int and not 1 <= value <= MOST:
+    if kind is int and not 1 <= value <= LARGEST_SIZE:
         raise UsageError(
-            f"{where}: {name} must be {'positive' if value < 1 else f'at most {MOST}'}, not {short(value)}"
+            f"{where}: {name} must be {'positive' if value < 1 else f'at most {LARGEST_SIZE}'}, not {short(value)}"
         )
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{where}: {name} must be finite, not {value}")
@@ -166,7 +166,7 @@ def whole_numbers(config: Mapping[str, Any], name: str, where: str = "config.jso
       UsageError: if it is anything else.
     """
     values = given(config, name, list, [], where)
-    if any(type(value) is not int or not least <= value <= MOST for value in values):
+    if any(type(value) is not int or not least <= value <= LARGEST_SIZE for value in values):
         raise UsageError(f"{where}: {name} {short(values)} must be whole numbers of at least {least}")
     return tuple(values)
 

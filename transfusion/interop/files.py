@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.interop.opening import Folder, check_name, near, parse_json, short
+from transfusion.interop.opening import Folder, check_name, near, parse_table, short
 
 # What each name in a header stands for. Others (8-bit floats and the like) need scales that only their makers know.
 DTYPES: dict[str, np.dtype] = {
@@ -37,8 +37,8 @@ DTYPES: dict[str, np.dtype] = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Of the weights, as transformers and diffusers write them, and BAGEL, whose autoencoder lies beside.
-NAMES = ("model", "diffusion_pytorch_model", "ema")
-PARTS = ("llm_config", "vit_config")  # of a config, that BAGEL keeps in files of their own
+WEIGHT_FILES = ("model", "diffusion_pytorch_model", "ema")
+CONFIG_PARTS = ("llm_config", "vit_config")  # of a config, that BAGEL keeps in files of their own
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 # Bytes of a header. The format's own reader takes 100 million, of which Python would make gigabytes; this is room for
 # 100,000 arrays in one file.
@@ -66,7 +66,7 @@ class Checkpoint:
     Attributes:
       folder: where it is.
       files: opens its files.
-      config: config.json ({} where there is none), with the `PARTS` that lie beside it.
+      config: config.json ({} where there is none), with the `CONFIG_PARTS` that lie beside it.
       entries: where each key's array lies, in the order of the files.
       metadata: the headers' `__metadata__` by file name.
       index_metadata: the index's `metadata`; None without an index.
@@ -80,7 +80,7 @@ class Checkpoint:
         _insist_folder(self.folder, str(folder))
         self.files = Folder(self.folder, follow_links)
         self.config: dict[str, Any] = self.files.read_json("config.json") if self.files.has("config.json") else {}
-        for part in PARTS:
+        for part in CONFIG_PARTS:
             if part not in self.config and self.files.has(f"{part}.json"):
                 self.config[part] = self.files.read_json(f"{part}.json")
         files, weight_map, self.index_metadata = self._files()
@@ -182,7 +182,7 @@ def _insist_folder(path: pathlib.Path, given: str) -> None:
 def _one(folder: pathlib.Path, names: list[str], suffix: str) -> str:
     if len(names) == 1:
         return names[0]
-    for name in NAMES:
+    for name in WEIGHT_FILES:
         if name in names:
             return name
     raise UsageError(f"{folder} holds several files and no index: {', '.join(n + suffix for n in names[:20])}")
@@ -204,7 +204,7 @@ def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, En
             text = file.read(length)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    header = parse_json(text, f"{path}: the header")
+    header = parse_table(text, f"{path}: the header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UsageError(f"{path}: __metadata__ must be a table of texts, not {short(metadata)}")

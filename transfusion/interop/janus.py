@@ -8,27 +8,19 @@ from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.diffusion import dense_leaves, imported
+from transfusion.interop.converts import matrix, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import (
-    IGNORED,
-    block_leaves,
-    kind_of,
-    layer_keys,
-    token_leaves,
-    trunk_config,
-    with_defaults,
-)
-from transfusion.interop.leaves import Leaf, matrix, same
+from transfusion.interop.language import IGNORED, text_model_of, trunk_config, with_defaults
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import IMAGE, SEMANTIC, block_leaves, dense_leaves, imported, layer_keys, token_leaves
 from transfusion.interop.opening import short
-from transfusion.interop.siglip import ACTIVATIONS, vit_config, vit_leaves
+from transfusion.interop.siglip import ACTIVATION_NAMES, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
 from transfusion.sequence import TEXT, ConnectorConfig, Stream, layouts
 
-SEMANTIC, IMAGE = "semantic", "image"
-HEAD = "lm_head.weight"
+_HEAD = "lm_head.weight"
 # What their configs leave out where it is their class's default.
 _LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -58,7 +50,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         for field, defaults in (("text_config", _LLAMA), ("vision_config", _VISION), ("vq_config", _CODES))
     )
     where = "config.json, text_config"
-    kind = kind_of({"model_type": given(text, "model_type", str, where=where)})
+    kind = text_model_of({"model_type": given(text, "model_type", str, where=where)})
     if kind is None:
         raise UsageError(f"{where}: model_type {short(text['model_type'])} is not understood")
     model = trunk_config(text, kind, where)
@@ -70,7 +62,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     depth = given(codes, "num_hidden_layers", where=where)
     draws = ConnectorConfig(depth, _activation(codes, where))
     # The flag stands in the text model's config, or for the whole; where a head is there it is read.
-    tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text)) and HEAD not in keys
+    tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text)) and _HEAD not in keys
     grid = tuple(tower.patch * side for side in tower.grid)
     streams = {
         TEXT: Stream(vocabulary=given(text, "vocab_size"), budget=2048, tied=tied),
@@ -114,9 +106,9 @@ def _equal(config: Mapping[str, Any], name: str, width: int, where: str) -> None
 
 def _activation(config: Mapping[str, Any], where: str) -> str:
     name = given(config, "hidden_act", str, where=where)
-    if name not in ACTIVATIONS:
-        raise UsageError(f"{where}: hidden_act {short(name)} is none of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    if name not in ACTIVATION_NAMES:
+        raise UsageError(f"{where}: hidden_act {short(name)} is none of {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[name]
 
 
 def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) -> list[Leaf]:
@@ -134,7 +126,7 @@ def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) 
 def _leaves(experiment: Experiment) -> list[Leaf]:
     model, streams = experiment.model, experiment.streams
     prefix, expert = "model.language_model", streams[TEXT].expert
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].tied else HEAD)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].tied else _HEAD)
     leaves += block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", expert), f"{prefix}.norm.weight", same()))
     embed = ("parts", SEMANTIC, "embed")

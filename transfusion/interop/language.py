@@ -1,14 +1,16 @@
 """Text models of transformers: Llama, Qwen2 and Qwen3."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.interop.converts import same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, same
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
 from transfusion.model.rope import RopeScaling
@@ -16,7 +18,7 @@ from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Run, Stream
 
 # Class -> what its config.json does not say: biases, whether queries and keys are normed, and defaults of its own.
-KINDS: dict[str, dict[str, Any]] = {
+TEXT_MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "qk_norm": "none", "biased": False},
     "Qwen2ForCausalLM": {"model_type": "qwen2", "qk_norm": "none", "biased": True},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "qk_norm": "rms", "biased": False},
@@ -46,22 +48,22 @@ _FIXED = {
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
-    """The class of `KINDS` that a config names."""
-    for name, facts in KINDS.items():
+def text_model_of(config: Mapping[str, Any]) -> str | None:
+    """The class of `TEXT_MODELS` that a config names."""
+    for name, facts in TEXT_MODELS.items():
         if name in class_names(config) or (not class_names(config) and config.get("model_type") == facts["model_type"]):
             return name
     return None
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
-    return kind_of(config) is not None
+    return text_model_of(config) is not None
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
-    model = trunk_config(config, kind_of(config))
-    config = with_defaults(config, KINDS[kind_of(config)].get("defaults", {}))
+    model = trunk_config(config, text_model_of(config))
+    config = with_defaults(config, TEXT_MODELS[text_model_of(config)].get("defaults", {}))
     # A head that is there is read, whatever the config says: it is then a copy, or not tied.
     tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, tied=tied)
@@ -87,10 +89,10 @@ def trunk_config(
       UsageError: naming the field that is not understood.
     """
     fields(config, _USED, _HARMLESS, _FIXED, where)
-    config = with_defaults(config, KINDS[kind].get("defaults", {}))
+    config = with_defaults(config, TEXT_MODELS[kind].get("defaults", {}))
     if any(layer != "full_attention" for layer in given(config, "layer_types", list, [], where)):
         raise UsageError(f"{where}: layer_types may name full_attention only")
-    facts = KINDS[kind]
+    facts = TEXT_MODELS[kind]
     heads = given(config, "num_attention_heads", where=where)
     width = given(config, "hidden_size", where=where)
     biased = facts["biased"] or given(config, "attention_bias", bool, False, where)
@@ -190,56 +192,3 @@ def check_factors(scaling: RopeScaling, head_size: int, where: str) -> None:
     for name, values in (("short_factor", scaling.short), ("long_factor", scaling.long)):
         if scaling.kind == "longrope" and len(values) != head_size // 2:
             raise UsageError(f"{where}: {name} has {len(values)} values, and a head of {head_size} asks for half of it")
-
-
-def token_leaves(table: str, head: str | None) -> list[Leaf]:
-    """The table and head (None: tied) of the text stream."""
-    leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
-    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
-
-
-def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
-    """The keys of one array of all layers: 'self_attn.q_proj.weight' -> ('PREFIX.0.self_attn...', ...)."""
-    return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
-
-
-NAMES = {
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
-
-
-def block_leaves(
-    model: TransformerConfig,
-    at: tuple[str, ...],
-    keys: Callable[[str], tuple[str, ...]],
-    names: Mapping[str, str] = NAMES,
-) -> list[Leaf]:
-    """The leaves of one expert's block at the path `at`; `names` are theirs without '.weight' and '.bias'."""
-    h, g, k = model.heads, model.groups, model.size
-    heads = {"q": (h, k), "k": (g, k), "v": (g, k)}
-    bias = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "out", "gate": "ffn", "up": "ffn", "down": "ffn"}
-    leaves = []
-
-    def add(ours: str, theirs: str, convert: Convert) -> None:
-        leaves.append(Leaf((*at, ours), keys(theirs), convert))
-
-    for ours, theirs in names.items():
-        if (ours in ("q_norm", "k_norm") and model.qk_norm == "none") or (
-            ours == "gate" and model.ffn_kind != "swiglu"
-        ):
-            continue
-        if ours.endswith("norm"):
-            if model.norm == "plain" and ours not in ("q_norm", "k_norm"):
-                continue
-            add(ours, f"{theirs}.weight", same())
-            if (model.qk_norm if ours in ("q_norm", "k_norm") else model.norm) == "layer":
-                add(f"{ours}_bias", f"{theirs}.bias", same())
-            continue
-        add(ours, f"{theirs}.weight", matrix_from(h, k) if ours == "o" else matrix(*heads.get(ours, ())))
-        if bias[ours] in model.biases:
-            add(f"{ours}_bias", f"{theirs}.bias", same(*heads.get(ours, ())))
-    return leaves

@@ -1,97 +1,24 @@
 """The mapping between the arrays of a released checkpoint and ours: a list of `Leaf`, read in both directions.
 
-PyTorch stores the matrix of a linear map as [out, in] and the kernel of a convolution as OIHW; ours are [in, out], with
-heads as axes of their own, and HWIO. Arrays of all layers are one array of ours, stacked along a leading axis.
+A leaf says where one array of ours comes from and how it is converted (`converts`). Arrays of all layers are one array
+of ours, stacked along a leading axis.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from transfusion.errors import UsageError, nearest
+from transfusion.interop.converts import Convert
 from transfusion.interop.files import FLOATS, Checkpoint
 
-BLOCK = 2**22  # bytes (as float32) of a leaf that are converted at a time
-Path = tuple[str | int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Convert:
-    """An exact pair of inverses between an array of theirs and one of ours.
-
-    With `axis`, rows of theirs become a slice of ours along that axis, `step` rows for each index, so that a large
-    array can be converted some rows at a time; None: only as a whole.
-    """
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-    axis: int | None = None
-    step: int = 1
-
-
-def same(*shape: int) -> Convert:
-    """As it is; with a `shape`, a vector of theirs is this array of ours (the biases of heads [H * K] -> [H, K])."""
-    if not shape:
-        return Convert(lambda x: x, lambda y: y, 0)
-    return Convert(lambda x: x.reshape(-1, *shape[1:]), lambda y: y.reshape(-1), 0, math.prod(shape[1:]))
-
-
-def reshaped(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Convert:
-    """The same numbers in the same order under another shape."""
-    return Convert(lambda x: x.reshape(ours), lambda y: y.reshape(theirs))
-
-
-def matrix(*out_shape: int) -> Convert:
-    """[out, in] -> [in, *out_shape]; without a shape [in, out]."""
-    rest = out_shape[1:]
-    return Convert(
-        lambda x: x.T.reshape(x.shape[1], -1, *rest), lambda y: y.reshape(y.shape[0], -1).T, 1, math.prod(rest)
-    )
-
-
-def matrix_from(*in_shape: int) -> Convert:
-    """[out, in] -> [*in_shape, out], as of an attention's output projection [D, H * K] -> [H, K, D]."""
-    return Convert(lambda x: x.T.reshape(*in_shape, -1), lambda y: y.reshape(-1, y.shape[-1]).T, len(in_shape))
-
-
-def conv() -> Convert:
-    """OIHW -> HWIO."""
-    return Convert(lambda x: x.transpose(2, 3, 1, 0), lambda y: y.transpose(3, 2, 0, 1), 3)
-
-
-def pointwise() -> Convert:
-    """The kernel of a convolution of one pixel [out, in, 1, 1] -> [in, out]."""
-    return Convert(lambda x: x[:, :, 0, 0].T, lambda y: y.T[:, :, None, None], 1)
-
-
-def conv3d() -> Convert:
-    """OITHW -> THWIO."""
-    return Convert(lambda x: x.transpose(2, 3, 4, 1, 0), lambda y: y.transpose(4, 3, 0, 1, 2), 4)
-
-
-def patches(patch: int) -> Convert:
-    """A convolution [D, C, P, P] that strides by its size -> [P * P * C, D], for patches in (y, x, c) order."""
-    return Convert(
-        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
-        lambda y: y.reshape(patch, patch, -1, y.shape[1]).transpose(3, 2, 0, 1),
-        1,
-    )
-
-
-def permuted(order: Sequence[int], then: Convert) -> Convert:
-    """Row i of what `then` is given is row `order[i]` of theirs (chunks in another order, another RoPE layout)."""
-    order, back = np.asarray(order), np.argsort(order)
-    return Convert(lambda x: then.to_ours(x[order]), lambda y: then.to_theirs(y)[back])
-
-
-def negated(then: Convert) -> Convert:
-    """With the opposite sign, as of a last layer that predicts noise - data where ours predicts data - noise."""
-    return Convert(lambda x: -then.to_ours(x), lambda y: then.to_theirs(-y), then.axis, then.step)
+BLOCK_BYTES = 2**22  # bytes (as float32) of a leaf that are converted at a time
+ParamPath = tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +35,7 @@ class Leaf:
       at: static index into ours (after the layer) that is filled; the leaves of one array must cover it.
     """
 
-    ours: Path
+    ours: ParamPath
     theirs: str | tuple[str | None, ...]
     convert: Convert
     rows: tuple[int, int] | None = None
@@ -140,7 +67,7 @@ def pieces(leaves: Sequence[Leaf]) -> list[_Piece]:
     return found
 
 
-def lookup(tree: Any, path: Path) -> Any:
+def lookup(tree: Any, path: ParamPath) -> Any:
     """The node at a path; numbers may have become strings on disk."""
     for name in path:
         tree = tree[name if name in tree else str(name)]
@@ -204,7 +131,9 @@ def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
                 raise ValueError(f"the leaves fill {count} of {size} numbers of {name}, layer {layer}")
 
 
-def check(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> list[str]:
+def check_keys(
+    checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()
+) -> list[str]:
     """The keys of the checkpoint that match `ignore` (regular expressions of whole keys) and no leaf asks for.
 
     Raises:
@@ -257,7 +186,7 @@ def _blocks(shape: tuple[int, ...], leaf: Leaf) -> Iterator[tuple[tuple[int, int
         return
     start, stop = leaf.rows or (0, shape[0])
     row = 4 * math.prod(shape[1:])
-    size = max(1, BLOCK // max(row * convert.step, 1)) if convert.axis is not None else stop - start
+    size = max(1, BLOCK_BYTES // max(row * convert.step, 1)) if convert.axis is not None else stop - start
     for first in range(start, stop, size * convert.step):
         last = min(first + size * convert.step, stop)
         if convert.axis is None:
@@ -271,9 +200,9 @@ def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping,
     """Our parameters: a nested dict of float32 arrays of the template's `shapes`.
 
     Raises:
-      UsageError: as `check` does.
+      UsageError: as `check_keys` does.
     """
-    check(checkpoint, leaves, shapes, ignore)
+    check_keys(checkpoint, leaves, shapes, ignore)
     params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), dict(shapes))
     fill(checkpoint, leaves, params)
     return params

@@ -107,7 +107,7 @@ class Folder:
         Raises:
           UsageError: naming the file, if it cannot be read, is no JSON, or is not one table with each key once.
         """
-        return parse_json(self.read(name, MOST_JSON), str(self.path / name))
+        return parse_table(self.read(name, MOST_JSON), str(self.path / name))
 
 
 def _insist_plain(path: pathlib.Path, about: os.stat_result) -> None:
@@ -116,7 +116,7 @@ def _insist_plain(path: pathlib.Path, about: os.stat_result) -> None:
         raise UsageError(f"{path} is {what}, not a file")
 
 
-def parse_json(data: bytes, what: str) -> dict[str, Any]:
+def parse_table(data: bytes, what: str) -> dict[str, Any]:
     """One table of JSON; `what` names it in errors.
 
     Raises:

@@ -1,23 +1,33 @@
 """Show-o2 (arXiv 2506.15564): a text model over text and fused image tokens, a flow head over all of it."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
-from transfusion.interop.diffusion import dense_leaves, imported, perceptron_leaves
+from transfusion.interop.converts import matrix, patches, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.language import IGNORED, NAMES, block_leaves, layer_keys, rotary, trunk_config
-from transfusion.interop.leaves import Leaf, matrix, patches, same
+from transfusion.interop.language import IGNORED, rotary, trunk_config
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import (
+    IMAGE,
+    LAYER_NAMES,
+    block_leaves,
+    dense_leaves,
+    imported,
+    layer_keys,
+    perceptron_leaves,
+)
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.model.config import Stage, TransformerConfig
 from transfusion.sequence import TEXT, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
-IMAGE, HEAD = "image", "head"
+FLOW = "head"  # the stage that predicts the velocity
 # What their DiffusionHeadConfig says; config.json's `diffusion_head_config` replaces it.
-HEAD_CONFIG = {
+FLOW_CONFIG = {
     "hidden_size": 2048, "head_dim": 64, "intermediate_size": 8192, "num_attention_heads": 32,
     "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "qk_norm": True,
     "rope_scaling": {
@@ -47,12 +57,11 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     channels, patch = given(config, "image_latent_dim", default=16), given(config, "patch_size", default=2)
     rows, columns = (given(config, f"image_latent_{side}", default=16) for side in ("height", "width"))
     tower = vit_config(given(config, "vision_config", dict) | {"vision_use_head": False}, "config.json, vision_config")
-    changes = {"channels": channels, "patch": patch, "grid": (rows, columns), "final_norm": False}
-    tower = type(tower)(**{**vars(tower), **changes})
+    tower = dataclasses.replace(tower, channels=channels, patch=patch, grid=(rows, columns), final_norm=False)
     flow = _flow(config)
     bridged = "diff_proj.0.weight" in keys
     stage = Stage(flow, "mlp" if bridged else "none")
-    model = type(llm)(**{**vars(llm), "towers": {IMAGE: tower}, "stages": {HEAD: stage}})
+    model = dataclasses.replace(llm, towers={IMAGE: tower}, stages={FLOW: stage})
     grid = (rows * patch, columns * patch)
     image = Stream(
         embed="dual", head="row_major", objective="continuous", attention="block", time="token_adaln",
@@ -66,8 +75,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 def _flow(config: Mapping[str, Any]) -> TransformerConfig:
     """The trunk of the flow head."""
     where = "config.json, diffusion_head_config"
-    head = HEAD_CONFIG | given(config, "diffusion_head_config", dict, {})
-    fields(head, HEAD_CONFIG, where=where)
+    head = FLOW_CONFIG | given(config, "diffusion_head_config", dict, {})
+    fields(head, FLOW_CONFIG, where=where)
     number = functools.partial(given, head, where=where)
     theta, scaling = rotary(head, where)
     return TransformerConfig(
@@ -81,7 +90,7 @@ def _flow(config: Mapping[str, Any]) -> TransformerConfig:
 
 def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
     model, image, expert = experiment.model, experiment.streams[IMAGE], experiment.streams[IMAGE].expert
-    flow, tower = model.stages[HEAD].trunk, model.towers[IMAGE]
+    flow, tower = model.stages[FLOW].trunk, model.towers[IMAGE]
     part, prefix = ("parts", IMAGE), "showo.model"
     leaves = block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves += [
@@ -90,8 +99,8 @@ def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
         Leaf(("parts", TEXT, "head", "kernel"), "showo.lm_head.weight", matrix()),
     ]
     layer = layer_keys("diffusion_head_a", flow.layers)
-    leaves += block_leaves(flow, ("stages", HEAD, "blocks", expert), layer, NAMES)
-    at = ("stages", HEAD, "modulation", IMAGE)
+    leaves += block_leaves(flow, ("stages", FLOW, "blocks", expert), layer, LAYER_NAMES)
+    at = ("stages", FLOW, "modulation", IMAGE)
     leaves.append(Leaf((*at, "kernel"), layer("adaLN_modulation.1.weight"), matrix()))
     leaves.append(Leaf((*at, "bias"), layer("adaLN_modulation.1.bias"), same()))
     head = (*part, "head")
@@ -102,7 +111,7 @@ def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
     if flow.width != model.width:
         leaves += dense_leaves((*part, "token"), "", "time_embed_proj")
     if bridged:
-        leaves += perceptron_leaves(("bridges", HEAD, "layers"), "diff_proj.0", "diff_proj.2")
+        leaves += perceptron_leaves(("bridges", FLOW, "layers"), "diff_proj.0", "diff_proj.2")
     embed = (*part, "embed")
     leaves += dense_leaves(embed, "", "image_embedder_gen.proj", patches(image.patch))
     leaves.append(Leaf((*embed, "norm"), "fusion_proj.0.weight", same()))

@@ -5,14 +5,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from transfusion.errors import UsageError
+from transfusion.interop.converts import Convert, matrix, matrix_from, patches, reshaped, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
-from transfusion.interop.leaves import Convert, Leaf, matrix, matrix_from, patches, reshaped, same
+from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT, ViTConfig
 
-ACTIVATIONS = {
+ACTIVATION_NAMES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
@@ -55,8 +56,8 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
     if image < patch:
         raise UsageError(f"{where}: image_size {image} holds no patch of patch_size {patch}")
     activation = number("hidden_act", str, "gelu_pytorch_tanh")
-    if activation not in ACTIVATIONS:
-        raise UsageError(f"{where}: hidden_act {short(activation)} is none of {', '.join(ACTIVATIONS)}")
+    if activation not in ACTIVATION_NAMES:
+        raise UsageError(f"{where}: hidden_act {short(activation)} is none of {', '.join(ACTIVATION_NAMES)}")
     return ViTConfig(
         width=number("hidden_size", default=768),
         ffn=number("intermediate_size", default=3072),
@@ -65,7 +66,7 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
         patch=patch,
         channels=number("num_channels", default=3),
         grid=(image // patch, image // patch),
-        activation=ACTIVATIONS[activation],
+        activation=ACTIVATION_NAMES[activation],
         epsilon=positive(config, "layer_norm_eps", 1e-6, where),
         pool=number("vision_use_head", bool, True),
     )

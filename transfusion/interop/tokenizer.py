@@ -18,9 +18,9 @@ from transfusion.sequence import TEXT
 from transfusion.sequence.text import TokenizerConfig, recorded, tokens
 
 FILES = "tokenizer"
-KINDS = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
+TOKENIZER_FILES = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
 _BYTES = ", or give --bytes: text is then bytes, whose ids mean nothing to released weights"
-MOST = 200_000_000  # bytes of one file; the largest tokenizer.json that is published has 35 million
+MOST_BYTES = 200_000_000  # bytes of one file; the largest tokenizer.json that is published has 35 million
 # What AutoTokenizer, AutoProcessor and generate() look for, and the licence of the weights.
 _NAMES = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|generation_config\.json"
@@ -44,9 +44,9 @@ def keep(checkpoint: Checkpoint, target: pathlib.Path) -> None:
     for name in names:
         (target / FILES).mkdir(exist_ok=True)
         with checkpoint.files.open(name) as file, open(target / FILES / name, "wb") as out:
-            if (size := os.fstat(file.fileno()).st_size) > MOST:
+            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
                 raise UsageError(
-                    f"{checkpoint.folder / name} has {size:,} bytes, more than {MOST:,}: is it a tokenizer's?"
+                    f"{checkpoint.folder / name} has {size:,} bytes, more than {MOST_BYTES:,}: is it a tokenizer's?"
                 )
             shutil.copyfileobj(file, out)
 
@@ -56,7 +56,7 @@ def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
     inside = workdir / FILES
     if inside.is_dir():
         return [inside / name for name in names_beside(Folder(inside))]
-    return [workdir / name for name in KINDS if (workdir / name).is_file()]
+    return [workdir / name for name in TOKENIZER_FILES if (workdir / name).is_file()]
 
 
 def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target: pathlib.Path) -> TokenizerConfig:
@@ -68,10 +68,12 @@ def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target
     Raises:
       UsageError: if there is no tokenizer, or none that can be used.
     """
-    name = next((name for name in KINDS if (target / FILES / name).is_file()), None)
+    name = next((name for name in TOKENIZER_FILES if (target / FILES / name).is_file()), None)
     if name is None:
-        raise UsageError(f"{checkpoint.folder} has no tokenizer: put the model's {' or '.join(KINDS)} there{_BYTES}")
-    found = TokenizerConfig(KINDS[name], str(target / FILES / name), fixed=True)
+        raise UsageError(
+            f"{checkpoint.folder} has no tokenizer: put the model's {' or '.join(TOKENIZER_FILES)} there{_BYTES}"
+        )
+    found = TokenizerConfig(TOKENIZER_FILES[name], str(target / FILES / name), fixed=True)
     try:
         known = tokens(found)
         names = {field: token for field, token in family.tokens.items() if token in known.values()}

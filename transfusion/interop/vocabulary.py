@@ -11,18 +11,12 @@ from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.interop.converts import same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given
-from transfusion.interop.language import (
-    IGNORED,
-    KINDS,
-    block_leaves,
-    layer_keys,
-    token_leaves,
-    trunk_config,
-    with_defaults,
-)
-from transfusion.interop.leaves import Leaf, same
+from transfusion.interop.language import IGNORED, TEXT_MODELS, trunk_config, with_defaults
+from transfusion.interop.leaves import Leaf
+from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.vq import part
 from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
@@ -80,7 +74,7 @@ def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     # Old releases say it of the text model, new ones of the whole.
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text))
     model = trunk_config(text, "Emu3ForCausalLM", "config.json, text_config")
-    vocabulary = given(text, "vocab_size", default=KINDS["Emu3ForCausalLM"]["defaults"]["vocab_size"])
+    vocabulary = given(text, "vocab_size", default=TEXT_MODELS["Emu3ForCausalLM"]["defaults"]["vocab_size"])
     names = ("text_model.model", "text_model.lm_head.weight") if old else ("model.text_model", "lm_head.weight")
     prefix = "vqmodel." if old else "model.vqmodel."
     codec = part("Emu3VQVAE", given(config, "vq_config", dict, {}), "config.json, vq_config", prefix)

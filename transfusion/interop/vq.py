@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 
-from transfusion.codecs.kl_autoencoder import AutoencoderConfig
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.autoencoder import DIFFUSERS, ORIGINAL, Rules, finest_first, renamed
+from transfusion.interop.converts import Convert, conv, conv3d, matrix, pointwise, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, whole_numbers
 from transfusion.interop.language import with_defaults
-from transfusion.interop.leaves import Convert, Leaf, conv, conv3d, matrix, pointwise, same
+from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.quantizers import QuantizerConfig
 
@@ -215,12 +216,12 @@ _KINDS = (
         ignore=(r".*\.num_batches_tracked",),
     ),
 )  # fmt: skip
-KINDS = {kind.name: kind for kind in _KINDS}
+VQ_MODELS = {kind.name: kind for kind in _KINDS}
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
-    """The class of `KINDS` that a config names."""
-    for name, kind in KINDS.items():
+def vq_model_of(config: Mapping[str, Any]) -> str | None:
+    """The class of `VQ_MODELS` that a config names."""
+    for name, kind in VQ_MODELS.items():
         if name in class_names(config) or (
             not class_names(config) and kind.model_type == config.get("model_type", "-")
         ):
@@ -229,21 +230,21 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
-    return kind_of(config) is not None
+    return vq_model_of(config) is not None
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
-    return part(kind_of(config), config, "config.json")
+    return part(vq_model_of(config), config, "config.json")
 
 
 def part(name: str, config: Mapping[str, Any], where: str, prefix: str = "") -> Imported:
-    """A VQ model of a class of `KINDS` whose keys begin with `prefix`.
+    """A VQ model of a class of `VQ_MODELS` whose keys begin with `prefix`.
 
     Raises:
       UsageError: naming the field that is not understood.
     """
-    kind = KINDS[name]
+    kind = VQ_MODELS[name]
     ours = kind.config(with_defaults(config, kind.defaults), where)
     template = autoencoder_template(ours)
     leaves = []

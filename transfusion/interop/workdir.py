@@ -24,10 +24,10 @@ from absl import logging
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
-from transfusion.interop.families import find_family
 from transfusion.interop.family import CODEC, Family, Imported
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.leaves import check, chunks, fill, lookup, pieces
+from transfusion.interop.known import find_family
+from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
 from transfusion.interop.zarr import Array
@@ -64,7 +64,7 @@ def import_checkpoint(
     family, imported = find_family(checkpoint, tuple(ignore_fields))
     for name in ignore_fields:
         logging.warning("config.json: %s is passed over; if it changes the model, what is imported is another", name)
-    rest = check(checkpoint, *imported.whole, imported.ignore)
+    rest = check_keys(checkpoint, *imported.whole, imported.ignore)
     _check_computed(checkpoint, imported, rest)
     with new_folder(workdir, _bytes_of(checkpoint, imported, rest)) as target:
         if imported.codec is not None:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.interop.files import DTYPES, INDEX, NAMES, SUFFIX, Entry
+from transfusion.interop.files import DTYPES, INDEX, SUFFIX, WEIGHT_FILES, Entry
 from transfusion.storage import StorageError, lasting
 
-Form = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
+ArrayForm = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
 
 
 def write_file(
-    path: pathlib.Path, forms: Mapping[str, Form], leaves: Iterator[tuple[str, np.ndarray]], metadata: Mapping = {}
+    path: pathlib.Path, forms: Mapping[str, ArrayForm], leaves: Iterator[tuple[str, np.ndarray]], metadata: Mapping = {}
 ) -> None:
     """One safetensors file of the arrays that `leaves` yields, in the order and dtypes of `forms`; see
     `write_checkpoint`."""
@@ -32,10 +32,10 @@ def write_checkpoint(
     folder: str | os.PathLike,
     config: Mapping[str, Any],
     leaves: Iterator[tuple[str, np.ndarray]],
-    forms: Mapping[str, Form],
+    forms: Mapping[str, ArrayForm],
     max_shard_bytes: int = 5_000_000_000,
     *,
-    name: str = NAMES[0],
+    name: str = WEIGHT_FILES[0],
     layout: Mapping[str, str] | None = None,
     metadata: Mapping[str, Mapping[str, str]] | None = None,
     index_metadata: Mapping[str, Any] | None = None,
@@ -60,7 +60,7 @@ def write_checkpoint(
       UsageError: if the folder holds files, or cannot be written.
     """
     layout = shards(forms, max_shard_bytes, name) if layout is None else layout
-    files: dict[str, dict[str, Form]] = {}
+    files: dict[str, dict[str, ArrayForm]] = {}
     for key, form in forms.items():
         files.setdefault(layout[key], {})[key] = form
     metadata = {file: {"format": "pt"} for file in files} if metadata is None else metadata
@@ -109,7 +109,7 @@ def new_folder(path: str | os.PathLike, needs: int = 0) -> Iterator[pathlib.Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def shards(forms: Mapping[str, Form], max_shard_bytes: int, name: str) -> dict[str, str]:
+def shards(forms: Mapping[str, ArrayForm], max_shard_bytes: int, name: str) -> dict[str, str]:
     """The file of each key: filled in order, each up to `max_shard_bytes` (or one array, where that is larger)."""
     number, used, numbers = 1, 0, {}
     for key, (shape, dtype) in forms.items():
@@ -125,7 +125,7 @@ def shards(forms: Mapping[str, Form], max_shard_bytes: int, name: str) -> dict[s
 
 def _write(
     folder: pathlib.Path,
-    files: Mapping[str, Mapping[str, Form]],
+    files: Mapping[str, Mapping[str, ArrayForm]],
     leaves: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, Mapping[str, str]],
 ) -> None:

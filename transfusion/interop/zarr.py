@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 Index = tuple  # of int, slice and one Ellipsis
-ABOUT = ".zarray"  # the file that says what an array's chunks are
+_ABOUT = ".zarray"  # the file that says what an array's chunks are
 
 
 class Array:
@@ -28,7 +28,7 @@ class Array:
         self._take(folder, shape, chunks)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (folder / ABOUT).write_text(json.dumps(self._about()))
+        (folder / _ABOUT).write_text(json.dumps(self._about()))
 
     def _take(self, folder: pathlib.Path, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
         self.folder, self.chunks = folder, chunks
@@ -37,9 +37,9 @@ class Array:
     @classmethod
     def open(cls, folder: pathlib.Path) -> "Array | None":
         """The array that was written there by this class; None if there is none."""
-        if not (folder / ABOUT).is_file():
+        if not (folder / _ABOUT).is_file():
             return None
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / _ABOUT).read_text())
         array = object.__new__(cls)
         array._take(folder, tuple(about["shape"]), tuple(about["chunks"]))
         return array if about == array._about() else None

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.model import rope
 from transfusion.model.parameters import constant, fan_in, ones, param, zeros
@@ -30,7 +31,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """RMSNorm (arXiv 1910.07467) over the last axis, in float32."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return (y * scale).astype(x.dtype)
+    return (y * broadcast_to_rank(scale, y.ndim)).astype(x.dtype)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -44,8 +45,8 @@ def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, ep
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
+    y = y if scale is None else y * broadcast_to_rank(scale, y.ndim)
+    return (y if bias is None else y + broadcast_to_rank(bias, y.ndim)).astype(x.dtype)
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -55,7 +56,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     """
     out = (flat(x) if x.ndim == 3 else x.reshape(-1, x.shape[-1])) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
     out = out.reshape(*x.shape[:-1], *kernel.shape[1:])
-    return out if bias is None else out + bias.astype(x.dtype)
+    return out if bias is None else out + broadcast_to_rank(bias.astype(x.dtype), out.ndim)
 
 
 def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
@@ -196,7 +197,7 @@ class Block(nnx.Module):
         elif self.unit_heads:
             # Attention divides by sqrt(K), which has no place here.
             scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
-            q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
+            q, k = unit(q) * scale[None, None, :, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
+from transfusion.errors import UsageError
 from transfusion.model.parameters import Initializer, fan_in, ones, param, zeros
 from transfusion.sharding import by_rows
 
@@ -69,7 +71,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=LAYOUTS[len(self.strides)],
         )
-        return by_rows(y + self.bias[...].astype(x.dtype))
+        return by_rows(y + broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim))
 
 
 class Linear(nnx.Module):
@@ -88,9 +90,8 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (outputs,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return by_rows(
-            jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
-        )
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        return by_rows(y + broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim))
 
 
 class GroupNorm(nnx.Module):
@@ -109,7 +110,8 @@ class GroupNorm(nnx.Module):
         centred = y - mean
         variance = jnp.mean(jnp.square(centred), axis=(-3, -1), keepdims=True)
         y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -125,7 +127,8 @@ class LayerNorm(nnx.Module):
         centred = y - jnp.mean(y, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
 
 
 class SpatialNorm(nnx.Module):
@@ -205,3 +208,16 @@ def upsample(x: jax.Array, time: bool = False) -> jax.Array:
     *lead, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c)).reshape(*lead, 2 * h, 2 * w, c)
     return jnp.repeat(x, 2, axis=-4) if time else x
+
+
+def check_size(height: int, width: int, down: int) -> None:
+    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
+
+    Raises:
+      UsageError: naming the nearest sizes that work.
+    """
+    if height < 1 or width < 1 or height % down or width % down:
+        good = [max(down, round(side / down) * down) for side in (height, width)]
+        raise UsageError(
+            f"an image of {height}x{width} does not divide by {down}: resize it, for example to {good[0]}x{good[1]}"
+        )

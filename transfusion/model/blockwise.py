@@ -104,7 +104,7 @@ def schedule(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> tuple[j
     causal = high(q.order, q_real)[:, :, None] >= low(k.order, open_keys)[:, None, :]
     if may is not None:
         # `same[b, block, stream]`: does the block hold tokens of that stream?
-        streams = np.arange(len(may))
+        streams = np.arange(len(may))[None, None, None]
         q_has = ((q.stream[..., None] == streams) & q_real[..., None]).any(2)
         k_has = ((k.stream[..., None] == streams) & k_real[..., None]).any(2)
         causal &= jnp.einsum("bns,st,bmt->bnm", q_has * 1.0, jnp.asarray(may, jnp.float32), k_has * 1.0) > 0

@@ -4,8 +4,7 @@ Shape letters: B rows, N new tokens, S slots of the cache, H heads, G key-value 
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +15,49 @@ from transfusion.sequence.masks import Metadata, see
 
 Pair = tuple[jax.Array, jax.Array]
 """Keys and values of one layer: of a cache [B G, S, K] each, of new tokens [B, N, G, K]."""
+Layers = tuple[jax.Array, ...]
+"""All layers of a trunk in order, in one array or in several: [layers of this array, B G, S, K] each."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of every layer: [layers, B G, S, K] each, with the metadata [B, S] of their tokens; those of a
-    context (`TransformerConfig.cross`) are what cross-attention reads.
+    """Keys and values of every layer of every trunk, by the trunk's name, with the metadata [B, S] of their tokens.
 
-    Rows and heads are one axis, for only so does XLA:CPU write a token without a copy of all others. A tuple of layers
-    may stand in place of each array (see `split`). Of a model with further trunks `k` and `v` are dicts, by the trunk's
-    name.
+    Those of a context (`TransformerConfig.cross`) are what cross-attention reads. Rows and heads are one axis, for only
+    so does XLA:CPU write a token without a copy of all others. A scan over the layers reads and writes one array, and
+    an unrolled trunk in a loop writes an array per layer where it lies; a trunk takes either (see `held`), and gives
+    back what it was given.
     """
 
-    k: Any
-    v: Any
+    k: Mapping[str, Layers]
+    v: Mapping[str, Layers]
     metadata: Metadata
 
-    def split(self) -> "KeyValues":
-        """With a tuple of layers in place of each array: an unrolled trunk in a loop writes these where they lie."""
-        k, v = (jax.tree.map(tuple, x, is_leaf=lambda x: isinstance(x, tuple)) for x in (self.k, self.v))
-        return KeyValues(k, v, self.metadata)
+    def by_layer(self) -> "KeyValues":
+        """The same with an array for each layer."""
 
-    def stacked(self) -> "KeyValues":
-        """The reverse of `split`, of one trunk."""
-        k, v = (jnp.stack(x) if isinstance(x, tuple) else x for x in (self.k, self.v))
-        return KeyValues(k, v, self.metadata)
+        def apart(layers: Layers) -> Layers:
+            return held(layers, sum(x.shape[0] for x in layers))
 
-    def like(self, other: "KeyValues | None") -> "KeyValues":
-        """Split where another one is."""
-        return self.split() if other is not None and isinstance(other.k, tuple) else self.stacked()
+        k, v = ({trunk: apart(layers) for trunk, layers in table.items()} for table in (self.k, self.v))
+        return KeyValues(k, v, self.metadata)
 
     def grown(self, room: int) -> "KeyValues":
-        """With `room` more slots, which are padding."""
+        """The same with `room` more slots, which are padding."""
 
         def pad(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
 
-        k, v = jax.tree.map(lambda x: pad(x, x.ndim - 2), (self.k, self.v))
+        k, v = jax.tree.map(lambda x: pad(x, 2), (self.k, self.v))
         return KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), self.metadata))
+
+
+def held(layers: Layers, count: int) -> Layers:
+    """The same layers in `count` arrays of equal size."""
+    if len(layers) == count:
+        return layers
+    return tuple(jnp.split(layers[0] if len(layers) == 1 else jnp.concatenate(layers), count))
 
 
 def merged(new: Pair) -> Pair:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError
 from transfusion.model.block import rms_norm
@@ -70,6 +71,7 @@ def response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     # Where an image is all zeros (padding), the plain square root has no gradient.
     energy = jnp.sqrt(jnp.sum(jnp.square(y), axis=(1, 2), keepdims=True) + EPSILON**2)
     share = energy / (jnp.mean(energy, axis=-1, keepdims=True) + EPSILON)
+    scale, bias = (broadcast_to_rank(weight, y.ndim) for weight in (scale, bias))
     return (y + y * share * scale + bias).astype(x.dtype)
 
 
@@ -89,7 +91,8 @@ class ConvNeXtBlock(nnx.Module):
         self.modulation = Linear(condition, 2 * width, axes=(None, "conv_out"), rngs=rngs)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        y = by_rows(depthwise(x, self.depthwise[...].astype(x.dtype)) + self.depthwise_bias[...].astype(x.dtype))
+        y = depthwise(x, self.depthwise[...].astype(x.dtype))
+        y = by_rows(y + broadcast_to_rank(self.depthwise_bias[...].astype(x.dtype), y.ndim))
         y = jax.nn.gelu(self.up(rms_norm(y, self.norm[...], EPSILON)), approximate=False)
         x = x + self.down(response_norm(y, self.response_scale[...], self.response_bias[...]))
         scale, shift = jnp.split(self.modulation(jax.nn.silu(condition.astype(x.dtype)))[:, None, None], 2, -1)

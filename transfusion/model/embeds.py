@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, check
 from transfusion.model.block import dense, per_token, rms_norm
@@ -38,7 +39,9 @@ class Perceptron(nnx.Module):
         """[..., inputs] -> [*lead, ..., width]."""
 
         def layers(hidden, hidden_bias, out, out_bias):
-            return dense(jax.nn.silu(dense(x, hidden) + hidden_bias), out) + out_bias
+            y = dense(x, hidden)
+            y = dense(jax.nn.silu(y + broadcast_to_rank(hidden_bias, y.ndim)), out)
+            return y + broadcast_to_rank(out_bias, y.ndim)
 
         weights = (self.hidden[...], self.hidden_bias[...], self.out[...], self.out_bias[...])
         return jax.vmap(layers)(*weights) if self.hidden.ndim == 3 else layers(*weights)
@@ -59,7 +62,7 @@ class TimeEmbedding(Perceptron):
         half = self.config.features // 2
         frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
         t = 1 - t if self.config.reversed else t
-        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency
+        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency[None, None]
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
@@ -94,7 +97,7 @@ def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -
     """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
     `axes` (1, 0) x comes first."""
     frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-    angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)
+    angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
     parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
     return jnp.concatenate(parts, -1)
 
@@ -184,7 +187,8 @@ class LinearPatch(nnx.Module):
         self.bias = param(rngs, (width,), (None,), zeros)
 
     def __call__(self, inputs, condition):
-        tokens = dense(inputs.content, self.kernel[...]) + self.bias[...]
+        tokens = dense(inputs.content, self.kernel[...])
+        tokens += broadcast_to_rank(self.bias[...], tokens.ndim)
         if condition is not None:
             tokens += per_token(condition, inputs.item, self.stream.aligned)
         return tokens, None

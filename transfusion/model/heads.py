@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.model.block import dense, layer_norm, per_token, rms_norm
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
@@ -52,7 +53,8 @@ class LinearHead(nnx.Module):
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
     def __call__(self, hidden: jax.Array, skips) -> jax.Array:
-        return dense(hidden, self.kernel[...]).astype(jnp.float32) + self.bias[...]
+        y = dense(hidden, self.kernel[...]).astype(jnp.float32)
+        return y + broadcast_to_rank(self.bias[...], y.ndim)
 
 
 class TiedHead:

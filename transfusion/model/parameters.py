@@ -103,3 +103,15 @@ class Template:
         state = jax.tree.map(lambda x: x, self._state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
+
+
+def pure(module: nnx.Module) -> Params:
+    """The parameters of a module, as a dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def bound(module: Any, params: Params) -> Any:
+    """The module with other arrays in place of its own, such as one layer's."""
+    graph, state = nnx.split(module)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)

@@ -99,7 +99,7 @@ def angles(
     half = head_size // 2
     frequency = scaling.scaled(theta ** (-np.arange(half, dtype=np.float64) / half), position)
     axis = axis_of(half, position.shape[-1], sections, interleaved)
-    return position.astype(jnp.float32)[..., axis] * frequency
+    return position.astype(jnp.float32)[..., axis] * frequency[None, None]
 
 
 def turns(angle: jax.Array, magnitude: float = 1.0) -> tuple[jax.Array, jax.Array]:

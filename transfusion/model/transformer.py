@@ -13,64 +13,79 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
-from transfusion.model.attention import masked_attention
-from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm, dense, per_token
-from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write
-from transfusion.model.config import REMAT, TransformerConfig
+from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm
+from transfusion.model.cache import KeyValues, Pair, held
+from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
-from transfusion.model.parameters import param, zeros
-from transfusion.sequence.masks import Metadata, see
-from transfusion.sharding import by_heads, constrain, cut, join, shares
+from transfusion.model.depth import Kept, through
+from transfusion.model.modulation import Condition, Modulation, modulate, modulations
+from transfusion.model.parameters import bound, pure
+from transfusion.model.sublayers import (
+    NEW,
+    NOTHING,
+    ContextAlone,
+    FeedForward,
+    Keep,
+    Layer,
+    OverContext,
+    Pass,
+    SecondAttention,
+    SelfAttention,
+    Sublayer,
+    Turn,
+    joined,
+    written,
+)
+from transfusion.sequence.masks import Metadata
+from transfusion.sharding import constrain, cut, join, shares
+
+FIRST = "trunk"  # the name of the first trunk of a model
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """What modulates the tokens of a stream (adaLN): a vector per item, and the item of every token.
+class TrunkInputs:
+    """Tokens of some streams and what a trunk must know of them.
 
     Attributes:
-      vector: [B, M, C], or [layers, B, M, C] where every layer has its own.
-      item: [B, N].
-      aligned: whether item m owns the m-th N / M slots.
+      x: per stream [B, N, D].
+      position: per stream int32 [B, N, A].
+      metadata: per stream [B, N].
+      condition: of the modulated streams.
+      may, may_cross: of self-attention and of cross-attention, see `transfusion.sequence.masks.see`.
     """
 
-    vector: jax.Array
-    item: jax.Array
-    aligned: bool
-
-
-class Modulation(nnx.Module):
-    """From a condition to shifts, scales and gates; zero at first, so that a new layer changes nothing (adaLN-zero)."""
-
-    def __init__(self, layers: int, width: int, parts: int, rngs: nnx.Rngs):
-        self.kernel = param(rngs, (layers, width, parts * width), ("layers", "embed", None), zeros)
-        self.bias = param(rngs, (layers, parts * width), ("layers", None), zeros)
-
-
-def modulate(weights: dict[str, jax.Array], vector: jax.Array, condition: Condition, dtype: Any) -> list[jax.Array]:
-    """The parts of one layer's modulation, [B, N, D] each; computed per item, then spread over its tokens."""
-    parts = dense(jax.nn.silu(vector), weights["kernel"], weights["bias"])
-    parts = per_token(parts, condition.item, condition.aligned).astype(dtype)
-    return jnp.split(parts, parts.shape[-1] // weights["kernel"].shape[0], axis=-1)
+    x: Mapping[str, jax.Array]
+    position: Mapping[str, jax.Array]
+    metadata: Mapping[str, Metadata]
+    condition: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+    may: np.ndarray | None = None
+    may_cross: np.ndarray | None = None
 
 
 class Trunk(nnx.Module):
     """All layers of all experts, and the final norms.
 
-    Streams that share an expert are joined along the row into one larger matrix product.
+    Streams that share an expert are joined along the row into one larger matrix product. A trunk is called in training,
+    and where tokens look at a cache without a trace; `read` gives the tokens' keys and values, and `extend` writes them
+    into a cache.
     """
 
     def __init__(
-        self, config: TransformerConfig, experts: Mapping[str, str], rngs: nnx.Rngs, modulated: tuple[str, ...] = ()
+        self,
+        config: TransformerConfig,
+        experts: Mapping[str, str],
+        rngs: nnx.Rngs,
+        modulated: tuple[str, ...] = (),
+        name: str = FIRST,
     ):
         """`experts` maps each stream to its expert, in the order of the config's streams; `modulated` are those with a
-        condition."""
-        self.config = config
+        condition; by its `name` it finds its part of a cache."""
+        self.config, self.name = config, name
         self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
@@ -99,117 +114,108 @@ class Trunk(nnx.Module):
             streams = [s for s in modulated if experts[s] == config.dual_expert]
             self.dual_modulation = nnx.Dict({s: Modulation(few.layers, config.width, 3, rngs) for s in streams})
 
-    def __call__(
-        self,
-        x: Mapping[str, jax.Array],
-        position: Mapping[str, jax.Array],
-        metadata: Mapping[str, Metadata],
-        *,
-        condition: Mapping[str, Condition] | None = None,
-        cache: KeyValues | None = None,
-        slots: Mapping[str, jax.Array] | None = None,
-        may: np.ndarray | None = None,
-        may_cross: np.ndarray | None = None,
-        keep: bool = False,
-    ) -> tuple[dict[str, jax.Array], KeyValues | None]:
-        """Runs the trunk over some streams' tokens.
+    def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
+        """The normed outputs per stream [B, N, D], a context's as it came in. The tokens see a cache besides each
+        other."""
+        return self._run(inputs, cache, NOTHING)[0]
+
+    def read(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> tuple[dict[str, jax.Array], KeyValues]:
+        """The same outputs, and the keys and values of these tokens in the `order` of their streams."""
+        outputs, (k, v) = self._run(inputs, cache, NEW)
+        metadata = joined(inputs.metadata, self.order(inputs.x))
+        return outputs, KeyValues({self.name: k}, {self.name: v}, metadata)
+
+    def extend(
+        self, inputs: TrunkInputs, cache: KeyValues, slots: Mapping[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], KeyValues]:
+        """The same outputs, and the cache with the tokens in it.
 
         Args:
-          x: per stream [B, N, D].
-          position: per stream int32 [B, N, A].
-          metadata: per stream [B, N].
-          condition: of the modulated streams.
-          cache: keys and values that the tokens may see besides each other.
-          slots: per stream int32 [B, N], where in the cache to write the tokens, whose metadata is there already.
-          may, may_cross: see `transfusion.sequence.masks.see`; of self-attention and of cross-attention.
-          keep: whether, without `slots`, to return the tokens' keys and values.
-
-        Returns:
-          Normed outputs per stream [B, N, D], a context's as it came in, and the KeyValues of the tokens in the `order`
-          of their streams; with `slots` the written cache; or None.
+          inputs: the tokens.
+          cache: has the tokens' metadata already.
+          slots: per stream int32 [B, N], where in the cache to write the tokens.
         """
-        config, condition = self.config, condition or {}
-        groups = self._groups(x)
-        outside = [s for s in x if s in config.cross]
-        context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
-        at = None if slots is None else _join(slots, self.order(x))
-        # What is kept is kept in the order of the streams.
-        n = 1 if keep or cache is not None else shares(part.shape[1] for part in x.values())
-        if not groups:
-            return dict(x), self._only_context(context, cache, at, _tokens(metadata, outside) if keep else None)
-        tokens = _tokens(metadata, [s for streams in groups.values() for s in streams], n)
-        joined = {
+        at = join([slots[stream] for stream in self.order(inputs.x)])
+        outputs, (k, v) = self._run(inputs, cache, written(at))
+        count = len(cache.k[self.name])
+        k, v = ({**old, self.name: held(new, count)} for old, new in ((cache.k, k), (cache.v, v)))
+        return outputs, KeyValues(k, v, cache.metadata)
+
+    def _run(self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep) -> tuple[dict[str, jax.Array], Kept]:
+        """The outputs, and what is kept of all layers."""
+        config, x, groups = self.config, inputs.x, self._groups(inputs.x)
+        outside = [stream for stream in x if stream in config.cross]
+        # What is kept, and what a cache holds, is in the order of the streams.
+        n = 1 if keep.gives or cache is not None else shares(part.shape[1] for part in x.values())
+        tokens = {
             expert: constrain(_join(x, streams, n).astype(config.dtype), "batch", "tokens", None)
             for expert, streams in groups.items()
         }
-        turn = {expert: self._turn(_join(position, streams, n)) for expert, streams in groups.items()}
-        # What is written into the cache is read there, and is not new besides.
-        attend = attention_over(tokens, tokens if at is None else None, cache, may, config.attention)
-        beside = _tokens(metadata, outside) if outside and at is None else None
-        across = self._across(tokens, beside, cache, may_cross, n)
-        sizes = [part.shape[1] for part in joined.values()]
+        run = Pass(
+            groups, inputs.metadata, inputs.condition,
+            turn={expert: self._turn(_join(inputs.position, streams, n)) for expert, streams in groups.items()},
+            sizes=[part.shape[1] for part in tokens.values()],
+            shares=n, may=inputs.may, may_cross=inputs.may_cross, cache=cache,
+            context=joined(inputs.metadata, outside) if outside else None,
+            keep=keep, backend=config.attention,
+        )  # fmt: skip
+        sublayers = self._sublayers() if groups else [ContextAlone()]
+        shared = [sublayer.shared(run) for sublayer in sublayers]
 
-        def layer(carry, scanned):
-            (weights, modulation, cross), vectors, cached, given, dual = scanned
-            blocks = {e: self._block(e, weights) for e in groups}
-            parts = {
-                s: modulate(w, vectors.get(s, condition[s].vector), condition[s], config.dtype)
-                for s, w in modulation.items()
-            }
-            parts = {e: _modulations(streams, x, parts, config, n) for e, streams in groups.items()}
-            qkv = [blocks[e].queries_keys_values(carry[e], turn[e], parts[e]) for e in groups]
-            q, k, v = by_heads(*(join(t, n) for t in zip(*qkv, strict=True)))
-            # Of all new tokens, a context's last.
-            new = (k, v) if given is None else tuple(jnp.concatenate(two, 1) for two in zip((k, v), given, strict=True))
-            if at is not None:
-                # Before it is read: a cache that is read first and written then would be copied in a loop.
-                cached = write(cached, new, at)
-            kept = cached if at is not None else merged(new) if keep else None
-            outs = cut(attend(q, (k, v), cached), sizes, n)
-            extra = {e: None for e in groups}
-            if dual is not None and config.dual_expert in groups:
-                e = config.dual_expert
-                among = _tokens(metadata, groups[e], n)
-                extra[e] = self._attend_dual(dual, blocks[e], carry[e], turn[e], groups[e], condition, among, may)
-            x_new = {
-                e: blocks[e].add_attention(carry[e], out, parts[e], extra[e])
-                for e, out in zip(groups, outs, strict=True)
-            }
-            x_new = x_new if across is None else across(x_new, cross, given, cached)
-            x_new = {e: blocks[e].add_feed_forward(y, parts[e]) for e, y in x_new.items()}
-            return {e: constrain(y, "batch", "tokens", None) for e, y in x_new.items()}, kept
+        def layer(tokens, each, context, cached, second):
+            one = self._layer(run, x, each)
+            one = dataclasses.replace(one, context=context, cached=cached, second=second, start=tokens)
+            for sublayer, what in zip(sublayers, shared, strict=True):
+                tokens, one = sublayer.apply(tokens, one, what)
+            return {e: constrain(y, "batch", "tokens", None) for e, y in tokens.items()}, one.kept
 
-        needed = dict.fromkeys((self.first, *groups))
-        weights = {e: _pure(self.blocks[e]) for e in needed}
-        modulation = {s: _pure(self.modulation[s]) for s in x if s in condition}
-        vectors = {s: c.vector for s, c in condition.items() if s in x and c.vector.ndim == 4}
-        tables = (weights, modulation, None if across is None else _pure(self.cross))
-        out, kept = self._through(layer, joined, (tables, vectors, context), cache)
-        result = {s: x[s] for s in outside}
+        context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
+        cached = None if cache is None else (cache.k[self.name], cache.v[self.name])
+        tokens, kept = through(layer, config, tokens, self._each(run, context), context, cached, self._seconds())
+        result = {stream: x[stream] for stream in outside}
         for expert, streams in groups.items():
-            parts = cut(self._final(out[expert], expert), [x[s].shape[1] for s in streams], n)
+            parts = cut(self._final(tokens[expert], expert), [x[s].shape[1] for s in streams], n)
             result |= dict(zip(streams, parts, strict=True))
-        if kept is None:
-            return result, None
-        every = _tokens(metadata, self.order(x)) if at is None else cache.metadata
-        return result, KeyValues(*kept, every).like(cache)
+        return result, kept
+
+    def _sublayers(self) -> list[Sublayer]:
+        sublayers: list[Sublayer] = [SelfAttention()]
+        if self.config.dual_layers:
+            sublayers.append(SecondAttention(self.dual, self.config.dual_expert, self.config.dtype))
+        if self.config.cross:
+            sublayers.append(OverContext(self.cross))
+        return [*sublayers, FeedForward()]
+
+    def _each(self, run: Pass, context: Pair | None) -> dict[str, Any]:
+        """What every layer has a part of, see `transfusion.model.depth.through`."""
+        experts = dict.fromkeys((self.first, *run.groups)) if run.groups else ()
+        crosses = run.groups and self.config.cross and (context is not None or run.cache is not None)
+        modulated = [s for streams in run.groups.values() for s in streams if s in run.condition]
+        return {
+            "blocks": {expert: pure(self.blocks[expert]) for expert in experts},
+            "modulation": {stream: pure(self.modulation[stream]) for stream in modulated},
+            "vectors": {s: run.condition[s].vector for s in modulated if run.condition[s].vector.ndim == 4},
+            "cross": pure(self.cross) if crosses else None,
+        }
+
+    def _layer(self, run: Pass, x: Mapping[str, jax.Array], each: dict[str, Any]) -> Layer:
+        """One layer, from its part of `_each`."""
+        dtype = self.config.dtype
+        parts = {
+            s: modulate(w, each["vectors"].get(s, run.condition[s].vector), run.condition[s], dtype)
+            for s, w in each["modulation"].items()
+        }
+        blocks = {e: self._block(e, each["blocks"]) for e in run.groups}
+        return Layer(
+            blocks, {e: modulations(streams, x, parts, dtype, run.shares) for e, streams in run.groups.items()},
+            each["cross"],
+        )  # fmt: skip
 
     def _block(self, expert: str, weights: Mapping[str, dict[str, jax.Array]]) -> Block:
         """An expert with one layer's weights: what it does not own is the first expert's."""
         if self.config.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
-            return _bind(self.blocks[expert], weights[expert])
-        return _bind(self.blocks[self.first], weights[self.first] | weights[expert])
-
-    def _through(self, layer, joined, scanned, cache: KeyValues | None):
-        """Runs all layers, as a scan or as a loop that the compiler sees; `scanned` is what each has a part of."""
-        config = self.config
-        if REMAT[config.remat] is not None:
-            layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
-        if not config.scan or config.dual_layers:
-            return _unrolled(layer, joined, scanned, cache, config.layers, self._duals())
-        tables, vectors, context = scanned
-        cached = None if cache is None else (cache.stacked().k, cache.stacked().v)
-        return jax.lax.scan(lambda x, part: layer(x, (*part, None)), joined, (tables, vectors, cached, context))
+            return bound(self.blocks[expert], weights[expert])
+        return bound(self.blocks[self.first], weights[self.first] | weights[expert])
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
         """The streams of each expert, without a context."""
@@ -223,7 +229,7 @@ class Trunk(nnx.Module):
         inside = [stream for group in self._groups(streams).values() for stream in group]
         return inside + [stream for stream in streams if stream not in self.experts]
 
-    def _turn(self, position: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    def _turn(self, position: jax.Array) -> Turn:
         config = self.config
         if not config.rope_theta:
             return None
@@ -233,50 +239,12 @@ class Trunk(nnx.Module):
         )  # fmt: skip
         return rope.turns(angle, config.rope_scaling.magnitude)
 
-    def _across(
-        self, tokens: Metadata, context: Metadata | None, cache: KeyValues | None, may: np.ndarray | None, shares: int
-    ):
-        """One layer's cross-attention, a function of (tokens per expert, its weights, the context's keys and values,
-        cached); None where there is no context."""
-        if not self.config.cross or (context is None and cache is None):
-            return None
-        attend = attention_over(tokens, context, cache, may, self.config.attention)
-
-        def across(x, weights, given, cached):
-            y = _bind(self.cross, weights)(join(list(x.values()), shares), lambda q: attend(q, given, cached))
-            return dict(zip(x, cut(y, [part.shape[1] for part in x.values()], shares), strict=True))
-
-        return across
-
-    def _only_context(
-        self, context: Pair, cache: KeyValues | None, at: jax.Array | None, tokens: Metadata | None
-    ) -> KeyValues | None:
-        """What is kept of tokens that this trunk leaves as they are, and that are alone: see `__call__`."""
-        new = [tuple(x[i] for x in context) for i in range(self.config.layers)]
-        if at is not None:
-            layers = [write((cache.k[i], cache.v[i]), pair, at) for i, pair in enumerate(new)]
-        elif tokens is not None:
-            layers = [merged(pair) for pair in new]
-        else:
-            return None
-        return KeyValues(*zip(*layers, strict=True), tokens if at is None else cache.metadata).like(cache)
-
-    def _duals(self) -> dict[int, dict[str, Any]]:
-        """Weights of the second attention, of the layers that have one."""
+    def _seconds(self) -> dict[int, dict[str, Any]]:
+        """Weights of the second attention, by the number of each layer that has it."""
         if not self.config.dual_layers:
             return {}
-        stacked = {"block": _pure(self.dual), "modulation": {s: _pure(m) for s, m in self.dual_modulation.items()}}
+        stacked = {"block": pure(self.dual), "modulation": {s: pure(m) for s, m in self.dual_modulation.items()}}
         return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(self.config.dual_layers)}
-
-    def _attend_dual(self, dual, block, x, turn, streams, condition, tokens, may) -> jax.Array:
-        """What the second attention, among one expert's tokens, adds to them."""
-        (stream,) = streams
-        shift, scale, gate = modulate(
-            dual["modulation"][stream], condition[stream].vector, condition[stream], self.config.dtype
-        )
-        second = _bind(self.dual, dual["block"])
-        q, k, v = second.heads(block.before(x, "attention_norm", (shift, scale)), turn)
-        return gate * second.project(masked_attention(q, k, v, see(tokens, tokens, may)))
 
     def _final(self, y: jax.Array, expert: str) -> jax.Array:
         config = self.config
@@ -288,64 +256,5 @@ class Trunk(nnx.Module):
         return Norm(config.norm, config.norm_epsilon)(y, scale, bias)
 
 
-def _modulations(streams, x, parts, config: TransformerConfig, shares: int) -> list[jax.Array] | None:
-    """The modulations of the joined streams' tokens; streams without one are left as they are."""
-    if not any(s in parts for s in streams):
-        return None
-
-    def of(stream, i):
-        if stream in parts:
-            return parts[stream][i]
-        return jnp.full(x[stream].shape, 1.0 if i in (2, 5) else 0.0, config.dtype)
-
-    return [join([of(s, i) for s in streams], shares) for i in range(MODULATIONS)]
-
-
-def _pure(module: nnx.Module) -> dict[str, jax.Array]:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
-
-
 def _join(parts: Mapping[str, jax.Array], streams: list[str], shares: int = 1) -> jax.Array:
     return join([parts[s] for s in streams], shares)
-
-
-def _tokens(metadata: Mapping[str, Metadata], streams: list[str], shares: int = 1) -> Metadata:
-    return jax.tree.map(lambda *parts: join(parts, shares), *[metadata[s] for s in streams])
-
-
-def _bind(block: Any, weights: dict[str, jax.Array]) -> Any:
-    """The module with one layer's weights."""
-    graph, state = nnx.split(block)
-    nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)
-
-
-def by_layer(params: dict[str, Any]) -> dict[str, Any]:
-    """The trunk's parameters with a tuple of layers in place of each stacked array, for an unrolled trunk in a loop.
-
-    The compiler would take the slices anew in every step, which reads and writes all weights once more; the barrier
-    holds them outside.
-    """
-
-    def split(x):
-        return jax.lax.optimization_barrier(tuple(x[i] for i in range(x.shape[0])))
-
-    stacked = {name: params[name] for name in ("blocks", "modulation") if name in params}
-    return params | jax.tree.map(split, stacked)
-
-
-def _by_layer(weight: Any) -> bool:
-    return isinstance(weight, tuple)
-
-
-def _unrolled(layer, carry, scanned, cache: KeyValues | None, layers: int, duals: dict[int, Any]):
-    """jax.lax.scan as a Python loop: the compiler sees every layer. `duals`: see `Trunk._duals`."""
-    kept = []
-    for i in range(layers):
-        # A tuple holds a parameter's layers one by one (see `by_layer`).
-        tables = [jax.tree.map(lambda w, i=i: w[i], table, is_leaf=_by_layer) for table in scanned[0]]
-        vectors, context = jax.tree.map(lambda x, i=i: x[i], scanned[1:])
-        cached = None if cache is None else (cache.k[i], cache.v[i])
-        carry, out = layer(carry, (tables, vectors, cached, context, duals.get(i)))
-        kept.append(out)
-    return carry, None if kept[0] is None else tuple(zip(*kept, strict=True))

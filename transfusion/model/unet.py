@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from transfusion.codecs.pixels import check_size
 from transfusion.errors import UsageError
-from transfusion.model.blocks import Conv, LayerNorm, Linear, upsample
+from transfusion.model.blocks import Conv, LayerNorm, Linear, check_size, upsample
 from transfusion.model.parameters import fan_in, zeros
 
 PATCHES = (2, 4, 8)

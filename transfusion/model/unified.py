@@ -1,7 +1,7 @@
 """The model: per stream an embed and a head, and between them one trunk."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,17 +11,17 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.block import per_token
-from transfusion.model.cache import KeyValues, write_metadata
+from transfusion.model.cache import KeyValues, Layers, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
+from transfusion.model.modulation import Condition
 from transfusion.model.parameters import Template, fan_in, param
-from transfusion.model.transformer import Condition, Trunk
+from transfusion.model.transformer import FIRST, Trunk, TrunkInputs
 from transfusion.sequence import MASKED, SequenceSpec, Stream
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.masks import Metadata, causal, metadata
 
-FIRST = "trunk"  # the name of the first trunk
 # Which fields of a stream are rows of which table.
 TABLES = {
     "embed": EMBEDS,
@@ -166,7 +166,7 @@ class UnifiedModel(nnx.Module):
     def _make_trunk(self, where: str, rngs: nnx.Rngs) -> Trunk:
         inside = {name: s for name, s in self.streams.items() if where in self.path[name]}
         modulated = (n for n, s in inside.items() if (s.modulates or s.condition) and self.path[n][-1] == where)
-        return Trunk(self.configs[where], {n: s.expert for n, s in inside.items()}, rngs, tuple(modulated))
+        return Trunk(self.configs[where], {n: s.expert for n, s in inside.items()}, rngs, tuple(modulated), where)
 
     def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
         path = self.path[name]
@@ -217,54 +217,65 @@ class UnifiedModel(nnx.Module):
             if source in vectors
         }
 
-    def encode(
-        self,
-        inputs: Mapping[str, Inputs],
-        *,
-        cache: KeyValues | None = None,
-        slots: Mapping[str, jax.Array] | None = None,
-        keep: bool = False,
-    ) -> tuple[dict[str, Encoded], KeyValues | None]:
-        """Runs tokens of some streams through the trunks; see `Trunk.__call__` for `cache`, `slots` and `keep`.
+    def encode(self, inputs: Mapping[str, Inputs], cache: KeyValues | None = None) -> dict[str, Encoded]:
+        """Runs tokens of some streams through the trunks; they see each other, and a cache."""
+        return self._encode(inputs, lambda trunk, tokens: trunk(tokens, cache))
 
-        With further trunks the keys and values are dicts, one entry per trunk; all share one order of tokens and one
-        metadata, and a token that does not pass through a trunk has zeros there, which nothing sees.
-        """
+    def read(
+        self, inputs: Mapping[str, Inputs], cache: KeyValues | None = None
+    ) -> tuple[dict[str, Encoded], KeyValues]:
+        """As `encode`; and the keys and values of these tokens, in one order for all trunks."""
+        kept: dict[str, KeyValues] = {}
+
+        def run(trunk: Trunk, tokens: TrunkInputs) -> dict[str, jax.Array]:
+            outputs, kept[trunk.name] = trunk.read(tokens, cache)
+            return outputs
+
+        encoded = self._encode(inputs, run)
+        return encoded, kept[FIRST] if len(self.configs) == 1 else self._in_one_order(kept, inputs)
+
+    def extend(
+        self, inputs: Mapping[str, Inputs], cache: KeyValues, slots: Mapping[str, jax.Array]
+    ) -> tuple[dict[str, Encoded], KeyValues]:
+        """As `encode`; and the cache with these tokens in the slots, per stream int32 [B, N]."""
+        new, at = _joined(part.metadata for part in inputs.values()), jnp.concatenate([slots[n] for n in inputs], 1)
+        written = KeyValues(cache.k, cache.v, write_metadata(cache.metadata, new, at))
+
+        def run(trunk: Trunk, tokens: TrunkInputs) -> dict[str, jax.Array]:
+            nonlocal written
+            outputs, written = trunk.extend(tokens, written, slots)
+            return outputs
+
+        encoded = self._encode(inputs, run)
+        return encoded, written
+
+    def _encode(
+        self, inputs: Mapping[str, Inputs], run: Callable[[Trunk, TrunkInputs], dict[str, jax.Array]]
+    ) -> dict[str, Encoded]:
+        """Embeds the tokens, and runs every trunk that some of them enter."""
         conditions = self.conditions(inputs)
         vectors = {name: condition.vector for name, condition in conditions.items()}
         embedded = {name: self.embed(name, part, vectors.get(name)) for name, part in inputs.items()}
-        several = len(self.configs) > 1
-        metadata = {name: part.metadata for name, part in inputs.items()}
-        if slots is not None:
-            new, at = _joined(metadata.values()), jnp.concatenate([slots[name] for name in inputs], 1)
-            cache = KeyValues(cache.k, cache.v, write_metadata(cache.metadata, new, at))
-        hidden, read, kept, every = {}, {}, None, {}
-        for where in self.configs:
+        hidden, read = {}, {}
+        for where, config in self.configs.items():
             names = [name for name in inputs if where in self.path[name]]
             if not names:
                 continue
-            tokens = {n: self._enter(where, hidden[n]) if n in hidden else embedded[n][0] for n in names}
-            trunk = self.trunk if where == FIRST else self.stages[where]
-            out, kept = trunk(
-                tokens,
-                {name: inputs[name].position for name in names},
-                {n: causal(m) if n in self.configs[where].causal else m for n, m in metadata.items() if n in names},
-                condition={n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
-                cache=_of_trunk(cache, where) if several else cache,
-                slots=slots,
-                may=self._may(where),
-                may_cross=self._may(where, cross=True),
-                keep=keep,
+            tokens = TrunkInputs(
+                {n: self._enter(where, hidden[n]) if n in hidden else embedded[n][0] for n in names},
+                {n: inputs[n].position for n in names},
+                {n: causal(inputs[n].metadata) if n in config.causal else inputs[n].metadata for n in names},
+                {n: c for n, c in conditions.items() if n in names and self.path[n][-1] == where},
+                self._may(where),
+                self._may(where, cross=True),
             )
-            every[where] = kept
+            out = run(self._trunk(where), tokens)
             hidden |= out
             read |= {n: y for n, y in out.items() if (self.streams[n].head_after or self.path[n][-1]) == where}
-        if several and slots is not None:
-            k, v = ({w: getattr(new, field) for w, new in every.items()} for field in ("k", "v"))
-            kept = KeyValues(cache.k | k, cache.v | v, cache.metadata)
-        elif several and keep:
-            kept = self._across_trunks(every, inputs)
-        return {name: Encoded(read[name], embedded[name][1]) for name in inputs}, kept
+        return {name: Encoded(read[name], embedded[name][1]) for name in inputs}
+
+    def _trunk(self, where: str) -> Trunk:
+        return self.trunk if where == FIRST else self.stages[where]
 
     def _may(self, where: str, cross: bool = False) -> np.ndarray | None:
         """Returns `may` of `transfusion.sequence.masks.see`: tokens see those that pass through their trunk, by the one
@@ -275,13 +286,16 @@ class UnifiedModel(nnx.Module):
             return may
         return np.broadcast_to(inside, (len(inside),) * 2) & (True if may is None else may)
 
-    def _across_trunks(self, every: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
-        """The keys and values of all trunks, in the order of `inputs`."""
-        sizes = {name: part.position.shape[1] for name, part in inputs.items()}
+    def _in_one_order(self, kept: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
+        """The keys and values of all trunks, with the tokens in the order of `inputs`.
 
-        def aligned(where: str, x: jax.Array) -> jax.Array:
-            trunk = self.trunk if where == FIRST else self.stages[where]
-            inside = trunk.order([name for name in inputs if where in self.path[name]])
+        A token that does not pass through a trunk has zeros there, which nothing sees.
+        """
+        sizes = {name: part.position.shape[1] for name, part in inputs.items()}
+        metadata = _joined(part.metadata for part in inputs.values())
+
+        def ordered(where: str, x: jax.Array) -> jax.Array:
+            inside = self._trunk(where).order([name for name in inputs if where in self.path[name]])
             cuts = np.cumsum([sizes[name] for name in inside])[:-1]
             parts = dict(zip(inside, jnp.split(x, cuts, axis=2), strict=True))
             blank = x.shape[:2]
@@ -289,13 +303,14 @@ class UnifiedModel(nnx.Module):
                 [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], x.shape[3]), x.dtype) for n in inputs], 2
             )
 
-        k, v = ({w: aligned(w, getattr(kept, field)) for w, kept in every.items()} for field in ("k", "v"))
-        metadata = _joined(part.metadata for part in inputs.values())
-        # A trunk that nothing here passes through has keys and values of its own shape all the same.
-        for where in self.configs.keys() - every.keys():
+        def of(where: str, field: str) -> Layers:
+            if where in kept:
+                return tuple(ordered(where, x) for x in getattr(kept[where], field)[where])
+            # A trunk that nothing here passes through has keys and values of its own shape all the same.
             config, (b, s) = self.configs[where], metadata.order.shape
-            shape = (config.layers, b * config.groups, s, config.size)
-            k[where] = v[where] = jnp.zeros(shape, config.dtype)
+            return (jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype),)
+
+        k, v = ({where: of(where, field) for where in self.configs} for field in ("k", "v"))
         return KeyValues(k, v, metadata)
 
     def _enter(self, where: str, x: jax.Array) -> jax.Array:
@@ -313,10 +328,6 @@ class UnifiedModel(nnx.Module):
 
 def _joined(parts: Iterable[Metadata]) -> Metadata:
     return jax.tree.map(lambda *fields: jnp.concatenate(fields, 1), *parts)
-
-
-def _of_trunk(cache: KeyValues | None, where: str) -> KeyValues | None:
-    return None if cache is None else KeyValues(cache.k[where], cache.v[where], cache.metadata)
 
 
 def _scaled(place: jax.Array, stream: Stream) -> jax.Array:

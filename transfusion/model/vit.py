@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
@@ -118,7 +119,7 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
 def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
     """einsum with a kernel, plus a bias, in the dtype of x."""
     y = jnp.einsum(pattern, x, kernel[...].astype(x.dtype))
-    return y if bias is None else y + bias[...].astype(x.dtype)
+    return y if bias is None else y + broadcast_to_rank(bias[...].astype(x.dtype), y.ndim)
 
 
 class _Layers(nnx.Module):

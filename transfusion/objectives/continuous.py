@@ -48,5 +48,5 @@ def loss(predicted: jax.Array, part: StreamSlice, draws: dict[str, jax.Array], c
 def by_time(per_token: jax.Array, part: StreamSlice, draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Sums and weights of a per-token loss in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
     bucket = jnp.clip((spread(draws["time"], part.item)[..., 0] * BUCKETS).astype(jnp.int32), 0, BUCKETS - 1)
-    inside = (bucket[..., None] == jnp.arange(BUCKETS)) * part.loss_weight[..., None]
+    inside = (bucket[..., None] == jnp.arange(BUCKETS)[None, None]) * part.loss_weight[..., None]
     return jnp.einsum("bn,bnk->k", per_token, inside), inside.sum((0, 1))

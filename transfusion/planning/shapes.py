@@ -27,7 +27,7 @@ from transfusion.tasks import SequenceTask
 USABLE = 0.92
 FLOAT32 = 4
 # Arrays of scores [rows, heads, L, L] in float32 that are alive at once in dense attention's backward pass.
-SCORES = 3
+SCORE_ARRAYS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _activations(task: SequenceTask, on: Sharding) -> float:
         width = 2 if config.dtype == "bfloat16" else FLOAT32
         heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
         share = length / on.context
-        scores = 0.0 if config.attention == "blockwise" else SCORES * FLOAT32 * heads * share * length
+        scores = 0.0 if config.attention == "blockwise" else SCORE_ARRAYS * FLOAT32 * heads * share * length
         own = share * (2 * heads * config.size + 3 * hidden + 2 * config.width)
         inner = rows * (scores + 3 * width * own)
         outer = rows * share * config.width * width

@@ -101,7 +101,7 @@ def read(job: Job, prefix: Prefix, content: jax.Array, first: jax.Array, count: 
     )  # fmt: skip
     slots = prefix.cache.metadata.order.shape[1] - layout.tokens + first + jnp.arange(count)
     slots = {name: jnp.broadcast_to(slots, (len(prefix.rows), count))}
-    encoded, cache = job.model.encode({name: inputs}, cache=prefix.cache, slots=slots)
+    encoded, cache = job.model.extend({name: inputs}, prefix.cache, slots)
     return job.model.head(name, encoded[name]), dataclasses.replace(prefix, cache=cache)
 
 

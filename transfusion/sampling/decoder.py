@@ -23,8 +23,8 @@ import numpy as np
 from transfusion.errors import UsageError, check
 from transfusion.learner import Learner
 from transfusion.model.cache import KeyValues
+from transfusion.model.depth import by_layer
 from transfusion.model.parameters import Params
-from transfusion.model.transformer import by_layer
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sampling import spelled
 from transfusion.sampling.choose import NEVER, Choice, emittable
@@ -158,8 +158,8 @@ class Decoder:
 
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
         """Keys and values of the prompts, and the logits [B, V] after them."""
-        encoded, kept = model.encode(prefill.inputs, keep=True)
-        kept = kept.split() if self.unrolled else kept
+        encoded, kept = model.read(prefill.inputs)
+        kept = kept.by_layer() if self.unrolled else kept
         return kept, _logits(model, encoded[TEXT], prefill.last)
 
     def _choose(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:

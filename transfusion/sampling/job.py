@@ -41,7 +41,7 @@ def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:
         slots[name] = jnp.broadcast_to(used + jnp.arange(n), (b, n))
         used += n
     cache = prefix.cache.grown(used - prefix.cache.metadata.order.shape[1])
-    return Prefix(model.encode(inputs, cache=cache, slots=slots)[1], prefix.place.after(part, rows), rows)
+    return Prefix(model.extend(inputs, cache, slots)[1], prefix.place.after(part, rows), rows)
 
 
 def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t
     name = layout.run.stream
     time = jnp.broadcast_to(t, x.shape[:1])
     inputs = lay(layout.noisy, layout.spec, prefix.place, prefix.rows, {name: x}, time)
-    encoded, _ = model.encode(inputs, cache=prefix.cache)
+    encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: nothing moves it, and it counts in no length.
     return model.head(name, encoded[name]).at[:, : layout.stream.time_tokens].set(0.0)
 

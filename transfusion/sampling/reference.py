@@ -35,7 +35,7 @@ def _forward(task: Learner, params: Params, batch, times) -> dict[str, jax.Array
     for name, part in batch.items():
         content = part.tokens if part.values is None else part.values
         inputs[name] = inputs_of(name, batch, task.spec, content, times.get(name))
-    encoded, _ = model.encode(inputs)
+    encoded = model.encode(inputs)
     return {name: model.head(name, encoded[name]) for name in inputs}
 
 

@@ -86,9 +86,9 @@ def append(
     slots, used, last = {}, state.used, state.cache.metadata.order.shape[1] - 1
     for name, piece in inputs.items():
         n = piece.position.shape[1]
-        slots[name] = jnp.where(rows[:, None], used[:, None] + jnp.arange(n), last)
+        slots[name] = jnp.where(rows[:, None], used[:, None] + jnp.arange(n)[None], last)
         used += n * rows.astype(jnp.int32)
-    encoded, cache = model.encode(inputs, cache=state.cache, slots=slots)
+    encoded, cache = model.extend(inputs, state.cache, slots)
     return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows)), encoded
 
 

@@ -44,7 +44,7 @@ def samples(material: Material) -> str:
         f"{how}, seed {material.seed}, not chosen by hand. A row has the same noise at each guidance scale; 1 is none."
     )
     head = ["Caption", "Real", *(f"Guidance {scale:g}" for scale in scales)]
-    return f'<p class="note">{page.escape(note)}</p>{page.table(head, lines, "samples")}'
+    return f'<p class="note">{page.escape(note)}</p>{page.html_table(head, lines, "samples")}'
 
 
 def trajectory(material: Material) -> str:

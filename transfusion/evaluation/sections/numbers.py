@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
-from transfusion.evaluation.measures import HOW
+from transfusion.evaluation.measures import MEANINGS
 from transfusion.evaluation.score_table import FIXED, in_words, named_scores
 from transfusion.evaluation.sections.material import Material
 from transfusion.model.unified import parameter_count
@@ -68,12 +68,14 @@ def scores(material: Material) -> str:
     if evaluated != saved:
         note = f"evaluation.json is of step {evaluated}, the checkpoint of step {saved}: "
         parts.append(page.absent(note + "evaluate again for scores of this checkpoint."))
-    parts.append(page.table(head, lines(main)))
+    parts.append(page.html_table(head, lines(main)))
     parts += [page.absent(f"{name.replace('_', ' ')}: not measured, {why}") for name, why in _reasons(material)]
     if rest:
-        table = page.table(head, lines(rest))
+        table = page.html_table(head, lines(rest))
         parts.append(f"<details><summary>By class, source and noise level</summary>{table}</details>")
-    how = [(page.escape(k.replace("_", " ")), page.escape(v)) for k, v in HOW.items() if material.evaluation.get(k)]
+    how = [
+        (page.escape(k.replace("_", " ")), page.escape(v)) for k, v in MEANINGS.items() if material.evaluation.get(k)
+    ]
     explained = "".join(f"<p><strong>{name}</strong>: {why}.</p>" for name, why in how)
     parts.append(f'<details><summary>What is counted</summary><div class="note">{explained}</div></details>')
     return "".join(parts)

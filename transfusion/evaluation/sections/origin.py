@@ -42,7 +42,9 @@ def origin(material: Material) -> str:
     facts = provenance.versions() | {"code": provenance.code_text()}
     facts |= {k: str(v) for k, v in provenance.machine().items()}
     facts["metrics"] = f"{len(material.metrics)} rows up to step {material.run.step}"
-    parts.append(page.table(("Versions and machine", ""), ([page.escape(k), page.escape(v)] for k, v in facts.items())))
+    parts.append(
+        page.html_table(("Versions and machine", ""), ([page.escape(k), page.escape(v)] for k, v in facts.items()))
+    )
     config = page.escape(to_json(material.experiment))
     parts.append(f"<details><summary>Config</summary><pre>{config}</pre></details>")
     return "".join(parts)

@@ -1,4 +1,8 @@
-"""Named emoji: natural captions, and which (emoji, skin tone) combinations are held out to test composition."""
+"""The names of emoji as natural captions, and the (emoji, skin tone) combinations that are held out.
+
+The held-out combinations test composition: training shows the emoji with other skin tones, and other emoji with the
+tone.
+"""
 
 import dataclasses
 import hashlib
@@ -14,8 +18,8 @@ _PEOPLE = re.compile(r"^(couple with heart|kiss|family) ((?:(?:man|woman|person|
 
 
 @dataclasses.dataclass(frozen=True)
-class Emoji:
-    """One named emoji. `base` is the caption without skin tones, `tones` is '' or names one or two of them."""
+class NamedEmoji:
+    """An emoji and its name. `base` is the caption without skin tones; `tones` names one or two tones, or is ''."""
 
     codepoints: str  # lower-case hexadecimal, joined by '-', without the variation selector where the art has none
     characters: str
@@ -28,7 +32,7 @@ class Emoji:
         return f"{self.base}, {self.tones}" if self.tones else self.base
 
 
-def catalogue(available: Iterable[str]) -> list[Emoji]:
+def catalogue(available: Iterable[str]) -> list[NamedEmoji]:
     """Returns the named emoji whose codepoints are in `available` (file stems of Twemoji), each once, sorted.
 
     Raises:
@@ -37,7 +41,7 @@ def catalogue(available: Iterable[str]) -> list[Emoji]:
     """
     data = require("emoji", "demo").EMOJI_DATA
     available = set(available)
-    found: dict[str, Emoji] = {}
+    found: dict[str, NamedEmoji] = {}
     for characters, entry in data.items():
         for text in (characters, characters.replace("\ufe0f", "")):
             key = "-".join(f"{ord(c):x}" for c in text)
@@ -50,16 +54,17 @@ def catalogue(available: Iterable[str]) -> list[Emoji]:
     return result
 
 
-def held_out(emoji: Iterable[Emoji], share: float = HELD_OUT_SHARE) -> set[str]:
+def held_out(emoji: Iterable[NamedEmoji], share: float = HELD_OUT_SHARE) -> set[str]:
     """Returns the codepoints of the combinations to hold out: about `share` of all that have a skin tone.
 
-    The choice is a threshold on a hash of (base, tones), so that it does not change when other emoji come or go. Each
-    base and each tone keeps at least one combination outside: where none is left, that of the largest hash goes back.
+    A combination is held out if a hash of (base, tones) is below a threshold, so that the choice does not change when
+    other emoji come or go. At least one combination of each base and of each tone stays in training: if none is left,
+    the one with the largest hash returns.
     """
     toned = [e for e in emoji if e.tones]
     out = {e.codepoints for e in toned if _share(e.base, e.tones) < share}
     for part in ("base", "tones"):
-        groups: dict[str, list[Emoji]] = {}
+        groups: dict[str, list[NamedEmoji]] = {}
         for e in toned:
             groups.setdefault(getattr(e, part), []).append(e)
         for group in groups.values():
@@ -68,13 +73,13 @@ def held_out(emoji: Iterable[Emoji], share: float = HELD_OUT_SHARE) -> set[str]:
     return out
 
 
-def _emoji(codepoints: str, characters: str, alias: str) -> Emoji:
+def _emoji(codepoints: str, characters: str, alias: str) -> NamedEmoji:
     name = alias.strip(":").replace("_", " ").replace("’", "'")
     tones = _TONE.findall(name)
     base = _natural(_TONE.sub("", name))
     if _is_flag(characters):
         base = f"flag of {base}"
-    return Emoji(codepoints, characters, name, base, " and ".join(tones))
+    return NamedEmoji(codepoints, characters, name, base, " and ".join(tones))
 
 
 def _natural(base: str) -> str:

@@ -4,7 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from transfusion.errors import UsageError
-from transfusion.interop import autoencoder, bagel, diffusion, janus, language, showo2, siglip, vocabulary, vq
+from transfusion.interop import (
+    autoencoder,
+    bagel,
+    cosmos3,
+    dit,
+    janus,
+    language,
+    omnigen,
+    sd3,
+    showo2,
+    siglip,
+    vocabulary,
+    vq,
+)
 from transfusion.interop.family import Family, Imported
 from transfusion.interop.fields import class_names, ignoring
 from transfusion.interop.files import Checkpoint
@@ -14,17 +27,17 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("autoencoder", ("AutoencoderKL",), autoencoder.claims, autoencoder.build),
-        Family("vq", tuple(vq.KINDS), vq.claims, vq.build),
+        Family("vq", tuple(vq.VQ_MODELS), vq.claims, vq.build),
         Family("bagel", ("BagelForConditionalGeneration",), bagel.claims, bagel.build, bagel.TOKENS),
         Family("showo2", ("Showo2Qwen2_5",), showo2.claims, showo2.build),
         Family("chameleon", (vocabulary.CHAMELEON,), vocabulary.claims_chameleon, vocabulary.build_chameleon),
         Family("emu3", (vocabulary.EMU3,), vocabulary.claims_emu3, vocabulary.build_emu3),
         Family("janus", ("JanusForConditionalGeneration",), janus.claims, janus.build),
-        Family("language", tuple(language.KINDS), language.claims, language.build),
-        Family("dit", ("DiTTransformer2DModel",), diffusion.claims_dit, diffusion.build_dit),
-        Family("sd3", (diffusion.SD3,), diffusion.claims_of(diffusion.SD3), diffusion.build_sd3),
-        Family("omnigen", (diffusion.OMNIGEN,), diffusion.claims_of(diffusion.OMNIGEN), diffusion.build_omnigen),
-        Family("cosmos3", (diffusion.COSMOS3,), diffusion.claims_of(diffusion.COSMOS3), diffusion.build_cosmos3),
+        Family("language", tuple(language.TEXT_MODELS), language.claims, language.build),
+        Family("dit", ("DiTTransformer2DModel",), dit.claims, dit.build),
+        Family("sd3", (sd3.MODEL,), sd3.claims, sd3.build),
+        Family("omnigen", (omnigen.MODEL,), omnigen.claims, omnigen.build),
+        Family("cosmos3", (cosmos3.MODEL,), cosmos3.claims, cosmos3.build),
         Family("siglip", siglip.MODELS, siglip.claims, siglip.build),
     )
 }

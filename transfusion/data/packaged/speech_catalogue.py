@@ -1,4 +1,4 @@
-"""What the recordings of Debian's asterisk-core-sounds-en-wav say, from their file names."""
+"""The words of the recordings in Debian's package asterisk-core-sounds-en-wav, told from their file names."""
 
 import re
 
@@ -26,8 +26,10 @@ def _ordinal(word: str) -> str:
 
 
 def spoken(name: str) -> str:
-    """The words of a recording, '7' or 'vm-goodbye': numbers, ordinals, days and months as they are read, else the
-    name's own words."""
+    """The words of a recording with a name such as '7' or 'vm-goodbye'.
+
+    Numbers, ordinals, days and months are spelled out; other names are taken word by word.
+    """
     prefix, _, rest = name.partition("-")
     if prefix == "day" and rest.isdigit():
         return _DAYS[int(rest)]

@@ -1,0 +1,127 @@
+"""The convolutional encoder and decoder of all autoencoders: images [B, H, W, C] <-> latents [B, h, w, c].
+
+They have the shape of the first stage of latent diffusion (Rombach et al., arXiv 2112.10752, appendix G), in the form
+of Stable Diffusion's and FLUX's AutoencoderKL, so that released weights of that family can be loaded. For clips every
+shape has an axis T after B.
+"""
+
+import jax
+from flax import nnx
+
+from transfusion.codecs.autoencoder_config import AutoencoderConfig
+from transfusion.model.blocks import (
+    Conv,
+    GroupNorm,
+    ResidualBlock,
+    SpatialAttention,
+    make_norm,
+    normed,
+    upsample,
+)
+
+# Axes of convolutions to latents or pixels: they have so few output channels that these are not split over devices.
+ENDS = ("conv_in", None)
+
+
+class Middle(nnx.Module):
+    """A residual block, an attention over all pixels (or none), a residual block: [B, ..., h, w, c] -> same."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, codes: int = 0):
+        channels, groups, kind = config.channels[-1], config.norm_groups, {"time": config.frames, "codes": codes}
+        self.first = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
+        if config.middle_attention:
+            self.attention = SpatialAttention(channels, groups, rngs=rngs, heads=config.attention_heads, **kind)
+        self.second = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
+
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        x = self.first(x, codes)
+        return self.second(self.attention(x, codes) if hasattr(self, "attention") else x, codes)
+
+
+class ResolutionStage(nnx.Module):
+    """Residual blocks at one resolution, each followed by an attention if there are `heads`.
+
+    `resample` changes the resolution behind them; the caller applies it.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, layers: int, groups: int, resample: Conv | None,
+        *, rngs: nnx.Rngs, time: str = "", heads: int = 0, codes: int = 0,
+    ):  # fmt: skip
+        kind = {"time": time, "codes": codes}
+        self.blocks = nnx.List(
+            [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs, **kind) for i in range(layers)]
+        )
+        self.resample = resample
+        if heads:
+            self.attentions = nnx.List(
+                [SpatialAttention(outputs, groups, rngs=rngs, heads=heads, **kind) for _ in range(layers)]
+            )
+
+    def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        for i, block in enumerate(self.blocks):
+            x = block(x, codes)
+            x = self.attentions[i](x, codes) if hasattr(self, "attentions") else x
+        return x
+
+
+class Encoder(nnx.Module):
+    """Images [B, H, W, C] -> [B, h, w, outputs]. For Gaussian latents these are mean and log variance, joined."""
+
+    def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
+        channels, groups, time = config.channels, config.norm_groups, config.frames
+        before = config.stem or channels[0]
+        self.conv_in = Conv(config.image_channels, before, rngs=rngs, time=time)
+        stages = []
+        for i, wide in enumerate(channels):
+            # Padding at the right and bottom only: with symmetric padding released weights would read other pixels.
+            halve = None
+            if i < len(channels) - 1:
+                pads, frames = ((0, 1), (0, 1)), 2 if 2**i < config.time_down else 1
+                halve = Conv(wide, wide, stride=2, padding=pads, rngs=rngs, time=time, time_stride=frames)
+            heads = config.attention_heads if i in config.encoder_attention else 0
+            stages.append(
+                ResolutionStage(before, wide, config.layers_per_block, groups, halve, rngs=rngs, time=time, heads=heads)
+            )
+            before = wide
+        self.stages = nnx.List(stages)
+        self.middle = Middle(config, rngs=rngs)
+        self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
+        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = self.conv_in(images)
+        for stage in self.stages:
+            x = stage(x)
+            x = x if stage.resample is None else stage.resample(x)
+        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+
+
+class PixelDecoder(nnx.Module):
+    """Unscaled latents [B, h, w, c] -> images [B, H, W, C]. Norms that read the codes get them as `codes`."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        levels, codes = len(config.channels), config.code_channels if config.code_norms else 0
+        channels, groups, time = config.channels[::-1], config.norm_groups, config.frames
+        self.time_down = config.time_down
+        self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs, time=time)
+        self.middle = Middle(config, rngs=rngs, codes=codes)
+        stages = []
+        for i, wide in enumerate(channels):
+            double = None if i == len(channels) - 1 else Conv(wide, wide, rngs=rngs, time=time)
+            before, layers = channels[max(i - 1, 0)], config.layers_per_block + 1
+            kind = {"time": time, "codes": codes}
+            kind["heads"] = config.attention_heads if levels - 1 - i in config.decoder_attention else 0
+            stages.append(ResolutionStage(before, wide, layers, groups, double, rngs=rngs, **kind))
+        self.stages = nnx.List(stages)
+        self.norm_out = make_norm(channels[-1], groups, rngs, time, codes)
+        self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs, time=time)
+
+    def __call__(self, latents: jax.Array, codes: jax.Array | None = None) -> jax.Array:
+        x, left = self.middle(self.conv_in(latents), codes), len(self.stages) - 1
+        for stage in self.stages:
+            x = stage(x, codes)
+            if stage.resample is not None:
+                left -= 1  # halvings that are still to be undone; the encoder's first ones shrank the time, too
+                x = stage.resample(upsample(x, time=2**left < self.time_down))
+        return self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes)))

@@ -1,0 +1,82 @@
+"""Runs a layer over the depth of a trunk: as a scan, or as a loop in which the compiler sees every layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from transfusion.model.cache import Layers, Pair, held
+from transfusion.model.config import REMAT, TransformerConfig
+from transfusion.model.parameters import Params
+
+Tokens = dict[str, jax.Array]
+Kept = tuple[Layers, Layers] | None
+Function = Callable[..., tuple[Tokens, Pair | None]]
+"""One layer: from the tokens, its part of `each`, of the context and of the cache, and the weights of its second
+attention to the tokens and to the keys and values that are kept."""
+
+
+def by_layer(params: Params) -> Params:
+    """The trunk's parameters with a tuple of layers in place of each stacked array, for an unrolled trunk in a loop.
+
+    The compiler would take the slices anew in every step, which reads and writes all weights once more; the barrier
+    holds them outside.
+    """
+
+    def split(x):
+        return jax.lax.optimization_barrier(tuple(x[i] for i in range(x.shape[0])))
+
+    stacked = {name: params[name] for name in ("blocks", "modulation") if name in params}
+    return params | jax.tree.map(split, stacked)
+
+
+def through(
+    layer: Function,
+    config: TransformerConfig,
+    tokens: Tokens,
+    each: dict[str, Any],
+    context: Pair | None,
+    cached: Kept,
+    seconds: dict[int, dict[str, Any]],
+) -> tuple[Tokens, Kept]:
+    """Runs all layers.
+
+    Args:
+      layer: see `Function`.
+      config: of the trunk.
+      tokens: as they enter the first layer.
+      each: what every layer has a part of: arrays with the leading axis `layers`, or tuples of layers (see `by_layer`).
+      context: keys and values [layers, B, S, G, K].
+      cached: the trunk's part of a cache.
+      seconds: weights of the second attention, by the number of each layer that has it.
+
+    Returns:
+      The tokens, and what is kept of all layers; None if that is None of one layer.
+    """
+    if REMAT[config.remat] is not None:
+        layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
+    if not config.scan or seconds:
+        return _unrolled(layer, config.layers, tokens, each, context, cached, seconds)
+    whole = None if cached is None else tuple(held(x, 1)[0] for x in cached)
+    tokens, kept = jax.lax.scan(lambda x, part: layer(x, *part, None), tokens, (each, context, whole))
+    return tokens, None if kept is None else tuple((x,) for x in kept)
+
+
+def _unrolled(layer, layers, tokens, each, context, cached, seconds):
+    """See `through`."""
+    kept = []
+    cached = None if cached is None else tuple(held(x, layers) for x in cached)
+    for i in range(layers):
+        own = jax.tree.map(lambda w, i=i: w[i], each, is_leaf=_one_by_one)
+        given = None if context is None else tuple(x[i] for x in context)
+        before = None if cached is None else tuple(x[i].reshape(x[i].shape[1:]) for x in cached)
+        tokens, out = layer(tokens, own, given, before, seconds.get(i))
+        kept.append(out)
+    if kept[0] is None:
+        return tokens, None
+    return tokens, tuple(tuple(x[None] for x in one) for one in zip(*kept, strict=True))
+
+
+def _one_by_one(weight: Any) -> bool:
+    """Whether a tuple holds a parameter's layers, see `by_layer`."""
+    return isinstance(weight, tuple)
