@@ -281,6 +281,9 @@ class Run:
     loss: bool = True
     spelling: Spelling = Spelling()
 
+    def __post_init__(self):
+        check("layout: boundary", self.boundary, ("outside", "inside"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
