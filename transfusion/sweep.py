@@ -34,6 +34,7 @@ from transfusion.model.unified import parameter_count
 from transfusion.running.metrics import human, read_metrics
 from transfusion.tasks import make_task
 from transfusion.workdir.changes import Change, differences
+from transfusion.workdir.config_file import read_experiment
 
 # The scores of the table, by the task of the members.
 SCORES = {
@@ -190,7 +191,7 @@ def _another_run(member: Member) -> str | None:
     if not (member.workdir / "config.json").is_file():
         return None
     try:
-        there = programs.read_experiment(member.workdir)
+        there = read_experiment(member.workdir)
     except UsageError as error:
         return f"{member.workdir} holds a run that this version cannot read ({error}): remove it"
     for change in _changes(there, member):

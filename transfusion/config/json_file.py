@@ -7,7 +7,7 @@ import pathlib
 
 from transfusion.config import to_config_dict
 from transfusion.errors import UsageError
-from transfusion.programs import read_config_file
+from transfusion.workdir.config_file import read_config_file
 
 
 def get_config(path: str = ""):
