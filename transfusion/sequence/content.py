@@ -60,6 +60,42 @@ def _learned(ids: np.ndarray, weight: np.ndarray) -> Columns:
     return {"loss_weight": weight, "targets": np.where(weight > 0, ids, 0).astype(np.int32)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a packed row knows of each item besides its tokens: the least noise level, and where the stream has them
+    its class (`classes` is how many there are, and stands for none) and a vector of `pooled` numbers."""
+
+    classes: int = 0
+    pooled: int = 0
+
+    def check(self, segment: Segment) -> None:
+        """Raises UsageError if the segment has another class or vector than the stream takes."""
+        if self.classes and segment.label >= self.classes:
+            raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {self.classes} classes")
+        if self.pooled and segment.pooled is not None and np.shape(segment.pooled) != (self.pooled,):
+            found = list(np.shape(segment.pooled))
+            raise UsageError(f"{segment.kind}: the pooled vector has shape {found}, not [{self.pooled}]")
+
+    def of(self, segment: Segment, time_low: float) -> dict[str, np.ndarray]:
+        """The facts of one item, by fields of a `StreamSlice`."""
+        facts = {"time_low": np.float32(time_low)}
+        if self.classes:
+            facts["label"] = np.int32(self.classes if segment.label < 0 else segment.label)
+        if self.pooled:
+            zeros = np.zeros(self.pooled, np.float32)
+            facts["pooled"] = zeros if segment.pooled is None else np.asarray(segment.pooled, np.float32)
+        return facts
+
+    def empty(self, rows: int, items: int) -> dict[str, np.ndarray]:
+        """Those of rows without an item: clean, of no class."""
+        facts = {"time_low": np.ones((rows, items), np.float32)}
+        if self.classes:
+            facts["label"] = np.full((rows, items), self.classes, np.int32)
+        if self.pooled:
+            facts["pooled"] = np.zeros((rows, items, self.pooled), np.float32)
+        return facts
+
+
 class Content:
     """What every content answers. The values here are those of plain text.
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import cached_property
 
 from transfusion.errors import UsageError, check
-from transfusion.sequence.content import Content, Text
-from transfusion.sequence.items import PREDICTIONS, Codes, Facts, Latents, Prediction, Queries
+from transfusion.sequence.content import Content, Facts, Text
+from transfusion.sequence.items import PREDICTIONS, Codes, Latents, Prediction, Queries
 from transfusion.sequence.spans import ATTENTIONS
 from transfusion.sequence.times import TIMES
 
