@@ -26,13 +26,13 @@ from absl import flags, logging
 
 from transfusion import programs, storage
 from transfusion.config import Experiment, from_config, to_json
-from transfusion.config import json_file as json_config
 from transfusion.config.explain import load_config, walk
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation.results import read_evaluation
 from transfusion.model.unified import parameter_count
 from transfusion.running.metrics import human, read_metrics
 from transfusion.tasks import make_task
+from transfusion.workdir import json_file as json_config
 from transfusion.workdir.changes import Change, differences
 from transfusion.workdir.config_file import read_experiment
 
