@@ -11,7 +11,7 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.block import per_token
-from transfusion.model.cache import KeyValues, Layers, write_metadata
+from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
@@ -303,12 +303,12 @@ class UnifiedModel(nnx.Module):
                 [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], x.shape[3]), x.dtype) for n in inputs], 2
             )
 
-        def of(where: str, field: str) -> Layers:
+        def of(where: str, field: str) -> jax.Array:
             if where in kept:
-                return tuple(ordered(where, x) for x in getattr(kept[where], field)[where])
+                return ordered(where, getattr(kept[where], field)[where])
             # A trunk that nothing here passes through has keys and values of its own shape all the same.
             config, (b, s) = self.configs[where], metadata.order.shape
-            return (jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype),)
+            return jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype)
 
         k, v = ({where: of(where, field) for where in self.configs} for field in ("k", "v"))
         return KeyValues(k, v, metadata)
