@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.model.unified import Inputs, inputs_of
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.model.vit import patchify as patchify_images
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.prompt import Prompt, has_images, without_images, without_text
