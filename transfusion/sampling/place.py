@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.unified import Inputs, inputs_of
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.sequence import SequenceSpec, Stream
 from transfusion.sequence.batch import StreamSlice
 from transfusion.sequence.rows import Expanded
