@@ -9,7 +9,7 @@ Shape letters: see `transfusion.sequence`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -78,13 +78,20 @@ class Facts:
 
     def of(self, segment: Segment, time_low: float) -> dict[str, np.ndarray]:
         """The facts of one item, by fields of a `StreamSlice`."""
-        facts = {"time_low": np.float32(time_low)}
-        if self.classes:
-            facts["label"] = np.int32(self.classes if segment.label < 0 else segment.label)
-        if self.pooled:
-            zeros = np.zeros(self.pooled, np.float32)
-            facts["pooled"] = zeros if segment.pooled is None else np.asarray(segment.pooled, np.float32)
-        return facts
+        pooled = np.zeros(self.pooled, np.float32) if segment.pooled is None else segment.pooled
+        asked = self.asked(np.int32(segment.label), np.asarray(pooled, np.float32))
+        return {"time_low": np.float32(time_low)} | asked
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        """The fields of a `StreamSlice` that say what is asked of items, where this stream has them.
+
+        Args:
+          label: classes [...], -1 for none.
+          pooled: vectors [..., C].
+          xp: the module of the arrays, numpy or jax.numpy.
+        """
+        fields = {"label": xp.where(label < 0, self.classes, label)} if self.classes else {}
+        return fields | ({"pooled": pooled} if self.pooled else {})
 
     def empty(self, rows: int, items: int) -> dict[str, np.ndarray]:
         """Those of rows without an item: clean, of no class."""
@@ -115,6 +122,7 @@ class Content:
         first code.
       hides: an id may be `MASKED`.
       left_out: the share of fake documents without such an item.
+      words: what it is, for people.
     """
 
     source: str = "value"
@@ -130,6 +138,7 @@ class Content:
     starts: bool = False
     hides: bool = False
     left_out: ClassVar[float] = 0.0
+    words: str = ""
 
     def check(self, segment: Segment) -> None:
         """Raises UsageError if the segment is nothing that this content can hold."""
@@ -150,6 +159,14 @@ class Content:
     def opener(self, item: int) -> int:
         """The column `item` of the opener of that item; -1: it is text of no item."""
         return -1
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        """See `Facts.asked`."""
+        return {}
+
+    def usual_tokens(self, budget: int, items: int) -> int:
+        """Tokens of an item, on average where items differ, of a row that holds so many tokens and items."""
+        return budget // items
 
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         """What tokens and items of a stream of this name take of a row."""
@@ -179,6 +196,10 @@ class Text(Content):
     """Ids in reading order, of which each predicts the next."""
 
     vocabulary: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.vocabulary:,} ids"
 
     def check(self, segment: Segment) -> None:
         if np.ndim(segment.value) != 1:

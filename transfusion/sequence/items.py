@@ -54,6 +54,23 @@ class Items(Content):
     def counted_in(self, stream: str) -> str:
         return stream
 
+    @property
+    def words(self) -> str:
+        sides = " x ".join(map(str, self.grid)) if self.aligned else "any size"
+        classes = f", {self.facts.classes} classes" if self.facts.classes else ""
+        return f"{sides}, {self._numbers}{classes}"
+
+    @property
+    def _numbers(self) -> str:
+        """What the numbers of an item are, for people."""
+        raise NotImplementedError
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        return self.facts.asked(label, pooled, xp)
+
+    def usual_tokens(self, budget: int, items: int) -> int:
+        return self.per_item if self.aligned else budget // items
+
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         return {name: tokens} | ({f"{name}:items": items} if self.mixed else {})
 
@@ -149,6 +166,10 @@ class Codes(Items):
     def per_item(self) -> int:
         return self.lead + math.prod(self.item_shape())
 
+    @property
+    def _numbers(self) -> str:
+        return f"{self.vocabulary:,} codes"
+
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (sum(s * s for s in self.scales),) if self.scales else tuple(sides or self.grid)
 
@@ -211,6 +232,10 @@ class Latents(Items):
     @property
     def per_item(self) -> int:
         return self.lead + math.prod(self._counts(self.grid))
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels > 1)}"
 
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (*(sides or self.grid), self.channels)

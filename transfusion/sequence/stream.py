@@ -182,7 +182,7 @@ class Stream:
     @property
     def span_tokens(self) -> int:
         """Tokens that see each other whatever their order: of an item, or of a frame of one; 1 of causal streams."""
-        item = self.tokens_per_item if self.content.aligned else self.budget // self.max_items
+        item = self.content.usual_tokens(self.budget, self.max_items)
         return ATTENTIONS[self.attention].size(item, max(self.grid[0] // self.patch_sides[0], 1))
 
     @property
