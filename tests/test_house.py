@@ -44,7 +44,7 @@ NEVER = {
 }
 # Imports that run up today: (module, what it imports).
 UP = {
-    ("transfusion.config.json_file", "transfusion.programs"),
+    ("transfusion.workdir.json_file", "transfusion.programs"),
     ("transfusion.programs", "transfusion.workdir"),
     ("transfusion.programs", "transfusion.workdir.portable"),
     ("transfusion.workdir.resume", "transfusion.programs"),

@@ -20,10 +20,10 @@ from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import restore_params
+from transfusion.running.restore import restore_params
 from transfusion.sequence import Run, SequenceSpec
 from transfusion.sequence.spelling import Grid
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
 _KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item

@@ -24,6 +24,7 @@ from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.prompts import as_path, checked_text
 from transfusion.data import media
 from transfusion.errors import UsageError
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
@@ -34,7 +35,7 @@ _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    programs.set_up_jax()
+    set_up_jax()
     # Paths may hold bytes that are no UTF-8, and what the model writes may be more than the terminal can show.
     sys.stdout.reconfigure(errors="backslashreplace")
     if not FLAGS.workdir:

@@ -46,14 +46,14 @@ from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest, shown
 from transfusion.latents import Codec, Form, forms_of, open_codec
 from transfusion.model.parameters import Params
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import restore_params
+from transfusion.running.restore import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
 MOST_SEED = 2**32 - 1

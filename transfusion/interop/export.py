@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Imported
@@ -28,7 +27,8 @@ from transfusion.interop.tokenizer import kept
 from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
-from transfusion.running.checkpoint import saved_shapes
+from transfusion.running.restore import saved_shapes
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.portable import CODEC
 
 # Names of dtypes in configs and flags -> their names in safetensors headers.
@@ -230,7 +230,7 @@ def _lost_layers(imported: Imported, params: Mapping) -> list[str]:
 
 def _experiment(workdir: str | os.PathLike) -> Experiment | None:
     """The experiment of a workdir; None for a part of a model, such as a vision tower, which is no run."""
-    return programs.read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
+    return read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
 
 
 def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 from transfusion.sequence.content import TEXT, Content, Spelled
 from transfusion.sequence.position import POSITIONS
 from transfusion.sequence.segment import Segment
@@ -50,6 +50,9 @@ class Run:
     position: str = "advance"
     loss: bool = True
     spelling: Spelling = Spelling()
+
+    def __post_init__(self):
+        check("layout: boundary", self.boundary, ("outside", "inside"))
 
 
 class Entry(NamedTuple):
