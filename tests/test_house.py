@@ -42,15 +42,7 @@ NEVER = {
     "model": {"running", "data"},
     "sampling": {"running", "data"},
 }
-# Imports that run up today: (module, what it imports).
-UP = {
-    ("transfusion.workdir.json_file", "transfusion.programs"),
-    ("transfusion.programs", "transfusion.workdir"),
-    ("transfusion.programs", "transfusion.workdir.portable"),
-    ("transfusion.workdir.resume", "transfusion.programs"),
-}
-
-MOST_CONDITIONS = 59
+MOST_CONDITIONS = 61
 # Where the code asks of what kind a stream or a run is: module, how often at most to act upon it and to raise, and why.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.sequence.stream": (4, 9, "chooses the content of a stream, the one place that does; legal fields"),
@@ -70,7 +62,8 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.config.experiment": (1, 0, "which streams share the vocabulary of the tokenizer"),
     "transfusion.latents": (2, 0, "what media a stream reads"),
     "transfusion.planning.shapes": (1, 0, "streams without logits"),
-    "transfusion.evaluate": (3, 0, "which scores there are"),
+    "transfusion.evaluation.measures": (3, 0, "which scores there are"),
+    "transfusion.evaluation.sections.images": (2, 0, "what a report shows of drawings"),
     "transfusion.evaluation.losses": (3, 0, "which losses there are"),
     "transfusion.interop.bagel": (1, 0, "released weights whose head is the table"),
     "transfusion.interop.janus": (1, 0, "released weights whose head is the table"),
@@ -81,24 +74,16 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
 LONG_MODULE, LONG_FUNCTION = 300, 60
 # Longer modules that are one subject: what each is, in five words at most.
 LONG: dict[str, str] = {
-    "transfusion.evaluate": "the program that evaluates",
     "transfusion.evaluation.pictures": "pictures drawn for people",
     "transfusion.model.embeds": "how tokens enter the trunk",
     "transfusion.model.quantizers": "quantizers",
     "transfusion.model.unified": "the model",
-    "transfusion.report": "the report of a run",
     "transfusion.running.checkpoint": "checkpoints",
-    "transfusion.running.distributed": "processes that find each other",
     "transfusion.running.roll_call": "the roll call of processes",
-    "transfusion.running.supervise": "the supervisor",
     "transfusion.sequence.items": "contents that have items",
     "transfusion.storage": "storage that fails",
     "transfusion.sweep": "the program that compares",
 }
-# Longer functions: module, name, lines.
-LONG_FUNCTIONS: dict[tuple[str, str], int] = {("transfusion.train", "train"): 85}
-# Folders whose docstring is not yet the map of their modules.
-UNMAPPED = {"running", "sequence"}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +111,7 @@ def test_imports_run_down(house):
         for other in others
         if house.room(name) != house.room(other) and floor[house.room(name)] <= floor[house.room(other)]
     }
-    assert up <= UP
+    assert not up
 
 
 def test_wings_do_not_know_each_other(house):
@@ -135,8 +120,7 @@ def test_wings_do_not_know_each_other(house):
 
 
 def test_no_imports_run_in_a_circle(house):
-    assert not circles(house.imports)
-    assert sum(map(len, circles(house.arrows))) <= 3  # config, programs and workdir
+    assert not circles(house.imports) and not circles(house.arrows)
 
 
 def test_the_sampler_loads_no_data_no_files_and_no_programs(house):
@@ -173,8 +157,7 @@ def test_a_long_module_is_one_subject(house):
 
 
 def test_functions_are_short(house):
-    long = {(f.module, f.name): f.lines for f in house.functions if f.lines > LONG_FUNCTION}
-    assert all(lines <= LONG_FUNCTIONS.get(key, 0) for key, lines in long.items()), long
+    assert not [function for function in house.functions if function.lines > LONG_FUNCTION]
 
 
 def test_every_parameter_is_found_by_a_search_for_its_name(house):
@@ -182,8 +165,7 @@ def test_every_parameter_is_found_by_a_search_for_its_name(house):
 
 
 def test_the_docstring_of_a_folder_is_its_map(house):
-    unmapped = {name.removeprefix("transfusion.") for name in house.unmapped()}
-    assert unmapped <= UNMAPPED
+    assert not house.unmapped()
 
 
 def test_conditions_are_found_where_they_are_hidden(tmp_path):
