@@ -125,7 +125,7 @@ class OptimConfig:
             raise UsageError("optim: ema_power must be positive, ema_start not negative")
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate after so many updates of `steps`: a linear warm-up from 0, then `config.schedule`."""
     warmup = min(config.warmup, max(steps - 1, 0))
     return SCHEDULES[config.schedule](config, warmup, steps)
@@ -135,7 +135,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """Clipping, then AdamW; matrices only are decayed. For the trained parameters, see `split`."""
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     adamw = optax.adamw(
-        schedule(config, steps), config.b1, config.b2, config.epsilon,
+        learning_rate(config, steps), config.b1, config.b2, config.epsilon,
         weight_decay=config.weight_decay, mask=_matrices,
     )  # fmt: skip
     if not config.groups:

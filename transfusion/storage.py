@@ -228,7 +228,7 @@ def _append_to_bucket(path: epath.Path, data: bytes) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def content(path: str | os.PathLike, most: int = LARGEST) -> bytes:
+def read_bytes(path: str | os.PathLike, most: int = LARGEST) -> bytes:
     """Reads the bytes of a file in one try.
 
     Raises:
@@ -318,6 +318,6 @@ def read_json_lines(path: str | os.PathLike, is_row: Callable[[Any], bool]) -> t
 
 def _or_none(path: str | os.PathLike, most: int) -> bytes | None:
     try:
-        return content(path, most)
+        return read_bytes(path, most)
     except FileNotFoundError:
         return None

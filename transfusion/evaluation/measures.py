@@ -48,7 +48,7 @@ MEANINGS = {
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
     "all real images; Wilson 95 % interval",
 }
-SHOWN = 100  # images of a saved grid
+_SHOWN = 100  # images of a saved grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Measures:
             self.classes(real, held_out)
         if (rows := self.written(held_out)) is None:
             return
-        shown = rows[:SHOWN]
+        shown = rows[:_SHOWN]
         pictures.grid(
             held_out.images[: len(shown)], 10, [row["caption"] for row in shown],
             marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
@@ -238,8 +238,8 @@ class Measures:
 
     def save(self, name: str, drawn: scores.Generated, wrong: np.ndarray | None) -> None:
         """The first images as a grid; wrong ones framed."""
-        marks = None if wrong is None else [bool(x) for x in wrong[:SHOWN]]
-        pictures.grid(drawn.images[:SHOWN], 10, drawn.prompts[:SHOWN], marks=marks, path=self.folder / name)
+        marks = None if wrong is None else [bool(x) for x in wrong[:_SHOWN]]
+        pictures.grid(drawn.images[:_SHOWN], 10, drawn.prompts[:_SHOWN], marks=marks, path=self.folder / name)
 
     # --- the result ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-LONGEST = 4096  # bytes of a message
+LONGEST_MESSAGE = 4096  # bytes of a message
 PATIENCE = 5.0  # seconds that somebody who has connected may take for a message
 MOST_NAMED = 5  # strangers in the log, and missing processes in an answer
 _MOST_SILENT = 64  # connections that have said nothing yet; when there are more, the oldest is closed
@@ -98,7 +98,7 @@ class Desk:
 
     def _hear(self, caller: _Caller) -> None:
         try:
-            more = caller.line.recv(LONGEST)
+            more = caller.line.recv(LONGEST_MESSAGE)
         except BlockingIOError:
             return
         except OSError:
@@ -109,7 +109,7 @@ class Desk:
                 self._dismiss(caller)
             return
         caller.data += more
-        if not more or len(caller.data) > LONGEST:
+        if not more or len(caller.data) > LONGEST_MESSAGE:
             self._dismiss(caller, "speaks another language")
         elif caller.data.endswith(b"\n"):
             self._admit(caller)

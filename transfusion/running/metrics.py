@@ -78,7 +78,7 @@ class MetricWriter:
         rows, damaged = storage.read_json_lines(self.path, is_row)
         if damaged:
             kept = self.path.with_name(self.path.name + ".damaged")
-            storage.write_whole(kept, storage.content(self.path))
+            storage.write_whole(kept, storage.read_bytes(self.path))
             logging.warning("%s, as it was, is kept as %s", self.path, kept.name)
         rows = [row for row in rows if row["step"] <= step]
         self._last = _last_step(rows)

@@ -1,4 +1,4 @@
-"""Files that a program opens for itself in a user's folder, such as a lock, a log or a heartbeat; never through a link."""
+"""Opens a program's own files in a user's folder, such as a lock, a log or a heartbeat, and never through a link."""
 
 import contextlib
 import fcntl

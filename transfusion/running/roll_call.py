@@ -17,7 +17,7 @@ import time
 from absl import logging
 
 from transfusion.errors import PassingError, UsageError
-from transfusion.running.desk import LONGEST, MOST_NAMED, PATIENCE, Desk, Process, read_message
+from transfusion.running.desk import LONGEST_MESSAGE, MOST_NAMED, PATIENCE, Desk, Process, read_message
 
 _BACKLOG = 1024  # connections that may wait to be accepted; the system takes fewer
 
@@ -136,9 +136,9 @@ def _call(address: tuple[str, int], me: Process, timeout: float) -> str:
 def _answer(line: socket.socket, deadline: float) -> str | None:
     """The answer of process 0, or None if it hangs up without one, or another program listens there."""
     data = b""
-    while not data.endswith(b"\n") and len(data) <= LONGEST:
+    while not data.endswith(b"\n") and len(data) <= LONGEST_MESSAGE:
         line.settimeout(max(deadline - time.monotonic(), 0.001))
-        if not (more := line.recv(LONGEST)):
+        if not (more := line.recv(LONGEST_MESSAGE)):
             break
         data += more
     answer = read_message(data).get("answer")

@@ -99,7 +99,7 @@ def _read_seal(root: epath.Path, step: int) -> dict[str, tuple[int, str]]:
     """(size, digest) by name; raises OSError, or ValueError with what is wrong."""
     path = seal_path(root, step)
     try:
-        seal = storage.parse(storage.content(path, LARGEST_SEAL))
+        seal = storage.parse(storage.read_bytes(path, LARGEST_SEAL))
     except FileNotFoundError:
         raise ValueError("no checksums: it was not finished") from None
     except ValueError as error:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from transfusion.config import Experiment
-from transfusion.optim import schedule
+from transfusion.optim import learning_rate
 from transfusion.running.metrics import MetricWriter, Progress, means
 from transfusion.running.throughput import Throughput, model_flops_utilisation, peak_flops
 from transfusion.tasks import Task
@@ -22,7 +22,7 @@ class RunLog:
         self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
         self._peak = peak_flops()
         self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
-        self._schedule = schedule(experiment.optim, experiment.steps)
+        self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written = 0
         self.clock = Throughput()
 

@@ -8,7 +8,7 @@ from transfusion.errors import UsageError, require
 from transfusion.storage import is_bucket
 
 # The scheme of a bucket that can hold checkpoints -> the module that it needs, and the extra that brings the module.
-BUCKETS = {"gs": ("gcsfs", "gcs")}
+BUCKET_SCHEMES = {"gs": ("gcsfs", "gcs")}
 
 
 def check_workdir(workdir: str) -> None:
@@ -27,12 +27,12 @@ def check_workdir(workdir: str) -> None:
     # A URL with one slash after the colon was shortened as paths are, and would become a folder named 'gs:'.
     if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", workdir):
         scheme = url[1]
-        if scheme not in BUCKETS:
-            known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKETS)
+        if scheme not in BUCKET_SCHEMES:
+            known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKET_SCHEMES)
             raise UsageError(f"--workdir={workdir}: buckets are {known} only, other storage is mounted as a folder")
         if not re.match(rf"{scheme}://[A-Za-z0-9]", workdir):
             raise UsageError(f"--workdir={workdir} is not of the form {scheme}://BUCKET/FOLDER")
-        require(*BUCKETS[scheme])
+        require(*BUCKET_SCHEMES[scheme])
 
 
 def check_folder(workdir: str | os.PathLike) -> None:

@@ -17,8 +17,9 @@ from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.running import seals
 
-CODEC = "codec"  # the folder of a codec in the workdir of the model that uses it
-TOKENIZERS = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # kind -> the file's name there
+CODEC_FOLDER = "codec"  # the folder of a codec in the workdir of the model that uses it
+# Kind of tokenizer -> the name of its file in the workdir.
+FILE_OF_TOKENIZER = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 CONFIG = "config.json"
 
 
@@ -31,7 +32,7 @@ def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     codec, tokenizer = experiment.codec, experiment.tokenizer
     if _has_codec(experiment):
-        codec = dataclasses.replace(codec, path=CODEC)
+        codec = dataclasses.replace(codec, path=CODEC_FOLDER)
     if tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=_name(experiment))
     return dataclasses.replace(_elsewhere(experiment, absolute), codec=codec, tokenizer=tokenizer)
@@ -65,7 +66,7 @@ def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Exp
         return os.fspath(kept) if gone and kept.exists() else path
 
     tokenizer = find(experiment.tokenizer.path, _name(experiment))
-    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC))
+    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC_FOLDER))
 
 
 def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
@@ -79,7 +80,7 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
         if experiment.tokenizer.path:
             _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
         if _has_codec(experiment):
-            _copy_codec(experiment.codec.path, workdir / CODEC)
+            _copy_codec(experiment.codec.path, workdir / CODEC_FOLDER)
     except OSError as error:
         raise storage.lasting(f"cannot copy the tokenizer and the codec into {workdir}", error) from error
 
@@ -89,11 +90,11 @@ def codec_differs(trained: Experiment, experiment: Experiment, workdir: str | os
 
     The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
     """
-    kept = epath.Path(workdir) / CODEC
+    kept = epath.Path(workdir) / CODEC_FOLDER
     if not _has_codec(experiment) or not _has_codec(trained) or _same(experiment.codec.path, kept):
         return False
     if not (kept / CONFIG).exists():
-        return trained.codec.path != CODEC and absolute(trained.codec.path) != absolute(experiment.codec.path)
+        return trained.codec.path != CODEC_FOLDER and absolute(trained.codec.path) != absolute(experiment.codec.path)
     return _newest_seal(experiment.codec.path)[1] != _newest_seal(kept)[1]
 
 
@@ -103,7 +104,7 @@ def _has_codec(experiment: Experiment) -> bool:
 
 def _name(experiment: Experiment) -> str:
     config = experiment.tokenizer
-    return TOKENIZERS.get(config.kind, os.path.basename(config.path)) if config.path else ""
+    return FILE_OF_TOKENIZER.get(config.kind, os.path.basename(config.path)) if config.path else ""
 
 
 def _with_paths(experiment: Experiment, tokenizer: str, codec: str) -> Experiment:
