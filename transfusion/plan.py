@@ -1,11 +1,11 @@
-"""What a config needs on a pod that is not there: memory, FLOPs, collectives, the least time of a step, a sharding.
+"""Plans a training on a pod that is not at hand: memory, FLOPs, collectives, the least time of a step, a sharding.
 
   python -m transfusion.plan --config configs/transfusion_paper.py:7B --topology v5p:8x8x8
   python -m transfusion.plan --config configs/bagel.py:7b --topology v5e:16x16,v6e:16x16 --table --json plan.json
 
-The training step is the one that `transfusion.train` runs, compiled for the topology (a TPU's, where libtpu is
-installed); else everything is told from shapes. The report says which of the two it was. Nothing runs, and no
-accelerator is needed.
+The training step is the one that `transfusion.train` runs. For a TPU it is compiled, where libtpu is installed;
+otherwise everything is estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator
+is needed.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
         mesh = make_mesh(on.of(experiment).mesh, devices)
         sampler = compiled.compile_sampler(task, experiment, mesh, topology.per_slice)
         result["sampler"] = _memory(sampler) | _collectives(sampler)
-    # As far off as the estimate was for this program, it is for others.
+    # The estimate is taken to be as far off for other programs as it was for this one.
     scale = cost.temporaries / shapes.estimate(task, experiment, on, topology).temporaries
     larger = shapes.largest_batch(task, experiment, on, topology, scale)
     result["largest_batch"] = larger.batch if larger else 0
@@ -180,7 +180,7 @@ COLUMNS = (
 
 
 def plan_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The configs' own shardings on several topologies as Markdown; memory and bytes are per device."""
+    """A Markdown table of the configs' own shardings on several topologies; memory and bytes are per device."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for result in results:
         step, state = result["step"], result["state"]
