@@ -64,7 +64,7 @@ def test_a_step_sees_what_the_dense_experiment_sees():
     )
     for config in (flow, reads):
         assert (config.steps, config.batch_size, config.optim) == (dense.steps, dense.batch_size, dense.optim)
-        images = sum(s.max_items for s in config.streams.values() if not s.discrete)
+        images = sum(s.max_items for s in config.streams.values() if not s.vocabulary)
         assert images == dense.streams["image"].max_items
         assert all(stream.attention == "causal" for stream in config.streams.values())
     assert not any(stream.objective == "continuous" for stream in reads.streams.values())

@@ -25,7 +25,7 @@ import ml_collections
 from absl import flags, logging
 
 from transfusion import programs, storage
-from transfusion.config import Experiment, from_config, json_file, to_json
+from transfusion.config import Experiment, from_config, to_json
 from transfusion.config.explain import load_config, walk
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation.results import read_evaluation
@@ -33,6 +33,7 @@ from transfusion.evaluation.sweep_table import SCORES_OF_TASK, sweep_table
 from transfusion.model.unified import parameter_count
 from transfusion.running.metrics import read_metrics
 from transfusion.tasks import make_task
+from transfusion.workdir import json_file
 from transfusion.workdir.changes import Change, differences
 from transfusion.workdir.config_file import read_experiment
 

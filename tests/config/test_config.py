@@ -67,7 +67,11 @@ WRONG = [
     ("model.scan", 1, "config.model.scan must be of type bool, not 1"),
     ("model", 3, "config.model must be a table of fields, not 3"),
     ("streams", [], "config.streams must be a table of names, not []"),
-    ("streams.image.table_grid", (4, 4, 4), "config.streams.image.table_grid must have 2 values, not 3"),
+    (
+        "streams.image.released.table_grid",
+        (4, 4, 4),
+        "config.streams.image.released.table_grid must have 2 values, not 3",
+    ),
     ("streams.image.visible_to", "text", "config.streams.image.visible_to must be a list of values, not 'text'"),
     ("steps", 0, "config.steps must be at least 1, not 0"),
     ("task", "sequences", "task: 'sequences' is none of sequence, autoencoder (did you mean 'sequence'?)"),

@@ -18,7 +18,7 @@ import ml_collections
 
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
-from transfusion.config import ranges
+from transfusion.config import earlier, ranges
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
@@ -111,7 +111,7 @@ class Experiment:
         """
         streams, move = dict(self.streams), tokenizer.id
         for name, stream in streams.items():
-            if stream.discrete and TEXT in (name, stream.parts):
+            if stream.vocabulary and TEXT in (name, stream.parts):
                 streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
         layout = {
             where: tuple(
@@ -176,13 +176,13 @@ def checked(experiment: Experiment) -> Experiment:
 
 
 def from_json(data: str | bytes) -> Experiment:
-    """The experiment of a workdir's config.json.
+    """The experiment of a workdir's config.json; fields of earlier versions go where they are now.
 
     Raises:
       UsageError: if it is no JSON, or as `from_config` does.
     """
     try:
-        return from_config(_parsed(data))
+        return from_config(earlier.today(_parsed(data)))
     except RecursionError:
         raise UsageError("the config is no experiment: it is nested too deeply") from None
 

@@ -30,7 +30,9 @@ class TextSource:
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         path = self._path = config.path
         if config.record_bytes < 4:
-            raise UsageError(f"data.sources: record_bytes={config.record_bytes} is less than a character may take, 4")
+            raise UsageError(
+                f"data.sources: record_bytes={config.record_bytes} must be at least 4, which one character may take"
+            )
         if os.path.isdir(path):
             self._files = _text_files(path, config.follow_links)
         elif os.path.lexists(path) and path:

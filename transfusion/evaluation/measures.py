@@ -27,6 +27,7 @@ from transfusion.evaluation.losses import (
 )
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
+from transfusion.sequence.items import Codes
 
 # Score -> what it counts.
 MEANINGS = {
@@ -111,7 +112,7 @@ class Measures:
             self.text()
         with self.part("velocity"):
             self.velocity()
-        if not any(self.run.spec.sides(run) for runs in self.run.spec.layout.values() for run in runs):
+        if not any(self.run.spec.content(run).sides for entry in self.run.spec.entries for run in entry.runs):
             self.skip("the model has no image stream", *self.image_scores)
         elif kind != "image":
             self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
@@ -154,7 +155,7 @@ class Measures:
         for name, stream in task.spec.streams.items():
             if stream.objective == "continuous":
                 result[name] = velocity_loss(task, self.run.params, self.held_out(), name, self.seed)
-            elif stream.codes and stream.objective != "none":
+            elif isinstance(stream.content, Codes) and stream.objective != "none":
                 codes[name] = code_bits(task, self.run.params, self.held_out(), name, self.seed)
         if task.spec.spelling:
             codes[TEXT] = spelled_bits(task, self.run.params, self.held_out(), self.seed)

@@ -1,8 +1,8 @@
-"""Released checkpoint folders, read: config.json and safetensors files, one leaf at a time.
+"""Reads released checkpoint folders: config.json and safetensors files, one array at a time.
 
-A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each key its dtype, shape
-and the offsets of its bytes) and the bytes. The package's own reader maps whole files into memory; here each leaf, or
-some rows of it, is read by itself, so that no more than that is ever held.
+A safetensors file consists of the length of its header (8 bytes, little endian), the header (JSON: for each key its
+dtype, shape and the offsets of its bytes) and the bytes. The package's own reader maps whole files into memory. Here
+each array, or some of its rows, is read by itself, so that no more than that is ever in memory.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.interop.opening import Folder, check_name, near, parse_table, short
 
-# What each name in a header stands for. Others (8-bit floats and the like) need scales that only their makers know.
+# The dtype of each name in a header. Other dtypes (such as 8-bit floats) need scales that only their makers know.
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
     for name, dtype in {
@@ -36,19 +36,19 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Of the weights, as transformers and diffusers write them, and BAGEL, whose autoencoder lies beside.
+# The names of the files with weights: of transformers, of diffusers, and of BAGEL, whose autoencoder lies beside them.
 WEIGHT_FILES = ("model", "diffusion_pytorch_model", "ema")
-CONFIG_PARTS = ("llm_config", "vit_config")  # of a config, that BAGEL keeps in files of their own
+CONFIG_PARTS = ("llm_config", "vit_config")  # tables of BAGEL's config that are files of their own
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
-# Bytes of a header. The format's own reader takes 100 million, of which Python would make gigabytes; this is room for
-# 100,000 arrays in one file.
+# The most bytes of a header. The package's own reader takes 100 million, of which Python would make gigabytes. This has
+# room for 100,000 arrays in one file.
 _MOST_HEADER = 16_000_000
 _MOST_AXES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where an array lies: `start` is its first byte in `file`, `dtype` a key of `DTYPES`."""
+    """Where an array lies: `start` is its first byte in `file`; `dtype` is a key of `DTYPES`."""
 
     file: str
     dtype: str
@@ -66,7 +66,7 @@ class Checkpoint:
     Attributes:
       folder: where it is.
       files: opens its files.
-      config: config.json ({} where there is none), with the `CONFIG_PARTS` that lie beside it.
+      config: config.json ({} if there is none), with the `CONFIG_PARTS` that lie beside it.
       entries: where each key's array lies, in the order of the files.
       metadata: the headers' `__metadata__` by file name.
       index_metadata: the index's `metadata`; None without an index.
@@ -142,7 +142,7 @@ class Checkpoint:
         return value.astype(np.float32, copy=False) if self.entry(key).dtype in FLOATS else value
 
     def raw(self, key: str, rows: tuple[int, int] | None = None) -> np.ndarray:
-        """As `read`, in the file's dtype."""
+        """The array of a key, or its rows [start, stop), in the file's dtype."""
         entry = self.entry(key)
         dtype, shape, start = DTYPES[entry.dtype], entry.shape, entry.start
         if rows is not None:
@@ -160,7 +160,7 @@ class Checkpoint:
 
 
 def _cut(key: str) -> str:
-    """A key for a message."""
+    """A key, cut for a message."""
     return key if len(key) <= 200 else f"{key[:200]}..."
 
 
@@ -225,7 +225,7 @@ def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, En
 
 
 def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[Entry, int]:
-    """The entry of one key of a header, and the byte after its last."""
+    """The entry of one key of a header, and the offset at which its bytes end."""
     where = f"{path}: key {_cut(key)}"
     if not isinstance(about, dict) or not {"dtype", "shape", "data_offsets"} <= about.keys():
         raise UsageError(f"{where} needs dtype, shape and data_offsets")

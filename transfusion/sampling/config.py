@@ -56,7 +56,7 @@ class SamplerConfig:
       top_k, top_p: 0 and 1 keep all tokens.
       code_temperature, code_top_k, code_top_p: the same of the codes of images.
       unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
-        again; see `transfusion.sampling.codes.unmask_plan`.
+        again; see `transfusion.sampling.codes.unmask_schedule`.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.

@@ -49,7 +49,7 @@ def samples(material: Material) -> str:
 def from_noise(material: Material) -> str:
     """An image at a few moments on its way from noise, and what the model predicts of it there."""
     prompts = material.prompts()
-    if not material.draws or material.run.drawn.discrete:
+    if not material.draws or material.run.drawn.vocabulary:
         return page.absent("The model draws no images by a solver.")
     caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
     config = material.experiment.sampling

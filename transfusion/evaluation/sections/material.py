@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from transfusion.api import Run, load_run
+from transfusion.api import Trained, load_run
 from transfusion.config import Experiment
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
 from transfusion.evaluation.results import read_evaluation
@@ -31,7 +31,7 @@ class Material:
 
     workdir: pathlib.Path
     seed: int
-    run: Run
+    run: Trained
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any] | None
     not_evaluated: str

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from transfusion.api import Run
+from transfusion.api import Trained
 from transfusion.config import Experiment, to_json
 from transfusion.evaluation import page, pictures
 from transfusion.evaluation.sections.material import Material
@@ -50,7 +50,7 @@ def origin(material: Material) -> str:
     return "".join(parts)
 
 
-def _first_batch(run: Run, experiment: Experiment) -> Iterator[Any]:
+def _first_batch(run: Trained, experiment: Experiment) -> Iterator[Any]:
     """The first batch of training, with no batch made ahead of it."""
     data = dataclasses.replace(experiment.data, prefetch=0)
     with run.task.open_data(dataclasses.replace(experiment, data=data)) as batches:
