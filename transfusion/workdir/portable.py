@@ -17,7 +17,7 @@ from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.running import seals
 
-CODEC_FOLDER = "codec"  # the folder of a codec in the workdir of the model that uses it
+CODEC = "codec"  # the folder of a codec in the workdir of the model that uses it
 # Kind of tokenizer -> the name of its file in the workdir.
 FILE_OF_TOKENIZER = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 CONFIG = "config.json"
@@ -32,7 +32,7 @@ def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     codec, tokenizer = experiment.codec, experiment.tokenizer
     if _has_codec(experiment):
-        codec = dataclasses.replace(codec, path=CODEC_FOLDER)
+        codec = dataclasses.replace(codec, path=CODEC)
     if tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=_name(experiment))
     return dataclasses.replace(_elsewhere(experiment, absolute), codec=codec, tokenizer=tokenizer)
@@ -66,7 +66,7 @@ def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Exp
         return os.fspath(kept) if gone and kept.exists() else path
 
     tokenizer = find(experiment.tokenizer.path, _name(experiment))
-    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC_FOLDER))
+    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC))
 
 
 def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
@@ -80,7 +80,7 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
         if experiment.tokenizer.path:
             _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
         if _has_codec(experiment):
-            _copy_codec(experiment.codec.path, workdir / CODEC_FOLDER)
+            _copy_codec(experiment.codec.path, workdir / CODEC)
     except OSError as error:
         raise storage.lasting(f"cannot copy the tokenizer and the codec into {workdir}", error) from error
 
@@ -90,11 +90,11 @@ def codec_differs(trained: Experiment, experiment: Experiment, workdir: str | os
 
     The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
     """
-    kept = epath.Path(workdir) / CODEC_FOLDER
+    kept = epath.Path(workdir) / CODEC
     if not _has_codec(experiment) or not _has_codec(trained) or _same(experiment.codec.path, kept):
         return False
     if not (kept / CONFIG).exists():
-        return trained.codec.path != CODEC_FOLDER and absolute(trained.codec.path) != absolute(experiment.codec.path)
+        return trained.codec.path != CODEC and absolute(trained.codec.path) != absolute(experiment.codec.path)
     return _newest_seal(experiment.codec.path)[1] != _newest_seal(kept)[1]
 
 

@@ -103,7 +103,7 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
     trained = _believed(step, config, workdir)
     changes = differences(trained, experiment)
     if portable.codec_differs(trained, experiment, workdir):
-        changes.append(Change("codec.path", portable.CODEC_FOLDER, experiment.codec.path))
+        changes.append(Change("codec.path", portable.CODEC, experiment.codec.path))
     _check_allowed(allowed, experiment, trained)
     _refuse(changes, step, workdir, allowed)
     if step > experiment.steps:
