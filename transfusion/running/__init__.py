@@ -1,12 +1,11 @@
-"""Keeps a run alive, and knows nothing of models or data.
+"""Keeps a run alive and records it. Nothing here knows of models or data.
 
-- `checkpoint` saves states and `restore` reads them; `seals` tell whether one is intact, `state_form` whether it is of
-  the form that a run wants, and `orbax_noise` turns what a failed save leaves behind into one line.
-- `guard` skips updates whose loss is no number; `interruption` ends a run after its step when a signal comes.
-- `supervise` starts the processes of a training again when one of them (`ranks`) faults, by its `heartbeat`.
-- `distributed` brings processes together, at `addresses` and after a `roll_call`; `agreement` has what they must agree
-  on, `local_rows` which rows of a batch each one reads.
-- `metrics`, `tensorboard` and `throughput` log a run; `chips` says what its accelerators can do, and `provenance` which
-  source and machine it ran on.
-- `jax_setup` sets JAX up for every program, and `own_files` opens the files that a program keeps in a workdir.
+- Checkpoints: `checkpoint` saves states, `restore` reads them, `seals` tells whether one is intact, `state_form`
+  whether it fits; `orbax_noise` handles what orbax leaves behind when a save fails.
+- Faults: `guard` skips updates that are not finite, `interruption` turns a signal into a checkpoint, `supervise` starts
+  processes again when one faults, with `ranks` (those processes) and `heartbeat` (what they report).
+- Several processes: `distributed` joins them, after `roll_call` and its `desk` have found them all at one of the
+  `addresses`; `agreement` makes them agree, `local_rows` splits a batch among them.
+- Records: `metrics`, `tensorboard`, `throughput` and `chips` for numbers, `provenance` for commands and versions.
+- The process itself: `jax_setup` sets JAX up, `own_files` opens a program's own files and locks a workdir.
 """
