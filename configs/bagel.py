@@ -30,7 +30,7 @@ from transfusion.optim import OptimConfig
 from transfusion.programs import load_experiment
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream, TimeConfig
+from transfusion.sequence import Released, Stream, TimeConfig
 from transfusion.sharding import MeshConfig
 
 FORMS = ("", "debug", "edit", "7b")
@@ -93,8 +93,8 @@ def published() -> Experiment:
     )  # fmt: skip
     noised = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", expert="generation", time="added",
-        time_embedding=TimeConfig(scale=1.0, reversed=True), channels=16, patch=2, grid=(28, 28), budget=784,
-        table="learned", table_grid=(64, 64),
+        channels=16, patch=2, grid=(28, 28), budget=784, table="learned",
+        released=Released(time=TimeConfig(scale=1.0, reversed=True), table_grid=(64, 64)),
     )  # fmt: skip
     streams = {
         "text": Stream(vocabulary=152_064, budget=1504, expert="understanding"),
@@ -102,7 +102,8 @@ def published() -> Experiment:
         "clean": dataclasses.replace(noised, parts="noised", objective="none"),
         "semantic": Stream(
             embed="vit", head="none", objective="none", attention="block", expert="understanding", source="pixels",
-            channels=3, patch=14, grid=(224, 224), budget=1024, table="learned", table_grid=(70, 70),
+            channels=3, patch=14, grid=(224, 224), budget=1024, table="learned",
+            released=Released(table_grid=(70, 70)),
         ),
     }  # fmt: skip
     images = SourceConfig(kind="webdataset", path="shards/*.tar", resolution=224, channels=3)

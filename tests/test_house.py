@@ -1,6 +1,7 @@
 """The library keeps to its plan: three wings and a hall, imports that run one way, few questions of kind, short files.
 
-The words are those of `tests/house.py`. What a test lists literally is the plan; change it when the plan changes.
+The words are those of `tests/house.py` and `tests/kinds.py`. What a test lists literally is the plan; change it when
+the plan changes.
 """
 
 import collections
@@ -43,7 +44,7 @@ NEVER = {
 }
 # Imports that run up today: (module, what it imports).
 UP = {
-    ("transfusion.config.json_file", "transfusion.programs"),
+    ("transfusion.workdir.json_file", "transfusion.programs"),
     ("transfusion.programs", "transfusion.workdir"),
     ("transfusion.programs", "transfusion.workdir.portable"),
     ("transfusion.workdir.resume", "transfusion.programs"),
@@ -52,18 +53,17 @@ UP = {
 MOST_CONDITIONS = 135
 # Where the code asks of what kind a stream or a run is: module, how often at most to act upon it and to raise, and why.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.spec": (15, 15, "derived answers, and checks of a config"),
-    "transfusion.sequence.rows": (32, 6, "tokens of a segment"),
-    "transfusion.sequence.batch": (4, 0, "which arrays a stream has"),
-    "transfusion.sequence.fakes": (6, 0, "random segments of each kind"),
-    "transfusion.sequence.masks": (2, 0, "which streams are private"),
+    "transfusion.sequence.stream": (4, 9, "chooses the content of a stream, and checks a config"),
+    "transfusion.sequence.spec": (4, 4, "chooses the content of a run, and checks a config"),
+    "transfusion.sequence.rows": (3, 1, "whether edges lie inside a span, and what a document leaves out"),
+    "transfusion.sequence.masks": (1, 0, "which streams are private"),
     "transfusion.model.unified": (22, 2, "parts of a stream"),
     "transfusion.model.embeds": (2, 5, "checks that an embed fits its stream"),
     "transfusion.sampling.layout": (19, 4, "what is drawn, and what stays of it"),
     "transfusion.sampling.decoder": (8, 1, "whether a drawing is spelled"),
     "transfusion.sampling.drawing": (1, 0, "latents or codes"),
     "transfusion.sampling.reference": (3, 0, "whether a drawing is spelled"),
-    "transfusion.sampling.spelled": (1, 0, "whose parts spell"),
+    "transfusion.sampling.speller": (1, 0, "whose parts spell"),
     "transfusion.sampling.trajectory": (0, 1, "codes have none"),
     "transfusion.learner": (3, 0, "what multiplies in FLOPs"),
     "transfusion.tasks": (1, 0, "which latents are cached"),
@@ -71,6 +71,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.planning.shapes": (1, 0, "what a plan says of logits"),
     "transfusion.evaluate": (2, 0, "what can be evaluated"),
     "transfusion.evaluation.losses": (3, 0, "what can be evaluated"),
+    "transfusion.interop.bagel": (1, 0, "the head may be the table"),
     "transfusion.interop.janus": (1, 0, "the head may be the table"),
     "transfusion.api.run": (1, 0, "whether text follows"),
     "transfusion.api.fitting": (3, 0, "what a stream reads"),
@@ -93,8 +94,6 @@ LONG: dict[str, str] = {
     "transfusion.running.supervise": "the supervisor",
     "transfusion.sampling.decoder": "the decoder",
     "transfusion.sampling.layout": "how a drawing is laid",
-    "transfusion.sequence.rows": "documents become packed rows",
-    "transfusion.sequence.spec": "streams and the layout table",
     "transfusion.storage": "storage that fails",
     "transfusion.sweep": "the program that compares",
 }

@@ -22,7 +22,8 @@ from transfusion.model.names import by_path
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT
 from transfusion.programs import load_experiment
-from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.restore import restore_params
 from transfusion.running.seals import seal_path
 from transfusion.tasks import make_task
 from transfusion.train import train

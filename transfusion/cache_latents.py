@@ -27,6 +27,8 @@ from transfusion.data.latent_files import CachePlan, content_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
 from transfusion.latents import Codec, open_codec
+from transfusion.running.jax_setup import set_up_jax
+from transfusion.running.own_files import sole_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def cache_latents(
     folder = folder.expanduser().absolute()
     job = CachingJob(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
     plan = job.plan(records)
-    with programs.sole_use(folder, "--output"):
+    with sole_use(folder, "--output"):
         missing, start, bad = begin_cache(folder, plan), time.perf_counter(), 0
         run = functools.partial(_with_beam, options=beam) if beam else functools.partial(_here, workers=workers)
         for done, count in enumerate(run(job, missing), start=1):
@@ -116,7 +118,7 @@ def _here(job: CachingJob, numbers: Sequence[int], workers: int) -> Iterator[int
         return
     context = multiprocessing.get_context("forkserver")  # a fork of a process that has used JAX may hang
     context.set_forkserver_preload([__name__])
-    with concurrent.futures.ProcessPoolExecutor(workers, context, programs.set_up_jax) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, set_up_jax) as pool:
         try:
             futures = [pool.submit(encode_shard, number, job) for number in numbers]
             for future in concurrent.futures.as_completed(futures):
@@ -150,7 +152,7 @@ def chosen(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[str,
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    programs.set_up_jax()
+    set_up_jax()
     experiment = programs.experiment_of(FLAGS.config)
     if not FLAGS.output:
         raise UsageError("--output is missing: a folder for the latents, for example --output latents/emoji")

@@ -14,7 +14,7 @@ from absl import logging
 from transfusion.errors import UsageError
 from transfusion.model.names import by_path, covered, nearest_path
 from transfusion.model.parameters import Params
-from transfusion.running.checkpoint import restore_leaves, saved_shapes
+from transfusion.running.restore import restore_leaves, saved_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,14 +26,15 @@ from absl import flags, logging
 
 from transfusion import programs, storage
 from transfusion.config import Experiment, from_config, to_json
-from transfusion.config import json_file as json_config
 from transfusion.config.explain import load_config, walk
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation.results import read_evaluation
 from transfusion.model.unified import parameter_count
 from transfusion.running.metrics import human, read_metrics
 from transfusion.tasks import make_task
+from transfusion.workdir import json_file as json_config
 from transfusion.workdir.changes import Change, differences
+from transfusion.workdir.config_file import read_experiment
 
 # The scores of the table, by the task of the members.
 SCORES = {
@@ -190,7 +191,7 @@ def _another_run(member: Member) -> str | None:
     if not (member.workdir / "config.json").is_file():
         return None
     try:
-        there = programs.read_experiment(member.workdir)
+        there = read_experiment(member.workdir)
     except UsageError as error:
         return f"{member.workdir} holds a run that this version cannot read ({error}): remove it"
     for change in _changes(there, member):

@@ -40,7 +40,7 @@ from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, open_codec
+from transfusion.latents import Codec, check_resolutions, open_codec
 from transfusion.learner import Activations, Learner
 from transfusion.model import quantizers
 from transfusion.model.parameters import Params
@@ -67,7 +67,7 @@ class SequenceTask(Learner):
           UsageError: if the data cannot be used, held-out data included; see `check_data`.
         """
         codec = open_codec(experiment.codec)
-        self._check_resolutions(experiment, codec.down)
+        check_resolutions(experiment.data.sources, self.spec, codec)
         self._check_latents(experiment.data, codec)
         data = Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
@@ -75,22 +75,6 @@ class SequenceTask(Learner):
         )  # fmt: skip
         _check_data(experiment, data.sources, data.example_of)
         return data
-
-    def _check_resolutions(self, experiment: Experiment, down: int) -> None:
-        """A source that is resized to what no stream holds would give bad records only."""
-        # Series have no pixels; of clips the last two sides count.
-        drawn = (s for s in self.spec.streams.values() if s.aligned and s.source == "value" and len(s.grid) > 1)
-        grids = {s.grid[-2:] for s in drawn}
-        if self.spec.spelling:
-            grids |= {grid[-2:] for grid in self.spec.spelling.grids if len(grid) > 1}
-        mixed = any(s.mixed_sizes for s in self.spec.streams.values())
-        for name, source in experiment.data.sources.items():
-            side = source.resolution // down
-            if source.resolution and grids and not mixed and (side, side) not in grids:
-                wanted = " or ".join(f"{h * down}x{w * down}" for h, w in sorted(grids))
-                raise UsageError(
-                    f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
-                )
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """As given: nothing is measured."""

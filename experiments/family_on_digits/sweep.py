@@ -19,6 +19,7 @@ MEMBERS = {
     "showo2": "showo2.py",
     "janusflow": "janusflow.py",
     "janus_understanding": "janusflow.py:understanding",
+    "fuyu": "fuyu.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
@@ -33,6 +34,7 @@ MEMBERS = {
     "chameleon": "chameleon.py",
     "emu3": "emu3.py",
     "unitoken": "unitoken.py",
+    "llamagen": "llamagen.py",
 }
 RUNS = "runs/family_on_digits"
 TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the frozen text model
@@ -46,7 +48,7 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
-} | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken"), CODES)
+} | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 
 def get_sweep():

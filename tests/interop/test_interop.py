@@ -26,7 +26,8 @@ from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import FAMILIES, find_family
 from transfusion.interop.leaves import read_params, their_shapes
 from transfusion.latents import open_codec
-from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.restore import restore_params
 
 CASES = {"siglip": released.SIGLIP, "autoencoder": released.AUTOENCODER}
 

@@ -15,7 +15,7 @@ from transfusion.interop.export import export_checkpoint
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import find_family
-from transfusion.programs import read_experiment
+from transfusion.workdir.config_file import read_experiment
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

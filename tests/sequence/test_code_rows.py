@@ -38,7 +38,7 @@ def spec(objective: str) -> SequenceSpec:
 
 
 def codes(stream: Stream, rng: np.random.Generator, role: str = "both") -> Segment:
-    return Segment("image", rng.integers(0, K, stream.item_shape(), np.int32), role)
+    return Segment("image", rng.integers(0, K, stream.content.item_shape(), np.int32), role)
 
 
 @st.composite

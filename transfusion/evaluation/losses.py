@@ -241,7 +241,7 @@ def code_bits(
 
     Which codes are masked does not depend on the model. Intervals: bootstrap over images.
     """
-    shares = SHARES if task.spec.streams[stream].may_hide else (1.0,)
+    shares = SHARES if task.spec.streams[stream].content.hides else (1.0,)
     run = jax.jit(lambda params, batch, share, key: _code_bits(task, params, batch, stream, share, key))
 
     def per_item(batch: Batch, share: float, key: jax.Array) -> np.ndarray:
@@ -258,7 +258,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
     """
     model, draws, part = task.template.bind(params), clean_draws(task, batch), batch[stream]
     counts = jnp.ones(part.tokens.shape)
-    if task.spec.streams[stream].may_hide:
+    if task.spec.streams[stream].content.hides:
         hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
         draws[stream] |= {"mask": hidden}
         counts = hidden.astype(jnp.float32)

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from transfusion.api import Run
+from transfusion.api import Trained
 from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
@@ -56,7 +56,7 @@ def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.s
     return judge
 
 
-def draw_classes(run: Run, real: Examples, count: int, seed: int, **sampler) -> Generated:
+def draw_classes(run: Trained, real: Examples, count: int, seed: int, **sampler) -> Generated:
     """Draws `count` images. The prompts are the captions of the classes, in turn."""
     captions = class_captions(real)
     labels = np.array([list(captions)[i % len(captions)] for i in range(count)])
@@ -101,7 +101,7 @@ class Captions:
     rows: tuple[dict, ...]  # {'index', 'reference', 'caption', 'right'}
 
 
-def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
+def captioning(run: Trained, held_out: Examples, count: int, seed: int) -> Captions:
     """Captions the first `count` images greedily.
 
     A caption is right if it equals the true one but for case and spaces.
@@ -118,7 +118,7 @@ def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -> Generated:
+def draw_names(run: Trained, examples: Examples, count: int, seed: int, **sampler) -> Generated:
     """Draws images for `count` of the examples' captions, which the seed chooses. `asked` are their indices."""
     chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
     prompts = tuple(examples.captions[i] for i in chosen)

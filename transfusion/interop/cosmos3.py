@@ -26,7 +26,7 @@ from transfusion.interop.modules import (
 )
 from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
-from transfusion.sequence import TEXT, Run, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
 claims = claims_of("Cosmos3OmniTransformer")
 
@@ -80,7 +80,9 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     text = Stream(vocabulary=given(config, "vocab_size"), budget=512, expert=UNDERSTANDING)
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added", expert=GENERATION,
-        time_embedding=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True),
+        released=Released(
+            time=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True)
+        ),
         channels=channels, patch=patch, items=8, budget=4096,
     )  # fmt: skip
     experiment = Experiment(

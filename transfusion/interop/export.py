@@ -6,6 +6,7 @@ beside a text model), or compute something else with the same arrays (another ro
 
 import dataclasses
 import fnmatch
+import operator
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.interop.family import Imported
@@ -27,7 +27,8 @@ from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept
 from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
-from transfusion.running.checkpoint import saved_shapes
+from transfusion.running.restore import saved_shapes
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.portable import CODEC
 
 # Names of dtypes in configs and flags -> their names in safetensors headers.
@@ -37,7 +38,8 @@ DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64"
 _MODEL_MAY = {"dtype", "remat", "scan", "attention", "streams", "towers", "stages", "untied", "causal", "cross"}
 _MODEL_MAY |= {"rope_axes", "rope_sections", "rope_interleaved", "qk_norm_absent", "dual_layers", "dual_expert"}
 # Fields of a stream and of an autoencoder that do change it.
-_STREAM_MEANS = ("embed", "head", "attention", "time", "time_embedding", "table", "head_after", "patch", "channels")
+_STREAM_MEANS = ("embed", "head", "attention", "time", "table", "head_after", "patch", "channels")
+_STREAM_MEANS += ("released.time", "released.centred", "released.x_first")
 _AUTOENCODER_MEANS = (
     "form", "frames", "time_down", "stem", "encoder_attention", "decoder_attention", "attention_heads", "code_norms",
     "middle_attention", "norm_groups", "scale", "shift",
@@ -228,7 +230,7 @@ def _lost_layers(imported: Imported, params: Mapping) -> list[str]:
 
 def _experiment(workdir: str | os.PathLike) -> Experiment | None:
     """The experiment of a workdir; None for a part of a model, such as a vision tower, which is no run."""
-    return programs.read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
+    return read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
 
 
 def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
@@ -250,10 +252,11 @@ def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
     if form.task == "autoencoder":
         pairs = [(f"autoencoder.{field}", run.autoencoder, form.autoencoder, field) for field in _AUTOENCODER_MEANS]
     for name, ours, theirs, field in pairs:
-        if getattr(ours, field) != getattr(theirs, field):
+        value = operator.attrgetter(field)
+        if value(ours) != value(theirs):
             raise UsageError(
-                f"{workdir}: {name} is {getattr(ours, field)!r}, and the released config.json says "
-                f"{getattr(theirs, field)!r}: its form cannot express this run"
+                f"{workdir}: {name} is {value(ours)!r}, and the released config.json says "
+                f"{value(theirs)!r}: its form cannot express this run"
             )
 
 

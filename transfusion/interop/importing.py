@@ -35,8 +35,8 @@ from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
 from transfusion.interop.zarr import Array
-from transfusion.running.checkpoint import restore_leaves, saved_shapes
 from transfusion.running.orbax_noise import silence
+from transfusion.running.restore import restore_leaves, saved_shapes
 from transfusion.running.seals import write_seal
 from transfusion.sequence.text import TokenizerConfig
 from transfusion.workdir.portable import CODEC

@@ -20,7 +20,7 @@ from transfusion.interop.opening import short
 from transfusion.interop.siglip import ACTIVATION_NAMES, vit_config, vit_leaves
 from transfusion.interop.vq import part
 from transfusion.model.vit import ViTConfig
-from transfusion.sequence import TEXT, ConnectorConfig, Stream, layouts
+from transfusion.sequence import TEXT, ConnectorConfig, Released, Stream, layouts
 
 _HEAD = "lm_head.weight"
 # Defaults of the classes, which configs leave out.
@@ -67,7 +67,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text)) and _HEAD not in keys
     grid = tuple(tower.patch * side for side in tower.grid)
     streams = {
-        TEXT: Stream(vocabulary=given(text, "vocab_size"), budget=2048, tied=tied),
+        TEXT: Stream(vocabulary=given(text, "vocab_size"), budget=2048, released=Released(tied=tied)),
         SEMANTIC: Stream(
             embed="vit", head="none", objective="none", source="pixels", channels=tower.channels, patch=tower.patch,
             grid=grid, budget=math.prod(tower.grid), connector=reads,
@@ -128,7 +128,7 @@ def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) 
 def _leaves(experiment: Experiment) -> list[Leaf]:
     model, streams = experiment.model, experiment.streams
     prefix, expert = "model.language_model", streams[TEXT].expert
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].tied else _HEAD)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].released.tied else _HEAD)
     leaves += block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", expert), f"{prefix}.norm.weight", same()))
     embed = ("parts", SEMANTIC, "embed")

@@ -15,7 +15,7 @@ from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
-from transfusion.sequence import TEXT, Run, Stream
+from transfusion.sequence import TEXT, Released, Run, Stream
 
 # For each class what its config.json does not say: biases, norms of queries and keys, and the class's own defaults.
 TEXT_MODELS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     config = with_defaults(config, TEXT_MODELS[text_model_of(config)].get("defaults", {}))
     # If the files hold a head it is read, whatever the config says: it is a copy of the table, or not tied to it.
     tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
-    text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, tied=tied)
+    text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
     leaves = token_leaves("model.embed_tokens.weight", None if tied else "lm_head.weight")
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))

@@ -22,7 +22,7 @@ from transfusion.interop.modules import (
 )
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.model.config import Stage, TransformerConfig
-from transfusion.sequence import TEXT, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
 FLOW = "head"  # the stage that predicts the velocity
@@ -68,7 +68,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     grid = (rows * patch, columns * patch)
     image = Stream(
         embed="dual", head="row_major", objective="continuous", attention="block", time="token_adaln",
-        time_embedding=TimeConfig(scale=1.0), channels=channels, patch=patch, grid=grid, budget=rows * columns + 1,
+        channels=channels, patch=patch, grid=grid, budget=rows * columns + 1,
+        released=Released(time=TimeConfig(scale=1.0)),
     )  # fmt: skip
     text = Stream(vocabulary=given(config, "llm_vocab_size"), budget=512, head_after="trunk")
     experiment = Experiment(model=model, streams={TEXT: text, IMAGE: image}, layout=transfusion_layout(cap=0.0))

@@ -20,7 +20,7 @@ from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.vq import part
 from transfusion.model.config import TransformerConfig
 from transfusion.model.unified import model_template
-from transfusion.sequence import TEXT, Run, Stream
+from transfusion.sequence import TEXT, Released, Run, Stream
 
 CHAMELEON, EMU3 = "ChameleonForConditionalGeneration", "Emu3ForConditionalGeneration"
 # The names of image codes in a vocabulary, and how they give the code: IMGIMGBCZ and <|visual token 000012|> are 12.
@@ -86,7 +86,7 @@ def _imported(
     codec: Imported,
 ) -> Imported:  # fmt: skip
     tied = tied and head not in keys
-    text = Stream(vocabulary=vocabulary, budget=2048, tied=tied)
+    text = Stream(vocabulary=vocabulary, budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
     leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if tied else head)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys(f"{prefix}.layers", model.layers))

@@ -74,11 +74,9 @@ class ItemCondition(nnx.Module):
         config = stream.time_embedding
         lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
         self.time = TimeEmbedding(width, rngs, config, layers)
-        if stream.labels:
-            shape = (*lead, stream.labels + 1, width)
-            self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02))
-        if stream.pooled:
-            self.pooled = Perceptron(stream.pooled, width, rngs, lead)
+        shape = (*lead, stream.labels + 1, width)
+        self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02)) if stream.labels else None
+        self.pooled = Perceptron(stream.pooled, width, rngs, lead) if stream.pooled else None
 
     def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
         """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
@@ -86,9 +84,9 @@ class ItemCondition(nnx.Module):
         A class or a pooled vector that is missing is an error, for without it the result would be another model's.
         """
         vector = self.time(t)
-        if hasattr(self, "label"):
+        if self.label is not None:
             vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
-        if hasattr(self, "pooled"):
+        if self.pooled is not None:
             vector += self.pooled(pooled)
         return vector
 
@@ -103,12 +101,13 @@ def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -
 
 
 class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D]; 'centred' cuts the middle of it out for a smaller item."""
+    """A vector per place of a grid [rows, columns, D]; where that of the items is smaller, they have its first
+    rows and columns, or its middle."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.table = param(rngs, (*stream.table_grid, width), (None, None, "embed"), normal(0.02))
         sides = [side // stream.patch for side in stream.grid]
-        centred = stream.table == "centred"
+        centred = stream.released.centred
         self.start = tuple((g - s) // 2 if centred else 0 for g, s in zip(stream.table_grid, sides, strict=True))
 
     def __call__(self, place: jax.Array) -> jax.Array:
@@ -117,8 +116,17 @@ class LearnedTable(nnx.Module):
         return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
 
 
-class TokenEmbed(nnx.Module):
+class Embed(nnx.Module):
+    """Of every embed. `looked_up` names those of its parameters that multiply nothing, because rows of them are taken:
+    they cost no FLOPs."""
+
+    looked_up: tuple[str, ...] = ()
+
+
+class TokenEmbed(Embed):
     """A table of vectors: ids [B, N]."""
+
+    looked_up = ("table",)
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         width = config.width
@@ -129,12 +137,14 @@ class TokenEmbed(nnx.Module):
         return constrain(self.table[...][inputs.content], "replicas", None, "embed"), None
 
 
-class ScaleEmbed(nnx.Module):
+class ScaleEmbed(Embed):
     """What a scale is predicted from (VAR, arXiv 2404.02905, section 3.2): what the codes of all scales before it stand
     for, averaged to its size; of the first scale a learned start. With a learned vector per scale and one per token.
 
     The quantizer is the codec's: take it from its run (`init.copy`), and freeze it (`optim.groups`).
     """
+
+    looked_up = ("quantizer", "level", "token")
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if not stream.scales or stream.channels < 1:
@@ -163,7 +173,7 @@ class ScaleEmbed(nnx.Module):
         return jnp.take_along_axis(tokens, (inputs.item * n + at)[..., None], axis=1), None
 
 
-class Queries(nnx.Module):
+class Queries(Embed):
     """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
     2504.06256, section 3); the same for all items."""
 
@@ -177,7 +187,7 @@ class Queries(nnx.Module):
         return self.table[...][inputs.place[..., 0] * self.columns + inputs.place[..., 1]], None
 
 
-class LinearPatch(nnx.Module):
+class LinearPatch(Embed):
     """A linear map of patches [B, N, E] (Transfusion, section 3.1); the noise level is added to the tokens."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
@@ -194,7 +204,7 @@ class LinearPatch(nnx.Module):
         return tokens, None
 
 
-class UNetPatch(nnx.Module):
+class UNetPatch(Embed):
     """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
 
     half, sizes = UNetDown, UNetConfig
@@ -226,21 +236,21 @@ class Connector(nnx.Module):
         if config.depth < 1:
             raise UsageError(f"streams: connector.depth must be positive, not {config.depth}")
         self.activation, between = config.activation, config.depth - 2
-        if config.depth > 1:
-            self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
-            self.hidden_bias = param(rngs, (width,), (None,), zeros)
-        if between > 0:
-            self.between = param(rngs, (between, width, width), (None, "embed", None), fan_in(width))
-            self.between_bias = param(rngs, (between, width), (None, None), zeros)
+        deep, deeper = config.depth > 1, between > 0
+        self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs)) if deep else None
+        self.hidden_bias = param(rngs, (width,), (None,), zeros) if deep else None
+        axes = (None, "embed", None)
+        self.between = param(rngs, (between, width, width), axes, fan_in(width)) if deeper else None
+        self.between_bias = param(rngs, (between, width), (None, None), zeros) if deeper else None
         inputs = width if config.depth > 1 else inputs
         self.out = param(rngs, (inputs, width), ("embed", None), fan_in(inputs))
         self.out_bias = param(rngs, (width,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
-        if hasattr(self, "hidden"):
+        if self.hidden is not None:
             x = act(dense(x, self.hidden[...], self.hidden_bias[...]))
-        if hasattr(self, "between"):
+        if self.between is not None:
             for kernel, bias in zip(self.between[...], self.between_bias[...], strict=True):
                 x = act(dense(x, kernel, bias))
         return dense(x, self.out[...], self.out_bias[...])
@@ -249,9 +259,11 @@ class Connector(nnx.Module):
 GELU = ConnectorConfig(activation="gelu")
 
 
-class CodeEmbed(nnx.Module):
+class CodeEmbed(Embed):
     """A table of short vectors [V, C], and dense layers to the trunk's width: ids [B, N] (Janus, arXiv 2410.13848,
     section 3.1, the generation adaptor)."""
+
+    looked_up = ("table",)
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if stream.channels < 1:
@@ -263,7 +275,7 @@ class CodeEmbed(nnx.Module):
         return self.connector(self.table[...][inputs.content]), None
 
 
-class TowerEmbed(nnx.Module):
+class TowerEmbed(Embed):
     """A Vision Transformer over the pixels of each item, and a connector: images to understand (Janus, BAGEL)."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
@@ -283,17 +295,16 @@ class Bridge(nnx.Module):
     """From the width of one trunk to that of the next; see `transfusion.model.config.Stage`."""
 
     def __init__(self, kind: str, inputs: int, width: int, rngs: nnx.Rngs):
-        if kind == "mlp":
-            self.layers = Connector(inputs, width, rngs, GELU)
-        else:
-            self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
-            self.bias = param(rngs, (width,), (None,), zeros)
+        linear = kind != "mlp"
+        self.layers = None if linear else Connector(inputs, width, rngs, GELU)
+        self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs)) if linear else None
+        self.bias = param(rngs, (width,), (None,), zeros) if linear else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.layers(x) if hasattr(self, "layers") else dense(x, self.kernel[...], self.bias[...])
+        return dense(x, self.kernel[...], self.bias[...]) if self.layers is None else self.layers(x)
 
 
-class DualEmbed(nnx.Module):
+class DualEmbed(Embed):
     """Two paths from the same latents, fused: a tower's (semantic) and a linear one (pixels) (Show-o2, section 3.1)."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):

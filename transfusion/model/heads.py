@@ -11,7 +11,12 @@ from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import ACTIVATIONS, patchify
 from transfusion.sequence import Stream
+from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sequence.rows import join_items, split_items
+
+Hidden = Float[Array, "B N D"]
+Patches = Float[Array, "B N E"]
+Items = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
 
 
 class TokenHead(nnx.Module):
@@ -20,11 +25,11 @@ class TokenHead(nnx.Module):
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Hidden, Float[Array, "D V"]]:
         """What the logits are the product of: [B, N, D] and [D, V]."""
         return hidden, self.kernel[...]
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Float[Array, "B N V"]:
         return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
@@ -38,7 +43,7 @@ class PerceptronHead(TokenHead):
         super().__init__(stream, width, rngs)
         self.bias = param(rngs, (stream.vocabulary,), ("vocab",), zeros)
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Float[Array, "B N D+1"], Float[Array, "D+1 V"]]:
         """With the bias as one more row, which a 1 meets: [B, N, D + 1] and [D + 1, V]."""
         y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
         y = jnp.concatenate([y, jnp.ones_like(y[..., :1])], -1)
@@ -52,7 +57,7 @@ class LinearHead(nnx.Module):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), fan_in(width))
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Patches:
         y = dense(hidden, self.kernel[...]).astype(jnp.float32)
         return y + broadcast_to_rank(self.bias[...], y.ndim)
 
@@ -63,10 +68,10 @@ class TiedHead:
     def __init__(self, embed: nnx.Module):
         self.embed = embed
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Hidden, Float[Array, "D V"]]:
         return hidden, self.embed.table[...].T
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Float[Array, "B N V"]:
         return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
@@ -84,7 +89,7 @@ class ModulatedHead(nnx.Module):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
-    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
         """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
@@ -104,7 +109,7 @@ class RowMajorHead(ModulatedRMSHead):
     """As Show-o2 published it: token k predicts not its patch, but the k-th P * P pixels of the item in raster order.
     What leaves it is in patches, as of every other head. Items of one fixed grid only."""
 
-    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
         stream, p = self.stream, self.stream.patch
         out = super().__call__(hidden, skips)
         b, n, e = out.shape
@@ -122,7 +127,7 @@ class NoHead(nnx.Module):
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         del stream, width, rngs  # it has no weights
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Hidden:
         return hidden
 
 
@@ -135,7 +140,7 @@ class UNetHead(nnx.Module):
         self.stream, sizes = stream, self.sizes(width=stream.coder_width)
         self.up = self.half(stream.channels, stream.patch, width, rngs, config=sizes)
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Patches:
         latents = self.up(split_items(hidden, self.stream), *skips)
         patches = patchify(latents, self.stream.patch)
         return join_items(patches, self.stream, hidden.shape[0]).astype(jnp.float32)

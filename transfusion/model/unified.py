@@ -11,7 +11,7 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.block import per_token
-from transfusion.model.cache import KeyValues, Layers, write_metadata
+from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
 from transfusion.model.heads import HEADS, TiedHead
@@ -27,13 +27,12 @@ TABLES = {
     "embed": EMBEDS,
     "head": HEADS,
     "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln", "token_coder"),
-    "table": ("none", "sincos", "sincos_xy", "learned", "centred"),
+    "table": ("none", "sincos", "learned"),
 }
 # Embed and head in one, with skips round the trunk, and how the noise level enters that.
 CODERS = ("unet", "convnext")
 CODER_TIMES = ("coder", "token_coder")
 OF_IMAGES = ("unet", "vit", "dual")  # embeds
-SINCOS_AXES = {"sincos": (0, 1), "sincos_xy": (1, 0)}
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +119,7 @@ class StreamParts(nnx.Module):
             self.time = TimeEmbedding(first.width, rngs, stream.time_embedding)
             if stream.head in MODULATED_HEADS:
                 self.head_time = TimeEmbedding(head, rngs, stream.time_embedding)
-        if stream.table in ("learned", "centred"):
+        if stream.table == "learned":
             self.table = LearnedTable(stream, first.width, rngs)
         if stream.start_tokens:
             self.start = param(rngs, (first.width,), ("embed",), fan_in(first.width))
@@ -187,8 +186,9 @@ class UnifiedModel(nnx.Module):
         tokens, skips = part.embed(inputs, added)
         if stream.may_hide:
             tokens = jnp.where(inputs.content[..., None] == MASKED, part.masked[...], tokens)
-        if stream.table in SINCOS_AXES:
-            tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], SINCOS_AXES[stream.table])
+        if stream.table == "sincos":
+            axes = (1, 0) if stream.released.x_first else (0, 1)
+            tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], axes)
         elif stream.table != "none":
             tokens += part.table(inputs.place)
         if stream.time_tokens:
@@ -303,12 +303,12 @@ class UnifiedModel(nnx.Module):
                 [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], x.shape[3]), x.dtype) for n in inputs], 2
             )
 
-        def of(where: str, field: str) -> Layers:
+        def of(where: str, field: str) -> jax.Array:
             if where in kept:
-                return tuple(ordered(where, x) for x in getattr(kept[where], field)[where])
+                return ordered(where, getattr(kept[where], field)[where])
             # A trunk that nothing here passes through has keys and values of its own shape all the same.
             config, (b, s) = self.configs[where], metadata.order.shape
-            return (jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype),)
+            return jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype)
 
         k, v = ({where: of(where, field) for where in self.configs} for field in ("k", "v"))
         return KeyValues(k, v, metadata)

@@ -20,6 +20,7 @@ from transfusion.objectives import continuous, masked, next_token
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
+from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.batch import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -39,8 +40,10 @@ class ObjectivesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """See the module's docstring. `loss(head, encoded, part, draws, config)` gives float32 [B, N] and further Sums."""
+    """One objective, see the module's docstring; `loss(head, encoded, part, draws, config)` gives float32 [B, N] and
+    further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`."""
 
+    config: Callable[[ObjectivesConfig, str], Any]
     draw: Callable[..., dict[str, jax.Array]]
     clean: Callable[[StreamSlice], dict[str, jax.Array]]
     content: Callable[..., jax.Array]
@@ -69,7 +72,7 @@ def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
 
-def _same(part: StreamSlice, *_: Any) -> jax.Array:
+def _same(part: StreamSlice, *_: Any) -> Shaped[Array, "B N ..."]:
     return part.tokens if part.values is None else part.values
 
 
@@ -81,18 +84,25 @@ def _at_the_end(part: StreamSlice) -> dict[str, jax.Array]:
     return {} if part.time_low is None else {"time": jnp.ones_like(part.time_low)}
 
 
+def _no_config(settings: ObjectivesConfig, stream: str) -> None:
+    return None
+
+
+def _next_token_config(settings: ObjectivesConfig, stream: str) -> NextTokenConfig:
+    return settings.next_token
+
+
+def _masked_config(settings: ObjectivesConfig, stream: str) -> MaskedConfig:
+    return settings.masked
+
+
 # At several scales a token's input is made of other scales' codes, and so its own code is its target.
 OBJECTIVES: dict[str, Objective] = {
-    "none": Objective(_no_draws, _at_the_end, _same, _nothing),
-    "next_token": Objective(_no_draws, _no_draws, _same, _next_token_loss),
-    "next_scale": Objective(_no_draws, _no_draws, _same, _next_token_loss),
-    "masked": Objective(masked.draw, masked.clean, masked.content, _masked_loss),
-    "continuous": Objective(continuous.draw, continuous.clean, continuous.noised, _continuous_loss),
+    "none": Objective(_no_config, _no_draws, _at_the_end, _same, _nothing),
+    "next_token": Objective(_next_token_config, _no_draws, _no_draws, _same, _next_token_loss),
+    "next_scale": Objective(_next_token_config, _no_draws, _no_draws, _same, _next_token_loss),
+    "masked": Objective(_masked_config, masked.draw, masked.clean, masked.content, _masked_loss),
+    "continuous": Objective(
+        ObjectivesConfig.of_continuous, continuous.draw, continuous.clean, continuous.noised, _continuous_loss
+    ),
 }
-
-
-def config_of(name: str, objective: str, config: ObjectivesConfig) -> Any:
-    """The settings that an objective's functions take, for the stream `name`."""
-    token = config.next_token
-    known = {"none": None, "next_token": token, "next_scale": token, "masked": config.masked}
-    return known.get(objective, config.of_continuous(name))

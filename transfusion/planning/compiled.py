@@ -20,8 +20,8 @@ from transfusion.errors import UsageError
 from transfusion.planning.cost import Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
-from transfusion.sampling.decoder import Decoder, prepare
-from transfusion.sampling.layout import Prompt
+from transfusion.sampling.decoder import Decoder, decoder_of
+from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
@@ -75,12 +75,12 @@ def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_sli
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
-    made, settings = prepare(task, experiment.sampling, (0, 0))
+    made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = _Scanned(made.task, made.limits, made.size)
     text = Segment("text", np.zeros(PROMPT, np.int32))
-    prompts = [Prompt((text,), draw=bool(made.layout.kind) and experiment.sampling.max_images > 0)] * rows
-    given = made.layout.prefill(prompts)
-    conditions = made.layout.conditions(prompts, experiment.sampling, False)
+    prompts = [Prompt((text,), draw=made.way is not None)] * rows
+    given = prefill_of(prompts, task.spec, made.drawable)
+    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling, False)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))

@@ -148,7 +148,7 @@ def _activations(task: SequenceTask, on: Sharding) -> float:
         of_remat = {"full": 0.0, "dots": rows * width * own, "none": inner}
         kept += config.layers * (outer + of_remat[config.remat])
         layer = max(layer, inner)
-    logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.discrete and s.head != "none")
+    logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.head != "none")
     return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor / on.context)
 
 

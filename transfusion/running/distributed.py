@@ -1,27 +1,20 @@
-"""Several processes, each with devices of its own, that train one model: how they find each other, agree, and end.
+"""Several processes, each with devices of its own, that train one model: how they find each other, and how they end.
 
 Who they are is told by flags, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what started them
 (Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it. Without any of these there is one process.
 """
 
-import collections
 import contextlib
 import glob
 import importlib.util
-import json
 import os
 import re
-import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 
 from transfusion.errors import PassingError, UsageError
 from transfusion.running.addresses import parse_address
@@ -194,122 +187,3 @@ def leave(code: int) -> None:
     if jax.process_index() == 0:  # which never takes longer than the timer, whatever has happened
         timer.join()
     os._exit(code)
-
-
-# --- what all must agree on -------------------------------------------------------------------------------------------
-
-
-def gather(value: Any) -> list[Any]:
-    """The JSON `value` of every process, in their order. Collective.
-
-    Raises:
-      UsageError: if one of them has ended.
-    """
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    try:
-        sizes = multihost_utils.process_allgather(np.int32(data.size))
-        # Of few different lengths: each is compiled once.
-        longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
-        everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
-    except jax.errors.JaxRuntimeError as error:
-        raise PassingError(
-            "another process has ended while this one waited for it: its own last lines say why"
-        ) from error
-    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
-
-
-def check_same(facts: Mapping[str, Any]) -> None:
-    """Refuses to go on unless the `facts` (JSON by name) are the same in every process. Collective.
-
-    Raises:
-      UsageError: naming the processes that differ from most, their hosts, and the first such fact.
-    """
-    everyone = gather({"host": socket.gethostname(), "facts": dict(facts)})
-    for name in dict.fromkeys(name for one in everyone for name in one["facts"]):
-        values = [json.dumps(one["facts"].get(name)) for one in everyone]
-        usual = collections.Counter(values).most_common(1)[0][0]  # process 0's, where none is in the majority
-        odd = [i for i, value in enumerate(values) if value != usual]
-        if odd:
-            named = ", ".join(f"process {i} ({everyone[i]['host']})" for i in odd[:3]) + (" and more" * (len(odd) > 3))
-            like = values.index(usual)
-            raise UsageError(
-                f"{name}: {values[odd[0]]} in {named}, but {usual} in process {like} ({everyone[like]['host']}): "
-                "start all with the same config, code and data"
-            )
-
-
-class Interruption:
-    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
-
-    As a context manager it encloses all that must be done after that step: a launcher may signal more than once, and
-    the checkpoint is written until everything is closed. Until `listen` is called there is nothing to save, and signals
-    end the process as usual. A second SIGTERM asks for nothing new; a second Ctrl-C ends the process at once.
-
-    If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
-    which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
-    """
-
-    def __init__(self):
-        self._several = jax.distributed.is_initialized()
-        self._asked = self._interrupted = self.requested = False
-        self._before = {}
-
-    def __enter__(self) -> "Interruption":
-        return self
-
-    def listen(self) -> None:
-        """From now on signals ask for a checkpoint, up to the end of the context."""
-        with contextlib.suppress(ValueError):  # not in the main thread (a notebook's worker): as without this class
-            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step` steps. Every process calls it after each."""
-        self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
-        return self.requested
-
-    def _ask(self, number, frame) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            # Not by print or logging, which the signal may have interrupted.
-            os.write(2, b"\ninterrupted: saves after this step and ends; once more ends it at once\n")
-        if not self._asked and self._several:
-            os.kill(os.getpid(), signal.SIGTERM)
-        self._asked = True
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-# --- which rows of a batch are whose ----------------------------------------------------------------------------------
-
-
-def local_rows(batch: Any, shardings: Any) -> list[int]:
-    """The rows of the global batch that this process' devices hold, ascending; others may hold them too.
-
-    `batch` are the shapes [B, ...] of the global arrays, `shardings` where they lie.
-    """
-    shape, on = jax.tree.leaves(batch)[0].shape, jax.tree.leaves(shardings)[0]
-    parts = on.addressable_devices_indices_map(tuple(shape)).values()
-    return sorted({row for index in parts for row in range(*index[0].indices(shape[0]))})
-
-
-def place(batch: Any, shardings: Any, rows: Sequence[int], total: int) -> Any:
-    """Global arrays [total, ...] of host arrays [len(rows), ...] that hold the ascending `rows`, at least the local."""
-    if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
-    at = {row: i for i, row in enumerate(rows)}
-
-    def one(array: np.ndarray, on: jax.sharding.Sharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            first, last, _ = index[0].indices(total)
-            return array[(slice(at[first], at[first] + last - first), *index[1:])]
-
-        return jax.make_array_from_callback((total, *array.shape[1:]), on, part)
-
-    return jax.tree.map(one, batch, shardings)

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
-
-PyTree = Any
+from transfusion.sharding import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

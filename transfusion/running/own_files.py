@@ -1,10 +1,15 @@
 """Files that a program opens for itself in a folder of the user's: a lock, a log, a heartbeat. Never through a link."""
 
+import contextlib
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+
+from etils import epath
 
 from transfusion.errors import UsageError
-from transfusion.storage import insist, lasting
+from transfusion.storage import insist, is_bucket, lasting
 
 
 def open_own(path: str | os.PathLike, flags: int) -> int:
@@ -39,3 +44,33 @@ def _refuse(path: str | os.PathLike, mode: int) -> None:
         raise UsageError(f"{path} is a link, and a program's own files are not opened through one: remove it")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{path} is no regular file, but a program writes one of that name: remove it")
+
+
+@contextlib.contextmanager
+def sole_use(workdir: epath.Path, flag: str = "--workdir") -> Iterator[None]:
+    """Keeps a second program, of this machine, out of a workdir: one would remove the other's unfinished files.
+
+    The system gives the lock up when the process ends, however that happens. Storage without a file system, such as a
+    bucket, has no locks that do so, and nothing is kept out there.
+
+    Raises:
+      UsageError: if another program has it (`flag` is what names the folder), or it cannot be written.
+    """
+    if is_bucket(workdir):
+        yield
+        return
+    what = f"{flag}: cannot write to {workdir}"
+    try:
+        insist(what, lambda: workdir.mkdir(parents=True, exist_ok=True))
+    except FileExistsError:
+        raise UsageError(f"{flag}: {workdir} is there already, and is no folder") from None
+    except OSError as error:
+        raise lasting(what, error) from error
+    with open(open_own(workdir / ".lock", os.O_RDWR), "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another program is at work in {workdir}: wait, or give another {flag}") from None
+        except OSError as error:  # a network file system without locks
+            raise UsageError(f"cannot lock {workdir / '.lock'}: {error.strerror}") from error
+        yield

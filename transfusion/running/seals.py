@@ -141,7 +141,7 @@ def mark_unfinished(root: epath.Path, step: int) -> None:
     _remove(seal_path(root, step))
 
 
-def finished(root: epath.Path) -> list[int]:
+def finished_steps(root: epath.Path) -> list[int]:
     """The steps on disk but for those whose saving never ended, which `remove_leftovers` removes."""
 
     def look() -> list[int]:

@@ -4,7 +4,6 @@ The step knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,8 @@ from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment
 from transfusion.optim import average, make_optimizer, merge, split
 from transfusion.running import guard
+from transfusion.sharding import PyTree
 from transfusion.tasks import Task
-
-PyTree = Any
 
 
 @jax.tree_util.register_dataclass

@@ -27,7 +27,7 @@ class Rule(enum.Enum):
 
 # Field -> its rule; the first row that fits decides. '*' stands for one name, '**' for any rest. A named entry that is
 # there on one side only has a path of its own, such as data.sources.mine. A new field needs a row, which a test sees.
-RULES: dict[str, Rule] = {
+FIELD_RULES: dict[str, Rule] = {
     "task": Rule.MEANING,
     "seed": Rule.POSITION,
     "batch_size": Rule.POSITION,
@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
 def rule_of(field: str) -> Rule | None:
     """The rule of a field such as 'streams.image.patch' or 'layout.image[0].opener'; None if no row fits."""
     plain = re.sub(r"\[\d+\]", "", field)
-    return next((rule for pattern, rule in RULES.items() if _regex(pattern).fullmatch(plain)), None)
+    return next((rule for pattern, rule in FIELD_RULES.items() if _regex(pattern).fullmatch(plain)), None)
 
 
 def _regex(pattern: str) -> re.Pattern:
@@ -118,7 +118,7 @@ def differences(old: Experiment, new: Experiment) -> list[Change]:
     trees = []
     for one in (old, new):
         objectives = dataclasses.replace(one.objectives, continuous=streams | dict(one.objectives.continuous))
-        complete = dataclasses.replace(portable.recorded(one), objectives=objectives)
+        complete = dataclasses.replace(portable.as_recorded(one), objectives=objectives)
         trees.append(json.loads(to_json(complete)))
     # A relative path of an older workdir is shown as it stands there: from which folder it counts is not known.
     found = _walk("", *trees, json.loads(to_json(old)))

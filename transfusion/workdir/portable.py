@@ -27,7 +27,7 @@ def absolute(path: str) -> str:
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def recorded(experiment: Experiment) -> Experiment:
+def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     codec, tokenizer = experiment.codec, experiment.tokenizer
     if _has_codec(experiment):
@@ -56,7 +56,7 @@ def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
     return _with_paths(experiment, find(experiment.tokenizer.path), find(experiment.codec.path))
 
 
-def given(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
+def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
     """The experiment of a command line; a tokenizer or codec that is gone is the copy in the workdir."""
 
     def find(path: str, copy: str) -> str:
