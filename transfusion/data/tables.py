@@ -40,7 +40,7 @@ class CaptionRow:
     data: bytes | None = None
 
 
-class Table(Sequence[CaptionRow]):
+class CaptionTable(Sequence[CaptionRow]):
     """The rows of one captions file."""
 
     @abc.abstractmethod
@@ -48,7 +48,7 @@ class Table(Sequence[CaptionRow]):
         """A name for a row that does not change when rows are added; see `hold_out.part_of`."""
 
 
-class MemoryTable(Table):
+class MemoryTable(CaptionTable):
     """Rows that are kept in memory, packed tightly: as Python objects a few million rows would take gigabytes."""
 
     def __init__(self, path: str, separator: str = ":"):
