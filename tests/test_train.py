@@ -12,7 +12,7 @@ from closeness import assert_close, trunk_operations
 from program import run_program
 
 from transfusion import train
-from transfusion.config import EvalConfig, json_file
+from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.optim import OptimConfig
@@ -22,7 +22,7 @@ from transfusion.running.metrics import read_metrics
 from transfusion.running.restore import restore_params
 from transfusion.tasks import make_task
 from transfusion.training import step as step_lib
-from transfusion.workdir import portable
+from transfusion.workdir import json_file, portable
 from transfusion.workdir.config_file import read_experiment
 
 

@@ -27,7 +27,10 @@ def bagel():
     """Both copies of an image are modulated, the clean one by its class alone."""
     spec = tiny.bagel()
     streams = dict(spec.streams)
-    for name, fields in {"noised": {"labels": CLASSES, "released": Released(pooled=SIZE)}, "clean": {"labels": CLASSES}}.items():
+    for name, fields in {
+        "noised": {"labels": CLASSES, "released": Released(pooled=SIZE)},
+        "clean": {"labels": CLASSES},
+    }.items():
         streams[name] = dataclasses.replace(streams[name], time="adaln", **fields)
     return dataclasses.replace(spec, streams=streams)
 

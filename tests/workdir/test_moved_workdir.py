@@ -18,7 +18,6 @@ from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment, from_config, to_json
-from transfusion.config import json_file as json_config
 from transfusion.errors import UsageError
 from transfusion.latents import open_codec
 from transfusion.model.config import TransformerConfig
@@ -27,6 +26,7 @@ from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.sequence import text
 from transfusion.sequence.text import TokenizerConfig
+from transfusion.workdir import json_file as json_config
 from transfusion.workdir import portable
 from transfusion.workdir.changes import differences
 from transfusion.workdir.config_file import read_experiment

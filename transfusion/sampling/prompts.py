@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.model.unified import Inputs, inputs_of
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.place import Asked, Place

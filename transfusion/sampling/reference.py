@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.learner import Learner
+from transfusion.model.inputs import inputs_of
 from transfusion.model.parameters import Params
-from transfusion.model.unified import inputs_of
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Filters, emittable

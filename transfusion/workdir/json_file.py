@@ -1,6 +1,6 @@
 """A config file that reads an experiment from JSON.
 
-Use it as `--config transfusion/config/json_file.py:runs/digits/config.json`.
+Use it as `--config transfusion/workdir/json_file.py:runs/digits/config.json`.
 """
 
 import pathlib
