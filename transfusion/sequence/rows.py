@@ -81,7 +81,7 @@ class _Builder:
         return position
 
     def ids(
-        self, ids: Sequence[int], span: int = 0, private: bool = False, loss: bool | np.ndarray = True,
+        self, ids: Sequence[int] | np.ndarray, span: int = 0, private: bool = False, loss: bool | np.ndarray = True,
         stream: str = TEXT, index: int | None = None, item: int = 0,
     ) -> None:  # fmt: skip
         """Appends tokens of a discrete stream; `loss` is one for all or the factor of each one's."""
