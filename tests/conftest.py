@@ -81,7 +81,7 @@ def _free_above(gigabytes: float, module) -> None:
             value.cache_clear()
     jax.clear_caches()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed, above all where `programs.set_up_jax` told it to
+    ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed, above all where `set_up_jax` told it to
 
 
 PEAKS = pytest.StashKey[list[tuple[float, str]]]()  # of this process, or of all its workers: GB, and the file then

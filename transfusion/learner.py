@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from transfusion.errors import check
 from transfusion.model.config import TransformerConfig
+from transfusion.model.embeds import EMBEDS
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.model.parameters import Params
-from transfusion.model.unified import Inputs, UnifiedModel, inputs_of, model_template, parameter_count
-from transfusion.objectives import OBJECTIVES, ObjectivesConfig, Sums, config_of
+from transfusion.model.unified import UnifiedModel, model_template, parameter_count
+from transfusion.objectives import OBJECTIVES, Objective, ObjectivesConfig, Sums
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.batch import Batch, batch_spec
 from transfusion.sequence.fakes import fake_batch
@@ -22,7 +24,6 @@ from transfusion.sequence.text import BYTES, Tokenizer
 
 Draws = dict[str, dict[str, jax.Array]]
 Activations = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
-LOOKED_UP = ("table", "quantizer", "level", "token")  # parameters of embeds of ids that multiply nothing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +55,10 @@ class Learner:
     def fake_batch(self, rows: int, seed: int = 0) -> Batch:
         return fake_batch(self.spec, rows, seed)
 
-    def _objective(self, name: str):
-        objective = self.spec.streams[name].objective
-        return OBJECTIVES[objective], config_of(name, objective, self.objectives)
+    def _objective(self, name: str) -> tuple[Objective, Any]:
+        """A stream's objective and its settings."""
+        objective = OBJECTIVES[self.spec.streams[name].objective]
+        return objective, objective.config(self.objectives, name)
 
     def draw(self, batch: Batch, key: jax.Array) -> Draws:
         """Per stream the random numbers of one step; a key per stream, folded from its place in the config."""
@@ -119,8 +121,8 @@ class Learner:
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
-            head = parts["embed"] if stream.tied else parts.get("head", {})
-            embed = {n: w for n, w in parts["embed"].items() if not (stream.discrete and n in LOOKED_UP)}
+            head = parts["embed"] if stream.released.tied else parts.get("head", {})
+            embed = {n: w for n, w in parts["embed"].items() if n not in EMBEDS[stream.embed].looked_up}
             total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
         trunks = [(self.model, shapes["trunk"])]
         trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]

@@ -40,7 +40,7 @@ from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, open_codec
+from transfusion.latents import Codec, check_resolutions, open_codec
 from transfusion.learner import Activations, Learner
 from transfusion.model import quantizers
 from transfusion.model.parameters import Params
@@ -50,7 +50,7 @@ from transfusion.sequence.text import open_tokenizer
 
 
 def _check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
-    """Refuses data of which nothing can be used, and held-out data that training could not evaluate on."""
+    """Refuses data without a record that can be used, and held-out data that training could not evaluate on."""
     held_out = experiment.eval
     check_data(experiment.data, opened, example, held_out.sources, bool(held_out.every))
     if held_out.every and held_out.sources and held_out.batches < 1:
@@ -67,7 +67,7 @@ class SequenceTask(Learner):
           UsageError: if the data cannot be used, held-out data included; see `check_data`.
         """
         codec = open_codec(experiment.codec)
-        self._check_resolutions(experiment, codec.down)
+        check_resolutions(experiment.data.sources, self.spec, codec)
         self._check_latents(experiment.data, codec)
         data = Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
@@ -76,31 +76,15 @@ class SequenceTask(Learner):
         _check_data(experiment, data.sources, data.example_of)
         return data
 
-    def _check_resolutions(self, experiment: Experiment, down: int) -> None:
-        """A source that is resized to what no stream holds would give bad records only."""
-        # Series have no pixels; of clips the last two sides count.
-        drawn = (s for s in self.spec.streams.values() if s.aligned and s.source == "value" and len(s.grid) > 1)
-        grids = {s.grid[-2:] for s in drawn}
-        if self.spec.spelling:
-            grids |= {grid[-2:] for grid in self.spec.spelling.grids if len(grid) > 1}
-        mixed = any(s.mixed_sizes for s in self.spec.streams.values())
-        for name, source in experiment.data.sources.items():
-            side = source.resolution // down
-            if source.resolution and grids and not mixed and (side, side) not in grids:
-                wanted = " or ".join(f"{h * down}x{w * down}" for h, w in sorted(grids))
-                raise UsageError(
-                    f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
-                )
-
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """As given: nothing is measured."""
+        """Returns `given`: this task measures nothing on the data."""
         return given
 
     def _check_latents(self, data: DataConfig, codec: Codec) -> None:
         check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
-        """Every held-out record once."""
+        """Batches with every held-out record once."""
         codec = open_codec(experiment.codec)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
@@ -159,7 +143,7 @@ class AutoencoderTask:
         return total / totals["images"], sums
 
     def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
-        """With the codebook's averages and revived codes, and the discriminator a step older."""
+        """Updates the codebook's averages, revives unused codes, and counts the discriminator's steps."""
         result = dict(new)
         if statistics is not None and "codebook" in new.get("quantizer", {}):
             update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
@@ -169,7 +153,7 @@ class AutoencoderTask:
         return result
 
     def activations(self, rows: int) -> Activations:
-        """Images. There are no tokens that a context could split."""
+        """The images. There are no tokens that a context could split."""
         return {"task 'autoencoder'": (("batch", "tokens"), (rows, 1))}
 
     def tokens(self, rows: int) -> int:
@@ -177,8 +161,10 @@ class AutoencoderTask:
         return rows * math.prod(self.sides)
 
     def flops(self, rows: int) -> float:
-        """3 x encoding and decoding as the compiler counts it (of a frozen tower one layer), without the
-        networks that only judge."""
+        """Model FLOPs of one step: 3 x those of encoding and decoding, as the compiler counts them.
+
+        Of a frozen tower the compiler counts one layer. The networks that only judge the result do not count.
+        """
         batch = self.batch_spec(rows)
 
         def forward(params, images):
@@ -189,12 +175,12 @@ class AutoencoderTask:
 
     @property
     def medium(self) -> str:
-        """Which key of a record it reads."""
+        """The key of a record that it reads."""
         return "video" if self.config.frames else "image"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image, or a clip, that it reads."""
+        """The shape of an image, or a clip, that it reads."""
         return (*self.sides, self.config.image_channels)
 
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
@@ -204,7 +190,7 @@ class AutoencoderTask:
         return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """With the mean and deviation of a tower's features over the first training images, if there is a tower."""
+        """Adds the mean and deviation of a tower's features over the first training images, if there is a tower."""
         if self.config.tower is None:
             return given
         fresh = self.template.init

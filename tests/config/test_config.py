@@ -67,10 +67,25 @@ WRONG = [
     ("model.scan", 1, "config.model.scan must be of type bool, not 1"),
     ("model", 3, "config.model must be a table of fields, not 3"),
     ("streams", [], "config.streams must be a table of names, not []"),
-    ("streams.image.table_grid", (4, 4, 4), "config.streams.image.table_grid must have 2 values, not 3"),
+    (
+        "streams.image.released.table_grid",
+        (4, 4, 4),
+        "config.streams.image.released.table_grid must have 2 values, not 3",
+    ),
     ("streams.image.visible_to", "text", "config.streams.image.visible_to must be a list of values, not 'text'"),
     ("steps", 0, "config.steps must be at least 1, not 0"),
-    ("task", "sequences", "task: 'sequences' is neither 'sequence' nor 'autoencoder'"),
+    ("task", "sequences", "task: 'sequences' is none of sequence, autoencoder (did you mean 'sequence'?)"),
+    (
+        "layout.image.0.boundary",
+        "insid",
+        "layout: boundary: 'insid' is none of outside, inside (did you mean 'inside'?)",
+    ),
+    ("eval.prompts", "label", "eval.prompts: 'label' is none of labels, held_out (did you mean 'labels'?)"),
+    (
+        "sampling.solver",
+        "euler2",
+        "sampling.solver: 'euler2' is none of euler, heun, ddim, ddpm (did you mean 'euler'?)",
+    ),
     ("optim.accumulate", 3, "optim.accumulate 3 does not divide batch_size 4"),
 ]
 

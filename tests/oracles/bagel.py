@@ -10,11 +10,12 @@ import numpy as np
 from oracles import Oracle, run
 from oracles.language import meta
 from transfusion.model.cache import KeyValues
-from transfusion.model.unified import Inputs, UnifiedModel
+from transfusion.model.inputs import Inputs
+from transfusion.model.unified import UnifiedModel
 from transfusion.objectives.paths import shift_time
 from transfusion.sampling.guidance import Guidance
 from transfusion.sequence.masks import see
-from transfusion.sequence.rows import patchify
+from transfusion.sequence.patches import patchify
 
 
 def published(config: dict) -> dict:
@@ -118,7 +119,7 @@ def _latents(x: dict[str, np.ndarray], split: np.ndarray, patch: int) -> np.ndar
     rows = []
     for i in range(len(np.unique(split))):
         if f"lat{i}" in x:
-            rows.append(patchify(x[f"lat{i}"].transpose(1, 2, 0), patch)[0])
+            rows.append(patchify(x[f"lat{i}"].transpose(1, 2, 0), (patch, patch)))
         else:
             rows.append(rows[-1])
     assert [len(r) for r in rows] == np.unique(split, return_counts=True)[1].tolist()

@@ -9,15 +9,16 @@ import numpy as np
 
 from oracles import Oracle, run
 from oracles.language import meta, text_inputs
-from transfusion.model.unified import Inputs, UnifiedModel, model_template
+from transfusion.model.inputs import Inputs
+from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sequence import SequenceSpec
-from transfusion.sequence.rows import patchify, unpatchify
+from transfusion.sequence.patches import patchify, places, unpatchify
 
 
 def tokens(latents: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
     """[B, C, h, w] -> patches [B, N, E] and places [B, N, 2]."""
-    parts = [patchify(x.transpose(1, 2, 0), patch) for x in latents]
-    return np.stack([p for p, _ in parts]), np.stack([p for _, p in parts])
+    where = places([side // patch for side in latents.shape[2:]])
+    return patchify(latents.transpose(0, 2, 3, 1), (patch, patch)), np.stack([where] * len(latents))
 
 
 def latents(patches: jax.Array, grid: tuple[int, int], patch: int) -> np.ndarray:
@@ -41,7 +42,7 @@ def resized(imported, grid: tuple[int, int]):
     streams = {}
     for name, stream in experiment.streams.items():
         if stream.grid != (0, 0):
-            count = (grid[0] // stream.patch) * (grid[1] // stream.patch) + stream.time_tokens
+            count = (grid[0] // stream.patch) * (grid[1] // stream.patch) + stream.content.lead
             stream = dataclasses.replace(stream, grid=grid, budget=count)
         streams[name] = stream
     spec = SequenceSpec(streams, experiment.layout, 0, 0, experiment.model.rope_axes)
@@ -126,7 +127,7 @@ def omnigen(oracle: Oracle) -> dict[str, np.ndarray]:
     # Two grids: the table's middle is cut out for each.
     streams = dict(imported.experiment.streams)
     for name, like in (("image", x), ("context", condition)):
-        grid, extra = like.shape[2:], streams[name].time_tokens
+        grid, extra = like.shape[2:], streams[name].content.lead
         budget = grid[0] * grid[1] // patch**2 + extra
         streams[name] = dataclasses.replace(streams[name], grid=tuple(grid), budget=budget)
     spec = SequenceSpec(streams, imported.experiment.layout, 0, 0, 1)

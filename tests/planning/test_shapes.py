@@ -109,7 +109,9 @@ def test_topologies_have_names():
 def test_visible_pairs_are_those_of_a_full_row(name):
     base, rng, count = tiny.SPECS[name], np.random.default_rng(0), 20
     # Images of 64 tokens, each with its text, in one document. BOI and EOI are text too: few beside so many patches.
-    larger = {k: s if s.discrete else dataclasses.replace(s, grid=(16, 16), budget=64) for k, s in base.streams.items()}
+    larger = {
+        k: s if s.vocabulary else dataclasses.replace(s, grid=(16, 16), budget=64) for k, s in base.streams.items()
+    }
     base = dataclasses.replace(base, streams=larger)
     document = [part for _ in range(count) for part in (tiny.picture(rng, side=(16, 16)), tiny.words(1, 2, 3, 4))]
     row = expand(tuple(document), base, end=False)

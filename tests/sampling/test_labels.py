@@ -11,12 +11,14 @@ import tiny
 
 from transfusion.errors import UsageError
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import generate, prepare
-from transfusion.sampling.job import Prefix, begin, predict
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.decoder import decoder_of, generate
+from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.reference import generate_one
-from transfusion.sequence import Segment, TimeConfig
-from transfusion.sequence.rows import assemble, expand, patchify
+from transfusion.sampling.request import Prefix, predict
+from transfusion.sequence import Released, Segment, TimeConfig
+from transfusion.sequence.patches import patchify
+from transfusion.sequence.rows import assemble, expand
 
 CLASSES, SIZE = 3, 5
 
@@ -25,7 +27,10 @@ def bagel():
     """Both copies of an image are modulated, the clean one by its class alone."""
     spec = tiny.bagel()
     streams = dict(spec.streams)
-    for name, fields in {"noised": {"labels": CLASSES, "pooled": SIZE}, "clean": {"labels": CLASSES}}.items():
+    for name, fields in {
+        "noised": {"labels": CLASSES, "released": Released(pooled=SIZE)},
+        "clean": {"labels": CLASSES},
+    }.items():
         streams[name] = dataclasses.replace(streams[name], time="adaln", **fields)
     return dataclasses.replace(spec, streams=streams)
 
@@ -37,8 +42,10 @@ def plain(**image):
 
 FORMS = {
     "labels": plain(labels=CLASSES),
-    "pooled": plain(pooled=SIZE),
-    "both, a vector for each layer": plain(labels=CLASSES, pooled=SIZE, time_embedding=TimeConfig(per_layer=True)),
+    "pooled": plain(released=Released(pooled=SIZE)),
+    "both, a vector for each layer": plain(
+        labels=CLASSES, released=Released(pooled=SIZE, time=TimeConfig(per_layer=True))
+    ),
     "labels in a token": plain(labels=CLASSES, time="token_adaln", head="linear", budget=20),
     "two copies": bagel(),
 }
@@ -60,7 +67,7 @@ def pooled(seed=1):
 def asked(task, label, seed=1):
     """A prompt for a drawing, with what the model has of a class and a pooled vector."""
     streams = task.spec.streams.values()
-    classes, vectors = any(s.labels for s in streams), any(s.pooled for s in streams)
+    classes, vectors = any(s.labels for s in streams), any(s.released.pooled for s in streams)
     return Prompt((WORDS,), True, (), label if classes else -1, pooled(seed) if vectors and label >= 0 else None)
 
 
@@ -68,7 +75,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     """What the packed forward pass of training says of X at the time t."""
     image = Segment("image", X, "target", prompt.label, pooled=prompt.pooled)
     batch = assemble([[expand((WORDS, image), task.spec)]], task.spec)
-    draws, name = {}, prepare(task, SamplerConfig(), (0, 0))[0].layout.run.stream
+    draws, name = {}, drawable_of(task.spec).run.stream
     for stream, part in batch.items():
         if part.values is not None:
             time = jnp.full_like(part.time_low, t) if stream == name else jnp.ones_like(part.time_low)
@@ -80,19 +87,19 @@ def packed_velocity(task, params, prompt, t=0.4):
     model = task.template.bind(params)
     encoded = model.encode(inputs)
     stream = task.spec.streams[name]
-    return np.asarray(model.head(name, encoded[name]))[0, stream.time_tokens : stream.tokens_per_item]
+    return np.asarray(model.head(name, encoded[name]))[0, stream.content.lead : stream.tokens_per_item]
 
 
 def decoded_velocity(task, params, prompt, t=0.4):
     """The same from the decoder's pieces."""
-    made, _ = prepare(task, SamplerConfig(), (0, 0))
-    prefill = made.layout.prefill([prompt])
+    made, _ = decoder_of(task, SamplerConfig(), (0, 0))
+    prefill = prefill_of([prompt], task.spec, made.drawable)
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = begin(model, made.layout, Prefix(cache, prefill.place, prefill.draw))
-    extra = made.layout.stream.time_tokens
-    x = jnp.pad(jnp.asarray(patchify(X, 2)[0]), ((extra, 0), (0, 0)))[None]
-    return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]
+    prefix = made.way.about_to_draw(model, Prefix(cache, prefill.place, prefill.draw))
+    extra = made.drawable.stream.content.lead
+    x = jnp.pad(jnp.asarray(patchify(X, (2, 2))), ((extra, 0), (0, 0)))[None]
+    return np.asarray(predict(model, made.way.parts, prefix, x, jnp.float32(t)))[0, extra:]
 
 
 def test_a_step_of_the_decoder_sees_what_the_packed_pass_sees(model):
@@ -148,9 +155,12 @@ def test_what_the_model_does_not_have_is_told(form, prompt, message):
 
 
 def test_text_that_a_drawing_modulates_is_not_sampled():
-    streams = {"text": tiny.text_stream(condition="image"), "image": tiny.image_stream(time="adaln", head="adaln")}
-    with pytest.raises(UsageError, match="streams.text.condition"):
-        prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
+    streams = {
+        "text": tiny.text_stream(released=Released(condition="image")),
+        "image": tiny.image_stream(time="adaln", head="adaln"),
+    }
+    with pytest.raises(UsageError, match="streams.text.released.condition"):
+        decoder_of(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
 
 
 def test_an_item_of_a_document_has_the_streams_classes_and_vector():

@@ -11,9 +11,10 @@ from transfusion.sampling.solvers import DDPM, NOISE_START, SOLVERS, SPACINGS, E
 
 
 def solve(solver, field, path, x, times, key=None):
+    memory = solver.first_memory(x)
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         noise = jnp.zeros_like(x) if key is None else jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        x, _ = solver.step(field, path, x, t, s, lambda noise=noise: noise)
+        x, _, memory = solver.step(field, path, x, t, s, lambda noise=noise: noise, memory)
     return x
 
 
@@ -22,16 +23,32 @@ def linear(x, t):
     return Estimates(x, x, -2 * x)
 
 
-@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2)])
+class AdamsBashforth:
+    """A multistep method: it remembers the velocity and the length of its last step."""
+
+    def first_memory(self, x):
+        return jnp.zeros_like(x), jnp.zeros((), x.dtype)
+
+    def step(self, field, path, x, t, s, noise, memory):
+        (last, length), now = memory, field(x, t)
+        # Without a last step its velocity has no part in this one.
+        ratio = jnp.where(length > 0, (s - t) / jnp.where(length > 0, length, 1), 0)
+        velocity = (1 + ratio / 2) * now.velocity - ratio / 2 * last
+        return x + (s - t) * velocity, now.data, (now.velocity, s - t)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2), (AdamsBashforth(), 2)])
 def test_order_on_a_linear_ode(solver, order):
     def error(steps):
         with jax.enable_x64(True):
             times = jnp.linspace(0.0, 1.0, steps + 1)
 
-            def step(x, ts):
-                return solver.step(linear, PATHS["linear"], x, *ts, lambda: x)[0], None
+            def step(carry, ts):
+                x, _, memory = solver.step(linear, PATHS["linear"], carry[0], *ts, lambda: carry[0], carry[1])
+                return (x, memory), None
 
-            x, _ = jax.lax.scan(step, jnp.ones(()), (times[:-1], times[1:]))
+            start = jnp.ones(())
+            (x, _), _ = jax.lax.scan(step, (start, solver.first_memory(start)), (times[:-1], times[1:]))
             return abs(float(x) - np.exp(-2))
 
     assert error(40) / error(80) == pytest.approx(2**order, rel=0.1)  # the next order
@@ -55,7 +72,7 @@ def test_ddim_is_euler_on_the_linear_path():
     x, predicted = jax.random.normal(key, (2, 5))
     now = Estimates(x + 0.75 * predicted, x - 0.25 * predicted, predicted)
     t, s = np.float32(0.25), np.float32(0.4)
-    results = [SOLVERS[name].step(lambda *_: now, path, x, t, s, lambda: x)[0] for name in ("ddim", "euler")]
+    results = [SOLVERS[name].step(lambda *_: now, path, x, t, s, lambda: x, ())[0] for name in ("ddim", "euler")]
     assert_close(*results, 16)
 
 
@@ -84,7 +101,7 @@ def test_ddpm_draws_the_moments_of_a_gaussian():
 
     def step(x, i):
         noise = jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        return DDPM().step(field, path, x, times[i], times[i + 1], lambda: noise)
+        return DDPM().step(field, path, x, times[i], times[i + 1], lambda: noise, ())[:2]
 
     x, _ = jax.lax.scan(step, jax.random.normal(key, (20_000,)), jnp.arange(200))
     assert float(x.mean()) == pytest.approx(mean, abs=0.02)  # a sample, as the next one

@@ -1,5 +1,6 @@
 """Which token sees which: the rule itself, and that nothing else lets information through."""
 
+import dataclasses
 import functools
 
 import jax
@@ -58,6 +59,24 @@ def test_the_mask_of_any_row_is_what_the_papers_say(seed, name):
             earlier = j <= i and not tokens.private[0, k]
             wanted = tokens.document[0, q] == tokens.document[0, k] and (same_image or earlier)
             assert mask[0, q, k] == wanted
+
+
+def test_the_pictures_of_the_rule_are_what_it_does():
+    """The two matrices in the docstring of `see`."""
+    lines = [line.split() for line in see.__doc__.splitlines()]
+    head, *rows = [line for line in lines if len(line) in (12, 14) and max(map(len, line)) == 1]
+    assert head == [*"TOPPCT", *"TNNPPT"]
+    bare = tuple(dataclasses.replace(run, opener=-1, closer=-1) for run in tiny.SPECS["bagel"].layout["image"])
+    image = tiny.picture(np.random.default_rng(0), side=(4, 2))
+    for first, name, runs in ((1, "transfusion", (tiny.image_run(),)), (8, "bagel", bare)):
+        streams = tiny.SPECS[name].streams
+        streams = {n: dataclasses.replace(s, grid=(4, 2)) if s.channels else s for n, s in streams.items()}
+        spec = tiny.spec(streams, {"image": runs})
+        document = expand((tiny.words(1), image, tiny.words(2)), spec, begin=False, end=False)
+        mask, tokens = mask_of(assemble([[document]], spec), spec)
+        reading = np.argsort(np.where(tokens.document[0] > 0, tokens.order[0], 10_000), kind="stable")[:6]
+        drawn = np.array([row[first : first + 6] for row in rows]) == "x"
+        np.testing.assert_array_equal(mask[0][np.ix_(reading, reading)], drawn)
 
 
 def test_streams_may_be_hidden_from_others():

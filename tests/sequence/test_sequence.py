@@ -18,7 +18,8 @@ from transfusion.sequence import Run, Segment, SequenceSpec, Stream, text
 from transfusion.sequence.batch import batch_spec
 from transfusion.sequence.fakes import fake_batch
 from transfusion.sequence.masks import metadata, see
-from transfusion.sequence.rows import assemble, expand, patchify, unpatchify
+from transfusion.sequence.patches import patchify, places, unpatchify
+from transfusion.sequence.rows import assemble, expand
 
 
 def read(document, spec):
@@ -102,20 +103,22 @@ def test_a_part_of_a_document_is_laid_out_alone():
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
 def test_patches_and_back(rows, columns, patch, channels):
     latents = np.random.default_rng(0).standard_normal((rows * patch, columns * patch, channels)).astype(np.float32)
-    patches, places = patchify(latents, patch)
+    patches = patchify(latents, (patch, patch))
     assert patches.shape == (rows * columns, patch * patch * channels)
     np.testing.assert_array_equal(unpatchify(patches, latents.shape[:2], patch), latents)
-    y, x = places[-1]
+    y, x = places((rows, columns))[-1]
     np.testing.assert_array_equal(patches[-1].reshape(patch, patch, channels), latents[y * patch :, x * patch :])
 
 
 @pytest.mark.parametrize("sides, patch", [((6,), 2), ((4, 6), 2), ((4, 4, 6), (2, 1, 3)), ((2, 3, 2), 1)])
 def test_patches_of_series_images_and_clips(sides, patch):
     latents = np.random.default_rng(0).standard_normal((*sides, 3)).astype(np.float32)
-    patches, places = patchify(latents, patch)
     p = (patch,) * len(sides) if isinstance(patch, int) else patch
-    np.testing.assert_array_equal(unpatchify(np.stack([patches] * 2), sides, patch), np.stack([latents] * 2))
-    for content, place in zip(patches, places, strict=True):
+    patches, counts = patchify(latents, p), [side // one for side, one in zip(sides, p, strict=True)]
+    two = patchify(np.stack([latents, -latents]), p)
+    np.testing.assert_array_equal(two, np.stack([patches, -patches]))
+    np.testing.assert_array_equal(unpatchify(two, sides, patch), np.stack([latents, -latents]))
+    for content, place in zip(patches, places(counts), strict=True):
         there = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, p, strict=True))
         np.testing.assert_array_equal(content.reshape(*p, 3), latents[there])
 

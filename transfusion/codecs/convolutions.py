@@ -29,13 +29,16 @@ class Middle(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, codes: int = 0):
         channels, groups, kind = config.channels[-1], config.norm_groups, {"time": config.frames, "codes": codes}
         self.first = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
-        if config.middle_attention:
-            self.attention = SpatialAttention(channels, groups, rngs=rngs, heads=config.attention_heads, **kind)
+        self.attention = (
+            SpatialAttention(channels, groups, rngs=rngs, heads=config.attention_heads, **kind)
+            if config.middle_attention
+            else None
+        )
         self.second = ResidualBlock(channels, channels, groups, rngs=rngs, **kind)
 
     def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         x = self.first(x, codes)
-        return self.second(self.attention(x, codes) if hasattr(self, "attention") else x, codes)
+        return self.second(x if self.attention is None else self.attention(x, codes), codes)
 
 
 class ResolutionStage(nnx.Module):
@@ -53,15 +56,15 @@ class ResolutionStage(nnx.Module):
             [ResidualBlock(outputs if i else inputs, outputs, groups, rngs=rngs, **kind) for i in range(layers)]
         )
         self.resample = resample
-        if heads:
-            self.attentions = nnx.List(
-                [SpatialAttention(outputs, groups, rngs=rngs, heads=heads, **kind) for _ in range(layers)]
-            )
+        attentions = range(layers if heads else 0)
+        self.attentions = nnx.List(
+            [SpatialAttention(outputs, groups, rngs=rngs, heads=heads, **kind) for _ in attentions]
+        )
 
     def __call__(self, x: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         for i, block in enumerate(self.blocks):
             x = block(x, codes)
-            x = self.attentions[i](x, codes) if hasattr(self, "attentions") else x
+            x = self.attentions[i](x, codes) if self.attentions else x
         return x
 
 

@@ -63,7 +63,7 @@ def codec_loss(
     if coded.quantized is not None:
         uses = histogram(coded.quantized, model.quantizer.vocabulary, w)
         sums["codebook"] = (uses, jnp.sum(uses))
-        if hasattr(model.quantizer, "counts"):
+        if model.quantizer.counts is not None:
             sums[STATISTICS] = statistics(coded.quantized, config.quantizer, draws, w)
     return sum(jnp.sum(w * term) for term in terms.values()), sums
 

@@ -1,7 +1,7 @@
 """BAGEL (arXiv 2505.14683): a mixture of two transformers over text, a vision tower's tokens and latents.
 
-One expert understands (text, the tower's tokens, the marks round images), one generates (latents). An image that is
-drawn is there as noised latents that only it sees, then as clean latents and as the tower's tokens.
+One expert understands (text, the tower's tokens, the marks around images), one generates (latents). A drawn image
+occurs as noised latents that only itself sees, then as clean latents and as the tower's tokens.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from transfusion.interop.modules import (
 )
 from transfusion.interop.siglip import vit_config, vit_leaves
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import TEXT, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Stream, TimeConfig
 from transfusion.sequence.layouts import bagel as bagel_layout
 
 NOISED, CLEAN = "noised", "clean"
@@ -57,7 +57,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     normed, _ = given(llm, "qk_norm", bool, True, "config.json, llm_config"), llm.pop("freeze_und", None)
     llm.pop("qk_norm", None)
     tied = given(llm, "tie_word_embeddings", bool, False) and f"{_HEAD}.weight" not in keys
-    vit.pop("rope", None)  # their code sets it to False, whatever the file says
+    vit.pop("rope", None)  # BAGEL's code sets it to False, whatever the file says
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
     held = len({key.removeprefix(stem).partition(".")[0] for key in keys if key.startswith(stem)})
@@ -71,17 +71,19 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     patch = given(config, "latent_patch_size", default=2)
     latent = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", expert=GENERATION, time="added",
-        time_embedding=TimeConfig(scale=1.0, reversed=True), channels=given(vae, "z_channels", default=16),
-        patch=patch, table="learned", table_grid=(latent_side, latent_side), items=16, budget=16384,
+        channels=given(vae, "z_channels", default=16), patch=patch, table="learned", items=16, budget=16384,
+        released=Released(time=TimeConfig(scale=1.0, reversed=True), table_grid=(latent_side, latent_side)),
     )  # fmt: skip
     streams = {
-        TEXT: Stream(vocabulary=given(llm, "vocab_size"), tied=tied, budget=8192, expert=UNDERSTANDING),
+        TEXT: Stream(
+            vocabulary=given(llm, "vocab_size"), budget=8192, expert=UNDERSTANDING, released=Released(tied=tied)
+        ),
         NOISED: latent,
         CLEAN: dataclasses.replace(latent, parts=NOISED, objective="none"),
         SEMANTIC: Stream(
             embed="vit", head="none", objective="none", attention="block", expert=UNDERSTANDING, source="pixels",
-            channels=tower.channels, patch=tower.patch, table="learned", table_grid=(vit_side, vit_side),
-            items=16, budget=16384,
+            channels=tower.channels, patch=tower.patch, table="learned", items=16, budget=16384,
+            released=Released(table_grid=(vit_side, vit_side)),
         ),
     }  # fmt: skip
     experiment = Experiment(
@@ -110,7 +112,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
     leaves += [
         Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
         Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
-        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.tied else f"{_HEAD}.weight"),
+        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.released.tied else f"{_HEAD}.weight"),
     ]
     noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
     leaves += dense_leaves((*noised, "embed"), "", "vae2llm")
@@ -120,7 +122,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
         Leaf((*noised, "head", "bias"), "llm2vae.bias", negated(same())),
     ]
     for at, stream, key in ((noised, latent, "latent_pos_embed"), (semantic, tower, "vit_pos_embed")):
-        side = stream.table_grid[0] if at == noised else tower.grid[0]
+        side = stream.released.table_grid[0] if at == noised else tower.grid[0]
         table = reshaped((side, side, width), (side * side, width))
         leaves.append(Leaf((*at, "table", "table"), f"{key}.pos_embed", table))
     leaves += perceptron_leaves((*semantic, "embed", "connector"), "connector.fc1", "connector.fc2")

@@ -26,10 +26,9 @@ from transfusion.interop.modules import (
 )
 from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
-from transfusion.sequence import TEXT, Run, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
-MODEL = "Cosmos3OmniTransformer"
-claims = claims_of(MODEL)
+claims = claims_of("Cosmos3OmniTransformer")
 
 
 def _sections(config: Mapping[str, Any], half: int) -> tuple[int, ...]:
@@ -81,7 +80,9 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     text = Stream(vocabulary=given(config, "vocab_size"), budget=512, expert=UNDERSTANDING)
     image = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added", expert=GENERATION,
-        time_embedding=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True),
+        released=Released(
+            time=TimeConfig(scale=1000 * positive(config, "timestep_scale", 0.001), reversed=True)
+        ),
         channels=channels, patch=patch, items=8, budget=4096,
     )  # fmt: skip
     experiment = Experiment(

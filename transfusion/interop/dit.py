@@ -19,7 +19,7 @@ from transfusion.interop.modules import (
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
-from transfusion.sequence import Run, Stream, TimeConfig
+from transfusion.sequence import Released, Run, Stream, TimeConfig
 
 
 def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
@@ -51,12 +51,14 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         norm_epsilon=1e-6, ffn_norm_epsilon=positive(config, "norm_eps", 1e-5),
     )  # fmt: skip
     grid = (latent_side(config),) * 2
+    released = Released(
+        time=TimeConfig(reversed=True, ends=True, per_layer=True), x_first=True, table_grid=(grid[0] // patch,) * 2,
+        out_channels=given(config, "out_channels", default=channels),
+    )  # fmt: skip
     image = Stream(
-        embed="linear", head="adaln", objective="continuous", attention="block", time="adaln",
-        time_embedding=TimeConfig(reversed=True, ends=True, per_layer=True),
-        labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels,
-        out_channels=given(config, "out_channels", default=channels), patch=patch, grid=grid,
-        budget=(grid[0] // patch) ** 2, table="sincos_xy", table_grid=(grid[0] // patch,) * 2,
+        embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", table="sincos",
+        labels=given(config, "num_embeds_ada_norm", default=1000), channels=channels, patch=patch, grid=grid,
+        budget=(grid[0] // patch) ** 2, released=released,
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={IMAGE: image}, layout={IMAGE: (Run(IMAGE),)},

@@ -1,5 +1,6 @@
 """OmniGen of diffusers (arXiv 2409.11340). It predicts data - noise with data at t = 1, as ours does."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,10 +21,9 @@ from transfusion.interop.modules import (
     layer_keys,
 )
 from transfusion.model.config import TransformerConfig
-from transfusion.sequence import TEXT, Run, Stream, TimeConfig
+from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
-MODEL = "OmniGenTransformer2DModel"
-claims = claims_of(MODEL)
+claims = claims_of("OmniGenTransformer2DModel")
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
@@ -54,15 +54,17 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     grid = (min(table, 64) * patch,) * 2
     shared = dict(
         embed="linear", attention="block", channels=channels, patch=patch, grid=grid,
-        table="centred", table_grid=(table, table),
+        table="learned",
     )  # fmt: skip
+    released = Released(table_grid=(table, table), centred=True)
     count = (grid[0] // patch) ** 2
     image = Stream(
         head="adaln", objective="continuous", time="token_before",
-        time_embedding=TimeConfig(features=features, scale=1.0), budget=count + 1, **shared,
+        released=dataclasses.replace(released, time=TimeConfig(features=features, scale=1.0)), budget=count + 1,
+        **shared,
     )  # fmt: skip
     text = Stream(vocabulary=given(config, "vocab_size", default=32064), head="none", objective="none", budget=512)
-    context = Stream(head="none", objective="none", budget=count, **shared)
+    context = Stream(head="none", objective="none", budget=count, released=released, **shared)
     experiment = Experiment(
         model=model,
         streams={TEXT: text, CONTEXT: context, IMAGE: image},
@@ -72,7 +74,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 
 
 def _leaves(model: TransformerConfig, image: Stream) -> list[Leaf]:
-    (table, _), d, f = image.table_grid, model.width, model.ffn
+    (table, _), d, f = image.released.table_grid, model.width, model.ffn
     part, layer = ("parts", IMAGE), layer_keys("layers", model.layers)
     leaves = [Leaf(("parts", TEXT, "embed", "table"), "embed_tokens.weight", same())]
     for stream, theirs in ((IMAGE, "output"), (CONTEXT, "input")):

@@ -25,10 +25,9 @@ from transfusion.interop.modules import (
 )
 from transfusion.interop.opening import short
 from transfusion.model.config import TransformerConfig
-from transfusion.sequence import Run, Stream, TimeConfig
+from transfusion.sequence import Released, Run, Stream, TimeConfig
 
-MODEL = "SD3Transformer2DModel"
-claims = claims_of(MODEL)
+claims = claims_of("SD3Transformer2DModel")
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
@@ -57,15 +56,17 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     # Without the field their class has 16; null stands for as many as come in.
     drawn = given(config, "out_channels", default=channels if "out_channels" in config else 16)
     grid = (latent_side(config, 128),) * 2
+    released = Released(
+        time=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
+        out_channels=drawn, table_grid=(table, table), centred=True,
+    )  # fmt: skip
     image = Stream(
         embed="linear", head="adaln", objective="continuous", attention="block", time="adaln", expert=IMAGE,
-        time_embedding=TimeConfig(reversed=True), pooled=given(config, "pooled_projection_dim", default=2048),
-        channels=channels, out_channels=drawn, patch=patch, grid=grid,
-        budget=(grid[0] // patch) ** 2, table="centred", table_grid=(table, table),
+        table="learned", channels=channels, patch=patch, grid=grid, budget=(grid[0] // patch) ** 2, released=released,
     )  # fmt: skip
     context = Stream(
-        embed="linear", head="none", objective="none", attention="block", expert=CONTEXT, condition=IMAGE,
-        channels=given(config, "joint_attention_dim", default=4096), items=1, budget=1,
+        embed="linear", head="none", objective="none", attention="block", expert=CONTEXT, items=1, budget=1,
+        channels=given(config, "joint_attention_dim", default=4096), released=Released(condition=IMAGE),
     )  # fmt: skip
     experiment = Experiment(
         model=model, streams={IMAGE: image, CONTEXT: context},
@@ -75,7 +76,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 
 
 def _leaves(model: TransformerConfig, image: Stream) -> list[Leaf]:
-    (table, _), d = image.table_grid, model.width
+    (table, _), d = image.released.table_grid, model.width
     layer, part = layer_keys("transformer_blocks", model.layers), ("parts", IMAGE)
     leaves = dense_leaves((*part, "embed"), "", "pos_embed.proj", patches(image.patch))
     leaves.append(Leaf((*part, "table", "table"), "pos_embed.pos_embed", reshaped((table, table, d), (1, table**2, d))))

@@ -5,7 +5,7 @@ Shape letters: see `transfusion.model.transformer`. A parameter with the leading
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 
 from transfusion.model import rope
-from transfusion.model.parameters import constant, fan_in, ones, param, zeros
+from transfusion.model.parameters import array, constant, fan_in, ones, param, zeros
 from transfusion.sharding import constrain, flat
 
 # What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
@@ -75,13 +75,15 @@ class Norm:
 
     def declare(
         self, rngs: nnx.Rngs, lead: tuple[int, ...], width: int, each: tuple[tuple[int, str], ...] = ()
-    ) -> dict[str, nnx.Param]:
-        """The weights of a norm stacked over `lead`, and over the axes (size, logical name) of `each`: {'': scale,
-        '_bias': bias} or less."""
+    ) -> tuple[nnx.Param | None, nnx.Param | None]:
+        """Scale and bias of a norm, None where this kind has none.
+
+        They are stacked over `lead`, and over the axes (size, logical name) of `each`.
+        """
         axes = ("layers",) * len(lead) + tuple(axis for _, axis in each) + (None,)
         shape = (*lead, *(size for size, _ in each), width)
-        weights = {} if self.kind == "plain" else {"": param(rngs, shape, axes, ones)}
-        return weights | ({"_bias": param(rngs, shape, axes, zeros)} if self.kind == "layer" else {})
+        scale = None if self.kind == "plain" else param(rngs, shape, axes, ones)
+        return scale, param(rngs, shape, axes, zeros) if self.kind == "layer" else None
 
     def __call__(self, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
         if self.kind == "rms":
@@ -108,7 +110,7 @@ BIASES = ("qkv", "out", "ffn")
 
 
 class Block(nnx.Module):
-    """The weights of one expert in all layers (leading axis): those of `groups`, see `GROUPS`."""
+    """The weights of one expert in all layers (leading axis): those of `groups`, see `GROUPS`; the others are None."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs, groups: Collection[str] = GROUPS):
         """`config` is a `transfusion.model.config.TransformerConfig`."""
@@ -118,66 +120,54 @@ class Block(nnx.Module):
         self.norm = Norm(config.norm, config.norm_epsilon)
         self.ffn_norm_rule = Norm(config.norm, config.ffn_norm_epsilon or config.norm_epsilon)
         self.post, self.activation = config.norm_place == "post", config.ffn_kind
-        rule, self.unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
+        rule, unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
         self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
         # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
         out = 2 * n
 
-        def matrix(name, shape, axes, size, bias):
-            setattr(self, name, param(rngs, (n, *shape), ("layers", *axes), fan_in(size)))
-            if bias:
-                inputs = 2 if name == "o" else 1
-                setattr(self, f"{name}_bias", param(rngs, (n, *shape[inputs:]), ("layers", *axes[inputs:]), zeros))
+        def weight(there: bool, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> nnx.Param | None:
+            return param(rngs, (n, *shape), ("layers", *axes), init) if there else None
 
-        def norm(name, width):
-            for suffix, weight in self.norm.declare(rngs, (n,), width).items():
-                setattr(self, name + suffix, weight)
+        def norm(there: bool) -> tuple[nnx.Param | None, nnx.Param | None]:
+            return self.norm.declare(rngs, (n,), d) if there else (None, None)
 
-        if "norms" in groups:
-            norm("attention_norm", d)
-        if "qkv" in groups:
-            matrix("q", (d, h, k), ("embed", "heads", None), d, "qkv" in config.biases)
-            matrix("k", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
-            matrix("v", (d, g, k), ("embed", "kv_heads", None), d, "qkv" in config.biases)
-        if "o" in groups:
-            matrix("o", (h, k, d), ("heads", None, "embed"), h * k * out, "out" in config.biases)
-        if "qk_norm" in groups and config.qk_norm == "l2":
-            self.qk_scale = param(rngs, (n, h), ("layers", "heads"), constant(math.log(4)))
-        elif "qk_norm" in groups and rule:
-            for name, count, axis in (("q_norm", h, "heads"), ("k_norm", g, "kv_heads")):
-                of_heads = ((count, axis),) if rule.per_head else ()
-                for suffix, weight in self.qk_norm.declare(rngs, (n,), k, of_heads).items():
-                    setattr(self, name + suffix, weight)
-        if "norms" in groups:
-            norm("ffn_norm", d)
-        if "ffn" in groups:
-            bias = "ffn" in config.biases
-            if config.ffn_kind == "swiglu":
-                matrix("gate", (d, f), ("embed", "mlp"), d, bias)
-            matrix("up", (d, f), ("embed", "mlp"), d, bias)
-            matrix("down", (f, d), ("mlp", "embed"), f * out, bias)
+        def head_norm(count: int, axis: str) -> tuple[nnx.Param | None, nnx.Param | None]:
+            if rule is None or "qk_norm" not in groups:
+                return None, None
+            return self.qk_norm.declare(rngs, (n,), k, ((count, axis),) if rule.per_head else ())
+
+        # Initial values depend on this order.
+        self.attention_norm, self.attention_norm_bias = norm("norms" in groups)
+        there, biased = "qkv" in groups, "qkv" in groups and "qkv" in config.biases
+        self.q = weight(there, (d, h, k), ("embed", "heads", None), fan_in(d))
+        self.q_bias = weight(biased, (h, k), ("heads", None), zeros)
+        self.k = weight(there, (d, g, k), ("embed", "kv_heads", None), fan_in(d))
+        self.k_bias = weight(biased, (g, k), ("kv_heads", None), zeros)
+        self.v = weight(there, (d, g, k), ("embed", "kv_heads", None), fan_in(d))
+        self.v_bias = weight(biased, (g, k), ("kv_heads", None), zeros)
+        there, biased = "o" in groups, "o" in groups and "out" in config.biases
+        self.o = weight(there, (h, k, d), ("heads", None, "embed"), fan_in(h * k * out))
+        self.o_bias = weight(biased, (d,), ("embed",), zeros)
+        self.qk_scale = weight("qk_norm" in groups and unit_heads, (h,), ("heads",), constant(math.log(4)))
+        self.q_norm, self.q_norm_bias = head_norm(h, "heads")
+        self.k_norm, self.k_norm_bias = head_norm(g, "kv_heads")
+        self.ffn_norm, self.ffn_norm_bias = norm("norms" in groups)
+        there, biased = "ffn" in groups, "ffn" in groups and "ffn" in config.biases
+        gated = config.ffn_kind == "swiglu"
+        self.gate = weight(there and gated, (d, f), ("embed", "mlp"), fan_in(d))
+        self.gate_bias = weight(biased and gated, (f,), ("mlp",), zeros)
+        self.up = weight(there, (d, f), ("embed", "mlp"), fan_in(d))
+        self.up_bias = weight(biased, (f,), ("mlp",), zeros)
+        self.down = weight(there, (f, d), ("mlp", "embed"), fan_in(f * out))
+        self.down_bias = weight(biased, (d,), ("embed",), zeros)
 
     # The methods below run on one layer's slice: the leading axis is gone.
 
-    def _weight(self, name: str) -> jax.Array | None:
-        return getattr(self, name)[...] if hasattr(self, name) else None
-
-    def _dense(self, x: jax.Array, name: str) -> jax.Array:
-        return dense(x, getattr(self, name)[...], self._weight(f"{name}_bias"))
-
-    def _normed(self, x: jax.Array, name: str) -> jax.Array:
-        norm = self.ffn_norm_rule if name == "ffn_norm" else self.norm
-        return norm(x, self._weight(name), self._weight(f"{name}_bias"))
-
-    def before(self, x: jax.Array, name: str, modulation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        """What a sublayer reads of x: normed unless norms come after sublayers, then shifted and scaled."""
-        y = x if self.post else self._normed(x, name)
+    def attention_input(self, x: jax.Array, modulation: Sequence[jax.Array] | None) -> jax.Array:
+        """Tokens x [B, N, D] as attention reads them: normed, then with shift and scale, the first two of
+        `modulation`."""
+        y = x if self.post else self.norm(x, array(self.attention_norm), array(self.attention_norm_bias))
         return y if modulation is None else y * (1 + modulation[1]) + modulation[0]
-
-    def after(self, y: jax.Array, name: str, gate: jax.Array | None) -> jax.Array:
-        """What a sublayer adds to the residual stream."""
-        y = self._normed(y, name) if self.post else y
-        return y if gate is None else y * gate
 
     def queries_keys_values(
         self, x: jax.Array, turn: tuple[jax.Array, jax.Array] | None, modulation: list[jax.Array] | None = None
@@ -186,44 +176,44 @@ class Block(nnx.Module):
 
         `modulation`: the `MODULATIONS` of every token, [B, N, D] each.
         """
-        return self.heads(self.before(x, "attention_norm", None if modulation is None else modulation[:2]), turn)
+        return self.heads(self.attention_input(x, modulation), turn)
 
     def heads(self, y: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, ...]:
-        """What attention reads [B, N, D] -> q, k, v."""
-        q, k, v = self._dense(y, "q"), self._dense(y, "k"), self._dense(y, "v")
+        """The queries, keys and values of `attention_input` [B, N, D]."""
+        q = dense(y, self.q[...], array(self.q_bias))
+        k = dense(y, self.k[...], array(self.k_bias))
+        v = dense(y, self.v[...], array(self.v_bias))
         if self.qk_norm is not None:
-            q = self.qk_norm(q, self._weight("q_norm"), self._weight("q_norm_bias"))
-            k = self.qk_norm(k, self._weight("k_norm"), self._weight("k_norm_bias"))
-        elif self.unit_heads:
+            q = self.qk_norm(q, array(self.q_norm), array(self.q_norm_bias))
+            k = self.qk_norm(k, array(self.k_norm), array(self.k_norm_bias))
+        elif self.qk_scale is not None:
             # Attention divides by sqrt(K), which has no place here.
             scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
-            q, k = unit(q) * scale[None, None, :, None].astype(q.dtype), unit(k)
+            q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:
         """The attention output [B, N, H, K] -> [B, N, D]."""
         o = self.o[...]
-        return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), self._weight("o_bias"))
+        return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), array(self.o_bias))
 
     def feed_forward(self, y: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
         act = ACTIVATIONS[self.activation]
-        up = self._dense(y, "up")
-        hidden = act(self._dense(y, "gate")) * up if self.activation == "swiglu" else act(up)
-        return self._dense(constrain(hidden, "batch", "tokens", "act_mlp"), "down")
+        up = dense(y, self.up[...], array(self.up_bias))
+        hidden = act(up) if self.gate is None else act(dense(y, self.gate[...], array(self.gate_bias))) * up
+        return dense(constrain(hidden, "batch", "tokens", "act_mlp"), self.down[...], array(self.down_bias))
 
-    def add_attention(
-        self,
-        x: jax.Array,
-        attended: jax.Array,
-        modulation: list[jax.Array] | None = None,
-        extra: jax.Array | None = None,
-    ) -> jax.Array:
-        """Adds the attention output [B, N, H, K] and `extra` to x [B, N, D]."""
-        x = x + self.after(self.project(attended), "attention_norm", None if modulation is None else modulation[2])
-        return x if extra is None else x + extra
+    def add_attention(self, x: jax.Array, attended: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
+        """Adds the attention output [B, N, H, K] to x [B, N, D]."""
+        y = self.project(attended)
+        y = self.norm(y, array(self.attention_norm), array(self.attention_norm_bias)) if self.post else y
+        return x + (y if modulation is None else y * modulation[2])
 
     def add_feed_forward(self, x: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
         """Adds the feed-forward layer to x [B, N, D]."""
-        y = self.before(x, "ffn_norm", None if modulation is None else modulation[3:5])
-        return x + self.after(self.feed_forward(y), "ffn_norm", None if modulation is None else modulation[5])
+        scale, bias = array(self.ffn_norm), array(self.ffn_norm_bias)
+        y = x if self.post else self.ffn_norm_rule(x, scale, bias)
+        y = self.feed_forward(y if modulation is None else y * (1 + modulation[4]) + modulation[3])
+        y = self.ffn_norm_rule(y, scale, bias) if self.post else y
+        return x + (y if modulation is None else y * modulation[5])

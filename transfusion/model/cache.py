@@ -15,8 +15,8 @@ from transfusion.sequence.masks import Metadata, see
 
 Pair = tuple[jax.Array, jax.Array]
 """Keys and values of one layer: of a cache [B G, S, K] each, of new tokens [B, N, G, K]."""
-Layers = tuple[jax.Array, ...]
-"""All layers of a trunk in order, in one array or in several: [layers of this array, B G, S, K] each."""
+Layers = jax.Array | tuple[jax.Array, ...]
+"""A trunk's layers in order: one array [layers, B G, S, K], or for each layer an array [B G, S, K]."""
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +26,7 @@ class KeyValues:
 
     Those of a context (`TransformerConfig.cross`) are what cross-attention reads. Rows and heads are one axis, for only
     so does XLA:CPU write a token without a copy of all others. A scan over the layers reads and writes one array, and
-    an unrolled trunk in a loop writes an array per layer where it lies; a trunk takes either (see `held`), and gives
-    back what it was given.
+    an unrolled trunk in a loop writes each layer's where it lies: a trunk takes both, and gives back what it was given.
     """
 
     k: Mapping[str, Layers]
@@ -36,11 +35,7 @@ class KeyValues:
 
     def by_layer(self) -> "KeyValues":
         """The same with an array for each layer."""
-
-        def apart(layers: Layers) -> Layers:
-            return held(layers, sum(x.shape[0] for x in layers))
-
-        k, v = ({trunk: apart(layers) for trunk, layers in table.items()} for table in (self.k, self.v))
+        k, v = ({trunk: tuple(layers) for trunk, layers in table.items()} for table in (self.k, self.v))
         return KeyValues(k, v, self.metadata)
 
     def grown(self, room: int) -> "KeyValues":
@@ -49,15 +44,13 @@ class KeyValues:
         def pad(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
 
-        k, v = jax.tree.map(lambda x: pad(x, 2), (self.k, self.v))
+        k, v = jax.tree.map(lambda x: pad(x, x.ndim - 2), (self.k, self.v))
         return KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), self.metadata))
 
 
-def held(layers: Layers, count: int) -> Layers:
-    """The same layers in `count` arrays of equal size."""
-    if len(layers) == count:
-        return layers
-    return tuple(jnp.split(layers[0] if len(layers) == 1 else jnp.concatenate(layers), count))
+def stacked(layers: Layers) -> jax.Array:
+    """All layers in one array; `tuple(layers)` is the reverse."""
+    return jnp.stack(layers) if isinstance(layers, tuple) else layers
 
 
 def merged(new: Pair) -> Pair:

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from transfusion.model.block import Norm, dense
-from transfusion.model.parameters import fan_in, param, zeros
+from transfusion.model.parameters import array, fan_in, param, zeros
 
 
 class CrossAttention(nnx.Module):
@@ -24,39 +24,36 @@ class CrossAttention(nnx.Module):
         """`config` is a `transfusion.model.config.TransformerConfig`."""
         n, d, h, g, k = config.layers, config.width, config.heads, config.groups, config.size
         self.rule = Norm(config.norm, config.norm_epsilon)
-        for suffix, weight in self.rule.declare(rngs, (n,), d).items():
-            setattr(self, f"norm{suffix}", weight)
+        self.norm, self.norm_bias = self.rule.declare(rngs, (n,), d)
         self.q = param(rngs, (n, d, h, k), ("layers", "embed", "heads", None), fan_in(d))
         self.k = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
         self.v = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
         self.o = param(rngs, (n, h, k, d), ("layers", "heads", None, "embed"), zeros)
-        if "qkv" in config.biases:
-            self.q_bias = param(rngs, (n, h, k), ("layers", "heads", None), zeros)
-            self.k_bias = param(rngs, (n, g, k), ("layers", "kv_heads", None), zeros)
-            self.v_bias = param(rngs, (n, g, k), ("layers", "kv_heads", None), zeros)
-        if "out" in config.biases:
-            self.o_bias = param(rngs, (n, d), ("layers", None), zeros)
 
-    def _weight(self, name: str) -> jax.Array | None:
-        return getattr(self, name)[...] if hasattr(self, name) else None
+        def bias(group: str, *shape: int, axes: tuple[str | None, ...]) -> nnx.Param | None:
+            return param(rngs, (n, *shape), ("layers", *axes), zeros) if group in config.biases else None
+
+        self.q_bias = bias("qkv", h, k, axes=("heads", None))
+        self.k_bias = bias("qkv", g, k, axes=("kv_heads", None))
+        self.v_bias = bias("qkv", g, k, axes=("kv_heads", None))
+        self.o_bias = bias("out", d, axes=(None,))
 
     def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The context [B, S, D] -> keys and values of every layer, [layers, B, S, G, K] each."""
 
-        def of(name):
-            kernel, bias = self._weight(name), self._weight(f"{name}_bias")
+        def of(kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
             if bias is None:
-                return jax.vmap(lambda w: dense(context, w))(kernel)
-            return jax.vmap(lambda w, b: dense(context, w, b))(kernel, bias)
+                return jax.vmap(lambda w: dense(context, w))(kernel[...])
+            return jax.vmap(lambda w, b: dense(context, w, b))(kernel[...], bias[...])
 
-        return of("k"), of("v")
+        return of(self.k, self.k_bias), of(self.v, self.v_bias)
 
     def __call__(self, x: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """x [B, N, D] with what it sees added. On one layer's slice: the leading axis is gone.
+        """x [B, N, D] with what it sees added; on one layer's slice, from which the leading axis is gone.
 
         `attend` gives [B, N, H, K] for queries [B, N, H, K].
         """
-        y = self.rule(x, self._weight("norm"), self._weight("norm_bias"))
-        seen = attend(dense(y, self.q[...], self._weight("q_bias")))
+        y = self.rule(x, array(self.norm), array(self.norm_bias))
+        seen = attend(dense(y, self.q[...], array(self.q_bias)))
         o = self.o[...].reshape(-1, x.shape[-1])
-        return x + dense(seen.reshape(*seen.shape[:2], -1), o, self._weight("o_bias"))
+        return x + dense(seen.reshape(*seen.shape[:2], -1), o, array(self.o_bias))

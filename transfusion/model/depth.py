@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from transfusion.model.cache import Layers, Pair, held
+from transfusion.model.cache import Layers, Pair, stacked
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.parameters import Params
 
@@ -55,26 +55,27 @@ def through(
     """
     if REMAT[config.remat] is not None:
         layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
-    if not config.scan or seconds:
+    # A scan has one body for all layers, so not where they differ; and where nothing is computed, it saves nothing.
+    if not config.scan or seconds or not tokens:
         return _unrolled(layer, config.layers, tokens, each, context, cached, seconds)
-    whole = None if cached is None else tuple(held(x, 1)[0] for x in cached)
+    whole = None if cached is None else tuple(stacked(x) for x in cached)
     tokens, kept = jax.lax.scan(lambda x, part: layer(x, *part, None), tokens, (each, context, whole))
-    return tokens, None if kept is None else tuple((x,) for x in kept)
+    return tokens, kept
 
 
 def _unrolled(layer, layers, tokens, each, context, cached, seconds):
     """See `through`."""
     kept = []
-    cached = None if cached is None else tuple(held(x, layers) for x in cached)
+    cached = None if cached is None else tuple(tuple(x) for x in cached)
     for i in range(layers):
         own = jax.tree.map(lambda w, i=i: w[i], each, is_leaf=_one_by_one)
         given = None if context is None else tuple(x[i] for x in context)
-        before = None if cached is None else tuple(x[i].reshape(x[i].shape[1:]) for x in cached)
+        before = None if cached is None else tuple(x[i] for x in cached)
         tokens, out = layer(tokens, own, given, before, seconds.get(i))
         kept.append(out)
     if kept[0] is None:
         return tokens, None
-    return tokens, tuple(tuple(x[None] for x in one) for one in zip(*kept, strict=True))
+    return tokens, tuple(zip(*kept, strict=True))
 
 
 def _one_by_one(weight: Any) -> bool:

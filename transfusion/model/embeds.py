@@ -1,9 +1,11 @@
 """How the tokens of a stream enter the trunk. One class per row of `EMBEDS`.
 
 Every embed is made as `EMBED(stream, config, name, rngs)` and called as `embed(inputs, condition) -> (tokens [B, N, D],
-skips)` with a `transfusion.model.unified.Inputs`; `skips` is what a head of the same stream needs that goes round the
+skips)` with a `transfusion.model.inputs.Inputs`; `skips` is what a head of the same stream needs that goes round the
 trunk (None for most). The condition [B, M, D] of a noise level is computed once per item and never per token.
 """
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,105 +22,30 @@ from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
-from transfusion.sequence import ConnectorConfig, Stream, TimeConfig
-from transfusion.sequence.rows import join_items, split_items, unpatchify
+from transfusion.sequence import ConnectorConfig, Stream
+from transfusion.sequence.batch import join_items, split_items
+from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import constrain
 
 
-class Perceptron(nnx.Module):
-    """Two dense layers with biases and a SiLU between them; `lead` stacks several."""
+class Embed(nnx.Module):
+    """What every embed answers.
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = ()):
-        axes = ("layers",) * len(lead)
-        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), normal(0.02))
-        self.hidden_bias = param(rngs, (*lead, width), (*axes, None), zeros)
-        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), normal(0.02))
-        self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
+    Attributes:
+      looked_up: its parameters that multiply nothing, because rows of them are taken: they cost no FLOPs.
+      coder: whether it and the head of the same name are the halves of a coder, with skips round the trunk.
+      of_images: whether it reads nothing but images.
+    """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., inputs] -> [*lead, ..., width]."""
-
-        def layers(hidden, hidden_bias, out, out_bias):
-            y = dense(x, hidden)
-            y = dense(jax.nn.silu(y + broadcast_to_rank(hidden_bias, y.ndim)), out)
-            return y + broadcast_to_rank(out_bias, y.ndim)
-
-        weights = (self.hidden[...], self.hidden_bias[...], self.out[...], self.out_bias[...])
-        return jax.vmap(layers)(*weights) if self.hidden.ndim == 3 else layers(*weights)
+    looked_up: ClassVar[tuple[str, ...]] = ()
+    coder: ClassVar[bool] = False
+    of_images: ClassVar[bool] = False
 
 
-class TimeEmbedding(Perceptron):
-    """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
-        self.config = config
-        super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
-
-    def __call__(self, t: jax.Array) -> jax.Array:
-        return super().__call__(self.features(t))
-
-    def features(self, t: jax.Array) -> jax.Array:
-        """Cosines, then sines of t [B, M]: [B, M, features]."""
-        half = self.config.features // 2
-        frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
-        t = 1 - t if self.config.reversed else t
-        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency[None, None]
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-class ItemCondition(nnx.Module):
-    """What modulates a stream: the noise level of each item plus, where the stream has them, its class and its pooled
-    vector (DiT, section 3.2; Stable Diffusion 3, arXiv 2403.03206, section 4)."""
-
-    def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
-        config = stream.time_embedding
-        lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
-        self.time = TimeEmbedding(width, rngs, config, layers)
-        if stream.labels:
-            shape = (*lead, stream.labels + 1, width)
-            self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02))
-        if stream.pooled:
-            self.pooled = Perceptron(stream.pooled, width, rngs, lead)
-
-    def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
-        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
-
-        A class or a pooled vector that is missing is an error, for without it the result would be another model's.
-        """
-        vector = self.time(t)
-        if hasattr(self, "label"):
-            vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
-        if hasattr(self, "pooled"):
-            vector += self.pooled(pooled)
-        return vector
-
-
-def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
-    `axes` (1, 0) x comes first."""
-    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-    angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
-    parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
-    return jnp.concatenate(parts, -1)
-
-
-class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D]; 'centred' cuts the middle of it out for a smaller item."""
-
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.table = param(rngs, (*stream.table_grid, width), (None, None, "embed"), normal(0.02))
-        sides = [side // stream.patch for side in stream.grid]
-        centred = stream.table == "centred"
-        self.start = tuple((g - s) // 2 if centred else 0 for g, s in zip(stream.table_grid, sides, strict=True))
-
-    def __call__(self, place: jax.Array) -> jax.Array:
-        """Places [B, N, 2] -> [B, N, D]."""
-        table = constrain(self.table[...], None, None, None)
-        return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
-
-
-class TokenEmbed(nnx.Module):
+class TokenEmbed(Embed):
     """A table of vectors: ids [B, N]."""
+
+    looked_up = ("table",)
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         width = config.width
@@ -129,12 +56,14 @@ class TokenEmbed(nnx.Module):
         return constrain(self.table[...][inputs.content], "replicas", None, "embed"), None
 
 
-class ScaleEmbed(nnx.Module):
+class ScaleEmbed(Embed):
     """What a scale is predicted from (VAR, arXiv 2404.02905, section 3.2): what the codes of all scales before it stand
     for, averaged to its size; of the first scale a learned start. With a learned vector per scale and one per token.
 
     The quantizer is the codec's: take it from its run (`init.copy`), and freeze it (`optim.groups`).
     """
+
+    looked_up = ("quantizer", "level", "token")
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if not stream.scales or stream.channels < 1:
@@ -163,12 +92,12 @@ class ScaleEmbed(nnx.Module):
         return jnp.take_along_axis(tokens, (inputs.item * n + at)[..., None], axis=1), None
 
 
-class Queries(nnx.Module):
+class Queries(Embed):
     """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
     2504.06256, section 3); the same for all items."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
-        if stream.source != "none" or not stream.aligned:
+        if stream.source != "none" or not stream.content.aligned:
             raise UsageError(f"streams.{name}: embed 'queries' needs source 'none', and a grid: how many there are")
         self.columns = stream.grid[1] // stream.patch
         self.table = param(rngs, (stream.tokens_per_item, config.width), (None, "embed"), fan_in(config.width))
@@ -177,7 +106,7 @@ class Queries(nnx.Module):
         return self.table[...][inputs.place[..., 0] * self.columns + inputs.place[..., 1]], None
 
 
-class LinearPatch(nnx.Module):
+class LinearPatch(Embed):
     """A linear map of patches [B, N, E] (Transfusion, section 3.1); the noise level is added to the tokens."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
@@ -190,13 +119,14 @@ class LinearPatch(nnx.Module):
         tokens = dense(inputs.content, self.kernel[...])
         tokens += broadcast_to_rank(self.bias[...], tokens.ndim)
         if condition is not None:
-            tokens += per_token(condition, inputs.item, self.stream.aligned)
+            tokens += per_token(condition, inputs.item, self.stream.content.aligned)
         return tokens, None
 
 
-class UNetPatch(nnx.Module):
+class UNetPatch(Embed):
     """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
 
+    coder, of_images = True, True
     half, sizes = UNetDown, UNetConfig
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
@@ -214,6 +144,7 @@ class UNetPatch(nnx.Module):
 class ConvNeXtPatch(UNetPatch):
     """The first half of JanusFlow's coder, in the same place."""
 
+    of_images = False
     half, sizes = ConvNeXtDown, ConvNeXtConfig
 
 
@@ -226,21 +157,21 @@ class Connector(nnx.Module):
         if config.depth < 1:
             raise UsageError(f"streams: connector.depth must be positive, not {config.depth}")
         self.activation, between = config.activation, config.depth - 2
-        if config.depth > 1:
-            self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
-            self.hidden_bias = param(rngs, (width,), (None,), zeros)
-        if between > 0:
-            self.between = param(rngs, (between, width, width), (None, "embed", None), fan_in(width))
-            self.between_bias = param(rngs, (between, width), (None, None), zeros)
+        deep, deeper = config.depth > 1, between > 0
+        self.hidden = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs)) if deep else None
+        self.hidden_bias = param(rngs, (width,), (None,), zeros) if deep else None
+        axes = (None, "embed", None)
+        self.between = param(rngs, (between, width, width), axes, fan_in(width)) if deeper else None
+        self.between_bias = param(rngs, (between, width), (None, None), zeros) if deeper else None
         inputs = width if config.depth > 1 else inputs
         self.out = param(rngs, (inputs, width), ("embed", None), fan_in(inputs))
         self.out_bias = param(rngs, (width,), (None,), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
-        if hasattr(self, "hidden"):
+        if self.hidden is not None:
             x = act(dense(x, self.hidden[...], self.hidden_bias[...]))
-        if hasattr(self, "between"):
+        if self.between is not None:
             for kernel, bias in zip(self.between[...], self.between_bias[...], strict=True):
                 x = act(dense(x, kernel, bias))
         return dense(x, self.out[...], self.out_bias[...])
@@ -249,9 +180,11 @@ class Connector(nnx.Module):
 GELU = ConnectorConfig(activation="gelu")
 
 
-class CodeEmbed(nnx.Module):
+class CodeEmbed(Embed):
     """A table of short vectors [V, C], and dense layers to the trunk's width: ids [B, N] (Janus, arXiv 2410.13848,
     section 3.1, the generation adaptor)."""
+
+    looked_up = ("table",)
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if stream.channels < 1:
@@ -263,8 +196,10 @@ class CodeEmbed(nnx.Module):
         return self.connector(self.table[...][inputs.content]), None
 
 
-class TowerEmbed(nnx.Module):
+class TowerEmbed(Embed):
     """A Vision Transformer over the pixels of each item, and a connector: images to understand (Janus, BAGEL)."""
+
+    of_images = True
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if name not in config.towers:
@@ -283,18 +218,19 @@ class Bridge(nnx.Module):
     """From the width of one trunk to that of the next; see `transfusion.model.config.Stage`."""
 
     def __init__(self, kind: str, inputs: int, width: int, rngs: nnx.Rngs):
-        if kind == "mlp":
-            self.layers = Connector(inputs, width, rngs, GELU)
-        else:
-            self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs))
-            self.bias = param(rngs, (width,), (None,), zeros)
+        linear = kind != "mlp"
+        self.layers = None if linear else Connector(inputs, width, rngs, GELU)
+        self.kernel = param(rngs, (inputs, width), (None, "embed"), fan_in(inputs)) if linear else None
+        self.bias = param(rngs, (width,), (None,), zeros) if linear else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.layers(x) if hasattr(self, "layers") else dense(x, self.kernel[...], self.bias[...])
+        return dense(x, self.kernel[...], self.bias[...]) if self.layers is None else self.layers(x)
 
 
-class DualEmbed(nnx.Module):
+class DualEmbed(Embed):
     """Two paths from the same latents, fused: a tower's (semantic) and a linear one (pixels) (Show-o2, section 3.1)."""
+
+    of_images = True
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if name not in config.towers:

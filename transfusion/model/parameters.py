@@ -51,6 +51,11 @@ def param(
     return nnx.Param(jax.ShapeDtypeStruct(shape, dtype) if key is None else init(key, shape, dtype), logical=axes)
 
 
+def array(parameter: nnx.Param | None) -> jax.Array | None:
+    """The value of a parameter that a module may lack."""
+    return None if parameter is None else parameter[...]
+
+
 class Keys:
     """The keys that `nnx.Rngs(key).params()` gives, one after the other.
 

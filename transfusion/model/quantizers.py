@@ -133,10 +133,9 @@ class VectorQuantizer(nnx.Module):
         self.config, self.channels = config, channels
         shape = (config.codes, channels)
         self.codebook = param(rngs, shape, (None, None), normal(1.0))
-        if config.codebook == "ema" or config.revive:
-            self.counts = param(rngs, shape[:1], (None,), zeros)
-        if config.codebook == "ema":
-            self.sums = param(rngs, shape, (None, None), zeros)
+        follows = config.codebook == "ema"
+        self.counts = param(rngs, shape[:1], (None,), zeros) if follows or config.revive else None
+        self.sums = param(rngs, shape, (None, None), zeros) if follows else None
 
     @property
     def vocabulary(self) -> int:
@@ -191,6 +190,7 @@ class FiniteScalarQuantizer(nnx.Module):
     nothing to revive. Values are in [-1, 1]; the id counts the levels, the first channel fastest."""
 
     flat = False
+    counts = None  # nothing follows averages
 
     def __init__(self, config: QuantizerConfig, channels: int = 0, *, rngs: nnx.Rngs | None = None):
         del rngs  # nothing is learned

@@ -192,7 +192,7 @@ class SecondAttention:
         weights = layer.second["modulation"][stream]
         shift, scale, gate = modulate(weights, condition.vector, condition, self.dtype)
         second = bound(self.block, layer.second["block"])
-        y = layer.blocks[expert].before(layer.start[expert], "attention_norm", (shift, scale))
+        y = layer.blocks[expert].attention_input(layer.start[expert], (shift, scale))
         q, k, v = second.heads(y, run.turn[expert])
         return x | {expert: x[expert] + gate * second.project(masked_attention(q, k, v, mask))}, layer
 

@@ -19,12 +19,12 @@ from flax import nnx
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
 from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm
-from transfusion.model.cache import KeyValues, Pair, held
+from transfusion.model.cache import KeyValues, Layers, Pair, stacked
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.depth import Kept, through
 from transfusion.model.modulation import Condition, Modulation, modulate, modulations
-from transfusion.model.parameters import bound, pure
+from transfusion.model.parameters import array, bound, pure
 from transfusion.model.sublayers import (
     NEW,
     NOTHING,
@@ -97,22 +97,19 @@ class Trunk(nnx.Module):
         self.blocks = nnx.Dict({name: Block(kinds[name], rngs, own[name]) for name in names})
         norm = Norm(config.norm, config.norm_epsilon)
         finals = {name: norm.declare(rngs, (), config.width) for name in names if "final_norm" in own[name]}
-        if config.final_norm:
-            self.final_norm = nnx.Dict({name: weights[""] for name, weights in finals.items() if weights})
-            if config.norm == "layer":
-                self.final_norm_bias = nnx.Dict({name: weights["_bias"] for name, weights in finals.items()})
-        if modulated:
-            n, d = config.layers, config.width
-            self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
-        if config.cross:
-            self.cross = CrossAttention(config, rngs)
-        if config.dual_layers:
-            if config.dual_expert not in names:
-                raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
-            few = dataclasses.replace(config, layers=len(config.dual_layers), dual_layers=())
-            self.dual = Block(few, rngs, ("qkv", "o", "qk_norm"))
-            streams = [s for s in modulated if experts[s] == config.dual_expert]
-            self.dual_modulation = nnx.Dict({s: Modulation(few.layers, config.width, 3, rngs) for s in streams})
+        finals = finals if config.final_norm else {}
+        self.final_norm = nnx.Dict({name: scale for name, (scale, _) in finals.items() if scale is not None})
+        self.final_norm_bias = nnx.Dict({name: bias for name, (_, bias) in finals.items() if bias is not None})
+        n, d = config.layers, config.width
+        self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
+        self.cross = CrossAttention(config, rngs) if config.cross else None
+        if config.dual_layers and config.dual_expert not in names:
+            raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
+        few = len(config.dual_layers)
+        fewer = dataclasses.replace(config, layers=few, dual_layers=()) if few else config
+        self.dual = Block(fewer, rngs, ("qkv", "o", "qk_norm") if few else ())
+        streams = [s for s in modulated if few and experts[s] == config.dual_expert]
+        self.dual_modulation = nnx.Dict({s: Modulation(few, config.width, 3, rngs) for s in streams})
 
     def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
         """The normed outputs per stream [B, N, D], a context's as it came in. The tokens see a cache besides each
@@ -123,7 +120,7 @@ class Trunk(nnx.Module):
         """The same outputs, and the keys and values of these tokens in the `order` of their streams."""
         outputs, (k, v) = self._run(inputs, cache, NEW)
         metadata = joined(inputs.metadata, self.order(inputs.x))
-        return outputs, KeyValues({self.name: k}, {self.name: v}, metadata)
+        return outputs, KeyValues({self.name: stacked(k)}, {self.name: stacked(v)}, metadata)
 
     def extend(
         self, inputs: TrunkInputs, cache: KeyValues, slots: Mapping[str, jax.Array]
@@ -137,9 +134,12 @@ class Trunk(nnx.Module):
         """
         at = join([slots[stream] for stream in self.order(inputs.x)])
         outputs, (k, v) = self._run(inputs, cache, written(at))
-        count = len(cache.k[self.name])
-        k, v = ({**old, self.name: held(new, count)} for old, new in ((cache.k, k), (cache.v, v)))
-        return outputs, KeyValues(k, v, cache.metadata)
+
+        def put(layers: Mapping[str, Layers], new: Layers) -> dict[str, Layers]:
+            apart = isinstance(layers[self.name], tuple)
+            return {**layers, self.name: tuple(new) if apart else stacked(new)}
+
+        return outputs, KeyValues(put(cache.k, k), put(cache.v, v), cache.metadata)
 
     def _run(self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep) -> tuple[dict[str, jax.Array], Kept]:
         """The outputs, and what is kept of all layers."""
@@ -182,7 +182,7 @@ class Trunk(nnx.Module):
         sublayers: list[Sublayer] = [SelfAttention()]
         if self.config.dual_layers:
             sublayers.append(SecondAttention(self.dual, self.config.dual_expert, self.config.dtype))
-        if self.config.cross:
+        if self.cross is not None:
             sublayers.append(OverContext(self.cross))
         return [*sublayers, FeedForward()]
 
@@ -251,9 +251,8 @@ class Trunk(nnx.Module):
         if not config.final_norm:
             return y
         owner = expert if "final_norm" in config.untied else self.first
-        scale = None if config.norm == "plain" else self.final_norm[owner][...]
-        bias = self.final_norm_bias[owner][...] if config.norm == "layer" else None
-        return Norm(config.norm, config.norm_epsilon)(y, scale, bias)
+        scale, bias = self.final_norm.get(owner), self.final_norm_bias.get(owner)
+        return Norm(config.norm, config.norm_epsilon)(y, array(scale), array(bias))
 
 
 def _join(parts: Mapping[str, jax.Array], streams: list[str], shares: int = 1) -> jax.Array:

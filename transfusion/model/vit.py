@@ -123,40 +123,60 @@ def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param | None
 
 
 class _Layers(nnx.Module):
-    """Parameters of `n` blocks (stacked), or of the head's one (n = 0: no leading axis)."""
+    """Attention and feed-forward layer of `n` blocks (stacked), or of the head's one (n = 0: no leading axis)."""
 
-    def __init__(self, config: ViTConfig, n: int, rngs: nnx.Rngs, norms: tuple[str, ...]):
+    def __init__(self, config: ViTConfig, n: int, rngs: nnx.Rngs):
         d, f, h, k = config.width, config.ffn, config.heads, config.width // config.heads
-        lead, axis = ((n,), ("layers",)) if n else ((), ())
+        self.lead, self.axis = ((n,), ("layers",)) if n else ((), ())
+        self.declare_norms(d, rngs)
 
-        def add(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> None:
-            setattr(self, name, param(rngs, (*lead, *shape), (*axis, *axes), init))
+        def weight(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> nnx.Param:
+            return param(rngs, (*self.lead, *shape), (*self.axis, *axes), init)
 
-        for norm in norms:
-            add(f"{norm}_scale", (d,), (None,), ones)
-            add(f"{norm}_bias", (d,), (None,), zeros)
-        for name in "qkv":
-            add(name, (d, h, k), ("embed", "heads", None), fan_in(d))
-            if config.qkv_biases:
-                add(f"{name}_bias", (h, k), ("heads", None), zeros)
-        add("o", (h, k, d), ("heads", None, "embed"), fan_in(d))
-        add("o_bias", (d,), (None,), zeros)
-        add("up", (d, f), ("embed", "mlp"), fan_in(d))
-        add("up_bias", (f,), ("mlp",), zeros)
-        add("down", (f, d), ("mlp", "embed"), fan_in(f))
-        add("down_bias", (d,), (None,), zeros)
+        def bias() -> nnx.Param | None:
+            return weight((h, k), ("heads", None), zeros) if config.qkv_biases else None
+
+        # Initial values depend on this order.
+        self.q, self.q_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
+        self.k, self.k_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
+        self.v, self.v_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
+        self.o = weight((h, k, d), ("heads", None, "embed"), fan_in(d))
+        self.o_bias = weight((d,), (None,), zeros)
+        self.up = weight((d, f), ("embed", "mlp"), fan_in(d))
+        self.up_bias = weight((f,), ("mlp",), zeros)
+        self.down = weight((f, d), ("mlp", "embed"), fan_in(f))
+        self.down_bias = weight((d,), (None,), zeros)
+
+    def norm(self, width: int, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
+        """Scale and bias of one norm."""
+        shape, axes = (*self.lead, width), (*self.axis, None)
+        return param(rngs, shape, axes, ones), param(rngs, shape, axes, zeros)
 
     def attend(self, queries: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
         """queries [B, Q, D] look at x [B, N, D] under mask bool [B, Q, N]."""
-        bias = {name: getattr(self, f"{name}_bias", None) for name in "qkv"}
-        q = affine("bnd,dhk->bnhk", queries, self.q, bias["q"])
-        k = affine("bnd,dhk->bnhk", x, self.k, bias["k"])
-        v = affine("bnd,dhk->bnhk", x, self.v, bias["v"])
+        q = affine("bnd,dhk->bnhk", queries, self.q, self.q_bias)
+        k = affine("bnd,dhk->bnhk", x, self.k, self.k_bias)
+        v = affine("bnd,dhk->bnhk", x, self.v, self.v_bias)
         return affine("bnhk,hkd->bnd", masked_attention(*by_heads(q, k, v), mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
         hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
         return affine("bnf,fd->bnd", constrain(hidden, "batch", "tokens", "act_mlp"), self.down, self.down_bias)
+
+
+class _Blocks(_Layers):
+    """The tower's blocks, with a norm before each of the two."""
+
+    def declare_norms(self, width: int, rngs: nnx.Rngs) -> None:
+        self.norm1_scale, self.norm1_bias = self.norm(width, rngs)
+        self.norm2_scale, self.norm2_bias = self.norm(width, rngs)
+
+
+class _Head(_Layers):
+    """The pooling head's one, with a norm before the feed-forward layer."""
+
+    def declare_norms(self, width: int, rngs: nnx.Rngs) -> None:
+        self.norm_scale, self.norm_bias = self.norm(width, rngs)
 
 
 class ViT(nnx.Module):
@@ -168,13 +188,13 @@ class ViT(nnx.Module):
         self.kernel = param(rngs, (size, d), ("patch", "embed"), fan_in(size))
         self.bias = param(rngs, (d,), (None,), zeros)
         self.positions = param(rngs, (config.grid[0] * config.grid[1], d), (None, "embed"), normal(d**-0.5))
-        self.blocks = _Layers(config, config.layers, rngs, ("norm1", "norm2"))
+        self.blocks = _Blocks(config, config.layers, rngs)
         if config.final_norm:
             self.norm_scale = param(rngs, (d,), (None,), ones)
             self.norm_bias = param(rngs, (d,), (None,), zeros)
         if config.pool:
             self.probe = param(rngs, (d,), (None,), normal(0.02))
-            self.head = _Layers(config, 0, rngs, ("norm",))
+            self.head = _Head(config, 0, rngs)
 
     def __call__(self, pixels: jax.Array) -> Features:
         """Features of images [B, H, W, C] of one size; the table of positions is interpolated to their grid.

@@ -1,8 +1,12 @@
-"""What each stream learns. One row of `OBJECTIVES` per objective; all losses are per token, reduced as (sum, weight).
+"""What each stream learns: one row of `OBJECTIVES` per objective. Losses are per token, and reduced as (sum, weight).
 
-An objective has four functions: `draw` makes a step's random numbers for a whole batch (so that they do not depend on
-microbatches or devices), `clean` those under which every item is as it is, `content` what the embed reads, and `loss`
-the loss per token with further reductions.
+- `next_token`: the next id, for text and codes.
+- `masked`: the hidden ones among codes.
+- `continuous`: noised latents, by flow matching or DDPM; `paths` has their algebra.
+
+An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
+neither on microbatches nor on devices. `clean` gives the numbers with which every item stays as it is. `content` gives
+what the embed reads, and `loss` the loss per token with further reductions.
 """
 
 import dataclasses
@@ -36,8 +40,10 @@ class ObjectivesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """See the module's docstring. `loss(head, encoded, part, draws, config)` gives float32 [B, N] and further Sums."""
+    """One objective, see the module's docstring; `loss(head, encoded, part, draws, config)` gives float32 [B, N] and
+    further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`."""
 
+    config: Callable[[ObjectivesConfig, str], Any]
     draw: Callable[..., dict[str, jax.Array]]
     clean: Callable[[StreamSlice], dict[str, jax.Array]]
     content: Callable[..., jax.Array]
@@ -78,18 +84,25 @@ def _at_the_end(part: StreamSlice) -> dict[str, jax.Array]:
     return {} if part.time_low is None else {"time": jnp.ones_like(part.time_low)}
 
 
+def _no_config(settings: ObjectivesConfig, stream: str) -> None:
+    return None
+
+
+def _next_token_config(settings: ObjectivesConfig, stream: str) -> NextTokenConfig:
+    return settings.next_token
+
+
+def _masked_config(settings: ObjectivesConfig, stream: str) -> MaskedConfig:
+    return settings.masked
+
+
 # At several scales a token's input is made of other scales' codes, and so its own code is its target.
 OBJECTIVES: dict[str, Objective] = {
-    "none": Objective(_no_draws, _at_the_end, _same, _nothing),
-    "next_token": Objective(_no_draws, _no_draws, _same, _next_token_loss),
-    "next_scale": Objective(_no_draws, _no_draws, _same, _next_token_loss),
-    "masked": Objective(masked.draw, masked.clean, masked.content, _masked_loss),
-    "continuous": Objective(continuous.draw, continuous.clean, continuous.noised, _continuous_loss),
+    "none": Objective(_no_config, _no_draws, _at_the_end, _same, _nothing),
+    "next_token": Objective(_next_token_config, _no_draws, _no_draws, _same, _next_token_loss),
+    "next_scale": Objective(_next_token_config, _no_draws, _no_draws, _same, _next_token_loss),
+    "masked": Objective(_masked_config, masked.draw, masked.clean, masked.content, _masked_loss),
+    "continuous": Objective(
+        ObjectivesConfig.of_continuous, continuous.draw, continuous.clean, continuous.noised, _continuous_loss
+    ),
 }
-
-
-def config_of(name: str, objective: str, config: ObjectivesConfig) -> Any:
-    """The settings that an objective's functions take, for the stream `name`."""
-    token = config.next_token
-    known = {"none": None, "next_token": token, "next_scale": token, "masked": config.masked}
-    return known.get(objective, config.of_continuous(name))

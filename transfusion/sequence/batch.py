@@ -6,9 +6,11 @@ Shape letters: see `transfusion.sequence`.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transfusion.sequence.spec import SequenceSpec
+from transfusion.sequence.stream import Stream
 
 
 @jax.tree_util.register_dataclass
@@ -62,24 +64,22 @@ def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
     """All padding. Padding tokens have document 0; their items are clean."""
     result = {}
     for name, stream in spec.streams.items():
-        n, m = stream.budget, stream.max_items
-        zeros = {f: np.zeros((rows, n), np.int32) for f in ("document", "order", "span", "private", "item")}
-        kind = (
-            {"tokens": np.zeros((rows, n), np.int32), "targets": np.zeros((rows, n), np.int32)}
-            if stream.discrete
-            else {"values": np.zeros((rows, n, stream.features), np.float32)}
-        )
-        if stream.media:
-            kind["place"] = np.zeros((rows, n, stream.place_axes), np.int32)
-            kind["time_low"] = np.ones((rows, m), np.float32)
-        if stream.labels:
-            kind["label"] = np.full((rows, m), stream.labels, np.int32)
-        if stream.pooled:
-            kind["pooled"] = np.zeros((rows, m, stream.pooled), np.float32)
+        n = stream.budget
         result[name] = StreamSlice(
-            **zeros,
+            **{f: np.zeros((rows, n), np.int32) for f in ("document", "order", "span", "private", "item")},
             position=np.zeros((rows, n, spec.axes), np.int32),
             loss_weight=np.zeros((rows, n), np.float32),
-            **kind,
+            **stream.content.empty(rows, n, stream.max_items),
         )
     return result
+
+
+def split_items(x: jax.Array, stream: Stream) -> jax.Array:
+    """Tokens [B, N, E] of a stream of one fixed grid -> its patches [B * M, n, E], time tokens left out."""
+    return x.reshape(-1, stream.tokens_per_item, x.shape[-1])[:, stream.content.lead :]
+
+
+def join_items(items: jax.Array, stream: Stream, rows: int) -> jax.Array:
+    """Patches of items [B * M, n, E] -> tokens [B, N, E], zeros for time tokens; inverse of `split_items`."""
+    tokens = jnp.pad(items, ((0, 0), (stream.content.lead, 0), (0, 0)))
+    return tokens.reshape(rows, -1, items.shape[-1])

@@ -4,8 +4,8 @@ import numpy as np
 
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.rows import assemble, expand
-from transfusion.sequence.spec import Document, Segment, SequenceSpec, Stream
-from transfusion.sequence.spelling import Spelling
+from transfusion.sequence.segment import Document, Segment
+from transfusion.sequence.spec import SequenceSpec
 
 
 def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
@@ -26,28 +26,12 @@ def fake_batch(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
 
 def _fake_document(spec: SequenceSpec, rng: np.random.Generator) -> Document:
     segments = [Segment("text", rng.integers(0, min(spec.bos, 256), rng.integers(1, 9)).astype(np.int32))]
-    for key, runs in spec.layout.items():
-        kind, _, role = key.partition("/")
-        if not runs:  # segments of this kind yield no tokens
+    for kind, role, runs in spec.entries:
+        contents = {content.source: content for content in reversed([spec.content(run) for run in runs])}
+        content = contents.get("value", contents.get("pixels"))
+        if not content or not content.sides or (content.left_out and rng.random() < content.left_out):
             continue
-        stream = next(s for s in (spec.streams[run.stream] for run in runs) if s.source != "none")
-        spelling = next((run.spelling for run in runs if run.spelling.codes), None)
-        if not spelling and (not stream.media or rng.random() < 0.3):
-            continue
-        value = _fake_codes(spelling, rng) if spelling else _fake_item(stream, rng)
-        seen = [spec.streams[run.stream] for run in runs if spec.streams[run.stream].source == "pixels"]
-        pixels = _fake_item(seen[0], rng) if seen else None
+        value = content.fake(rng)
+        pixels = contents["pixels"].fake(rng) if "pixels" in contents else None
         segments.insert(rng.integers(0, len(segments) + 1), Segment(kind, value, role or "both", pixels=pixels))
     return tuple(segments)
-
-
-def _fake_codes(spelling: Spelling, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, spelling.codes, spelling.grids[rng.integers(len(spelling.grids))], np.int32)
-
-
-def _fake_item(stream: Stream, rng: np.random.Generator) -> np.ndarray:
-    if stream.codes:
-        return rng.integers(0, stream.vocabulary, stream.item_shape(), np.int32)
-    first, *rest = stream.patch_sides
-    sides = stream.grid if stream.aligned else (2 * first, *rest)
-    return rng.standard_normal((*sides, stream.channels), np.float32)

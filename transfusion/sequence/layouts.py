@@ -6,10 +6,10 @@ from transfusion.sequence import text
 from transfusion.sequence.spec import Run
 from transfusion.sequence.spelling import SIZE_CHARACTERS, Grid, Spelling
 
-Layout = dict[str, tuple[Run, ...]]
+Table = dict[str, tuple[Run, ...]]  # a layout table, see `transfusion.sequence.SequenceSpec`
 
 
-def transfusion(cap: float = 0.5, position: str = "advance", kind: str = "image") -> Layout:
+def transfusion(cap: float = 0.5, position: str = "advance", kind: str = "image") -> Table:
     """Transfusion (arXiv 2408.11039): one noised run per image between BOI and EOI, which lie outside its span.
 
     Args:
@@ -22,7 +22,7 @@ def transfusion(cap: float = 0.5, position: str = "advance", kind: str = "image"
     return {"text": (Run("text"),), kind: (drawn,), f"{kind}/context": (context,)}
 
 
-def bagel() -> Layout:
+def bagel() -> Table:
     """BAGEL (arXiv 2505.14683): an image is noised latents that nothing else sees, clean latents, and a vision tower's
     tokens, each between BOI and EOI inside its span. A span has one rotary index; the noised copy does not move on.
 
@@ -40,7 +40,7 @@ def bagel() -> Layout:
     }
 
 
-def janus(drawn: str = "image", codes: bool = False) -> Layout:
+def janus(drawn: str = "image", codes: bool = False) -> Table:
     """Janus (arXiv 2410.13848), JanusFlow (arXiv 2411.07975): what is read is a vision tower's tokens, what is drawn is
     tokens of its own.
 
@@ -63,7 +63,7 @@ def janus(drawn: str = "image", codes: bool = False) -> Layout:
     return words | {"image": both, "image/context": (read,), "image/target": (made,)}
 
 
-def showo() -> Layout:
+def showo() -> Table:
     """Show-o (arXiv 2408.12528): codes between BOI and EOI, which lie inside their span; those of an image that is only
     read are all known, and no target."""
     image = Run("image", opener=text.BOI, closer=text.EOI, boundary="inside")
@@ -71,7 +71,7 @@ def showo() -> Layout:
     return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
 
 
-def var() -> Layout:
+def var() -> Table:
     """VAR (arXiv 2404.02905) behind text: the codes of all scales between BOI and EOI. An image has one rotary index;
     its embed says where in it a token is. One that is only read is no target."""
     image = Run("image", opener=text.BOI, closer=text.EOI, position="item")
@@ -79,7 +79,7 @@ def var() -> Layout:
     return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
 
 
-def showo2() -> Layout:
+def showo2() -> Table:
     """Show-o2 (arXiv 2506.15564): one noised run per image between BOI and EOI, which lie outside its span; an image
     that is only read is clean, and no target."""
     image = Run("image", opener=text.BOI, closer=text.EOI)
@@ -87,7 +87,7 @@ def showo2() -> Layout:
     return {"text": (Run("text"),), "image": (image,), "image/context": (read,)}
 
 
-def world() -> Layout:
+def world() -> Table:
     """Frames one after the other (a world model): each is noised latents that nothing else sees, then clean latents, so
     that every frame is drawn from clean ones. As `bagel` without its tower; a frame has one index in time, its patches
     their (y, x) too. After the EOI of a clean frame the model opens the next, or writes.
@@ -103,7 +103,7 @@ def world() -> Layout:
     }
 
 
-def mogao() -> Layout:
+def mogao() -> Table:
     """Mogao (arXiv 2505.05472): as `bagel`, but each token has its place in its image (rotary axes time, y, x), and BOI
     and EOI are causal text round the span.
 
@@ -122,7 +122,7 @@ def mogao() -> Layout:
     }
 
 
-def connector(queries: bool = True) -> Layout:
+def connector(queries: bool = True) -> Table:
     """MetaQueries (arXiv 2504.06256): an image is learned queries behind BOI, which a language model reads as text, and
     then noised latents that nothing else sees. An image that is only read yields nothing.
 
@@ -135,14 +135,14 @@ def connector(queries: bool = True) -> Layout:
     return {"text": (Run("text"),), "image": drawn, "image/context": ()}
 
 
-def omnigen() -> Layout:
+def omnigen() -> Table:
     """OmniGen (arXiv 2409.11340): what is drawn is noised latents, what is read is clean ones of another embed."""
     edges = {"opener": text.BOI, "closer": text.EOI}
     read = Run("clean", time_low=1.0, loss=False, **edges)
     return {"text": (Run("text"),), "image": (Run("image", **edges),), "image/context": (read,)}
 
 
-def chameleon(codes: int, grid: Grid, stream: str = "text", kind: str = "image") -> Layout:
+def chameleon(codes: int, grid: Grid, stream: str = "text", kind: str = "image") -> Table:
     """Chameleon (arXiv 2405.09818): an image is its codes between BOI and EOI, ids of the text's own vocabulary, and
     all of it is predicted from left to right.
 
@@ -156,7 +156,7 @@ def chameleon(codes: int, grid: Grid, stream: str = "text", kind: str = "image")
     return {"text": (Run("text"),), kind: (Run(stream, opener=text.BOI, closer=text.EOI, spelling=spelling),)}
 
 
-def emu3(codes: int, grids: tuple[Grid, ...], weight: float = 0.5) -> Layout:
+def emu3(codes: int, grids: tuple[Grid, ...], weight: float = 0.5) -> Table:
     """Emu3 (arXiv 2409.18869, section 2.2): before the codes their size as text, after each row and each frame an end;
     a code weighs less in the loss than a word.
 
@@ -168,7 +168,7 @@ def emu3(codes: int, grids: tuple[Grid, ...], weight: float = 0.5) -> Layout:
     return {"text": (Run("text"),), kind: (Run("text", opener=text.BOI, closer=text.EOI, spelling=spelling),)}
 
 
-def unitoken(codes: int, grid: Grid) -> Layout:
+def unitoken(codes: int, grid: Grid) -> Table:
     """UniToken (arXiv 2504.04423): what is read of an image is its codes and then, after a separator, a vision tower's
     tokens of it, which are no targets; what is drawn is the codes alone."""
     (drawn,) = chameleon(codes, grid)["image"]

@@ -47,6 +47,18 @@ def see(q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"] | Non
     A token sees its own span, and every earlier token that is not private and that `may` lets its stream see; never
     another document, never padding. Padding queries see nothing.
 
+    Two documents of six tokens, in reading order; a query is a row, and sees the keys that are marked. In Transfusion
+    the patches P of an image are one span between the openers and closers O and C, which are text as T is. In BAGEL
+    the noised copy N of an image is a private span, and the clean copy P another one behind it:
+
+          T O P P C T          T N N P P T
+        T x . . . . .        T x . . . . .
+        O x x . . . .        N x x x . . .
+        P x x x x . .        N x x x . . .
+        P x x x x . .        P x . . x x .
+        C x x x x x .        P x . . x x .
+        T x x x x x x        T x . . x x x
+
     Args:
       q, k: metadata of the queries [B, Q] and of the keys [B, K].
       may: static bool [streams, streams], `may[stream of q, stream of k]`; None: all may.
@@ -76,7 +88,8 @@ def visible_pairs(
       causal: streams whose spans do not count, see `causal`.
     """
     runs = [run for row in spec.layout.values() for run in row]
-    private = {k for k in keys if {run.private for run in runs if run.stream == k} == {True}}
+    public = {run.stream for run in runs if not run.private}
+    private = {run.stream for run in runs} - public
     names, may, total = list(spec.streams), spec.visibility, 0.0
     for q in queries:
         for k in keys:
