@@ -162,8 +162,9 @@ class ContinuousConfig:
             raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
-    """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them)."""
+def shift_time(t: Any, shift: float) -> Any:
+    """Moves times t, a number or an array of NumPy or JAX, towards noise by the factor `shift` of the noise-to-data ratio
+    (1 leaves them)."""
     return t / (t + shift * (1 - t))
 
 
