@@ -7,6 +7,7 @@ is dx_t/dt = alpha'(t) * data + sigma'(t) * noise. Papers with the reverse direc
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,8 +164,8 @@ class ContinuousConfig:
 
 
 def shift_time(t: Any, shift: float) -> Any:
-    """Moves times t, a number or an array of NumPy or JAX, towards noise by the factor `shift` of the noise-to-data ratio
-    (1 leaves them)."""
+    """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them): a number, or an array
+    of NumPy or JAX."""
     return t / (t + shift * (1 - t))
 
 
