@@ -164,8 +164,7 @@ class ContinuousConfig:
 
 
 def shift_time(t: Any, shift: float) -> Any:
-    """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them): a number, or an array
-    of NumPy or JAX."""
+    """Moves times t, a number or an array, towards noise by the factor `shift` of the noise-to-data ratio (1: not)."""
     return t / (t + shift * (1 - t))
 
 
