@@ -1,4 +1,4 @@
-"""Evaluation of a trained run, every number with its interval and count.
+"""Evaluates a trained run; every number has its interval and count.
 
   python -m transfusion.evaluate --workdir runs/digits [--samples=500 --captions=500 --seed=0 --guidance=2 --steps=25]
 
@@ -32,7 +32,7 @@ from transfusion.workdir.resume import as_trained
 
 
 def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """What every evaluation says of where its numbers come from."""
+    """The fields of every evaluation that say where its numbers come from."""
     return {
         "step": step,
         "weights": "moving average" if experiment.optim.ema else "parameters",
@@ -65,7 +65,7 @@ def evaluate_codec(workdir: str | os.PathLike, options: Options) -> dict[str, An
     other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
     absent = {name: other for name, value in found.items() if value is None}
     seconds = {"reconstruction": round(time.perf_counter() - start, 3)}
-    return found | {"absent": absent, "how": reconstruction.MEANINGS} | about(experiment, step, seed, seconds)
+    return found | {"absent": absent, "how": reconstruction.CODEC_MEANINGS} | about(experiment, step, seed, seconds)
 
 
 EVALUATIONS = {"sequence": evaluate_sequence, "autoencoder": evaluate_codec}

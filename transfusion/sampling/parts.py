@@ -23,7 +23,7 @@ Size = tuple[int, ...]  # sides of the latents or codes that are drawn; zeros le
 
 def token_of_text(spec: SequenceSpec) -> Expanded:
     """One token of text."""
-    return expand((Segment("text", np.zeros(1, np.int32)),), spec, begin=False, end=False)
+    return expand((Segment(TEXT, np.zeros(1, np.int32)),), spec, begin=False, end=False)
 
 
 # --- items with a stream of their own ---------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class PaintedParts:
         return len(self.noisy.pieces[self.name]["order"])
 
     @property
-    def content(self) -> jax.ShapeDtypeStruct:
+    def held(self) -> jax.ShapeDtypeStruct:
         """What the tokens of an item hold: patches float32 [N, E] or ids int32 [N]."""
         content = self.stream.content
         return jax.ShapeDtypeStruct((self.tokens, *content.token_shape), content.dtype)
