@@ -258,7 +258,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
     """
     model, draws, part = task.template.bind(params), clean_draws(task, batch), batch[stream]
     counts = jnp.ones(part.tokens.shape)
-    if task.spec.streams[stream].content.hides:
+    if "mask" in draws[stream]:
         hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
         draws[stream] |= {"mask": hidden}
         counts = hidden.astype(jnp.float32)
