@@ -5,7 +5,16 @@ import sys
 import beartype
 import jaxtyping
 
-MODULES = ("sequence.masks", "sequence.rows", "objectives", "model.attention", "model.heads", "sampling.solvers")
+MODULES = (
+    "sequence.batch",
+    "sequence.masks",
+    "sequence.patches",
+    "sequence.rows",
+    "objectives",
+    "model.attention",
+    "model.heads",
+    "sampling.solvers",
+)
 
 
 def check() -> None:

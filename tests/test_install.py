@@ -56,7 +56,7 @@ from transfusion.tasks import make_task
 
 config = runpy.run_path(sys.argv[1])["get_config"]("debug")
 for source in (config.data.sources.digits, config.eval.sources.digits):
-    source.kind, source.path = "folder", sys.argv[2]
+    source.kind, source.name, source.split, source.path = "folder", "", "train", sys.argv[2]
 experiment = from_config(config)
 with make_task(experiment).open_data(experiment) as data:
     print(*sorted(next(data)))

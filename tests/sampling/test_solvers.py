@@ -44,7 +44,7 @@ def test_order_on_a_linear_ode(solver, order):
             times = jnp.linspace(0.0, 1.0, steps + 1)
 
             def step(carry, ts):
-                x, _, memory = solver.step(linear, PATHS["linear"], carry[0], *ts, None, carry[1])
+                x, _, memory = solver.step(linear, PATHS["linear"], carry[0], *ts, lambda: carry[0], carry[1])
                 return (x, memory), None
 
             start = jnp.ones(())
@@ -72,14 +72,14 @@ def test_ddim_is_euler_on_the_linear_path():
     x, predicted = jax.random.normal(key, (2, 5))
     now = Estimates(x + 0.75 * predicted, x - 0.25 * predicted, predicted)
     t, s = np.float32(0.25), np.float32(0.4)
-    results = [SOLVERS[name].step(lambda *_: now, path, x, t, s, None, ())[0] for name in ("ddim", "euler")]
+    results = [SOLVERS[name].step(lambda *_: now, path, x, t, s, lambda: x, ())[0] for name in ("ddim", "euler")]
     assert_close(*results, 16)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_posterior_keeps_the_marginal(name):
     """x_t ~ N(alpha_t d, sigma_t^2) must become x_s ~ N(alpha_s d, sigma_s^2)."""
-    path, data = PATHS[name], 0.7
+    path, data = PATHS[name], jnp.float32(0.7)
     for t, s in [(0.05, 0.3), (0.4, 0.6), (0.8, 0.95)]:
         t, s = jnp.float32(t), jnp.float32(s)
         low, _ = posterior(path, path.alpha(t) * data, data, t, s)

@@ -66,7 +66,7 @@ def heads_first(x: Float[Array, "B S G K"]) -> Float[Array, "B G S K"]:
 
 def joined_attention(
     q: Float[Array, "B Q H K"],
-    parts: Sequence[tuple[Float[Array, "B G S K"], Float[Array, "B G S K"], Bool[Array, "B Q S"]]],
+    parts: Sequence[tuple[Float[Array, "B G _ K"], Float[Array, "B G _ K"], Bool[Array, "B Q _"]]],
 ) -> Float[Array, "B Q H K"]:
     """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values; these
     are [B, G, S, K] here."""

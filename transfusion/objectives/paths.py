@@ -16,6 +16,7 @@ from transfusion.errors import UsageError, check
 from transfusion.sequence.arrays import Array, Float
 
 Schedule = Callable[[jax.Array], jax.Array]
+Time = Float[Array, "*#X"] | np.floating | float  # one for all, or with an axis of length one in place of some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ class ContinuousConfig:
             raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+def shift_time(t: Float[Array, "..."] | float, shift: float) -> Float[Array, "..."] | float:
     """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them)."""
     return t / (t + shift * (1 - t))
 
@@ -193,15 +194,13 @@ class Estimates:
     velocity: Float[Array, "*X"]
 
 
-def interpolate(
-    path: Path, t: Float[Array, "*#X"], data: Float[Array, "*X"], noise: Float[Array, "*X"]
-) -> Float[Array, "*X"]:
+def interpolate(path: Path, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """x_t; t broadcasts against the data."""
     return path.alpha(t) * data + path.sigma(t) * noise
 
 
 def target(
-    path: Path, prediction: str, t: Float[Array, "*#X"], data: Float[Array, "*X"], noise: Float[Array, "*X"]
+    path: Path, prediction: str, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]
 ) -> Float[Array, "*X"]:
     """What the head shall predict."""
     if prediction == "velocity":
@@ -211,9 +210,7 @@ def target(
     return {"noise": noise, "data": data}[prediction]
 
 
-def estimates(
-    path: Path, prediction: str, t: Float[Array, "*#X"], x: Float[Array, "*X"], predicted: Float[Array, "*X"]
-) -> Estimates:
+def estimates(path: Path, prediction: str, t: Time, x: Float[Array, "*X"], predicted: Float[Array, "*X"]) -> Estimates:
     """Solves x = alpha data + sigma noise with the predicted quantity for the other two.
 
     Denominators are kept away from 0 (noise prediction at t = 0, data prediction at t = 1), where the missing quantity

@@ -17,7 +17,7 @@ from transfusion.sequence.arrays import Array, Float
 Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
 Memory = Any  # a pytree of arrays of one structure
-Scalar = Float[Array, ""]
+Scalar = Float[Array, ""] | np.floating | float
 Latents = Float[Array, "*X"]
 
 # A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
