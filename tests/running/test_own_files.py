@@ -83,10 +83,10 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, monkeypatch, workdir, sa
 @pytest.mark.parametrize(
     ("workdir", "says"),
     [
-        ("s3://bucket/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("S3://bucket/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("file:///tmp/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("s3:/bucket/run", "buckets are gs://BUCKET/FOLDER only"),
+        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("S3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("file:///tmp/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("s3:/bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
         ("gs:/bucket/run", "is not of the form gs://BUCKET/FOLDER"),
         ("gs://", "is not of the form gs://BUCKET/FOLDER"),
         ("gs:///run", "is not of the form gs://BUCKET/FOLDER"),
