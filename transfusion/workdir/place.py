@@ -20,9 +20,7 @@ def check_workdir(workdir: str) -> None:
     if not workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
     if workdir.startswith("~"):  # some libraries would expand it, and others make a folder of that name
-        raise UsageError(
-            f"--workdir={workdir}: ~ is not expanded after '=': write $HOME, or a space for the '='"
-        )
+        raise UsageError(f"--workdir={workdir}: ~ is not expanded after '=': write $HOME, or a space for the '='")
     # Python shows a byte of an argument that is not UTF-8 as a surrogate, which the checkpoints' storage cannot write.
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in workdir):
         raise UsageError(f"--workdir={ascii(workdir)}: the name holds a control character, or is not UTF-8")
