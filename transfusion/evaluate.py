@@ -65,7 +65,7 @@ def evaluate_codec(workdir: str | os.PathLike, options: Options) -> dict[str, An
     other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
     absent = {name: other for name, value in found.items() if value is None}
     seconds = {"reconstruction": round(time.perf_counter() - start, 3)}
-    return found | {"absent": absent, "how": reconstruction.MEANINGS} | about(experiment, step, seed, seconds)
+    return found | {"absent": absent, "how": reconstruction.CODEC_MEANINGS} | about(experiment, step, seed, seconds)
 
 
 EVALUATIONS = {"sequence": evaluate_sequence, "autoencoder": evaluate_codec}

@@ -19,7 +19,7 @@ from transfusion.data.latent_files import LATENTS_JSON
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluation.examples import read_examples
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 from transfusion.latents import Codec, open_codec
 from transfusion.sequence import Stream
 from transfusion.tasks import make_task

@@ -7,9 +7,9 @@ from oracles import assert_same_checkpoint
 
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
+from transfusion.interop.importing import import_checkpoint
 from transfusion.interop.known import FAMILIES
 from transfusion.interop.vocabulary import image_tokens
-from transfusion.interop.workdir import import_checkpoint
 from transfusion.latents import open_codec
 from transfusion.model.unified import parameter_count
 from transfusion.workdir.config_file import read_experiment

@@ -10,7 +10,7 @@ import tiny
 import transfusion
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 from transfusion.sequence.text import TokenizerConfig
 from transfusion.workdir.config_file import read_experiment
 

@@ -11,7 +11,7 @@ from transfusion.data.sources import Source, open_source
 
 # If none of so many first records holds an image, the source is text and is not read any further.
 FIRST_RECORDS = 64
-MOST_EXAMPLES = 50_000
+EXAMPLES_OF_A_SOURCE = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Examples:
 
 
 def read_examples(
-    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST_EXAMPLES, kind: str = "image"
+    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = EXAMPLES_OF_A_SOURCE, kind: str = "image"
 ) -> Examples:
     """The records with this kind of medium, in the sources' order, at most `most` of each source.
 

@@ -4,6 +4,7 @@ mask_picture(batch, spec, row=0, path="mask.png")
 grid(images, columns=8, captions=captions, path="samples.png")
 """
 
+import dataclasses
 import functools
 import io
 import math
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.sequence import SequenceSpec
-from transfusion.sequence.batch import Batch
+from transfusion.sequence.batch import Batch, StreamSlice
 from transfusion.sequence.masks import metadata, see
 
 # One hue per stream, which colour-blind readers can tell apart (Okabe and Ito 2008). Further streams start again.
@@ -103,11 +104,10 @@ def _save(picture: Image.Image, path: str | os.PathLike) -> None:
     storage.write_whole(path, out.getvalue())
 
 
-def _row(part, row: int):
-    return type(part)(**{
-        name: None if (value := getattr(part, name)) is None else np.asarray(value)[row : row + 1]
-        for name in part.__dataclass_fields__
-    })  # fmt: skip
+def _row(part: StreamSlice, row: int) -> StreamSlice:
+    """One row of a stream's slice of a batch."""
+    arrays = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return StreamSlice(**{n: None if a is None else np.asarray(a)[row : row + 1] for n, a in arrays.items()})
 
 
 def _mixed(colour: tuple[int, int, int], other: tuple[int, int, int], share: float) -> np.ndarray:

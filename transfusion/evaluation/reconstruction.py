@@ -19,7 +19,7 @@ from transfusion.model.parameters import Params
 from transfusion.running.metrics import codebook_scores
 from transfusion.tasks import AutoencoderTask
 
-MEANINGS = {
+CODEC_MEANINGS = {
     "psnr": "peak signal-to-noise ratio in dB of held-out images, encoded and decoded (Gaussian latents: their means); "
     "95 % bootstrap over images",
     "ssim": "structural similarity of the same images, windows of 11 pixels; 95 % bootstrap over images",
@@ -36,7 +36,8 @@ GRID_IMAGES = 30  # images of the saved grid, each above its reconstruction
 def measure(
     task: AutoencoderTask, params: Params, experiment: Experiment, seed: int, path: pathlib.Path
 ) -> dict[str, Any]:
-    """The scores of `MEANINGS` over all held-out images. A grid of images and reconstructions is written to `path`.
+    """The scores of `CODEC_MEANINGS` over all held-out images. A grid of images and reconstructions is written to
+    `path`.
 
     Raises:
       UsageError: if the config names no held-out images.
@@ -58,7 +59,7 @@ def measure(
         result["bits_per_image"] = score(bits, bits, bits, images)
         result |= {f"codebook_{n}": score(value, value, value, images) for n, value in codebook_scores(counts).items()}
     _save(shown, path)
-    return dict.fromkeys(MEANINGS) | result
+    return dict.fromkeys(CODEC_MEANINGS) | result
 
 
 def _reconstructed(

@@ -17,7 +17,7 @@ from absl import flags
 from transfusion import programs
 from transfusion.errors import UsageError, nearest
 from transfusion.interop.export import DTYPE_NAMES, export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 
 ACTIONS = ("import", "export")
 

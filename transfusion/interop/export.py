@@ -20,11 +20,11 @@ from transfusion.errors import UsageError
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import ignoring
 from transfusion.interop.files import DTYPES, SUFFIX, Checkpoint
+from transfusion.interop.importing import REST, SOURCE, averaged, open_params
 from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import lookup, their_shapes, theirs_from
 from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept
-from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
 from transfusion.running.restore import saved_shapes

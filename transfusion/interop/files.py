@@ -47,7 +47,7 @@ _MOST_AXES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ArrayEntry:
     """Where an array lies: `start` is its first byte in `file`; `dtype` is a key of `DTYPES`."""
 
     file: str
@@ -84,7 +84,7 @@ class Checkpoint:
             if part not in self.config and self.files.has(f"{part}.json"):
                 self.config[part] = self.files.read_json(f"{part}.json")
         files, weight_map, self.index_metadata = self._files()
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, ArrayEntry] = {}
         self.metadata: dict[str, dict[str, str]] = {}
         for file in files:
             self.metadata[file], entries = read_header(self.files, file)
@@ -128,7 +128,7 @@ class Checkpoint:
     def keys(self) -> list[str]:
         return list(self.entries)
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> ArrayEntry:
         if key not in self.entries:
             raise UsageError(f"{self.folder} has no key {_cut(key)}{near(key, self.entries)}")
         return self.entries[key]
@@ -188,7 +188,7 @@ def _one(folder: pathlib.Path, names: list[str], suffix: str) -> str:
     raise UsageError(f"{folder} holds several files and no index: {', '.join(n + suffix for n in names[:20])}")
 
 
-def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, ArrayEntry]]:
     """The metadata of a safetensors file and the entry of each key, checked before any memory is taken for them.
 
     Raises:
@@ -224,7 +224,7 @@ def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, En
     return metadata, entries
 
 
-def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[Entry, int]:
+def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[ArrayEntry, int]:
     """The entry of one key of a header, and the offset at which its bytes end."""
     where = f"{path}: key {_cut(key)}"
     if not isinstance(about, dict) or not {"dtype", "shape", "data_offsets"} <= about.keys():
@@ -238,7 +238,7 @@ def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[Entry,
         raise UsageError(f"{where} has a broken shape {short(shape)} or data_offsets {short(offsets)}")
     if len(shape) > _MOST_AXES:
         raise UsageError(f"{where} has {len(shape)} axes, more than {_MOST_AXES}")
-    entry = Entry(path.name, dtype, tuple(shape), begin + offsets[0])
+    entry = ArrayEntry(path.name, dtype, tuple(shape), begin + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise UsageError(
             f"{where} of {dtype}{short(shape)} takes {short(entry.nbytes)} bytes, not those of {short(offsets)}"

@@ -20,7 +20,7 @@ from transfusion.sequence.text import TokenizerConfig, recorded, tokens
 FILES = "tokenizer"
 TOKENIZER_FILES = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
 _BYTES = ", or give --bytes: text is then bytes, whose ids mean nothing to released weights"
-MOST_BYTES = 200_000_000  # of one file; the largest tokenizer.json that is published has 35 million
+LARGEST_FILE = 200_000_000  # bytes; the largest tokenizer.json that is published has 35 million
 # The files that AutoTokenizer, AutoProcessor and generate() look for, and the licence of the weights.
 _NAMES = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|generation_config\.json"
@@ -44,9 +44,9 @@ def keep(checkpoint: Checkpoint, target: pathlib.Path) -> None:
     for name in names:
         (target / FILES).mkdir(exist_ok=True)
         with checkpoint.files.open(name) as file, open(target / FILES / name, "wb") as out:
-            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_FILE:
                 raise UsageError(
-                    f"{checkpoint.folder / name} has {size:,} bytes, more than {MOST_BYTES:,}: is it a tokenizer's?"
+                    f"{checkpoint.folder / name} has {size:,} bytes, more than {LARGEST_FILE:,}: is it a tokenizer's?"
                 )
             shutil.copyfileobj(file, out)
 

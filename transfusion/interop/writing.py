@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.interop.files import DTYPES, INDEX, SUFFIX, WEIGHT_FILES, Entry
+from transfusion.interop.files import DTYPES, INDEX, SUFFIX, WEIGHT_FILES, ArrayEntry
 from transfusion.storage import StorageError, lasting
 
 ArrayForm = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
@@ -131,12 +131,12 @@ def _write(
     leaves: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, Mapping[str, str]],
 ) -> None:
-    places: dict[str, Entry] = {}
+    places: dict[str, ArrayEntry] = {}
     for file, forms in files.items():
         header: dict[str, Any] = {"__metadata__": dict(metadata[file])} if metadata.get(file) else {}
         end = 0
         for key, (shape, dtype) in forms.items():
-            places[key] = Entry(file, dtype, tuple(shape), end)
+            places[key] = ArrayEntry(file, dtype, tuple(shape), end)
             header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end := end + places[key].nbytes]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)

@@ -18,7 +18,7 @@ Index = tuple  # of int, slice and one Ellipsis
 _ABOUT = ".zarray"  # the file that says what an array's chunks are
 
 
-class Array:
+class DiskArray:
     """A float32 array of `shape` in `folder`, which is replaced. Parts that are not written are undefined.
 
     Indexing with numbers and slices of step 1 gives a part. Assigning to a part writes it, and `np.asarray` reads it.
@@ -35,7 +35,7 @@ class Array:
         self._ranges, self._axes = tuple(range(n) for n in shape), tuple(range(len(shape)))
 
     @classmethod
-    def open(cls, folder: pathlib.Path) -> "Array | None":
+    def open(cls, folder: pathlib.Path) -> "DiskArray | None":
         """The array that this class wrote in a folder; None if there is none."""
         if not (folder / _ABOUT).is_file():
             return None
@@ -53,7 +53,7 @@ class Array:
     def shape(self) -> tuple[int, ...]:
         return tuple(len(self._ranges[axis]) for axis in self._axes)
 
-    def __getitem__(self, index: Index) -> "Array":
+    def __getitem__(self, index: Index) -> "DiskArray":
         where = index.index(Ellipsis)
         rest = (slice(None),) * (len(self._axes) - len(index) + 1)
         ranges, axes = list(self._ranges), []
@@ -65,7 +65,7 @@ class Array:
                     raise ValueError(f"a part of an array on disk has step 1, not {i}")
             else:
                 ranges[axis] = range(ranges[axis][i], ranges[axis][i] + 1)
-        part = object.__new__(Array)
+        part = object.__new__(DiskArray)
         part.folder, part.chunks, part._ranges, part._axes = self.folder, self.chunks, tuple(ranges), tuple(axes)
         return part
 

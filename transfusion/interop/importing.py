@@ -34,7 +34,7 @@ from transfusion.interop.known import find_family
 from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
-from transfusion.interop.zarr import Array
+from transfusion.interop.zarr import DiskArray
 from transfusion.running.orbax_noise import silence
 from transfusion.running.restore import restore_leaves, saved_shapes
 from transfusion.running.seals import write_seal
@@ -149,9 +149,9 @@ def write_params(
         writer.save(root / "0", args=arguments)
     chunk = chunks(imported.leaves, shapes)
 
-    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
+    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> DiskArray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return Array(root / "0" / "state" / f"params.{name}", shape.shape, chunk[name])
+        return DiskArray(root / "0" / "state" / f"params.{name}", shape.shape, chunk[name])
 
     fill(checkpoint, imported.leaves, jax.tree_util.tree_map_with_path(open_array, shapes))
     write_seal(root, 0)
@@ -208,10 +208,10 @@ def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
             wanted = {name: wanted}
         return np.asarray(lookup(restore_leaves(workdir, step, wanted)[part], path))
 
-    def open_array(keys: tuple, form: Any) -> Array | Saved:
+    def open_array(keys: tuple, form: Any) -> DiskArray | Saved:
         path = tuple(key.key for key in keys)
         folder = pathlib.Path(workdir).expanduser() / "checkpoints" / str(step) / "state" / ".".join((part, *path))
-        return Array.open(folder) or Saved(tuple(form.shape), functools.partial(read, path))
+        return DiskArray.open(folder) or Saved(tuple(form.shape), functools.partial(read, path))
 
     return jax.tree_util.tree_map_with_path(open_array, saved[part])
 
