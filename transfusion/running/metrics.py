@@ -93,7 +93,7 @@ class MetricWriter:
 
         Raises:
           ValueError: if `step` does not increase.
-          StorageError: if the storage fails and goes on failing, or is full.
+          StorageError: if the storage fails time after time, or is full.
           UsageError: if the file cannot be written at all.
         """
         if jax.process_index() != 0:
