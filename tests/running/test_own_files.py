@@ -90,7 +90,7 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, monkeypatch, workdir, sa
         ("gs:/bucket/run", "is not of the form gs://BUCKET/FOLDER"),
         ("gs://", "is not of the form gs://BUCKET/FOLDER"),
         ("gs:///run", "is not of the form gs://BUCKET/FOLDER"),
-        ("~/run", "left ~ as it is"),
+        ("~/run", "~ is not expanded"),
         ("a\nb", "control character"),
         ("\udcff", "not UTF-8"),
     ],
