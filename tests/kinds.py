@@ -106,7 +106,7 @@ class Kinds:
 
     def _reads(self, node: ast.AST, names: set[str], answers: Iterable[str] = ()) -> bool:
         """Whether an expression or function reads a field of what `names` call a stream or run, or one of `answers`."""
-        return any(self._asks(part, names, answers) for part in ast.walk(node))
+        return any(self._asks(part, names, answers) for part in _asked(node))
 
     def _asks(self, node: ast.AST, names: set[str], answers: Iterable[str]) -> bool:
         if isinstance(node, ast.Attribute):
@@ -115,6 +115,14 @@ class Kinds:
         if isinstance(node, ast.Call) and _last_name(node.func) == "isinstance":
             return any(_last_name(part) in self.members for part in ast.walk(node.args[1]))
         return False
+
+
+def _asked(node: ast.AST) -> Iterator[ast.AST]:
+    """An expression and its parts, without what is looked up in a table: `TABLE[stream.field]` is no question."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(node, ast.Subscript) and child is node.slice and _last_name(node.value).isupper()):
+            yield from _asked(child)
 
 
 def _last(module: str) -> str:

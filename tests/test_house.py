@@ -42,69 +42,48 @@ NEVER = {
     "model": {"running", "data"},
     "sampling": {"running", "data"},
 }
-# Imports that run up today: (module, what it imports).
-UP = {
-    ("transfusion.workdir.json_file", "transfusion.programs"),
-    ("transfusion.programs", "transfusion.workdir"),
-    ("transfusion.programs", "transfusion.workdir.portable"),
-    ("transfusion.workdir.resume", "transfusion.programs"),
-}
-
-MOST_CONDITIONS = 135
+MOST_CONDITIONS = 61
 # Where the code asks of what kind a stream or a run is: module, how often at most to act upon it and to raise, and why.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.stream": (4, 9, "chooses the content of a stream, and checks a config"),
-    "transfusion.sequence.spec": (4, 4, "chooses the content of a run, and checks a config"),
-    "transfusion.sequence.rows": (3, 1, "whether edges lie inside a span, and what a document leaves out"),
-    "transfusion.sequence.masks": (1, 0, "which streams are private"),
-    "transfusion.model.unified": (22, 2, "parts of a stream"),
-    "transfusion.model.embeds": (2, 5, "checks that an embed fits its stream"),
-    "transfusion.sampling.layout": (19, 4, "what is drawn, and what stays of it"),
-    "transfusion.sampling.decoder": (8, 1, "whether a drawing is spelled"),
-    "transfusion.sampling.drawing": (1, 0, "latents or codes"),
-    "transfusion.sampling.reference": (3, 0, "whether a drawing is spelled"),
-    "transfusion.sampling.speller": (1, 0, "whose parts spell"),
-    "transfusion.sampling.trajectory": (0, 1, "codes have none"),
-    "transfusion.learner": (3, 0, "what multiplies in FLOPs"),
-    "transfusion.tasks": (1, 0, "which latents are cached"),
-    "transfusion.config.experiment": (1, 0, "the tokenizer's vocabulary"),
-    "transfusion.planning.shapes": (1, 0, "what a plan says of logits"),
-    "transfusion.evaluate": (2, 0, "what can be evaluated"),
-    "transfusion.evaluation.losses": (3, 0, "what can be evaluated"),
-    "transfusion.interop.bagel": (1, 0, "the head may be the table"),
-    "transfusion.interop.janus": (1, 0, "the head may be the table"),
-    "transfusion.api.run": (1, 0, "whether text follows"),
-    "transfusion.api.fitting": (3, 0, "what a stream reads"),
-    "transfusion.api.summary": (4, 0, "words for each kind"),
+    "transfusion.sequence.stream": (4, 9, "chooses the content of a stream, the one place that does; legal fields"),
+    "transfusion.sequence.spec": (4, 4, "chooses the content of a run that is spelled; who sees whom; legal layouts"),
+    "transfusion.sequence.rows": (4, 1, "where an opener stands; what a segment drops; whose item modulates"),
+    "transfusion.sequence.masks": (1, 0, "which streams nobody else sees"),
+    "transfusion.model.unified": (15, 2, "builds the parts of a stream"),
+    "transfusion.model.embeds": (2, 5, "which conditions an item has; legal embeds"),
+    "transfusion.learner": (2, 0, "streams that learn nothing; tables that multiply nothing"),
+    "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
+    "transfusion.sampling.drawable": (1, 2, "which run is drawn; legal layouts"),
+    "transfusion.sampling.parts": (2, 2, "which parts of a drawing are read again; legal layouts"),
+    "transfusion.sampling.place": (2, 0, "classes and pooled vectors are asked for where a stream has them"),
+    "transfusion.sampling.prompts": (2, 0, "how prompts are padded; which classes there are"),
+    "transfusion.sampling.reference": (1, 0, "where a spelled drawing ends"),
+    "transfusion.sampling.speller": (1, 0, "codes with an expert of their own"),
+    "transfusion.config.experiment": (1, 0, "which streams share the vocabulary of the tokenizer"),
+    "transfusion.latents": (2, 0, "what media a stream reads"),
+    "transfusion.planning.shapes": (1, 0, "streams without logits"),
+    "transfusion.evaluation.measures": (3, 0, "which scores there are"),
+    "transfusion.evaluation.sections.images": (2, 0, "what a report shows of drawings"),
+    "transfusion.evaluation.losses": (3, 0, "which losses there are"),
+    "transfusion.interop.bagel": (1, 0, "released weights whose head is the table"),
+    "transfusion.interop.janus": (1, 0, "released weights whose head is the table"),
+    "transfusion.api.run": (2, 0, "what media a run reads and draws"),
+    "transfusion.api.summary": (4, 0, "words for people"),
 }
 
 LONG_MODULE, LONG_FUNCTION = 300, 60
 # Longer modules that are one subject: what each is, in five words at most.
 LONG: dict[str, str] = {
-    "transfusion.evaluate": "the program that evaluates",
     "transfusion.evaluation.pictures": "pictures drawn for people",
     "transfusion.model.embeds": "how tokens enter the trunk",
     "transfusion.model.quantizers": "quantizers",
-    "transfusion.model.transformer": "the trunk",
     "transfusion.model.unified": "the model",
-    "transfusion.report": "the report of a run",
     "transfusion.running.checkpoint": "checkpoints",
-    "transfusion.running.distributed": "processes that find each other",
     "transfusion.running.roll_call": "the roll call of processes",
-    "transfusion.running.supervise": "the supervisor",
-    "transfusion.sampling.decoder": "the decoder",
-    "transfusion.sampling.layout": "how a drawing is laid",
+    "transfusion.sequence.items": "contents that have items",
     "transfusion.storage": "storage that fails",
     "transfusion.sweep": "the program that compares",
 }
-# Longer functions: module, name, lines.
-LONG_FUNCTIONS: dict[tuple[str, str], int] = {
-    ("transfusion.model.transformer", "__call__"): 94,
-    ("transfusion.train", "train"): 85,
-}
-FORMATTED_NAMES = 4  # of parameters, that no search finds
-# Folders whose docstring is not yet the map of their modules.
-UNMAPPED = {"running"}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +111,7 @@ def test_imports_run_down(house):
         for other in others
         if house.room(name) != house.room(other) and floor[house.room(name)] <= floor[house.room(other)]
     }
-    assert up <= UP
+    assert not up
 
 
 def test_wings_do_not_know_each_other(house):
@@ -141,8 +120,7 @@ def test_wings_do_not_know_each_other(house):
 
 
 def test_no_imports_run_in_a_circle(house):
-    assert not circles(house.imports)
-    assert sum(map(len, circles(house.arrows))) <= 5  # model and codecs; config, programs and workdir
+    assert not circles(house.imports) and not circles(house.arrows)
 
 
 def test_the_sampler_loads_no_data_no_files_and_no_programs(house):
@@ -179,17 +157,15 @@ def test_a_long_module_is_one_subject(house):
 
 
 def test_functions_are_short(house):
-    long = {(f.module, f.name): f.lines for f in house.functions if f.lines > LONG_FUNCTION}
-    assert all(lines <= LONG_FUNCTIONS.get(key, 0) for key, lines in long.items()), long
+    assert not [function for function in house.functions if function.lines > LONG_FUNCTION]
 
 
 def test_every_parameter_is_found_by_a_search_for_its_name(house):
-    assert len(house.formatted_names()) <= FORMATTED_NAMES
+    assert not house.formatted_names()
 
 
 def test_the_docstring_of_a_folder_is_its_map(house):
-    unmapped = {name.removeprefix("transfusion.") for name in house.unmapped()}
-    assert unmapped <= UNMAPPED
+    assert not house.unmapped()
 
 
 def test_conditions_are_found_where_they_are_hidden(tmp_path):

@@ -135,7 +135,7 @@ def test_what_is_missing_is_said(tmp_path, tiny_run):
     assert "Not evaluated yet" in numbers.scores(material) and "transfusion.evaluate" in numbers.scores(material)
     assert "no rows" in numbers.curves(material)
     assert "was not recorded" in origin.origin(material)
-    assert "hold a token, over the whole training: not logged" in origin.mask(material)
+    assert "hold a token, over the whole training: not logged" in origin.packed_row(material)
     assert "not logged" in numbers.header(material) and "Drawn as asked" not in numbers.header(material)
 
 

@@ -59,7 +59,7 @@ def test_emu3_trains_resumes_samples_and_is_evaluated(data_dir, tmp_path, monkey
     # Codes, sizes and ends are no text: the bytes are those of the captions.
     assert result["text_bits_per_byte"]["count"] == 297 and result["text_bits_per_byte"]["bytes"] < 297 * 20
     assert result["velocity_loss"] is None and "code bits" in score_table(result)
-    assert "draws no images by a solver" in images.trajectory(material.read_material(tmp_path))
+    assert "draws no images by a solver" in images.from_noise(material.read_material(tmp_path))
 
 
 @pytest.mark.soak

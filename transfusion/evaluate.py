@@ -1,4 +1,4 @@
-"""Evaluation of a trained run, every number with its interval and count.
+"""Evaluates a trained run; every number has its interval and count.
 
   python -m transfusion.evaluate --workdir runs/digits [--samples=500 --captions=500 --seed=0 --guidance=2 --steps=25]
 
@@ -32,7 +32,7 @@ from transfusion.workdir.resume import as_trained
 
 
 def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """What every evaluation says of where its numbers come from."""
+    """The fields of every evaluation that say where its numbers come from."""
     return {
         "step": step,
         "weights": "moving average" if experiment.optim.ema else "parameters",

@@ -91,6 +91,11 @@ class Codec:
         length = grids[0][0] * self.time_down if len(grids[0]) == 3 else 0
         return Form(sizes, self.down, channels if self.keeps_channels else self.channels, length)
 
+    def sides(self, encoded: np.ndarray) -> int:
+        """How many sides one medium's latents or codes have: 1 of a sound, 2 of an image, 3 of a clip."""
+        # Channels are no side. Codes at several scales are flat, and those of an image.
+        return encoded.ndim - (encoded.dtype.kind == "f") + bool(self.scales)
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of `parts`.

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from transfusion.errors import check
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.model.parameters import Params
-from transfusion.model.unified import Inputs, UnifiedModel, inputs_of, model_template, parameter_count
+from transfusion.model.unified import UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, Objective, ObjectivesConfig, Sums
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.batch import Batch, batch_spec

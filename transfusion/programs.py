@@ -17,9 +17,11 @@ from transfusion.running.orbax_noise import saves_wait_in_vain
 
 
 def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
-    """absl's app.run, with a mistake of the user's as `error: <one line>` on stderr and exit code 2.
+    """Runs a program with absl's app.run; a mistake of the user is `error: <one line>` on stderr and exit code 2.
 
-    `files` is the number of arguments that may stand without a flag's name.
+    Args:
+      main: gets the arguments that are no flags, after the program's name.
+      files: how many such arguments there may be.
     """
     packages_first()
 
@@ -57,8 +59,11 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
 
 
 def packages_first() -> None:
-    """What is installed goes before files of the current folder, which `python -m` puts first: otherwise a config
-    emoji.py there takes the place of the package emoji. A config still imports its neighbours."""
+    """Looks for modules among installed packages before the current folder, which `python -m` puts first.
+
+    Otherwise a config emoji.py in that folder would take the place of the package emoji. A config can still import its
+    neighbours.
+    """
     if sys.path and os.path.realpath(sys.path[0] or ".") == os.path.realpath("."):
         sys.path.append(sys.path.pop(0))
 
@@ -73,7 +78,7 @@ def _fail(error: object) -> None:
 
 
 def _leave(code: int) -> None:
-    """Ends the program at once with `code` if Python would wait minutes for a failed save; returns otherwise."""
+    """Ends the program at once with `code` if Python would wait minutes for a failed save; else it returns."""
     if saves_wait_in_vain():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -81,7 +86,7 @@ def _leave(code: int) -> None:
 
 
 def _interrupted() -> None:
-    """Ends by the signal, as Ctrl-C ends programs, so that a shell's loop around this one ends too. No traceback."""
+    """Ends the program by the signal of Ctrl-C, without a traceback, so that a shell's loop around it ends too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.stdout.flush()
     print("\ninterrupted", file=sys.stderr, flush=True)
@@ -90,7 +95,7 @@ def _interrupted() -> None:
 
 
 def experiment_of(config: object) -> Experiment:
-    """The experiment of a --config flag's value.
+    """The experiment in the value of the flag --config.
 
     Raises:
       UsageError: if the flag is missing, or the config cannot work.

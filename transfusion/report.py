@@ -24,9 +24,9 @@ SECTIONS = (
     ("scores", "Scores", numbers.scores),
     ("curves", "Training", numbers.curves),
     ("samples", "Images drawn from captions", images.samples),
-    ("trajectory", "From noise to an image", images.trajectory),
+    ("trajectory", "From noise to an image", images.from_noise),
     ("captions", "Captions of held-out images", images.captions),
-    ("mask", "What a packed row looks like", origin.mask),
+    ("mask", "What a packed row looks like", origin.packed_row),
     ("origin", "How these numbers were made", origin.origin),
 )
 

@@ -50,7 +50,7 @@ from transfusion.sequence.text import open_tokenizer
 
 
 def _check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
-    """Refuses data of which nothing can be used, and held-out data that training could not evaluate on."""
+    """Refuses data without a record that can be used, and held-out data that training could not evaluate on."""
     held_out = experiment.eval
     check_data(experiment.data, opened, example, held_out.sources, bool(held_out.every))
     if held_out.every and held_out.sources and held_out.batches < 1:
@@ -77,14 +77,14 @@ class SequenceTask(Learner):
         return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """As given: nothing is measured."""
+        """Returns `given`: this task measures nothing on the data."""
         return given
 
     def _check_latents(self, data: DataConfig, codec: Codec) -> None:
         check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
-        """Every held-out record once."""
+        """Batches with every held-out record once."""
         codec = open_codec(experiment.codec)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
@@ -143,7 +143,7 @@ class AutoencoderTask:
         return total / totals["images"], sums
 
     def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
-        """With the codebook's averages and revived codes, and the discriminator a step older."""
+        """Updates the codebook's averages, revives unused codes, and counts the discriminator's steps."""
         result = dict(new)
         if statistics is not None and "codebook" in new.get("quantizer", {}):
             update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
@@ -153,7 +153,7 @@ class AutoencoderTask:
         return result
 
     def activations(self, rows: int) -> Activations:
-        """Images. There are no tokens that a context could split."""
+        """The images. There are no tokens that a context could split."""
         return {"task 'autoencoder'": (("batch", "tokens"), (rows, 1))}
 
     def tokens(self, rows: int) -> int:
@@ -161,8 +161,10 @@ class AutoencoderTask:
         return rows * math.prod(self.sides)
 
     def flops(self, rows: int) -> float:
-        """3 x encoding and decoding as the compiler counts it (of a frozen tower one layer), without the
-        networks that only judge."""
+        """Model FLOPs of one step: 3 x those of encoding and decoding, as the compiler counts them.
+
+        Of a frozen tower the compiler counts one layer. The networks that only judge the result do not count.
+        """
         batch = self.batch_spec(rows)
 
         def forward(params, images):
@@ -173,12 +175,12 @@ class AutoencoderTask:
 
     @property
     def medium(self) -> str:
-        """Which key of a record it reads."""
+        """The key of a record that it reads."""
         return "video" if self.config.frames else "image"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image, or a clip, that it reads."""
+        """The shape of an image, or a clip, that it reads."""
         return (*self.sides, self.config.image_channels)
 
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
@@ -188,7 +190,7 @@ class AutoencoderTask:
         return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """With the mean and deviation of a tower's features over the first training images, if there is a tower."""
+        """Adds the mean and deviation of a tower's features over the first training images, if there is a tower."""
         if self.config.tower is None:
             return given
         fresh = self.template.init

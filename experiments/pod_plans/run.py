@@ -39,14 +39,14 @@ def measure(config: str, topology: str, fields: dict) -> dict:
     path, form = CONFIGS[config]
     loaded = load_config(path, form)
     loaded.update_from_flattened_dict(fields)
-    options = plan.Options(sampler=False, confirm=False)
-    return plan.plan(from_config(loaded), parse_topology(topology), options)
+    compilation = plan.Compilation(sampler=False, confirm=False)
+    return plan.plan(from_config(loaded), parse_topology(topology), compilation)
 
 
 def show(results: dict) -> None:
     for config in CONFIGS:
         found = [results[k] for entry in ENTRIES if entry[:2] == ("pods", config) and (k := key(*entry)) in results]
-        print(f"\n{config}\n\n{plan.table(found)}")
+        print(f"\n{config}\n\n{plan.plan_table(found)}")
     print("\nWeak scaling, transfusion 7B, a row per device\n")
     print("| devices | parameters MiB | optimizer MiB | temporaries GiB | sent GB per device | all-gather | the rest |")
     print("|" + "---|" * 7)

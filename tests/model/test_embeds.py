@@ -8,8 +8,10 @@ import tiny
 from closeness import assert_close
 
 from transfusion.errors import UsageError
-from transfusion.model.embeds import EMBEDS, per_token, sincos_table
+from transfusion.model.block import per_token
+from transfusion.model.embeds import EMBEDS
 from transfusion.model.unified import model_template
+from transfusion.model.vectors import sincos_table
 
 
 def shapes_in(jaxpr):
@@ -79,7 +81,7 @@ def test_every_place_has_its_own_position():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"embed": "linaer"}, f"embed 'linaer' is none of {', '.join(EMBEDS)} (did you mean 'linear'?)"),
+        ({"embed": "linaer"}, f"embed: 'linaer' is none of {', '.join(EMBEDS)} (did you mean 'linear'?)"),
         ({"head": "unet"}, "go together"),
         ({"time": "add"}, "did you mean 'added'?"),
     ],

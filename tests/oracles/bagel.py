@@ -10,7 +10,8 @@ import numpy as np
 from oracles import Oracle, run
 from oracles.language import meta
 from transfusion.model.cache import KeyValues
-from transfusion.model.unified import Inputs, UnifiedModel
+from transfusion.model.inputs import Inputs
+from transfusion.model.unified import UnifiedModel
 from transfusion.objectives.paths import shift_time
 from transfusion.sampling.guidance import Guidance
 from transfusion.sequence.masks import see

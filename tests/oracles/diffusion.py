@@ -9,7 +9,8 @@ import numpy as np
 
 from oracles import Oracle, run
 from oracles.language import meta, text_inputs
-from transfusion.model.unified import Inputs, UnifiedModel, model_template
+from transfusion.model.inputs import Inputs
+from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.patches import patchify, places, unpatchify
 

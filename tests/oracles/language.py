@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from oracles import Oracle, run
-from transfusion.model.unified import Inputs, UnifiedModel
+from transfusion.model.inputs import Inputs
+from transfusion.model.unified import UnifiedModel
 from transfusion.sequence.masks import Metadata
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from transfusion.errors import PassingError, UsageError
 from transfusion.running.addresses import parse_address
-from transfusion.running.roll_call import Process, read_process, roll_call
+from transfusion.running.desk import Process, read_process
+from transfusion.running.roll_call import roll_call
 
 RUN = "runs/w"
 

@@ -51,7 +51,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt
-from transfusion.sequence import Document, Segment, SequenceSpec, Stream
+from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
 from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
@@ -87,7 +87,7 @@ class Trained:
 
     @property
     def drawn(self) -> Stream | None:
-        """The stream that the model draws; one for understanding alone has none."""
+        """The stream that the model draws; None of a model that only writes."""
         found = drawable_of(self.spec)
         return found.stream if found else None
 
@@ -135,14 +135,13 @@ class Trained:
 
     def _segments(self, part: str | np.ndarray) -> Document:
         if isinstance(part, str):
-            return (Segment("text", self.task.tokenizer.encode(checked_text(part))),)
+            return (Segment(TEXT, self.task.tokenizer.encode(checked_text(part))),)
         try:
             latents = segment_value(self.codec.encode(part))
         except RECORD_FAULTS as error:
             found = f"{part.dtype} {list(part.shape)}"
             raise UsageError(f"the model's codec does not read {found}: {error_line(error)}") from error
-        # Channels are no side; codes at several scales are flat, and have two.
-        sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
+        sides = self.codec.sides(latents)
         if sides == 3 and not self.kind(3):
             return tuple(segment for frame in part for segment in self._segments(frame))
         pixels = to_float(part) if self.spec.reads_pixels else None
@@ -217,7 +216,7 @@ class Trained:
         )  # fmt: skip
         decode = self.task.tokenizer.decode
         return [
-            [decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
+            [decode(s.value) if s.kind == TEXT else self.codec.decode(s.value) for s in document]
             for document in documents
         ]
 

@@ -4,8 +4,8 @@
   images and written captions, with the classifier of `judge`), `frechet` and `retrieval` (against real images), and
   `reconstruction` (of codecs). `intervals` gives each score its interval, `examples` reads the real images, `results`
   reads a written evaluation.
-- What is shown: `score_table` (the printed lines), `pictures` (masks and grids), `charts` (curves), `page` (the
-  report's HTML), and `sections` (the parts of the report).
+- What is shown: `score_table` and `sweep_table` (lines of text), `pictures` (masks and grids), `charts` (curves),
+  `page` (the report's HTML), and `sections` (the parts of the report).
 
 The programs are `transfusion.evaluate` and `transfusion.report`.
 """

@@ -49,12 +49,12 @@ MEANINGS = {
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
     "all real images; Wilson 95 % interval",
 }
-SHOWN = 100  # images of a saved grid
+_SHOWN = 100  # images of a saved grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the flags say; None: what the config says."""
+    """The choices that flags make; for None the config decides."""
 
     samples: int | None = None
     captions: int | None = None
@@ -71,7 +71,13 @@ class Options:
 
 
 class Measures:
-    """Collects the results of one run; each part fills its fields, or says why it cannot."""
+    """Measures one run; each part fills its fields, or says why it cannot.
+
+    Attributes:
+      fields: the scores by name; None where there is none.
+      absent: why a score is None.
+      seconds: the wall time of each part.
+    """
 
     def __init__(self, workdir: str | os.PathLike, options: Options = Options()):
         self.workdir, self.run = pathlib.Path(workdir), load_run(workdir)
@@ -118,7 +124,7 @@ class Measures:
     image_scores = ("generation_accuracy", "judge_accuracy", "feature_distance", "caption_accuracy", "retrieval")
 
     def skip(self, reason: str, *names: str) -> None:
-        """These scores stay null, for this reason."""
+        """Leaves these scores null, for this reason."""
         self.absent |= dict.fromkeys(names, reason)
 
     # --- losses -------------------------------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ class Measures:
             yield from held_out_batches(self.run.task, self.experiment, source)
 
     def velocity(self) -> None:
-        """Losses of images: of latents, and of codes."""
+        """Measures the losses of images, of their latents and of their codes."""
         task, result, codes = self.run.task, {}, {}
         for name, stream in task.spec.streams.items():
             if stream.objective == "continuous":
@@ -173,14 +179,14 @@ class Measures:
             self.classes(real, held_out)
         if (rows := self.written(held_out)) is None:
             return
-        shown = rows[:SHOWN]
+        shown = rows[:_SHOWN]
         pictures.grid(
             held_out.images[: len(shown)], 10, [row["caption"] for row in shown],
             marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
         )  # fmt: skip
 
     def written(self, held_out: Examples) -> tuple[dict, ...] | None:
-        """Captions of held-out media, and how many are right."""
+        """Writes captions of held-out media, and counts how many are right."""
         if not held_out.captioned:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")
         if not self.run.spec.reads_media:
@@ -194,7 +200,7 @@ class Measures:
         return result.rows
 
     def classes(self, real: Examples, held_out: Examples) -> None:
-        """Generation judged by a classifier of the labels."""
+        """Draws images for the classes' captions; a classifier of the labels judges them."""
         if not real.labelled or not any(real.captions):
             reason = "the training data has no labels with captions to ask for and to judge by"
             return self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
@@ -216,7 +222,7 @@ class Measures:
         self.save("generated.png", drawn, ~result.right)
 
     def names(self, real: Examples, held_out: Examples) -> None:
-        """Generation of open captions, judged by the nearest real images."""
+        """Draws images for open captions; the nearest real images judge them."""
         if not real.captioned or not held_out.captioned or real.images.shape[1:] != held_out.images.shape[1:]:
             return self.skip("training and held-out data need captioned images of one size", "retrieval")
         each = max(1, self.samples // 2)
@@ -238,13 +244,14 @@ class Measures:
         self.fields["retrieval"] = found | {"gallery": len(gallery), "chance": scores.chance(len(gallery))}
 
     def save(self, name: str, drawn: scores.Generated, wrong: np.ndarray | None) -> None:
-        """The first images as a grid; wrong ones framed."""
-        marks = None if wrong is None else [bool(x) for x in wrong[:SHOWN]]
-        pictures.grid(drawn.images[:SHOWN], 10, drawn.prompts[:SHOWN], marks=marks, path=self.folder / name)
+        """Writes the first images as a grid, in which wrong ones are framed."""
+        marks = None if wrong is None else [bool(x) for x in wrong[:_SHOWN]]
+        pictures.grid(drawn.images[:_SHOWN], 10, drawn.prompts[:_SHOWN], marks=marks, path=self.folder / name)
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
+        """The scores, what each of them counts, and how images were drawn."""
         sampler = dataclasses.asdict(self.run.sampler(**self.sampler))
         own = {"absent": self.absent, "how": MEANINGS, "sampler": sampler, "samples": self.samples}
         return self.fields | own

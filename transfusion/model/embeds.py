@@ -1,9 +1,11 @@
 """How the tokens of a stream enter the trunk. One class per row of `EMBEDS`.
 
 Every embed is made as `EMBED(stream, config, name, rngs)` and called as `embed(inputs, condition) -> (tokens [B, N, D],
-skips)` with a `transfusion.model.unified.Inputs`; `skips` is what a head of the same stream needs that goes round the
+skips)` with a `transfusion.model.inputs.Inputs`; `skips` is what a head of the same stream needs that goes round the
 trunk (None for most). The condition [B, M, D] of a noise level is computed once per item and never per token.
 """
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,107 +22,24 @@ from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
-from transfusion.sequence import ConnectorConfig, Stream, TimeConfig
-from transfusion.sequence.rows import join_items, split_items, unpatchify
+from transfusion.sequence import ConnectorConfig, Stream
+from transfusion.sequence.batch import join_items, split_items
+from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import constrain
 
 
-class Perceptron(nnx.Module):
-    """Two dense layers with biases and a SiLU between them; `lead` stacks several."""
-
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = ()):
-        axes = ("layers",) * len(lead)
-        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), normal(0.02))
-        self.hidden_bias = param(rngs, (*lead, width), (*axes, None), zeros)
-        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), normal(0.02))
-        self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., inputs] -> [*lead, ..., width]."""
-
-        def layers(hidden, hidden_bias, out, out_bias):
-            y = dense(x, hidden)
-            y = dense(jax.nn.silu(y + broadcast_to_rank(hidden_bias, y.ndim)), out)
-            return y + broadcast_to_rank(out_bias, y.ndim)
-
-        weights = (self.hidden[...], self.hidden_bias[...], self.out[...], self.out_bias[...])
-        return jax.vmap(layers)(*weights) if self.hidden.ndim == 3 else layers(*weights)
-
-
-class TimeEmbedding(Perceptron):
-    """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
-        self.config = config
-        super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
-
-    def __call__(self, t: jax.Array) -> jax.Array:
-        return super().__call__(self.features(t))
-
-    def features(self, t: jax.Array) -> jax.Array:
-        """Cosines, then sines of t [B, M]: [B, M, features]."""
-        half = self.config.features // 2
-        frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
-        t = 1 - t if self.config.reversed else t
-        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency[None, None]
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-class ItemCondition(nnx.Module):
-    """What modulates a stream: the noise level of each item plus, where the stream has them, its class and its pooled
-    vector (DiT, section 3.2; Stable Diffusion 3, arXiv 2403.03206, section 4)."""
-
-    def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
-        config = stream.time_embedding
-        lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
-        self.time = TimeEmbedding(width, rngs, config, layers)
-        shape = (*lead, stream.labels + 1, width)
-        self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02)) if stream.labels else None
-        self.pooled = Perceptron(stream.pooled, width, rngs, lead) if stream.pooled else None
-
-    def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
-        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
-
-        A class or a pooled vector that is missing is an error, for without it the result would be another model's.
-        """
-        vector = self.time(t)
-        if self.label is not None:
-            vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
-        if self.pooled is not None:
-            vector += self.pooled(pooled)
-        return vector
-
-
-def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
-    `axes` (1, 0) x comes first."""
-    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-    angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
-    parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
-    return jnp.concatenate(parts, -1)
-
-
-class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D]; where that of the items is smaller, they have its first
-    rows and columns, or its middle."""
-
-    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.table = param(rngs, (*stream.table_grid, width), (None, None, "embed"), normal(0.02))
-        sides = [side // stream.patch for side in stream.grid]
-        centred = stream.released.centred
-        self.start = tuple((g - s) // 2 if centred else 0 for g, s in zip(stream.table_grid, sides, strict=True))
-
-    def __call__(self, place: jax.Array) -> jax.Array:
-        """Places [B, N, 2] -> [B, N, D]."""
-        table = constrain(self.table[...], None, None, None)
-        return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
-
-
 class Embed(nnx.Module):
-    """Of every embed. `looked_up` names those of its parameters that multiply nothing, because rows of them are taken:
-    they cost no FLOPs."""
+    """What every embed answers.
 
-    looked_up: tuple[str, ...] = ()
+    Attributes:
+      looked_up: its parameters that multiply nothing, because rows of them are taken: they cost no FLOPs.
+      coder: whether it and the head of the same name are the halves of a coder, with skips round the trunk.
+      of_images: whether it reads nothing but images.
+    """
+
+    looked_up: ClassVar[tuple[str, ...]] = ()
+    coder: ClassVar[bool] = False
+    of_images: ClassVar[bool] = False
 
 
 class TokenEmbed(Embed):
@@ -178,7 +97,7 @@ class Queries(Embed):
     2504.06256, section 3); the same for all items."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
-        if stream.source != "none" or not stream.aligned:
+        if stream.source != "none" or not stream.content.aligned:
             raise UsageError(f"streams.{name}: embed 'queries' needs source 'none', and a grid: how many there are")
         self.columns = stream.grid[1] // stream.patch
         self.table = param(rngs, (stream.tokens_per_item, config.width), (None, "embed"), fan_in(config.width))
@@ -200,13 +119,14 @@ class LinearPatch(Embed):
         tokens = dense(inputs.content, self.kernel[...])
         tokens += broadcast_to_rank(self.bias[...], tokens.ndim)
         if condition is not None:
-            tokens += per_token(condition, inputs.item, self.stream.aligned)
+            tokens += per_token(condition, inputs.item, self.stream.content.aligned)
         return tokens, None
 
 
 class UNetPatch(Embed):
     """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
 
+    coder, of_images = True, True
     half, sizes = UNetDown, UNetConfig
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
@@ -224,6 +144,7 @@ class UNetPatch(Embed):
 class ConvNeXtPatch(UNetPatch):
     """The first half of JanusFlow's coder, in the same place."""
 
+    of_images = False
     half, sizes = ConvNeXtDown, ConvNeXtConfig
 
 
@@ -278,6 +199,8 @@ class CodeEmbed(Embed):
 class TowerEmbed(Embed):
     """A Vision Transformer over the pixels of each item, and a connector: images to understand (Janus, BAGEL)."""
 
+    of_images = True
+
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if name not in config.towers:
             raise UsageError(f"streams.{name}: embed 'vit' needs model.towers.{name}")
@@ -306,6 +229,8 @@ class Bridge(nnx.Module):
 
 class DualEmbed(Embed):
     """Two paths from the same latents, fused: a tower's (semantic) and a linear one (pixels) (Show-o2, section 3.1)."""
+
+    of_images = True
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if name not in config.towers:

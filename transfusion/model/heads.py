@@ -1,5 +1,7 @@
 """How the trunk's outputs leave a stream. One class per row of `HEADS`; called as `head(hidden, skips)`."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,14 +14,26 @@ from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import ACTIVATIONS, patchify
 from transfusion.sequence import Stream
 from transfusion.sequence.arrays import Array, Float, Int
-from transfusion.sequence.rows import join_items, split_items
+from transfusion.sequence.batch import join_items, split_items
 
 Hidden = Float[Array, "B N D"]
 Patches = Float[Array, "B N E"]
 Items = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
 
 
-class TokenHead(nnx.Module):
+class Head(nnx.Module):
+    """What every head answers.
+
+    Attributes:
+      modulated: whether it reads a vector per item besides the trunk's outputs.
+      coder: whether it and the embed of the same name are the halves of a coder, with skips round the trunk.
+    """
+
+    modulated: ClassVar[bool] = False
+    coder: ClassVar[bool] = False
+
+
+class TokenHead(Head):
     """Logits [B, N, V], float32. Its objective reads `factors`, so that it may work chunk by chunk."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
@@ -50,7 +64,7 @@ class PerceptronHead(TokenHead):
         return y, jnp.concatenate([self.kernel[...], self.bias[...][None]], 0)
 
 
-class LinearHead(nnx.Module):
+class LinearHead(Head):
     """Patches [B, N, E], float32."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
@@ -75,15 +89,15 @@ class TiedHead:
         return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
-class ModulatedHead(nnx.Module):
+class ModulatedHead(Head):
     """DiT's last layer (section 3.2): LayerNorm without weights, shift and scale from the item's vector, linear."""
 
-    normed = False
+    modulated = True
+    normed: ClassVar[bool] = False
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.stream = stream
-        if self.normed:
-            self.norm = param(rngs, (width,), (None,), ones)
+        self.norm = param(rngs, (width,), (None,), ones) if self.normed else None
         self.modulation = param(rngs, (width, 2 * width), ("embed", None), zeros)
         self.modulation_bias = param(rngs, (2 * width,), (None,), zeros)
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
@@ -93,8 +107,8 @@ class ModulatedHead(nnx.Module):
         """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
-        shift, scale = jnp.split(per_token(parts, item, self.stream.aligned), 2, -1)
-        y = rms_norm(hidden, self.norm[...], 1e-6) if self.normed else layer_norm(hidden, None, None, 1e-6)
+        shift, scale = jnp.split(per_token(parts, item, self.stream.content.aligned), 2, -1)
+        y = layer_norm(hidden, None, None, 1e-6) if self.norm is None else rms_norm(hidden, self.norm[...], 1e-6)
         y = y * (1 + scale) + shift
         return dense(y, self.kernel[...], self.bias[...]).astype(jnp.float32)
 
@@ -114,14 +128,14 @@ class RowMajorHead(ModulatedRMSHead):
         out = super().__call__(hidden, skips)
         b, n, e = out.shape
         items = out.reshape(b, -1, stream.tokens_per_item, e)
-        first, patches = items[:, :, : stream.time_tokens], items[:, :, stream.time_tokens :]
+        first, patches = items[:, :, : stream.content.lead], items[:, :, stream.content.lead :]
         height, width = stream.grid
         pixels = patches.reshape(b, -1, height // p, p, width // p, p, e // p**2)
         patches = pixels.transpose(0, 1, 2, 4, 3, 5, 6).reshape(patches.shape)
         return jnp.concatenate([first, patches], 2).reshape(b, n, e)
 
 
-class NoHead(nnx.Module):
+class NoHead(Head):
     """Of a stream that only conditions others."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
@@ -131,9 +145,10 @@ class NoHead(nnx.Module):
         return hidden
 
 
-class UNetHead(nnx.Module):
+class UNetHead(Head):
     """The up half of the U-Net, with the down half's skips round the trunk: patches [B, N, E], float32."""
 
+    coder = True
     half, sizes = UNetUp, UNetConfig
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):

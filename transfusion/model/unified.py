@@ -10,124 +10,18 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
-from transfusion.model.block import per_token
 from transfusion.model.cache import KeyValues, write_metadata
 from transfusion.model.config import TransformerConfig
-from transfusion.model.embeds import EMBEDS, Bridge, ItemCondition, LearnedTable, TimeEmbedding, sincos_table
-from transfusion.model.heads import HEADS, TiedHead
+from transfusion.model.embeds import Bridge
+from transfusion.model.heads import TiedHead
+from transfusion.model.inputs import Encoded, Inputs
 from transfusion.model.modulation import Condition
-from transfusion.model.parameters import Template, fan_in, param
+from transfusion.model.parameters import Template
+from transfusion.model.parts import Entering, StreamParts, entry
 from transfusion.model.transformer import FIRST, Trunk, TrunkInputs
-from transfusion.sequence import MASKED, SequenceSpec, Stream
-from transfusion.sequence.batch import Batch
-from transfusion.sequence.masks import Metadata, causal, metadata
-
-# Which fields of a stream are rows of which table.
-TABLES = {
-    "embed": EMBEDS,
-    "head": HEADS,
-    "time": ("none", "added", "coder", "adaln", "token", "token_before", "token_adaln", "token_coder"),
-    "table": ("none", "sincos", "learned"),
-}
-# Embed and head in one, with skips round the trunk, and how the noise level enters that.
-CODERS = ("unet", "convnext")
-CODER_TIMES = ("coder", "token_coder")
-OF_IMAGES = ("unet", "vit", "dual")  # embeds
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What one stream's tokens bring into a forward pass.
-
-    Attributes:
-      content: ids int32 [B, N], or (noised) patches float32 [B, N, E]; of codes at several scales always those of whole
-        items, of which the tokens may be a part.
-      time: noise level of each item float32 [B, M]; None for text.
-      position: int32 [B, N, A].
-      item: int32 [B, N].
-      place: int32 [B, N, S] or None.
-      metadata: [B, N].
-      label: int32 [B, M] of class-conditional streams.
-      pooled: float32 [B, M, C] of streams with a pooled vector.
-    """
-
-    content: jax.Array
-    time: jax.Array | None
-    position: jax.Array
-    item: jax.Array
-    place: jax.Array | None
-    metadata: Metadata
-    label: jax.Array | None = None
-    pooled: jax.Array | None = None
-
-
-def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, time: jax.Array | None) -> Inputs:
-    """The inputs of one stream of packed rows, or of the part that the decoder appends to some.
-
-    Training, held-out losses, prompts and the decoder's steps all come here, so that none of them can forget what
-    another one knows of an item, such as its class.
-
-    Args:
-      name: of the stream.
-      batch: has this stream; others may be missing.
-      spec: numbers the streams.
-      content: what the embed reads in place of the batch's own ids or patches.
-      time: noise level of each item [B, M]; None for text.
-    """
-    part = batch[name]
-    meta = metadata(batch, spec, [name])
-    return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """A stream's outputs of the trunk [B, N, D], and what its head needs besides them."""
-
-    hidden: jax.Array
-    skips: Any
-
-
-class StreamParts(nnx.Module):
-    """Embed, head and time embedding of one stream; `first` and `last` are the trunks that it enters and leaves."""
-
-    def __init__(
-        self, name: str, stream: Stream, first: TransformerConfig, last: TransformerConfig, head: int, rngs: nnx.Rngs
-    ):
-        """`head` is the width that its head reads."""
-        for field, known in TABLES.items():
-            value = getattr(stream, field)
-            if value not in known:
-                raise UsageError(f"streams: {field} {value!r} is none of {', '.join(known)}{nearest(value, known)}")
-        coder = (stream.embed in CODERS, stream.head in CODERS, stream.time in CODER_TIMES)
-        if any(coder) and not (all(coder) and stream.embed == stream.head and stream.aligned):
-            raise UsageError(
-                "streams: one fixed `grid`, embed and head, both 'unet' or both 'convnext', and time 'coder' or "
-                f"'token_coder' go together, not {stream.embed!r}, {stream.head!r} and {stream.time!r}"
-            )
-        if len(stream.grid) != 2 and (stream.table != "none" or stream.embed in OF_IMAGES):
-            raise UsageError(f"streams.{name}: tables of places and embeds {', '.join(OF_IMAGES)} are for images")
-        self.embed = EMBEDS[stream.embed](stream, first, name, rngs)
-        if not stream.tied:
-            self.head = HEADS[stream.head](stream, head, rngs)
-        if stream.modulates:
-            self.condition = ItemCondition(stream, last.width, last.layers, rngs)
-            if stream.time == "token_adaln" and first.width != last.width:
-                self.token = Bridge("linear", last.width, first.width, rngs)
-        elif stream.time != "none":
-            self.time = TimeEmbedding(first.width, rngs, stream.time_embedding)
-            if stream.head in MODULATED_HEADS:
-                self.head_time = TimeEmbedding(head, rngs, stream.time_embedding)
-        if stream.table == "learned":
-            self.table = LearnedTable(stream, first.width, rngs)
-        if stream.start_tokens:
-            self.start = param(rngs, (first.width,), ("embed",), fan_in(first.width))
-        if stream.may_hide:
-            self.masked = param(rngs, (first.width,), ("embed",), fan_in(first.width))
-
-
-MODULATED_HEADS = ("adaln", "adaln_rms", "row_major")
+from transfusion.sequence import SequenceSpec, Stream
+from transfusion.sequence.masks import Metadata, causal
+from transfusion.sequence.times import TIMES
 
 
 class UnifiedModel(nnx.Module):
@@ -156,15 +50,15 @@ class UnifiedModel(nnx.Module):
         self.trunk = trunks.pop(FIRST)
         own = {name: s for name, s in spec.streams.items() if not s.parts}
         self.parts = nnx.Dict({name: self._make_parts(name, s, rngs) for name, s in own.items()})
-        if trunks:
-            self.stages = nnx.Dict(trunks)
-            widths = [c.width for c in configs.values()]
-            bridges = zip(config.stages.items(), widths[:-1], widths[1:], strict=True)
-            self.bridges = nnx.Dict({n: Bridge(s.bridge, i, o, rngs) for (n, s), i, o in bridges if s.bridge != "none"})
+        self.entries = {name: entry(stream, self.part(name)) for name, stream in spec.streams.items()}
+        self.stages = nnx.Dict(trunks)
+        widths = [c.width for c in configs.values()]
+        bridges = zip(config.stages.items(), widths[:-1], widths[1:], strict=True)
+        self.bridges = nnx.Dict({n: Bridge(s.bridge, i, o, rngs) for (n, s), i, o in bridges if s.bridge != "none"})
 
     def _make_trunk(self, where: str, rngs: nnx.Rngs) -> Trunk:
         inside = {name: s for name, s in self.streams.items() if where in self.path[name]}
-        modulated = (n for n, s in inside.items() if (s.modulates or s.condition) and self.path[n][-1] == where)
+        modulated = (n for n, s in inside.items() if self.modulator(n) and self.path[n][-1] == where)
         return Trunk(self.configs[where], {n: s.expert for n, s in inside.items()}, rngs, tuple(modulated), where)
 
     def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
@@ -180,39 +74,26 @@ class UnifiedModel(nnx.Module):
 
     def embed(self, name: str, inputs: Inputs, vector: jax.Array | None = None) -> tuple[jax.Array, Any]:
         """Tokens [B, N, D] of one stream and what its head needs besides them; `vector` modulates the stream."""
-        part, stream = self.part(name), self.streams[name]
-        time = part.time(inputs.time) if hasattr(part, "time") else None
-        added = time if stream.time in ("added", *CODER_TIMES) else None
-        tokens, skips = part.embed(inputs, added)
-        if stream.may_hide:
-            tokens = jnp.where(inputs.content[..., None] == MASKED, part.masked[...], tokens)
-        if stream.table == "sincos":
-            axes = (1, 0) if stream.released.x_first else (0, 1)
-            tokens += sincos_table(_scaled(inputs.place, stream), tokens.shape[-1], axes)
-        elif stream.table != "none":
-            tokens += part.table(inputs.place)
-        if stream.time_tokens:
-            if stream.time == "token_adaln":
-                time = part.token(vector) if hasattr(part, "token") else vector
-            tokens = jnp.where(inputs.place[..., :1] < 0, per_token(time, inputs.item, stream.aligned), tokens)
-        if stream.start_tokens:
-            tokens = jnp.where(inputs.place[..., :1] < 0, part.start[...], tokens)
-        if stream.head in MODULATED_HEADS:
-            if hasattr(part, "head_time"):
-                vector = part.head_time(inputs.time)
-            skips = (vector[0] if vector.ndim == 4 else vector, inputs.item)
-        return tokens, skips
+        part, entering = self.part(name), Entering(vector)
+        for step in self.entries[name]:
+            entering = step(part, inputs, entering)
+        return entering.tokens, entering.skips
+
+    def modulator(self, name: str) -> str:
+        """The stream whose items modulate a stream's tokens: another one, itself, or ''."""
+        stream = self.streams[name]
+        return stream.released.condition or (name if TIMES[stream.time].modulates else "")
 
     def conditions(self, inputs: Mapping[str, Inputs]) -> dict[str, Condition]:
         """What modulates the streams at hand, by their own items or another stream's."""
         vectors = {
             name: self.part(name).condition(part.time, part.label, part.pooled)
             for name, part in inputs.items()
-            if self.streams[name].modulates
+            if TIMES[self.streams[name].time].modulates
         }
-        sources = {name: self.streams[name].condition or name for name in inputs}
+        sources = {name: self.modulator(name) for name in inputs}
         return {
-            name: Condition(vectors[source], inputs[name].item, source == name and self.streams[name].aligned)
+            name: Condition(vectors[source], inputs[name].item, source == name and self.streams[name].content.aligned)
             for name, source in sources.items()
             if source in vectors
         }
@@ -319,7 +200,7 @@ class UnifiedModel(nnx.Module):
     def head_of(self, stream: str) -> Any:
         """The head of a stream, a function of (hidden, skips)."""
         part = self.part(stream)
-        return TiedHead(part.embed) if self.streams[stream].tied else part.head
+        return TiedHead(part.embed) if part.head is None else part.head
 
     def head(self, stream: str, encoded: Encoded) -> jax.Array:
         """Logits [B, N, V], or predicted patches [B, N, E]; float32."""
@@ -328,14 +209,6 @@ class UnifiedModel(nnx.Module):
 
 def _joined(parts: Iterable[Metadata]) -> Metadata:
     return jax.tree.map(lambda *fields: jnp.concatenate(fields, 1), *parts)
-
-
-def _scaled(place: jax.Array, stream: Stream) -> jax.Array:
-    """Places, stretched to a table of `table_grid` where the items' grid is another."""
-    sides = tuple(side // stream.patch for side in stream.grid)
-    if 0 in (*stream.table_grid, *sides) or stream.table_grid == sides:
-        return place
-    return place * jnp.asarray([t / s for t, s in zip(stream.table_grid, sides, strict=True)], jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""What all processes of a run must agree on. Every function but `is_first` is collective: all processes call it."""
+"""How the processes of a run agree: on a value, at a point, and on what they were started with.
+
+All functions but `is_first` are collective: every process must call them, and each waits for the others.
+"""
 
 import collections
 import json
@@ -32,17 +35,17 @@ def barrier(name: str) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON `value` of every process, in their order. Collective.
+    """Returns the JSON `value` of every process, in the order of their numbers.
 
     Raises:
-      UsageError: if one of them has ended.
+      PassingError: if another process has ended.
     """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     try:
         sizes = multihost_utils.process_allgather(np.int32(data.size))
-        # Of few different lengths: each is compiled once.
+        # Powers of two, because each length is compiled once.
         longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
         everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
     except jax.errors.JaxRuntimeError as error:
@@ -53,10 +56,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Refuses to go on unless the `facts` (JSON by name) are the same in every process. Collective.
+    """Refuses to continue unless the `facts`, JSON values by name, are the same in every process.
 
     Raises:
-      UsageError: naming the processes that differ from most, their hosts, and the first such fact.
+      UsageError: naming the first fact that differs, and the processes that differ from most, with their hosts.
     """
     everyone = gather({"host": socket.gethostname(), "facts": dict(facts)})
     for name in dict.fromkeys(name for one in everyone for name in one["facts"]):

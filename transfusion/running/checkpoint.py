@@ -1,14 +1,14 @@
 """Checkpoints of (state, data position, config) that survive crashes, full disks and rotten files.
 
-Orbax writes and commits a checkpoint; this module adds what it does not do: a checksum of every file, so that a changed
-byte is found before training goes on from wrong numbers. The checksums ("seal") of step 300 are `.seal-300.json`,
-written after the commit. A checkpoint without a seal counts as damaged: the process died before it had read its files
-back, and a few steps cost less than wrong ones. Older checkpoints are deleted once a newer one is sealed.
+Orbax writes and commits a checkpoint. This module adds a checksum of every file, so that a changed byte is found before
+training continues from wrong numbers. The checksums ("seal") of step 300 are in `.seal-300.json`, written after the
+commit. A checkpoint without a seal counts as damaged: the process died before it had read its files back, and to repeat
+a few steps costs less than to train on from wrong ones. Older checkpoints are deleted once a newer one is sealed.
 
-With several processes every method except `check` is collective; process 0 verifies, seals and moves files.
+All processes of a run must call every method but `check`; process 0 verifies, seals and moves files.
 
-Storage that fails for a while is tried again (`transfusion.storage`). A save that failed is made anew by one process
-alone: several would have to agree on that while one of them cannot go on, so there it is a fault of that process.
+Storage that fails for a while is tried again (`transfusion.storage`). A failed save is repeated only if there is one
+process: several would have to agree on that while one of them cannot continue, so there the failure ends the process.
 """
 
 import concurrent.futures
@@ -37,7 +37,7 @@ from transfusion.storage import one_line
 
 
 class CheckpointError(storage.StorageError):
-    """A checkpoint could not be written. The earlier ones are untouched. `passing`: another try may work."""
+    """A checkpoint could not be written; the earlier ones are untouched. `passing`: whether another try may work."""
 
     passing = False
 
@@ -63,7 +63,10 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it. Use as a context manager: leaving it waits."""
+    """The checkpoints of one run, for the process that trains it.
+
+    Use it as a context manager; on leaving, it waits until the last save is on disk.
+    """
 
     def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig | None = None):
         self.config = config or CheckpointConfig()
@@ -97,14 +100,14 @@ class Checkpoints:
         return sorted(set(self._manager.all_steps()) - self._in_the_way)
 
     def due(self, step: int) -> bool:
-        """Whether `save` would save at this step without `force`: by the config, or as the last save failed."""
+        """Whether `save` would save at this step without `force`: the config says so, or the last save failed."""
         return step % self.config.every == 0 or (self._again is not None and time.monotonic() >= self._again)
 
     def save(self, step: int, state: PyTree, data_state: dict, config: dict, force=False, wait=False) -> bool:
-        """Saves a checkpoint if one is due or `force` is set; returns whether it did (a step saved before stays).
+        """Saves a checkpoint if one is due or `force` is set; returns whether it did. It never replaces a saved step.
 
         The arrays are copied before this returns, so the caller may donate them to the next step. With `wait` (or if
-        the config says so) it is sealed when this returns, and tried again if it fails on the way.
+        the config says so) the checkpoint is sealed when this returns, and a save that fails is tried again.
 
         Raises:
           CheckpointError: if the disk is too full, the step is older than the newest checkpoint, or it fails however
@@ -152,7 +155,7 @@ class Checkpoints:
         return self._manager.save(step, args=items, force=True)
 
     def _pause(self, failure: CheckpointError) -> float:
-        """Seconds before another try; raises `failure` if there is to be none."""
+        """Returns the seconds to wait before another try, or raises `failure` if there is no other."""
         if not failure.passing or self._tries >= len(storage.PAUSES):
             raise failure
         pause, self._tries = storage.PAUSES[self._tries], self._tries + 1
@@ -160,10 +163,12 @@ class Checkpoints:
         return pause
 
     def check(self) -> None:
-        """Call every step (costs microseconds): seals a finished save. After a failed one, another is soon `due`.
+        """Seals a save that has finished in the background. Call it every step; it costs microseconds.
+
+        After a failed save, another one is soon `due`.
 
         Raises:
-          CheckpointError: if the save in the background failed, and no other is to be tried.
+          CheckpointError: if the save failed, and no other is tried.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
             try:
@@ -274,7 +279,7 @@ class Checkpoints:
     def _prune(self) -> None:
         deleted = 0
         if is_first():
-            with contextlib.suppress(OSError):  # the next time, then
+            with contextlib.suppress(OSError):  # then the next call deletes them
                 there = set(seals.steps_on_disk(self.root))  # orbax does not know of what was moved away
                 steps = [step for step in self.steps() if step in there]
                 if steps and seal_path(self.root, steps[-1]).exists():
@@ -283,7 +288,7 @@ class Checkpoints:
             self._manager.reload()
 
     def _delete(self, steps: list[int]) -> int:
-        """Deletes checkpoints and returns how many; one that cannot be deleted stays, with a warning. Of process 0."""
+        """Deletes checkpoints and returns how many; warns of one that cannot be deleted. Only process 0 calls it."""
         deleted = 0
         for step in reversed(steps):
             try:

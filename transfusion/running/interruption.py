@@ -9,14 +9,14 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
+    """Makes SIGTERM and Ctrl-C ask for a checkpoint after the running step; they would end the process at once.
 
-    As a context manager it encloses all that must be done after that step: a launcher may signal more than once, and
-    the checkpoint is written until everything is closed. Until `listen` is called there is nothing to save, and signals
-    end the process as usual. A second SIGTERM asks for nothing new; a second Ctrl-C ends the process at once.
+    As a context manager it encloses everything that must still be done after that step, until the checkpoint is written
+    and all is closed, because a launcher may signal more than once. Until `listen` is called there is nothing to save,
+    and signals end the process as usual. A second SIGTERM changes nothing; a second Ctrl-C ends the process at once.
 
-    If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
-    which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
+    Of several processes it is enough that one is signalled: jax's coordinator finds a step, a few later, after which
+    all stop. There jax itself handles SIGTERM, which a handler in Python would prevent.
     """
 
     def __init__(self):
@@ -28,13 +28,13 @@ class Interruption:
         return self
 
     def listen(self) -> None:
-        """From now on signals ask for a checkpoint, up to the end of the context."""
+        """Makes signals ask for a checkpoint from now on, up to the end of the context."""
         with contextlib.suppress(ValueError):  # not in the main thread (a notebook's worker): as without this class
             for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after `step` steps. Every process calls it after each."""
+        """Whether to stop after `step` steps. Every process calls it after each step."""
         self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
         return self.requested
 

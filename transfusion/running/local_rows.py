@@ -8,9 +8,11 @@ import numpy as np
 
 
 def local_rows(batch: Any, shardings: Any) -> list[int]:
-    """The rows of the global batch that this process' devices hold, ascending; others may hold them too.
+    """The rows of the global batch that the devices of this process hold, ascending; other processes may hold them too.
 
-    `batch` are the shapes [B, ...] of the global arrays, `shardings` where they lie.
+    Args:
+      batch: the shapes [B, ...] of the global arrays.
+      shardings: how they are split over the devices.
     """
     shape, on = jax.tree.leaves(batch)[0].shape, jax.tree.leaves(shardings)[0]
     parts = on.addressable_devices_indices_map(tuple(shape)).values()
@@ -18,7 +20,12 @@ def local_rows(batch: Any, shardings: Any) -> list[int]:
 
 
 def place(batch: Any, shardings: Any, rows: Sequence[int], total: int) -> Any:
-    """Global arrays [total, ...] of host arrays [len(rows), ...] that hold the ascending `rows`, at least the local."""
+    """Makes global arrays [total, ...] on the devices.
+
+    Args:
+      batch: host arrays [len(rows), ...].
+      rows: the rows that they hold, ascending; at least those of `local_rows`.
+    """
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
     at = {row: i for i, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""Files that a program opens for itself in a folder of the user's: a lock, a log, a heartbeat. Never through a link."""
+"""Opens a program's own files in a user's folder, such as a lock, a log or a heartbeat, and never through a link."""
 
 import contextlib
 import fcntl
@@ -13,9 +13,9 @@ from transfusion.storage import insist, is_bucket, lasting
 
 
 def open_own(path: str | os.PathLike, flags: int) -> int:
-    """A file descriptor of the regular file `path`, which is made if it is missing and keeps what it holds.
+    """Opens the regular file `path` and returns its descriptor; makes the file if it is missing, and keeps its content.
 
-    A link in its place could lead anywhere, and what is written would land there; a pipe could wait for ever.
+    A link in its place is refused, because a write could land anywhere, and so is a pipe, which could wait for ever.
 
     Args:
       flags: of os.open, such as os.O_RDWR.
@@ -48,13 +48,16 @@ def _refuse(path: str | os.PathLike, mode: int) -> None:
 
 @contextlib.contextmanager
 def sole_use(workdir: epath.Path, flag: str = "--workdir") -> Iterator[None]:
-    """Keeps a second program, of this machine, out of a workdir: one would remove the other's unfinished files.
+    """Locks a workdir against other programs of this machine, which would remove the unfinished files of this one.
 
-    The system gives the lock up when the process ends, however that happens. Storage without a file system, such as a
-    bucket, has no locks that do so, and nothing is kept out there.
+    The system releases the lock when the process ends, however that happens. A bucket has no such locks, and is not
+    locked.
+
+    Args:
+      flag: the flag that named the folder, for messages.
 
     Raises:
-      UsageError: if another program has it (`flag` is what names the folder), or it cannot be written.
+      UsageError: if another program has locked the folder, or it cannot be written.
     """
     if is_bucket(workdir):
         yield

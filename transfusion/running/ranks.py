@@ -38,7 +38,7 @@ class Rank:
             log.write(f"=== attempt {attempt} of rank {number}, {now}: {shlex.join(command)}\n")
             log.flush()
             self._begin = log.tell()
-            # A session of its own: Ctrl-C reaches it once, and its workers end with it.
+            # It has a session of its own, so that Ctrl-C reaches it once, and its workers end with it.
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=os.environ | {HEARTBEAT: str(self._beats)},
@@ -136,7 +136,7 @@ def send_signal(ranks: Sequence[Rank], number: int) -> None:
 
 
 def kill_all(ranks: Sequence[Rank]) -> None:
-    """Ends the ranks and the processes that they started. A checkpoint that is being written is lost, no other."""
+    """Ends the ranks and the processes that they started. Only a checkpoint that is being written is lost."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(rank.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whether the state of a checkpoint is of the form that a run wants."""
+"""Checks that the state of a checkpoint has the leaves, shapes and dtypes that a run needs."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Keeps the processes ("ranks") of a training at work: starts them, watches them, starts all again when one faults.
 
-`python -m transfusion.train --supervise` is this parent. It uses no device. Each rank tells what it is about through a
-heartbeat (`Pulse`), a small local file, so that one that hangs is seen and named as surely as one that dies. The ranks
-go on from the newest intact checkpoint; a run is given up when it keeps failing without a newer one.
+`python -m transfusion.train --supervise` is this parent, which uses no device. Each rank reports what it is doing
+through a heartbeat, so that a rank that hangs is found and named as surely as one that dies. The ranks continue from
+the newest intact checkpoint. A run that keeps failing without a newer checkpoint is given up.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ from transfusion.storage import one_line
 _LONGEST_WAIT = 300.0
 _INTERRUPTED = 128 + signal.SIGINT  # how one of several processes ends at Ctrl-C
 _MOST_LOCAL = 256  # ranks of one machine
-# What launchers tell of which rank this is: JAX, Slurm, Open MPI, Kubernetes, a TPU pod. It names the log.
+# Variables in which JAX, Slurm, Open MPI, Kubernetes and TPU pods give the number of this rank. It names the log.
 _RANK_VARIABLES = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """When a run is given up, and what counts as a fault. Times are seconds.
+    """When a rank counts as hanging, and when a run is given up. Times are in seconds.
 
     Attributes:
-      max_failures: faults in a row, without a newer intact checkpoint, after which the run is given up.
-      backoff: wait before the first restart; doubles with each further fault without a newer checkpoint.
-      hang_after: a rank that takes longer for a step, an evaluation or a save hangs.
-      start_after: the same until the first step is made: start-up, restoring, compilation.
+      max_failures: how many faults in a row, without a newer intact checkpoint, end the run.
+      backoff: the wait before the first restart; it doubles with each further fault without a newer checkpoint.
+      hang_after: a rank hangs if a step, an evaluation or a save takes longer.
+      start_after: a rank hangs if start-up, restoring, compilation and its first step take longer.
     """
 
     max_failures: int = 5
@@ -58,12 +58,12 @@ class Patience:
 
 
 def define_flags() -> None:
-    """--supervise and how patient it is."""
+    """Defines --supervise, and the flags that say how patient the supervisor is."""
     flags.DEFINE_bool("supervise", False, "Start the training again when it faults; with --processes=N, all N of it.")
     flags.DEFINE_integer("max_failures", Patience.max_failures, "Faults without a newer checkpoint before giving up.")
-    flags.DEFINE_float("backoff", Patience.backoff, "Seconds before the first restart; doubles with each further one.")
+    flags.DEFINE_float("backoff", Patience.backoff, "Seconds before the first restart; doubles for each further one.")
     flags.DEFINE_float("hang_after", Patience.hang_after, "Seconds without a step after which a rank hangs.")
-    flags.DEFINE_float("start_after", Patience.start_after, "The same until the first step.")
+    flags.DEFINE_float("start_after", Patience.start_after, "The same, until a rank has made its first step.")
 
 
 def patience() -> Patience:
@@ -118,7 +118,7 @@ class Supervisor:
         patience: Patience | None = None,
     ):
         root = epath.Path(workdir)
-        # A file of a bucket cannot grow: there the logs stay on this machine.
+        # A file in a bucket cannot grow, so that the logs of such a run stay on this machine.
         folder = pathlib.Path(root.name) if "://" in str(workdir) else pathlib.Path(workdir).expanduser()
         self._command, self._numbers, self._patience = command, ranks, patience or Patience()
         self._checkpoints, self._logs = root / "checkpoints", folder.absolute() / "logs"
@@ -150,7 +150,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _once(self, beats: pathlib.Path) -> int | None:
-        """One attempt; returns the exit code, or None if there is to be another."""
+        """Makes one attempt; returns the exit code, or None if another attempt follows."""
         self._attempt += 1
         fault = self._start(beats) or self._watch()
         kill_all(self._ranks)
@@ -165,7 +165,7 @@ class Supervisor:
         return self._again(fault)
 
     def _start(self, beats: pathlib.Path) -> Fault | None:
-        """Starts the ranks; returns why one cannot be."""
+        """Starts the ranks; returns a fault if one of them cannot be started."""
         port = _free_port()
         self._ranks = []
         for number in self._numbers:
@@ -184,7 +184,7 @@ class Supervisor:
         return None
 
     def _watch(self) -> Fault | None:
-        """Waits until all ranks have ended well (None), or one has not."""
+        """Waits until all ranks have ended well (None), or one of them faults."""
         while True:
             codes = [rank.process.poll() for rank in self._ranks]
             if any(codes):
@@ -203,12 +203,12 @@ class Supervisor:
         return self._patience.hang_after if rank.stepped else max(self._patience.start_after, self._patience.hang_after)
 
     def _again(self, fault: Fault | None) -> int | None:
-        """Waits before the next attempt (None), or gives up."""
+        """Waits before the next attempt and returns None, or gives up and returns the exit code."""
         what = str(fault) if fault else f"the ranks left at step {self._ranks[0].step}, as a signal asked them to"
         newest = self._newest_sealed()
         if newest > self.newest:
             self.newest, self._failures = newest, 0
-            if fault is None:  # they have saved: nothing is lost by starting again at once
+            if fault is None:  # the ranks have saved, and nothing is lost by starting again at once
                 _say(f"{what}: all start again from step {newest}")
                 return None
         self._failures += 1
@@ -218,7 +218,7 @@ class Supervisor:
             failures = f"{self._failures} failure{'s' if self._failures > 1 else ''}"
             print(f"error: given up after {failures} without a newer checkpoint since {since}: {line}", file=sys.stderr)
             return 1
-        doublings = min(self._failures - 1, 60)  # of many more a float knows nothing
+        doublings = min(self._failures - 1, 60)  # a float cannot hold many more
         wait = min(self._patience.backoff * 2**doublings, _LONGEST_WAIT)
         count = f"failure {self._failures} of {self._patience.max_failures} since {since}"
         _say(f"{what}: all start again in {wait:g} s ({count})")
@@ -228,7 +228,7 @@ class Supervisor:
         return self._stopped(None) if self._stop else None
 
     def _stopped(self, fault: Fault | None) -> int:
-        # A rank that the signal meets before it listens has nothing to save.
+        # A rank that gets the signal before it listens for it has nothing to save.
         if fault is None or fault.code in (-self._stop, -signal.SIGINT, _INTERRUPTED):
             _say("stopped; the same command continues")
             return 0

@@ -103,8 +103,8 @@ class SamplerConfig:
             "spacing": SPACINGS,
             "renorm": RENORMS,
             "without_text": text.UNSEEN,
+            "image_against": AGAINST,
         }
-        tables["image_against"] = AGAINST
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if self.spacing in ("leading", "trailing") and self.steps > STEPS:

@@ -128,7 +128,7 @@ class Decoder:
         """What a row has put out after its prompt as segments, ids int32 [n] and images [M, ...]."""
         if self.way:
             return self.way.document(ids, images, prompt)
-        return (Segment("text", ids),) if len(ids) else ()
+        return (Segment(TEXT, ids),) if len(ids) else ()
 
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
         """Keys and values of the prompts, and the logits [B, V] after them."""

@@ -62,7 +62,7 @@ def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax
     """The images, and what is `kept` of each step."""
     solver, schedule = SOLVERS[request.solver], request.schedule
     config = request.objectives.of_continuous(parts.name)
-    path, shape = PATHS[config.path], parts.content.shape
+    path, shape = PATHS[config.path], parts.held.shape
 
     def field(x, t):
         predicted = request.guided(t, lambda prefix: predict(request.model, parts, prefix, x, t))

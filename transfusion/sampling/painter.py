@@ -53,8 +53,8 @@ class Painter:
         return ids + images * (finished + 1) if ids or self.goes_on else 0
 
     def outputs(self, ids: int, images: int) -> tuple[int, jax.ShapeDtypeStruct]:
-        content = self.parts.content
-        return ids + images, jax.ShapeDtypeStruct((images, *content.shape), content.dtype)
+        held = self.parts.held
+        return ids + images, jax.ShapeDtypeStruct((images, *held.shape), held.dtype)
 
     def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
         return read_preamble(model, self.parts, prefix)
@@ -87,11 +87,11 @@ class Painter:
                 text.append(token)
                 continue
             if text:
-                segments.append(Segment("text", np.array(text, np.int32)))
+                segments.append(Segment(TEXT, np.array(text, np.int32)))
             medium = self.parts.media(images[drawn])
             # As a part of the next turn's prompt it keeps the class that was asked for.
             segments.append(Segment(drawable.kind, medium, "context", prompt.label, pooled=prompt.pooled))
             text, drawn = [], drawn + 1
         if text:
-            segments.append(Segment("text", np.array(text, np.int32)))
+            segments.append(Segment(TEXT, np.array(text, np.int32)))
         return tuple(segments)

@@ -23,7 +23,7 @@ Size = tuple[int, ...]  # sides of the latents or codes that are drawn; zeros le
 
 def token_of_text(spec: SequenceSpec) -> Expanded:
     """One token of text."""
-    return expand((Segment("text", np.zeros(1, np.int32)),), spec, begin=False, end=False)
+    return expand((Segment(TEXT, np.zeros(1, np.int32)),), spec, begin=False, end=False)
 
 
 # --- items with a stream of their own ---------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class PaintedParts:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an item: [*sides, C] of latents, or that of its codes."""
-        return self.stream.content.shape(self.sides)
+        return self.stream.content.item_shape(self.sides)
 
     @property
     def tokens(self) -> int:
@@ -70,10 +70,10 @@ class PaintedParts:
         return len(self.noisy.pieces[self.name]["order"])
 
     @property
-    def content(self) -> jax.ShapeDtypeStruct:
+    def held(self) -> jax.ShapeDtypeStruct:
         """What the tokens of an item hold: patches float32 [N, E] or ids int32 [N]."""
         content = self.stream.content
-        return jax.ShapeDtypeStruct((self.tokens, *content.token), content.dtype)
+        return jax.ShapeDtypeStruct((self.tokens, *content.token_shape), content.dtype)
 
     def media(self, x: np.ndarray) -> np.ndarray:
         """Drawn patches [..., N, E] as latents [..., *sides, C], or drawn ids [..., N] as codes."""
@@ -92,7 +92,7 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
         made of a drawing.
     """
     sides, run = _sides(drawn.stream, size), drawn.run
-    shape = drawn.stream.content.shape(sides)
+    shape = drawn.stream.content.item_shape(sides)
     edges = {"opener": -1, "closer": -1} if run.boundary == "outside" else {}
     preamble = _expanded(spec, drawn, shape, _opened(drawn, drawn.runs[:-1]))
     noisy = _expanded(spec, drawn, shape, (dataclasses.replace(run, **edges),))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.unified import Inputs, inputs_of
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.sequence import SequenceSpec, Stream
 from transfusion.sequence.batch import StreamSlice
 from transfusion.sequence.rows import Expanded
@@ -31,12 +31,7 @@ class Asked:
 
     def of(self, stream: Stream) -> dict[str, jax.Array]:
         """The same as the fields of a `StreamSlice` whose rows have one item each."""
-        fields = {}
-        if stream.labels:
-            fields["label"] = jnp.where(self.label < 0, stream.labels, self.label)[:, None]
-        if stream.released.pooled:
-            fields["pooled"] = self.pooled[:, None]
-        return fields
+        return {name: x[:, None] for name, x in stream.content.asked(self.label, self.pooled, jnp).items()}
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.model.unified import Inputs, inputs_of
+from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.place import Asked, Place
@@ -196,7 +196,7 @@ def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None
     if draw and drawn is None:
         raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
     if draw and drawn.opener_is_text:
-        segments = (*segments, Segment("text", np.array([drawn.opener], np.int32)))
+        segments = (*segments, Segment(TEXT, np.array([drawn.opener], np.int32)))
     part = expand(segments, spec, end=False)
     if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
         raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")

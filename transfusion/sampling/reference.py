@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.learner import Learner
+from transfusion.model.inputs import inputs_of
 from transfusion.model.parameters import Params
-from transfusion.model.unified import inputs_of
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Filters, emittable
@@ -129,7 +129,7 @@ class _Row:
         """Logits [V] after the opener and the ids of an image that has begun."""
         run, spec = self.drawable.run, self.task.spec
         spec = dataclasses.replace(spec, layout={**spec.layout, "written": (Run(run.stream),)})
-        opened = Segment("text", np.array([run.opener], np.int32))
+        opened = Segment(TEXT, np.array([run.opener], np.int32))
         rest = (Segment("written", np.array(written, np.int32)),) if written else ()
         out, cost = self.outputs((*document, opened, *rest), spec=spec)
         name = run.stream if written else TEXT
@@ -239,12 +239,12 @@ def generate_one(
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:
-            new = Segment("text", np.array([token], np.int32))
+            new = Segment(TEXT, np.array([token], np.int32))
             written += 1
         opened = False
         row.document = (*row.document, new)
-        if made and made[-1].kind == new.kind == "text":
-            made[-1] = Segment("text", np.append(made[-1].value, new.value))
+        if made and made[-1].kind == new.kind == TEXT:
+            made[-1] = Segment(TEXT, np.append(made[-1].value, new.value))
         else:
             made.append(new)
     return tuple(made)

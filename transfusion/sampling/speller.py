@@ -106,7 +106,7 @@ class Speller:
             if opened:
                 segments.append(Segment(drawable.kind, drawable.run.spelling.parse(ids[1:end]), "context"))
             else:
-                segments.append(Segment("text", ids[:end]))
+                segments.append(Segment(TEXT, ids[:end]))
             ids = ids[end + opened :]
         return tuple(segments)
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.model.cache import KeyValues
-from transfusion.model.unified import Encoded, Inputs, UnifiedModel
+from transfusion.model.inputs import Encoded, Inputs
+from transfusion.model.unified import UnifiedModel
 from transfusion.sampling.place import Place
 from transfusion.sampling.prompts import Prefill
 from transfusion.sequence import TEXT

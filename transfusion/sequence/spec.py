@@ -171,9 +171,6 @@ class SequenceSpec:
         may = [[not s.visible_to or q in s.visible_to for s in self.streams.values()] for q in names]
         return np.array(may)
 
-    def sides(self, run: Run) -> int:  # until all callers ask `content`
-        return self.content(run).sides
-
 
 def _check_stream(where: str, name: str, streams: Mapping[str, Stream]) -> None:
     if name not in streams:

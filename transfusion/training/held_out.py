@@ -1,4 +1,4 @@
-"""Held-out losses while a run trains."""
+"""Computes losses of held-out data while a run trains."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,7 +19,14 @@ HeldOut = Callable[[PyTree], dict[str, float | None]]
 
 
 def held_out_losses(task: Task, experiment: Experiment, rows: PyTree) -> HeldOut | None:
-    """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
+    """Returns `held_out(params) -> {name: mean}`, over the held-out batches and always with the same random numbers.
+
+    Args:
+      rows: the shardings of a batch.
+
+    Returns:
+      The function, or None if the experiment has no held-out sources, or never evaluates.
+    """
     if not experiment.eval.sources or not experiment.eval.every:
         return None
     batches: list[PyTree] = []

@@ -9,7 +9,7 @@ from transfusion.config import Experiment, from_json
 from transfusion.errors import UsageError
 from transfusion.workdir import portable
 
-MOST_BYTES = 16 << 20  # no config is as large
+_MOST_BYTES = 16 << 20  # no config is as large
 
 
 def read_experiment(workdir: str | os.PathLike) -> Experiment:
@@ -33,11 +33,11 @@ def read_config_file(path: str | os.PathLike) -> Experiment:
         raise UsageError(f"{path} is no file")
     try:
         with path.open("rb") as file:
-            data = storage.insist(f"cannot read {path}", lambda: file.read(MOST_BYTES + 1))
+            data = storage.insist(f"cannot read {path}", lambda: file.read(_MOST_BYTES + 1))
     except OSError as error:
         raise storage.lasting(f"cannot read {path}", error) from error
-    if len(data) > MOST_BYTES:
-        raise UsageError(f"{path} has more than {MOST_BYTES >> 20} MiB: it is no config")
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{path} has more than {_MOST_BYTES >> 20} MiB: it is no config")
     try:
         return portable.resolved(from_json(data), path.parent)
     except UsageError as error:

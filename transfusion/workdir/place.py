@@ -1,4 +1,4 @@
-"""Whether a --workdir can hold a run, told before anything is computed."""
+"""Checks that a --workdir can hold a run, before anything is computed."""
 
 import os
 import re
@@ -7,35 +7,36 @@ import stat
 from transfusion.errors import UsageError, require
 from transfusion.storage import is_bucket
 
-BUCKETS = {"gs": ("gcsfs", "gcs")}  # what checkpoints can be written to: scheme, the module for it and its extra
+# The scheme of a bucket that can hold checkpoints -> the module that it needs, and the extra that brings the module.
+BUCKET_SCHEMES = {"gs": ("gcsfs", "gcs")}
 
 
 def check_workdir(workdir: str) -> None:
     """Refuses a --workdir that is missing, that no file system could have, or a URL that nothing here can write.
 
     Raises:
-      UsageError: saying what is.
+      UsageError: saying which of these it is.
     """
     if not workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
-    if workdir.startswith("~"):  # of which a part of the run would lie in a folder of that name
+    if workdir.startswith("~"):  # some libraries would expand it, and others make a folder of that name
         raise UsageError(f"--workdir={workdir}: the shell has left ~ as it is: write $HOME, or a space for the '='")
-    # A byte that is not UTF-8 stands in an argument as a surrogate, and the checkpoints' storage cannot name it.
+    # Python shows a byte of an argument that is not UTF-8 as a surrogate, which the checkpoints' storage cannot write.
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in workdir):
         raise UsageError(f"--workdir={ascii(workdir)}: the name holds a control character, or is not UTF-8")
-    # One slash after the colon is a URL that was shortened as paths are, and would become a folder named 'gs:'.
+    # A URL with one slash after the colon was shortened as paths are, and would become a folder named 'gs:'.
     if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", workdir):
         scheme = url[1]
-        if scheme not in BUCKETS:
-            known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKETS)
+        if scheme not in BUCKET_SCHEMES:
+            known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKET_SCHEMES)
             raise UsageError(f"--workdir={workdir}: buckets are {known} only, other storage is mounted as a folder")
         if not re.match(rf"{scheme}://[A-Za-z0-9]", workdir):
             raise UsageError(f"--workdir={workdir} is not of the form {scheme}://BUCKET/FOLDER")
-        require(*BUCKETS[scheme])
+        require(*BUCKET_SCHEMES[scheme])
 
 
 def check_folder(workdir: str | os.PathLike) -> None:
-    """Refuses at once a workdir that can be none: looking for checkpoints would wait for storage to come back."""
+    """Refuses a workdir that is no folder, at once: a search for checkpoints would wait for storage to come back."""
     if is_bucket(workdir):
         return
     try:

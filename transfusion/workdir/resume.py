@@ -17,7 +17,7 @@ from absl import logging
 
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.errors import UsageError, nearest
-from transfusion.optim import schedule
+from transfusion.optim import learning_rate
 from transfusion.running.restore import find_newest
 from transfusion.workdir import portable
 from transfusion.workdir.changes import Change, Rule, differences, listed, tables
@@ -175,7 +175,7 @@ def log_changes(continued: Continuation, experiment: Experiment) -> None:
     for change in continued.changes:
         logging.info("%s from step %d", change, continued.step)
     old, new = continued.trained, experiment
-    before, after = (float(schedule(e.optim, e.steps)(continued.step)) for e in (old, new))
+    before, after = (float(learning_rate(e.optim, e.steps)(continued.step)) for e in (old, new))
     if abs(after - before) > 0.01 * max(before, after):
         logging.info(
             "learning rate goes from %.2e (step %d, %s over %d steps) to %.2e (%s over %d steps)",

@@ -12,8 +12,7 @@ from transfusion.evaluation.examples import Examples
 from transfusion.evaluation.scores import captioning
 from transfusion.evaluation.sections.material import Material
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.trajectory import Prompt
-from transfusion.sampling.trajectory import trajectory as trajectory_of
+from transfusion.sampling.trajectory import Prompt, trajectory
 from transfusion.sequence import Segment
 
 CAPTIONS = 36  # shown
@@ -47,7 +46,7 @@ def samples(material: Material) -> str:
     return f'<p class="note">{page.escape(note)}</p>{page.html_table(head, lines, "samples")}'
 
 
-def trajectory(material: Material) -> str:
+def from_noise(material: Material) -> str:
     """An image at a few moments on its way from noise, and what the model predicts of it there."""
     prompts = material.prompts()
     if not material.draws or material.run.drawn.vocabulary:
@@ -57,7 +56,7 @@ def trajectory(material: Material) -> str:
     at = sorted({round(i * (config.steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
     words = (Segment("text", material.run.task.tokenizer.encode(caption)),) if caption else ()
     prompt = Prompt(words, draw=True)
-    path = trajectory_of(material.run.task, material.run.params, prompt, material.seed, config, at=at)
+    path = trajectory(material.run.task, material.run.params, prompt, material.seed, config, at=at)
 
     def strip(latents: np.ndarray, what: str) -> str:
         images = [material.run.codec.decode(x) for x in latents]

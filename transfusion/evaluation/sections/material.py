@@ -13,8 +13,8 @@ from transfusion.evaluation.examples import Examples, class_captions, read_examp
 from transfusion.evaluation.results import read_evaluation
 from transfusion.running.metrics import read_metrics
 
-PROMPTS = 12  # rows of the sample table
-MOST_EXAMPLES = 2000  # real images read of the training data, and of the held-out data
+_PROMPTS = 12  # rows of the sample table
+_MOST_EXAMPLES = 2000  # real images read of the training data, and of the held-out data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Material:
         captions = class_captions(self.real)
         if captions and self.experiment.eval.prompts == "labels":
             labels = self.real.labels.tolist()
-            return [(c, self.real.images[labels.index(label)], "") for label, c in list(captions.items())[:PROMPTS]]
+            return [(c, self.real.images[labels.index(label)], "") for label, c in list(captions.items())[:_PROMPTS]]
         seen, rng = [], np.random.default_rng(self.seed)
         for examples, remark in ((self.real, "in training"), (self.held_out, "held out")):
             if examples.captioned:
-                chosen = rng.permutation(len(examples))[: PROMPTS // 2]
+                chosen = rng.permutation(len(examples))[: _PROMPTS // 2]
                 seen += [(examples.captions[i], examples.images[i], remark) for i in chosen]
         return seen
 
@@ -77,6 +77,6 @@ def read_material(workdir: str | os.PathLike, seed: int = 0) -> Material:
         metrics=[row for row in read_metrics(folder / "metrics.jsonl") if row["step"] <= run.step],
         evaluation=evaluation,
         not_evaluated=why or f"Not evaluated yet: python -m transfusion.evaluate --workdir {workdir}",
-        real=read_examples(data.sources, data, MOST_EXAMPLES),
-        held_out=read_examples(run.experiment.eval.sources, data, MOST_EXAMPLES),
+        real=read_examples(data.sources, data, _MOST_EXAMPLES),
+        held_out=read_examples(run.experiment.eval.sources, data, _MOST_EXAMPLES),
     )

@@ -12,7 +12,7 @@ from transfusion.evaluation.sections.material import Material
 from transfusion.running import provenance
 
 
-def mask(material: Material) -> str:
+def packed_row(material: Material) -> str:
     """The attention mask of the first packed row, and how full the rows were."""
     with contextlib.closing(_first_batch(material.run, material.experiment)) as batches:
         picture = pictures.mask_picture(next(batches), material.run.spec, 0)

@@ -1,0 +1,103 @@
+"""Vectors that tell a stream's tokens of their item: its noise level, class and pooled vector, and the place in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.lax import broadcast_to_rank
+
+from transfusion.model.block import dense
+from transfusion.model.parameters import normal, param, zeros
+from transfusion.sequence import Stream, TimeConfig
+from transfusion.sharding import constrain
+
+
+class Perceptron(nnx.Module):
+    """Two dense layers with biases and a SiLU between them; `lead` stacks several."""
+
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = ()):
+        axes = ("layers",) * len(lead)
+        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), normal(0.02))
+        self.hidden_bias = param(rngs, (*lead, width), (*axes, None), zeros)
+        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), normal(0.02))
+        self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., inputs] -> [*lead, ..., width]."""
+
+        def layers(hidden, hidden_bias, out, out_bias):
+            y = dense(x, hidden)
+            y = dense(jax.nn.silu(y + broadcast_to_rank(hidden_bias, y.ndim)), out)
+            return y + broadcast_to_rank(out_bias, y.ndim)
+
+        weights = (self.hidden[...], self.hidden_bias[...], self.out[...], self.out_bias[...])
+        return jax.vmap(layers)(*weights) if self.hidden.ndim == 3 else layers(*weights)
+
+
+class TimeEmbedding(Perceptron):
+    """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
+        self.config = config
+        super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        return super().__call__(self.features(t))
+
+    def features(self, t: jax.Array) -> jax.Array:
+        """Cosines, then sines of t [B, M]: [B, M, features]."""
+        half = self.config.features // 2
+        frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
+        t = 1 - t if self.config.reversed else t
+        angle = self.config.scale * t[..., None].astype(jnp.float32) * frequency[None, None]
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+class ItemCondition(nnx.Module):
+    """What modulates a stream: the noise level of each item plus, where the stream has them, its class and its pooled
+    vector (DiT, section 3.2; Stable Diffusion 3, arXiv 2403.03206, section 4)."""
+
+    def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
+        config = stream.released.time
+        lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
+        self.time = TimeEmbedding(width, rngs, config, layers)
+        shape = (*lead, stream.labels + 1, width)
+        self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02)) if stream.labels else None
+        self.pooled = Perceptron(stream.released.pooled, width, rngs, lead) if stream.released.pooled else None
+
+    def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
+        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
+
+        A class or a pooled vector that is missing is an error, for without it the result would be another model's.
+        """
+        vector = self.time(t)
+        if self.label is not None:
+            vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
+        if self.pooled is not None:
+            vector += self.pooled(pooled)
+        return vector
+
+
+def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
+    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
+    `axes` (1, 0) x comes first."""
+    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
+    angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
+    parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
+    return jnp.concatenate(parts, -1)
+
+
+class LearnedTable(nnx.Module):
+    """A vector per place of a grid [rows, columns, D], that of the items unless `released.table_grid` says another;
+    items have the first rows and columns of a larger one, or its middle."""
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        sides = tuple(side // stream.patch for side in stream.grid)
+        grid = stream.released.table_grid if any(stream.released.table_grid) else sides
+        self.table = param(rngs, (*grid, width), (None, None, "embed"), normal(0.02))
+        self.start = tuple((g - s) // 2 if stream.released.centred else 0 for g, s in zip(grid, sides, strict=True))
+
+    def __call__(self, place: jax.Array) -> jax.Array:
+        """Places [B, N, 2] -> [B, N, D]."""
+        table = constrain(self.table[...], None, None, None)
+        return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]
