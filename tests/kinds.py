@@ -10,9 +10,12 @@ from functools import cached_property
 
 TYPES = ("Stream", "Run")  # the classes whose fields say of what kind something is
 SETTINGS = ("config", "limits", "sampler")  # what a user asks for has properties of the same names, of no kind
-# Modules of the language of documents whose classes are asked in their place: a class there is a row of a table.
-TABLES = ("content", "items", "position", "times", "spans")
-WORDS = {"stream", "run", "content"}  # what a stream, a run or a row of these tables is called, also as an attribute
+# Modules that are asked in their place. A class of the first five is a row of a table; the last one chooses, once for
+# each stream, the parts and the steps by which its tokens enter the trunk.
+TABLES = ("sequence.content", "sequence.items", "sequence.position", "sequence.times", "sequence.spans", "model.parts")
+# What a stream, a run or a row of these tables is called: by name, and with a dot as an attribute.
+WORDS = {"stream", ".stream", "run", ".run", "content", ".content"}
+TRAINED = ("api", "evaluation", "evaluate", "report", "sample", "sweep")  # rooms in which a run is a training run
 LISTS = {"streams", "runs", "own", "contents", "POSITIONS", "TIMES", "ATTENTIONS"}  # and what many of them are called
 
 
@@ -39,7 +42,7 @@ class Kinds:
         found = {}
         for name, tree in self.trees.items():
             for node in tree.body if "sequence" in name else ():
-                if isinstance(node, ast.ClassDef) and (node.name in TYPES or _last(name) in TABLES):
+                if isinstance(node, ast.ClassDef) and (node.name in TYPES or _is_table(name)):
                     fields = [b.target.id for b in node.body if isinstance(b, ast.AnnAssign)]
                     found[node.name] = fields, [b.name for b in node.body if is_property(b)]
         return found
@@ -53,12 +56,12 @@ class Kinds:
         """Names of true-or-false properties of other classes that themselves read a field of a stream or run, such as
         `Layout.spelled`: asking them is asking of what kind a stream is."""
         found = set()
-        for tree in self.trees.values():
+        for module, tree in self.trees.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef) and node.name not in self.members:
                     for member in filter(is_property, node.body):
                         says = member.returns is not None and ast.unparse(member.returns) == "bool"
-                        if says and self._reads(member, self._called(member, WORDS)):
+                        if says and self._reads(member, self._called(member, _words(module))):
                             found.add(member.name)
         return found
 
@@ -75,8 +78,8 @@ class Kinds:
         return [
             found
             for name, tree in self.trees.items()
-            if not ("sequence" in name and _last(name) in TABLES)
-            for found in self._conditions(name, tree, "", set(WORDS))
+            if not _is_table(name)
+            for found in self._conditions(name, tree, "", _words(name))
         ]
 
     def _conditions(self, module: str, node: ast.AST, function: str, names: set[str]) -> Iterator[Condition]:
@@ -125,8 +128,14 @@ def _asked(node: ast.AST) -> Iterator[ast.AST]:
             yield from _asked(child)
 
 
-def _last(module: str) -> str:
-    return module.rpartition(".")[2]
+def _words(module: str) -> set[str]:
+    """`WORDS`, without the word that means something else in this module's room."""
+    trained = any(part in TRAINED for part in module.split(".")[1:2])
+    return WORDS - {"run", ".run"} if trained else WORDS
+
+
+def _is_table(module: str) -> bool:
+    return module.partition(".")[2] in TABLES
 
 
 def _tests(node: ast.AST) -> list[tuple[ast.expr, bool]]:
@@ -147,8 +156,8 @@ def _is_kind(node: ast.AST, names: set[str]) -> bool:
     if isinstance(node, ast.Subscript):
         return _last_name(node.value) in LISTS
     if isinstance(node, ast.Call):
-        return _last_name(node.func) in WORDS
-    return isinstance(node, ast.Attribute) and node.attr in WORDS
+        return f".{_last_name(node.func)}" in names
+    return isinstance(node, ast.Attribute) and f".{node.attr}" in names
 
 
 def _assigned(node: ast.Assign, names: set[str]) -> set[str]:

@@ -254,17 +254,15 @@ def code_bits(
 def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, share: jax.Array, key) -> tuple:
     """-log2 of the probability of each code, and which codes count, float32 [B, N] each.
 
-    A `share` of them is masked.
+    A `share` of them is masked, and only these count. Codes that are not predicted by masking are all asked for (share
+    1), and none is hidden: their objective does not read the mask.
     """
     model, draws, part = task.template.bind(params), clean_draws(task, batch), batch[stream]
-    counts = jnp.ones(part.tokens.shape)
-    if task.spec.streams[stream].content.hides:
-        hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
-        draws[stream] |= {"mask": hidden}
-        counts = hidden.astype(jnp.float32)
+    hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
+    draws[stream] |= {"mask": hidden}
     encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
-    return nll / math.log(2), counts
+    return nll / math.log(2), hidden.astype(jnp.float32)
 
 
 def _per_item(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:

@@ -112,7 +112,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
     leaves += [
         Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
         Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
-        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.released.tied else f"{_HEAD}.weight"),
+        *token_leaves(f"{prefix}.embed_tokens.weight", f"{_HEAD}.weight", text.released.tied),
     ]
     noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
     leaves += dense_leaves((*noised, "embed"), "", "vae2llm")

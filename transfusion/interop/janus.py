@@ -128,7 +128,7 @@ def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) 
 def _leaves(experiment: Experiment) -> list[Leaf]:
     model, streams = experiment.model, experiment.streams
     prefix, expert = "model.language_model", streams[TEXT].expert
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].released.tied else _HEAD)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", _HEAD, streams[TEXT].released.tied)
     leaves += block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", expert), f"{prefix}.norm.weight", same()))
     embed = ("parts", SEMANTIC, "embed")

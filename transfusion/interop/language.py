@@ -12,7 +12,7 @@ from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.leaves import Leaf
 from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.opening import short
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Released, Run, Stream
@@ -68,7 +68,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    leaves = token_leaves("model.embed_tokens.weight", None if tied else "lm_head.weight")
+    leaves = token_leaves("model.embed_tokens.weight", "lm_head.weight", tied)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), "model.norm.weight", same()))
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
@@ -119,7 +119,7 @@ def trunk_config(
         qk_norm=qk_norm or facts["qk_norm"],
         biases=biases,
         rope_theta=theta,
-        rope_scaling=scaling,
+        released=ReleasedTrunk(rope_scaling=scaling),
     )
 
 

@@ -61,10 +61,10 @@ def latent_side(config: Mapping[str, Any], default: int = 32) -> int:
     return size // patch * patch
 
 
-def token_leaves(table: str, head: str | None) -> list[Leaf]:
-    """The table and the head of the text stream. With a head of None it is tied to the table."""
+def token_leaves(table: str, head: str, tied: bool) -> list[Leaf]:
+    """The table and the head of the text stream; one that is `tied` to the table has no array of its own."""
     leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
-    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
+    return leaves + ([] if tied else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
 
 
 def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:

@@ -88,7 +88,7 @@ def _imported(
     tied = tied and head not in keys
     text = Stream(vocabulary=vocabulary, budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if tied else head)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", head, tied)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), f"{prefix}.norm.weight", same()))
     template = model_template(model, experiment.spec)

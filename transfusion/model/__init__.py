@@ -1,6 +1,7 @@
 """The model: each stream has an embed and a head, and one trunk lies between them.
 
-- `unified` puts the model together from its `config`: `embeds` (how tokens enter), the trunk, `heads` (how they leave).
+- `unified` puts the model together from its `config`: the `parts` of each stream (how its tokens enter, by `embeds` and
+  by `vectors` that tell of their item, and leave, by `heads`), and the trunk. `inputs` is what tokens bring along.
 - `transformer` is the trunk. A layer has the weights of `block`, which its `sublayers` use one after the other:
   `attention` (with `blockwise` for long rows and `rope` for positions), for some systems cross-attention (`cross`), and
   a feed-forward network. `modulation` lets the noise level scale and shift a layer, `depth` runs all layers, and

@@ -93,7 +93,7 @@ class LearnedTable(nnx.Module):
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         sides = tuple(side // stream.patch for side in stream.grid)
-        grid = stream.released.table_grid if any(stream.released.table_grid) else sides
+        grid = tuple(given or side for given, side in zip(stream.released.table_grid, sides, strict=True))
         self.table = param(rngs, (*grid, width), (None, None, "embed"), normal(0.02))
         self.start = tuple((g - s) // 2 if stream.released.centred else 0 for g, s in zip(grid, sides, strict=True))
 

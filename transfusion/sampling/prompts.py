@@ -154,9 +154,8 @@ def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[Sequence
     for name, stream in spec.streams.items():
         tokens = max(part.cost.get(name, 0) for part in expanded)
         items = bucket(max(part.items.get(name, 0) for part in expanded), 1)
-        content = stream.content
         if tokens:
-            budget = items * content.per_item if content.aligned else bucket(tokens, 16)
+            budget = stream.content.slots(bucket(tokens, 16), items)
             streams[name] = dataclasses.replace(stream, budget=budget, items=items)
     return dataclasses.replace(spec, streams=dict(spec.streams) | streams), list(streams)
 

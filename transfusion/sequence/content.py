@@ -168,6 +168,10 @@ class Content:
         """Tokens of an item, on average where items differ, of a row that holds so many tokens and items."""
         return budget // items
 
+    def slots(self, tokens: int, items: int) -> int:
+        """How many slots of a row hold so many tokens, of so many items."""
+        return tokens
+
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         """What tokens and items of a stream of this name take of a row."""
         return {name: tokens}

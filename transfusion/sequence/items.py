@@ -71,6 +71,9 @@ class Items(Content):
     def usual_tokens(self, budget: int, items: int) -> int:
         return self.per_item if self.aligned else budget // items
 
+    def slots(self, tokens: int, items: int) -> int:
+        return items * self.per_item if self.aligned else tokens
+
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         return {name: tokens} | ({f"{name}:items": items} if self.mixed else {})
 
