@@ -177,13 +177,16 @@ class Decoder:
         """One image for each row that waits for it."""
         rows = state.mode == DRAWING
         prefix = Prefix(state.cache, state.place, rows)
-        state = self.way.draw(self._request(models, prefix, conditions, keys, state.drawn, settings), state)
-        state, more = self.writer.after_drawing(state, rows, settings, self.way.goes_on)
+        request = self._request(models, prefix, conditions, keys, state.drawn, settings)
+        state, unread = self.way.draw(request, state, rows)
+        state, more = self.writer.stop(state, rows, settings)
         if not self.way.goes_on:
             return state
-        return self.way.go_on(
-            models.once, state, more, lambda state, logits: self.writer.put_next(state, logits, more, keys, settings)
-        )
+
+        def put_next(state: State, logits: jax.Array) -> State:
+            return self.writer.put_next(state, logits, more, keys, settings)
+
+        return self.way.go_on(models.once, state, unread, more, put_next)
 
     def _run(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.unified import UnifiedModel
+from transfusion.model.unified import Encoded, UnifiedModel
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawing import DRAWINGS, Drawing
@@ -22,7 +22,7 @@ from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request, read_preamble
-from transfusion.sampling.state import DRAWING, State, append, last_image, logits_at, put_images
+from transfusion.sampling.state import WRITING, State, append, logits_at, put_images
 from transfusion.sequence import TEXT, Document, Segment
 
 
@@ -59,25 +59,33 @@ class Painter:
     def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
         return read_preamble(model, self.parts, prefix)
 
-    def draw(self, request: Request, state: State) -> State:
-        return put_images(state, self.drawing.draw(request, self.parts), state.mode == DRAWING)
+    def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
+        x = self.drawing.draw(request, self.parts)
+        return put_images(state, x, rows), x
 
     def go_on(
-        self, model: UnifiedModel, state: State, rows: jax.Array, then: Callable[[State, jax.Array], State]
+        self,
+        model: UnifiedModel,
+        state: State,
+        unread: jax.Array,
+        rows: jax.Array,
+        then: Callable[[State, jax.Array], State],
     ) -> State:
         def read(state: State) -> State:
-            return then(*self._read(model, state, rows))
+            state, encoded = self._read(model, state, unread, rows)
+            state = dataclasses.replace(state, mode=jnp.where(rows, WRITING, state.mode))
+            last = jnp.full(len(rows), len(self.parts.finished.pieces[TEXT]["order"]) - 1)
+            return then(state, logits_at(model, encoded, last))
 
         return jax.lax.cond(rows.any(), read, lambda state: state, state)
 
-    def _read(self, model: UnifiedModel, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-        """The clean item and its closer into the cache, and the logits [B, V] after it."""
-        part, spec, x = self.parts.finished, self.parts.spec, last_image(state)
+    def _read(self, model: UnifiedModel, state: State, x: jax.Array, rows: jax.Array) -> tuple[State, Encoded]:
+        """The clean item and its closer into the cache, and what the model makes of the text in it."""
+        part, spec = self.parts.finished, self.parts.spec
         content = {name: self.parts.drawn_as(name, x) for name, piece in part.pieces.items() if "place" in piece}
         inputs = lay(part, spec, state.place, rows, content, jnp.ones(len(rows)))
         state, encoded = append(model, state, part, inputs, rows)
-        last = jnp.full(len(rows), len(part.pieces[TEXT]["order"]) - 1)
-        return state, logits_at(model, encoded[TEXT], last)
+        return state, encoded[TEXT]
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
         drawable = self.parts.drawable

@@ -20,7 +20,7 @@ from transfusion.sampling.parts import SpelledParts
 from transfusion.sampling.place import Place, lay
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request
-from transfusion.sampling.state import DRAWING, NO_IMAGES, State, append, put_ids, text_keys
+from transfusion.sampling.state import NO_IMAGES, WRITING, State, append, put_ids, text_keys
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.sequence.rows import Expanded
 
@@ -70,20 +70,21 @@ class Speller:
         del model
         return prefix
 
-    def draw(self, request: Request, state: State) -> State:
+    def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
         parts = self.parts
-        loop = self._opened(state, (request.without_text, request.without_images))
+        loop = self._opened(state, rows, (request.without_text, request.without_images))
         waits = loop.at != OUTSIDE
         if parts.drawable.run.stream != TEXT:  # the opener is text, what follows is not
             loop = _spell_one(request, parts, loop, parts.token)
         loop = jax.lax.while_loop(
             lambda loop: (loop.at != OUTSIDE).any(), lambda loop: _spell_one(request, parts, loop, parts.code), loop
         )
-        return dataclasses.replace(loop.state, drawn=loop.state.drawn + waits)
+        state = dataclasses.replace(loop.state, drawn=loop.state.drawn + waits)
+        return state, state.pending
 
-    def _opened(self, state: State, others: Sequence[Prefix | None]) -> Loop:
+    def _opened(self, state: State, rows: jax.Array, others: Sequence[Prefix | None]) -> Loop:
         """The rows that wait stand behind their opener, which is not in the caches yet."""
-        rows, branches = state.mode == DRAWING, []
+        branches = []
         state = dataclasses.replace(state, pending=jnp.where(rows, self.parts.drawable.opener, state.pending))
         for prefix in filter(None, others):
             used = jnp.full(rows.shape, prefix.cache.metadata.order.shape[1], jnp.int32)
@@ -91,10 +92,15 @@ class Speller:
         return Loop(state, tuple(branches), jnp.where(rows, OPENED, OUTSIDE).astype(jnp.int32))
 
     def go_on(
-        self, model: UnifiedModel, state: State, rows: jax.Array, then: Callable[[State, jax.Array], State]
+        self,
+        model: UnifiedModel,
+        state: State,
+        unread: jax.Array,
+        rows: jax.Array,
+        then: Callable[[State, jax.Array], State],
     ) -> State:
-        del model, rows, then  # the closer is pending, and the rest is in the cache
-        return state
+        del model, unread, then  # closers are pending, and are read as the next token of text
+        return dataclasses.replace(state, mode=jnp.where(rows, WRITING, state.mode))
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
         del images, prompt

@@ -112,11 +112,6 @@ def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
     return dataclasses.replace(state, images=buffer, drawn=state.drawn + rows)
 
 
-def last_image(state: State) -> jax.Array:
-    """The image [B, N, E] or [B, N] that each row has put out last."""
-    return state.images[jnp.arange(len(state.drawn)), state.drawn - 1]
-
-
 def logits_at(model: UnifiedModel, encoded: Encoded, last: jax.Array) -> jax.Array:
     """Logits [B, V] at the tokens last int32 [B] of the text stream."""
     hidden = jnp.take_along_axis(encoded.hidden, jnp.asarray(last)[:, None, None], axis=1)

@@ -47,14 +47,26 @@ class Way(Protocol):
     def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
         """The prefix with what is computed once before an item is drawn."""
 
-    def draw(self, request: Request, state: State) -> State:
-        """Puts out one item for each row that waits for it."""
+    def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
+        """Puts out one item for each of the rows bool [B], and returns what of the items is not in the cache yet."""
 
     def go_on(
-        self, model: UnifiedModel, state: State, rows: jax.Array, then: Callable[[State, jax.Array], State]
+        self,
+        model: UnifiedModel,
+        state: State,
+        unread: jax.Array,
+        rows: jax.Array,
+        then: Callable[[State, jax.Array], State],
     ) -> State:
-        """Makes the rows bool [B] ready to write behind the item that they have just drawn. `then` chooses the next id
-        from the state and the logits [B, V], where these are known already."""
+        """Makes the rows bool [B] ready to write behind the item that they have just drawn.
+
+        Args:
+          model: compiled for what runs once.
+          state: after `draw`.
+          unread: what `draw` has returned.
+          rows: those that go on.
+          then: chooses the next id from the state and the logits [B, V], where these are known already.
+        """
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
         """What a row has put out as segments, ids int32 [n] and images [M, ...]."""

@@ -67,8 +67,8 @@ class Writer:
         limit = jnp.where(thinks, settings.think, settings.max_tokens)
         must = self.must_draw(state, rows, settings)
         rows_left = rows & (state.written < limit)
-        keys = text_keys(keys, state.count)
-        ids = self.limits.text.choose(self._masked(state, logits), keys, settings.temperature, settings.top_p)
+        logits = self._masked(state, logits)
+        ids = self.limits.text.choose(logits, text_keys(keys, state.count), settings.temperature, settings.top_p)
         going = rows_left & (ids != self.spec.eos)
         ids = jnp.where(thinks & ~going | must, self.opener, ids)
         going |= thinks | must
@@ -101,11 +101,7 @@ class Writer:
         """Which of the rows bool [B] have drawn, and fewer images than must come."""
         return rows & (state.drawn > 0) & (state.drawn < jnp.minimum(settings.min_images, self.limits.images))
 
-    def after_drawing(
-        self, state: State, rows: jax.Array, settings: Settings, goes_on: bool
-    ) -> tuple[State, jax.Array]:
-        """The state after the rows bool [B] have drawn, and which of them bool [B] go on."""
+    def stop(self, state: State, rows: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
+        """The state in which the rows bool [B] are done after a drawing, and which of them bool [B] may go on."""
         more = (rows & (state.written < settings.max_tokens)) | self.must_draw(state, rows, settings)
-        more &= goes_on
-        mode = jnp.where(rows, jnp.where(more, WRITING, DONE), state.mode)
-        return dataclasses.replace(state, mode=mode), more
+        return dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode)), more
