@@ -33,8 +33,7 @@ TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedTrunk:
-    """What only released weights need of a trunk. The importers set it (`transfusion.interop`); it has no effect where it
-    is not set.
+    """What only released weights need of a trunk. The importers set it (`transfusion.interop`).
 
     Attributes:
       ffn_norm_epsilon: of the feed-forward layer's norm; 0 means that of the other norms (DiT).
