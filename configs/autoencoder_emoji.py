@@ -1,20 +1,26 @@
-"""A small KL autoencoder for 32x32 emoji: 16x16 latents of 4 channels, for `configs/emoji.py:latents`.
+"""A small KL autoencoder for emoji: images of 24x24 pixels become 12x12 latents of 4 channels.
 
+What: Gaussian latents, for `configs/emoji.py:latents`. Emoji are 24x24 pixels; the image is halved once.
+Data: python -m transfusion.prepare --data_dir data emoji/24
 Command: python -m transfusion.train --config configs/autoencoder_emoji.py --workdir runs/autoencoder_emoji
-Hardware: 2 CPU cores. `configs/autoencoder_emoji.py:debug` trains 20 steps in seconds.
+Hardware: 2 CPU cores.
+Forms: `configs/autoencoder_emoji.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses
 
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
-from transfusion.config import EvalConfig, Experiment, to_config_dict
+from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 
+FORMS = ("", "debug")
+
 
 def get_config(form: str = ""):
-    """The experiment; `form` '' or 'debug'."""
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
     source = SourceConfig(name="emoji/24", split="train", resolution=24, channels=3)
     experiment = Experiment(
         task="autoencoder",

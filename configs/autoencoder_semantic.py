@@ -1,13 +1,14 @@
-"""A decoder for the features of a vision tower, on 8x8 digits: 4x4 vectors of 64, for `configs/connector.py:blip3o`.
+"""A decoder for the features of a vision tower, on digits: 8x8 pixels from 4x4 vectors of 64 channels.
 
-What: the tower of a run that reads images (Janus) is frozen; its features, normalised per channel, are the latents, and
-a convolutional decoder learns to reconstruct the image from them, with some noise on them, since a model that draws
-features does not hit them exactly.
+What: the latents are the features of a frozen vision tower that reads images (Janus), normalised per channel. A
+convolutional decoder learns to reconstruct the image from them. Training adds some noise to the features, because a
+model that draws features does not hit them exactly. `configs/connector.py:blip3o` draws through this decoder.
+Original: BLIP3-o (arXiv 2505.09568) has CLIP's tower, pools its features to 64 vectors, and decodes them by diffusion.
 Command: python -m transfusion.train --config configs/janusflow.py:understanding --workdir runs/janus_understanding
-         python -m transfusion.train --config configs/autoencoder_semantic.py --workdir runs/autoencoder_semantic
-         The first trains the tower; `--config.init.path=W` takes another run of such a tower.
-Hardware: 2 CPU cores. `configs/autoencoder_semantic.py:debug` trains 20 steps in seconds, its tower frozen at random.
-BLIP3-o (arXiv 2505.09568) has CLIP's tower, pools its features to 64 vectors, and decodes them by diffusion.
+  python -m transfusion.train --config configs/autoencoder_semantic.py --workdir runs/autoencoder_semantic
+  The first command trains the tower; `--config.init.path=W` takes the tower of another run.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
+Forms: `configs/autoencoder_semantic.py:debug` trains 20 steps in seconds, with a tower that is frozen at random.
 """
 
 import dataclasses

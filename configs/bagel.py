@@ -1,18 +1,20 @@
-"""BAGEL (arXiv 2505.14683) on captioned digits: two experts, and an image up to three times.
+"""BAGEL (arXiv 2505.14683) on captioned digits: two experts, and each drawn image up to three times.
 
-What: `configs/digits.py` with an expert that understands (text, a vision tower's tokens, BOI and EOI) and one that
-generates (latents). What is drawn is noised latents that nothing else sees; what stays to be read is clean latents and
-the tower's tokens. One rotary index per image; fixed 2-D sine and cosine tables inside it. The text before an image
-learns to open it, which the original does not.
+What: `configs/digits.py` with one expert that understands (text, a vision tower's tokens, BOI and EOI) and one that
+generates (latents). A drawn image comes first as noised latents, which nothing else sees. Then it comes as clean
+latents and as the tower's tokens, which are what later tokens read. An image has one rotary index, and fixed 2-D sine
+and cosine tables inside it.
+Original: the text before an image does not learn to open it, which it does here.
 Command: python -m transfusion.train --config configs/bagel.py --workdir runs/bagel
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/bagel.py:edit` adds examples of editing ('negative', 'mirrored', 'upside down'), which alone have images as
-conditions, and so their dropout and a guidance by images:
+Forms: `configs/bagel.py:edit` adds examples of editing ('negative', 'mirrored', 'upside down'). Only these have images
+as conditions, and so the dropout of such conditions and the guidance by images:
   python -m transfusion.sample --workdir runs/bagel --prompt '<image:in.png>negative' --output out.png
-`configs/bagel.py:debug` trains 20 steps of it in seconds.
 `configs/bagel.py:7b` has the sizes of BAGEL-7B-MoT (two experts of Qwen2.5-7B, the tower of SigLIP so400m without its
-last layer, latents of 16 channels) on users' own images of 224 pixels, rows of 4,096 tokens. Not run by us: for
-`transfusion.plan`, experiments/pod_plans. The original packs 32,000 tokens and mixes sizes; text here is bytes.
+last layer, latents of 16 channels) on users' own images of 224 pixels, in rows of 4,096 tokens. The original packs
+32,000 tokens, mixes sizes and has a tokenizer; here text is bytes. We have not run it: it is for `transfusion.plan`
+(experiments/pod_plans).
+`configs/bagel.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses
@@ -51,7 +53,7 @@ def get_config(form: str = ""):
 
 
 def twice(dense: Experiment) -> Experiment:
-    """The experiment with an expert each for understanding and generation, and a vision tower of half the width."""
+    """The experiment with one expert for understanding and one for generation, and a vision tower of half the width."""
     width, patch = dense.model.width // 2, 2
     image = dense.streams["image"]
     tower = ViTConfig(
@@ -81,7 +83,7 @@ def twice(dense: Experiment) -> Experiment:
 
 
 def published() -> Experiment:
-    """The sizes of BAGEL-7B-MoT; drop-out of conditions and time embedding as in the original."""
+    """BAGEL-7B-MoT in its own sizes, with the original's dropout of conditions and time embedding."""
     tower = ViTConfig(
         width=1152, ffn=4304, layers=26, heads=16, patch=14, channels=3, grid=(70, 70), pool=False, remat=True
     )

@@ -1,14 +1,16 @@
-"""Chameleon (arXiv 2405.09818) on captioned digits: an image is codes, ids of the text's own vocabulary.
+"""Chameleon (arXiv 2405.09818) on captioned digits: an image is written as codes in the text's vocabulary.
 
-What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels, moved by up to 2),
-between BOI and EOI; all of it is one causal text. QK-norm, z-loss 1e-5 and sampling as published. Norms come before the
-sublayers as in the 7B model; the 34B model has them after (`--config.model.norm_place=post`).
-Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+What: the data and codes of `configs/showo.py` (7x7 codes of `configs/vq_digits.py` for 28x28 pixels, which move by up
+to 2). The codes stand between BOI and EOI, and all of it is one causal text. QK-norm, a z-loss of 1e-5 and sampling are
+as published. Norms precede the sublayers, as in the 7B model; `--config.model.norm_place=post` puts them behind, as in
+the 34B model.
+Data: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+  This trains the codec.
 Command: python -m transfusion.train --config configs/chameleon.py --workdir runs/chameleon
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`:mot` has an expert for text and one for codes (Mixture-of-Transformers, arXiv 2411.04996, section 3.2); `:speech` is
-that on `configs/speech.py`, whose words are 80 codes of coarse log-mel frames (section 3.3). `:debug`, `:mot_debug` and
-`:speech_debug` train 20 steps of each in seconds.
+Forms: `:mot` has one expert for text and one for codes (Mixture-of-Transformers, arXiv 2411.04996, section 3.2).
+`:speech` has these experts on the recordings of `configs/speech.py`, whose words are 80 codes of coarse log-mel frames
+(section 3.3). `:debug`, `:mot_debug` and `:speech_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses
@@ -44,8 +46,11 @@ def get_config(form: str = ""):
 
 
 def spelled(base: Experiment, codec: CodecConfig, count: int, experts: bool = False) -> Experiment:
-    """The experiment with the `count` codes of a codec in the text's vocabulary, one for each place of its latents'
-    grid; with `experts` a stream and weights of their own."""
+    """The experiment in which an image or a sound is written as codes in the text's vocabulary.
+
+    The codec has `count` codes, and one of them stands at each place of the latents' grid. With `experts` codes have a
+    stream and weights of their own.
+    """
     (kind,) = (name for name in base.streams if name != "text")
     grid = base.streams[kind].grid
     codes = 2 * math.prod(grid)  # of two documents a row

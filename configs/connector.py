@@ -1,27 +1,28 @@
 """Connectors (MetaQueries, arXiv 2504.06256; Qwen-Image, arXiv 2508.02324; BLIP3-o, arXiv 2505.09568) on captioned
-digits: a language model that stays as it is tells another trunk what to draw.
+digits: a frozen language model tells a second trunk what to draw.
 
-What: `configs/digits.py` with the trunk of a text run, frozen. Sixteen learned queries follow the caption and BOI in
-it, causal like text; behind it they pass through a bidirectional connector and enter a trunk that diffuses, where the
-noised image sees them and nothing else. The noise level modulates the image there (adaLN-zero). Trunks are made of one
-block. An image is drawn and never read: the language model has seen none, and MetaQueries leaves its own untouched.
-`configs/connector.py:cross` has cross-attention to the queries in place of joint self-attention (PixArt-alpha, arXiv
-2310.00426; Sana, which MetaQueries trains). `configs/connector.py:qwen` has no queries and no connector: the language
-model's outputs for the caption condition an MM-DiT, weights of their own for text and image and joint attention. Rotary
-positions have axes (time, y, x): text goes along the diagonal, and the image's grid begins at its end, which is
-Qwen-Image's MSRoPE mirrored (centred coordinates are those up to a shift, which rotations do not see). Text is causal
-and not modulated there, which the original's is, so that it stays cached while one draws.
-`configs/connector.py:blip3o` draws what a vision tower would see, not pixels: its second trunk diffuses a tower's
-features (flow matching) with cross-attention to the queries, which come straight from the language model, and the
-decoder of `configs/autoencoder_semantic.py` makes pixels of them. The original has CLIP's features and Lumina-Next's
-blocks (axes in the rotary positions, norms on both sides), and decodes by diffusion.
+What: the trunk of a text run is frozen. Sixteen learned queries follow the caption and BOI in it, causal like text.
+Behind it they pass through a bidirectional connector and enter a second trunk, which diffuses: there the noised image
+sees the queries and nothing else, and the noise level modulates the image (adaLN-zero). Both trunks are made of the
+same blocks. Images are drawn and never read, because the language model has never seen one.
 Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
-         python -m transfusion.train --config configs/connector.py --workdir runs/connector
-         The first trains the language model on the captions alone; `--config.init.path=W` takes another text run.
-         `:blip3o` needs the two runs of `configs/autoencoder_semantic.py` as well, or `--config.codec.path=W`.
+  python -m transfusion.train --config configs/connector.py --workdir runs/connector
+  The first command trains the language model on captions alone; `--config.init.path=W` takes another text run.
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/connector.py:debug` (`:cross_debug`, `:qwen_debug`, `:blip3o_debug`) trains 20 steps in seconds, without a text
-run: its language model is frozen at random. `:blip3o_debug` wants a run of `configs/autoencoder_semantic.py:debug` in
+Forms: `configs/connector.py:cross` has cross-attention to the queries in place of joint self-attention (PixArt-alpha,
+arXiv 2310.00426; Sana, which MetaQueries trains).
+`configs/connector.py:qwen` has neither queries nor a connector. The language model's outputs for the caption condition
+an MM-DiT: weights of their own for text and image, and joint attention. Rotary positions have axes (time, y, x). Text
+goes along the diagonal, and the image's grid begins at its end, which is Qwen-Image's MSRoPE mirrored (its centred
+coordinates differ by a shift, which rotations do not see). Text is causal and not modulated, unlike the original's, so
+that it stays cached while an image is drawn.
+`configs/connector.py:blip3o` draws the features of a vision tower and not pixels. Its second trunk diffuses them (flow
+matching), with cross-attention to the queries, which come straight from the language model. The decoder of
+`configs/autoencoder_semantic.py` makes pixels of them, so that this form needs its two runs as well, or
+`--config.codec.path=W`. The original has CLIP's features and Lumina-Next's blocks (axes in the rotary positions, norms
+on both sides), and decodes by diffusion.
+`:debug`, `:cross_debug`, `:qwen_debug` and `:blip3o_debug` train 20 steps in seconds, without a text run: their
+language model is frozen at random. `:blip3o_debug` needs a run of `configs/autoencoder_semantic.py:debug` in
 `codec.path`.
 """
 
@@ -57,8 +58,11 @@ def get_config(form: str = ""):
 
 
 def frozen(dense: Experiment) -> Experiment:
-    """What all forms share: the language model of `configs/lmfusion.py:text`, and images that the noise level modulates
-    in a trunk of their own. Every document has its caption first; without it, it is the null condition of guidance."""
+    """The part that all forms share: a frozen language model, and a trunk of their own for images.
+
+    The language model is that of `configs/lmfusion.py:text`. The noise level modulates images. Every document begins
+    with its caption; without it, the document is the null condition of guidance.
+    """
     image = dataclasses.replace(dense.streams["image"], expert="image", time="adaln", head="adaln")
     language = dataclasses.replace(dense.streams["text"], expert="text", head_after="trunk")
     return dataclasses.replace(
@@ -70,7 +74,7 @@ def frozen(dense: Experiment) -> Experiment:
 
 
 def metaqueries(base: Experiment) -> Experiment:
-    """Queries, a connector, and a trunk in which they and the image attend to each other."""
+    """MetaQueries: queries, a connector, and a second trunk in which queries and image attend to each other."""
     image, trunk = base.streams["image"], base.model
     queries = Stream(
         embed="queries", head="none", objective="none", source="none", attention="block", expert="text",
@@ -89,7 +93,7 @@ def metaqueries(base: Experiment) -> Experiment:
 
 
 def cross(base: Experiment) -> Experiment:
-    """The same with cross-attention to the queries."""
+    """MetaQueries with cross-attention to the queries."""
     experiment = metaqueries(base)
     stages = dict(experiment.model.stages)
     diffuse = dataclasses.replace(stages["diffuse"].trunk, cross=("queries",))
@@ -98,7 +102,7 @@ def cross(base: Experiment) -> Experiment:
 
 
 def blip3o(base: Experiment) -> Experiment:
-    """The same without a connector, and features in place of pixels."""
+    """BLIP3-o: cross-attention to queries without a connector, and features of a vision tower in place of pixels."""
     experiment = cross(base)
     model, image = experiment.model, experiment.streams["image"]
     grid = tuple(side // image.patch for side in image.grid)
@@ -113,7 +117,7 @@ def blip3o(base: Experiment) -> Experiment:
 
 
 def qwen(base: Experiment) -> Experiment:
-    """The caption's own states condition an MM-DiT."""
+    """Qwen-Image: the language model's outputs for the caption condition an MM-DiT."""
     # Text has the same coordinate on all axes, so that the run with one axis is the same language model. The axes take
     # turns in its one series of frequencies: one after the other, the last would have slow ones only, and no image a
     # left and a right.

@@ -1,10 +1,12 @@
-"""Handwritten digits with captions: the five-minute run.
+"""Transfusion (arXiv 2408.11039) on captioned digits: the five-minute run.
 
-What: 1,500 real 8x8 digits, 'a handwritten seven' and the like; captions written byte by byte, pixels drawn by flow
-matching, in one model.
+What: 1,500 real digits of 8x8 pixels with captions such as 'a handwritten seven'. One model writes captions byte by
+byte and draws pixels by flow matching.
+Data: python -m transfusion.prepare --data_dir data digits
 Command: python -m transfusion.train --config configs/digits.py --workdir runs/digits
-Hardware: 2 CPU cores. Time and results: README, 'Measured'; `make demo` prints them.
-`configs/digits.py:debug` trains 20 steps in seconds; `:unet` has the paper's U-Net coder, `:ddpm` its DDPM objective.
+Hardware: 2 CPU cores. Time and results: experiments/family_on_digits; `make demo` prints them.
+Forms: `:unet` has the paper's U-Net patch coder, `:ddpm` has its DDPM objective. `configs/digits.py:debug` trains 20
+steps in seconds.
 """
 
 import dataclasses

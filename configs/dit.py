@@ -1,12 +1,13 @@
-"""DiT's and Stable Diffusion 3's blocks (arXiv 2212.09748, 2403.03206) inside one model of text and images.
+"""DiT's and Stable Diffusion 3's blocks (arXiv 2212.09748, 2403.03206) on captioned digits: the noise level modulates
+every layer.
 
-What: `configs/digits.py` whose noise level modulates every layer of the image's tokens (adaLN-zero: shift, scale and
-gate per item, zero at first) and its last layer, in place of being added to the tokens. The caption conditions in
-context: its tokens are written by the same trunk and are not modulated, so that text stays cached while one draws.
-`configs/dit.py:mmdit` has an expert for each modality and joint attention (MM-DiT) with QK-norm; cross-attention is in
-`configs/connector.py:cross`.
+What: `configs/digits.py`, but the noise level is not added to the image's tokens. It modulates them in every layer
+(adaLN-zero: shift, scale and gate per item, zero at first) and in the last layer. The caption is a condition in the
+context: its tokens are written by the same trunk and are not modulated, so that text stays cached while an image is
+drawn. `configs/connector.py:cross` has cross-attention in its place.
 Command: python -m transfusion.train --config configs/dit.py --workdir runs/dit
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
+Forms: `configs/dit.py:mmdit` has one expert for each modality and joint attention (MM-DiT) with QK-norm.
 `configs/dit.py:debug` trains 20 steps in seconds.
 """
 

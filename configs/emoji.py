@@ -1,9 +1,12 @@
-"""Emoji from their names: open-vocabulary captions, and combinations of person and skin tone that were never shown.
+"""Transfusion (arXiv 2408.11039) on named emoji: combinations of person and skin tone that were never shown.
 
-What: all named Twemoji at 24x24, one in ten of the (emoji, skin tone) combinations held out.
+What: all named Twemoji at 24x24 pixels. One in ten of the (emoji, skin tone) combinations is held out.
+Data: python -m transfusion.prepare --data_dir data emoji/24
 Command: python -m transfusion.train --config configs/emoji.py --workdir runs/emoji
-Hardware: 2 CPU cores, under 2 hours (1 h 50 min on 2026-11-22, AMD EPYC). Results and pictures: README, 'Measured'.
-`configs/emoji.py:debug` trains 20 steps in seconds; `:latents` draws the latents of `configs/autoencoder_emoji.py`.
+Hardware: 2 CPU cores. Time: 1 h 50 min (2026-11-22, AMD EPYC, beside other programs). Results and pictures: the front
+page, README.md.
+Forms: `:latents` draws the latents of `configs/autoencoder_emoji.py`. `configs/emoji.py:debug` trains 20 steps in
+seconds.
 """
 
 import dataclasses

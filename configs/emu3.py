@@ -1,12 +1,14 @@
-"""Emu3 (arXiv 2409.18869) on captioned digits: codes in the text's vocabulary, with their size and ends of rows.
+"""Emu3 (arXiv 2409.18869) on captioned digits: codes in the text's vocabulary, with their size and with ends of rows.
 
-What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels, moved by up to 2):
-BOI, '7*7', a separator, the rows with an end after each, the end of the frame, EOI. The loss of a code counts half.
-Drawings are guided by the difference to a negative prompt. No biases, one causal text.
-Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+What: the data and codes of `configs/showo.py` (7x7 codes of `configs/vq_digits.py` for 28x28 pixels, which move by up
+to 2). An image is written as BOI, '7*7', a separator, the rows of codes with an end after each, the end of the frame,
+EOI. It is all one causal text without biases. The loss of a code counts half. Drawings are guided by the difference to
+a negative prompt.
+Data: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+  This trains the codec.
 Command: python -m transfusion.train --config configs/emu3.py --workdir runs/emu3
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/emu3.py:debug` trains 20 steps in seconds.
+Forms: `configs/emu3.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

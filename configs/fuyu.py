@@ -1,18 +1,19 @@
 """Fuyu (adept.ai/blog/fuyu-8b) on digits that are read: raw patches enter a causal language model by one linear map.
 
-What: `configs/digits.py` that only writes. There is no image encoder: each patch of pixels is multiplied by one matrix
-and takes the place of a word's vector, and attention is causal over patches as over text. The loss is on the caption
-alone. As released, the model has LayerNorms, biases, normed queries and keys, one hidden layer without a gate in each
+What: `configs/digits.py` that only writes captions. There is no image encoder: each patch of pixels is multiplied by
+one matrix and takes the place of a word's vector, and attention is causal over patches as over text. Only captions have
+a loss. As released, the model has LayerNorms, biases, normed queries and keys, one hidden layer without a gate in each
 feed-forward layer, and rotary positions that count patches like words.
-Fuyu ends each row of patches with a learned image-newline token, which tells images of different widths apart. All
-images here have one size, so that a patch's place says its row already, and there is no such token: the layout table
-puts runs of tokens one after the other, and cannot put a token of another stream inside of a run. EOI behind the
-patches is where the original has the token that begins its text. The hidden layer has a GELU in place of a squared
-ReLU, all of a head is rotated and not one half of it, and each head has its own norm of queries and keys.
+Original: a learned image-newline token ends each row of patches and tells images of different widths apart. Here all
+images have one size, so that a patch's place says its row already. There is no such token, because the layout table
+puts runs of tokens one after the other and cannot put a token of another stream inside a run. EOI follows the patches
+where the original has the token that begins its text. The hidden layer has a GELU in place of a squared ReLU, a head is
+rotated as a whole and not in one half, and each head has its own norm of queries and keys.
+Data: python -m transfusion.prepare --data_dir data digits
 Command: python -m transfusion.train --config configs/fuyu.py --workdir runs/fuyu
   python -m transfusion.evaluate --workdir runs/fuyu
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/fuyu.py:debug` trains 20 steps in seconds.
+Forms: `configs/fuyu.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

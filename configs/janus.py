@@ -1,16 +1,17 @@
-"""Janus (arXiv 2410.13848) on captioned digits: a vision tower to read by, codes of their own to draw by, all causal.
+"""Janus (arXiv 2410.13848) on captioned digits: images are read by a vision tower and drawn as codes, all causal.
 
-What: `configs/showo.py` whose codes are written one after another, as text is: they enter by a small table and two
-dense layers, and are predicted by a head of their own, behind a hidden layer. BOI is one of their tokens, for it
-predicts the first. An image that is read enters by a small Vision Transformer and a connector, as in
-`configs/janusflow.py`. Guidance compares with a prompt whose text is padding, which attention sees; so are captions in
-training that are left out. What is drawn can be read once it is decoded: in the next prompt.
-Janus-Pro (arXiv 2501.17811) is the same model, larger (1B: 24 layers of width 2,048; 7B: 30 of 4,096) and trained on
-more and other data; it has no form here. The original's tower is SigLIP's; here it starts at random.
-Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+What: `configs/showo.py` whose codes are written one after another, like text. Codes enter by a small table and two
+dense layers, and a head of their own with a hidden layer predicts them. BOI is one of their tokens, because it predicts
+the first code. An image that is read enters by a small Vision Transformer and a connector, as in
+`configs/janusflow.py`. Guidance compares with a prompt whose text is padding, which attention sees; captions that
+training leaves out are padding, too. A drawn image can be read once it is decoded: in the next prompt.
+Original: its tower is SigLIP's; here the tower starts at random. Janus-Pro (arXiv 2501.17811) is the same model with
+more and other data, and larger (1B: 24 layers of width 2,048; 7B: 30 layers of 4,096). It has no form here.
+Data: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+  This trains the codec.
 Command: python -m transfusion.train --config configs/janus.py --workdir runs/janus
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/janus.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
+Forms: `configs/janus.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, which need no codec.
 """
 
 import dataclasses

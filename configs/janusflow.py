@@ -1,15 +1,16 @@
-"""JanusFlow (arXiv 2411.07975) on captioned digits: two ways in for images, one to read by and one to draw by.
+"""JanusFlow (arXiv 2411.07975) on captioned digits: images have one way in to be read and another to be drawn.
 
 What: `configs/digits.py` with a plain causal language model. An image that is read enters by a small Vision Transformer
-and a connector; one that is drawn by ConvNeXt blocks, whose output also goes round the trunk to those that predict the
-velocity. A token with the noise level stands before the patches, and the noise level also scales and shifts the blocks.
-Nothing but an image's own tokens sees its noised patches: what follows sees it read by the tower.
-The original's tower is SigLIP's, and the trunk's features learn to agree with it; here it starts at random, and nothing
-agrees. Its noise token stands in place of BOI; ours behind BOI, which the text before an image learns to write.
+and a connector. An image that is drawn enters by ConvNeXt blocks, whose output also goes around the trunk to the blocks
+that predict the velocity. A token with the noise level precedes the patches, and the noise level scales and shifts the
+blocks. Only an image's own tokens see its noised patches; later tokens see it as the tower reads it.
+Original: its tower is SigLIP's, and the trunk's features learn to agree with the tower's. Here the tower starts at
+random and nothing agrees. Its noise token takes the place of BOI; here it follows BOI, which the text before an image
+learns to write.
 Command: python -m transfusion.train --config configs/janusflow.py --workdir runs/janusflow
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/janusflow.py:understanding` is the first way alone, as in Janus (arXiv 2410.13848): it writes captions, and
-draws nothing. `:debug` and `:understanding_debug` train 20 steps of each in seconds.
+Forms: `configs/janusflow.py:understanding` has only the way in to be read, as in Janus (arXiv 2410.13848): it writes
+captions and draws nothing. `:debug` and `:understanding_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses

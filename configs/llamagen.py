@@ -1,17 +1,19 @@
 """LlamaGen (arXiv 2406.06525) on captioned digits: a Llama that writes the codes of images, one after another.
 
-What: the data and codes of `configs/showo.py` (7x7 of `configs/vq_digits.py` for 28x28 pixels, moved by up to 2) behind
-a caption, all causal. Blocks are Llama's: RMSNorm, SwiGLU, no biases. Rotary positions have two axes, y and x of a code
-in its image (section 3.2). One caption in ten is left out in training, and guidance compares with that. The model only
-draws: captions have no loss, and an image has no place before its caption.
-The original begins with a frozen T5's features of the caption, or with one vector of a class, and the last of these
+What: the data and codes of `configs/showo.py` (7x7 codes of `configs/vq_digits.py` for 28x28 pixels, which move by up
+to 2) behind a caption, all causal. Blocks are Llama's: RMSNorm, SwiGLU, no biases. Rotary positions have two axes, y
+and x of a code in its image (section 3.2). Training leaves out one caption in ten, and guidance compares with that. The
+model
+only draws: captions have no loss, and no image precedes its caption.
+Original: it begins with a frozen T5's features of the caption, or with one vector for a class, and the last of these
 predicts the first code. Here the caption's bytes are tokens of the same trunk, whose positions go on counting where the
-original does not rotate them, and a start token predicts the first code. There is no dropout, and no left-out caption's
-learned vectors: the image stands alone then.
-Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+original does not rotate them, and a start token predicts the first code. There is no dropout, and nothing stands in
+place of a caption that is left out, where the original has learned vectors.
+Data: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+  This trains the codec.
 Command: python -m transfusion.train --config configs/llamagen.py --workdir runs/llamagen
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/llamagen.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
+Forms: `configs/llamagen.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, which need no codec.
 """
 
 import dataclasses

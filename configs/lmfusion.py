@@ -1,14 +1,14 @@
-"""LMFusion (arXiv 2412.15188) on captioned digits: a language model that stays as it is learns to see and to draw.
+"""LMFusion (arXiv 2412.15188) on captioned digits: a frozen language model learns to see and to draw.
 
-What: `configs/digits.py` with an expert per modality. The text expert and the text's embed and head come from a text
-run and are frozen; the image expert starts as a copy of the text expert.
+What: `configs/digits.py` with an expert for each modality. The text expert and the text's embed and head come from a
+text run and are frozen. The image expert starts as a copy of the text expert.
 Command: python -m transfusion.train --config configs/lmfusion.py:text --workdir runs/lmfusion_text
-         python -m transfusion.train --config configs/lmfusion.py --workdir runs/lmfusion
-         The first trains the language model on the captions alone, and on where an image begins and ends;
-         `--config.init.path=W` takes another text run, or one that `python -m transfusion.interop import` has made, of
-         the same sizes.
+  python -m transfusion.train --config configs/lmfusion.py --workdir runs/lmfusion
+  The first command trains the language model on captions, and on where an image begins and ends.
+  `--config.init.path=W` takes another text run of the same sizes, or one from `python -m transfusion.interop import`.
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/lmfusion.py:debug` trains 20 steps in seconds, without a text run: its text expert is frozen at random.
+Forms: `:text` is the text run. `configs/lmfusion.py:debug` trains 20 steps in seconds, without a text run: its text
+expert is frozen at random.
 """
 
 import dataclasses
@@ -45,8 +45,10 @@ def get_config(form: str = ""):
 
 
 def text_alone(mixture: Experiment) -> Experiment:
-    """The text run: the same data, in which text sees nothing of an image but BOI, EOI and the positions between them,
-    and every caption is there. As a language model's vocabulary has marks for what it has not seen yet."""
+    """The text run: the same data, of whose images text sees only BOI, EOI and the positions between them.
+
+    Every document has its caption. BOI and EOI are like the marks that a language model's vocabulary holds in reserve.
+    """
     unseen = dataclasses.replace(mixture.streams["image"], objective="none", visible_to=("image",))
     return dataclasses.replace(
         mixture,

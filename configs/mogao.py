@@ -1,11 +1,12 @@
-"""Mogao (arXiv 2505.05472) on captioned digits: as BAGEL, but noise levels modulate, and positions have three axes.
+"""Mogao (arXiv 2505.05472) on captioned digits: BAGEL with modulation by the noise level and positions with three axes.
 
-What: `configs/bagel.py` with adaLN-zero on the latents in place of an added noise level, rotary axes (time, y, x) that
-take turns over the frequencies in place of one index per image and tables, and text that sees the vision tower's tokens
-but no latents; latents see everything. There is no code of the original: what the paper leaves open is BAGEL's.
+What: `configs/bagel.py` with three changes. The noise level modulates the latents (adaLN-zero) and is not added to
+them. Rotary positions have axes (time, y, x) that take turns over the frequencies, in place of one index per image and
+tables. Text sees the vision tower's tokens but no latents; latents see everything.
+Original: its code is not published. Where the paper leaves something open, BAGEL's choice is taken.
 Command: python -m transfusion.train --config configs/mogao.py --workdir runs/mogao
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/mogao.py:debug` trains 20 steps in seconds; `:edit` see `configs/bagel.py`.
+Forms: `:edit` adds examples of editing, as in `configs/bagel.py`. `configs/mogao.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

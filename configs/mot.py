@@ -1,10 +1,11 @@
-"""Mixture-of-Transformers (arXiv 2411.04996) on captioned digits: every weight of the trunk once per modality.
+"""Mixture-of-Transformers (arXiv 2411.04996) on captioned digits: each modality has its own weights in the trunk.
 
-What: `configs/digits.py` with an expert for text and one for images; attention stays global. As many FLOPs per token
-as the dense model, twice its parameters. QK-norm as in the authors' code. Norms come before the sublayers;
-`configs/mot.py:post` has them after the sublayers, as published (equation 1). `model.untied` says what is per expert.
+What: `configs/digits.py` with one expert for text and one for images; attention is over all tokens. A token costs as
+many FLOPs as in the dense model, with twice the parameters. QK-norm is as in the authors' code. `model.untied` says
+which weights each expert owns.
 Command: python -m transfusion.train --config configs/mot.py --workdir runs/mot
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
+Forms: `configs/mot.py:post` has norms behind the sublayers, as published (equation 1); the others have them before.
 `configs/mot.py:debug` trains 20 steps in seconds.
 """
 

@@ -1,11 +1,13 @@
-"""OmniGen (arXiv 2409.11340) on captioned digits: one trunk, one time token, and embeds of their own for what is read.
+"""OmniGen (arXiv 2409.11340) on captioned digits: one trunk, one time token, and a way in of their own for read images.
 
-What: `configs/digits.py` in which a token with the noise level stands before the patches of a drawn image, causal like
-text, and modulates the last layer; images that are read are clean and enter by another linear layer. Text is causal,
-every image is a block, nothing else tells them apart. The original learns no text; here captions are written, too.
+What: `configs/digits.py` in which a token with the noise level precedes the patches of a drawn image. It is causal like
+text, and modulates the last layer. Images that are read are clean and enter by another linear layer. Text is causal,
+every image is a block, and nothing else tells them apart.
+Original: it learns no text; here captions are written, too.
 Command: python -m transfusion.train --config configs/omnigen.py --workdir runs/omnigen
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/omnigen.py:edit` adds examples of editing, as `configs/bagel.py:edit`; `:debug` trains 20 steps in seconds.
+Forms: `configs/omnigen.py:edit` adds examples of editing, as in `configs/bagel.py`. `configs/omnigen.py:debug` trains
+20 steps in seconds.
 """
 
 import dataclasses

@@ -1,16 +1,18 @@
 """Show-o (arXiv 2408.12528) on captioned digits: codes of images, drawn by unmasking, and text in one trunk.
 
 What: `configs/digits.py` at 28x28 pixels, as 7x7 codes of `configs/vq_digits.py`. In training a share of an image's
-codes is masked (cosine of an even number), at least one, and those alone are predicted; the codes of an image see each
-other and the text before it. Drawing begins with all masked: each step keeps the codes that it is most certain of.
-Guidance is (1 + w) c - w u in the paper, and s = 1 + w here. An image that a caption follows has no masked code.
-The original begins with a language model (Phi-1.5) and has the codes in its vocabulary. Here they have their own head,
-as in its code, where the logits of an image are those of its codes; and they enter as the codec's vectors behind two
-dense layers: from so few images a table of their own does not learn which codes are alike (76 % of held-out captions).
-Data: the codec is trained first: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+codes is masked (the cosine of an even number, at least one code), and only these are predicted. The codes of an image
+see each other and the text before it. Drawing begins with all codes masked, and each step keeps the most certain ones.
+Guidance is s = 1 + w here, for (1 + w) c - w u in the paper. An image that a caption follows has no masked code.
+Original: it begins with a language model (Phi-1.5) and has the codes in its vocabulary. Here they have a head of their
+own; in the original's code, too, the logits of an image are those of its codes. Here they enter as the codec's vectors
+behind two dense layers, because a table of their own does not learn from so few images which codes are alike (76 % of
+held-out captions).
+Data: python -m transfusion.train --config configs/vq_digits.py --workdir runs/vq_digits
+  This trains the codec.
 Command: python -m transfusion.train --config configs/showo.py --workdir runs/showo
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/showo.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, for which no codec is trained.
+Forms: `configs/showo.py:debug` trains 20 steps in seconds, on the grey levels of 8x8 pixels, which need no codec.
 """
 
 import dataclasses
@@ -57,7 +59,7 @@ def at_28(dense: Experiment) -> Experiment:
 
 
 def masks(dense: Experiment, side: int, codes: int, codec: CodecConfig) -> Experiment:
-    """The experiment on `side` x `side` codes of a codec that has so many."""
+    """The experiment on the `codes` codes of a codec, which gives `side` x `side` of them for an image."""
     image = Stream(
         vocabulary=codes, grid=(side, side), channels=8, embed="codes", connector=ConnectorConfig(2, "gelu"),
         objective="masked", attention="block", budget=2 * side * side,

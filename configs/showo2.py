@@ -1,15 +1,15 @@
-"""Show-o2 (arXiv 2506.15564) on captioned digits: two paths into the trunk, and a flow head behind it.
+"""Show-o2 (arXiv 2506.15564) on captioned digits: images have two paths into the trunk, and a flow head behind it.
 
 What: `configs/digits.py` whose latents enter by a small Vision Transformer (the semantic path) and by a linear layer,
-fused; a token with the noise level stands before the patches, inside their span; the trunk's outputs of text and image
-go through a second trunk, whose image tokens the noise level modulates (adaLN-zero), and only then to the velocity.
-Text is written from the first trunk. The original distils the semantic path from SigLIP; here it starts at random.
-An image that only a caption follows is clean and no target. Each of several images has a noise level of its own, but
-with probability 0.7 earlier ones are clean and no targets; captioned digits have one image, and examples of editing
-(`--config.data.edit=0.4`) two.
+which are fused. A token with the noise level precedes the patches, inside their span. The trunk's outputs of text and
+image go through a second trunk, whose image tokens the noise level modulates (adaLN-zero), and then to the velocity.
+Text is written from the first trunk. An image that only a caption follows is clean and no target. Each of several
+images has its own noise level, but with probability 0.7 the earlier ones are clean and no targets. Captioned digits
+have one image; examples of editing (`--config.data.edit=0.4`) have two.
+Original: it distils the semantic path from SigLIP; here the path starts at random.
 Command: python -m transfusion.train --config configs/showo2.py --workdir runs/showo2
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/showo2.py:debug` trains 20 steps in seconds.
+Forms: `configs/showo2.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

@@ -1,15 +1,15 @@
-"""Words from their spelling, and spelling from words: text and speech in one model.
+"""Transfusion (arXiv 2408.11039) on recorded words: words from their spelling, and spelling from words.
 
-What: 94 recordings of one speaker ('seven', 'nineteenth', 'Thursday', 'October'), 8 kHz, cut or padded to 1.28 s; 80
-frames of 64 mel bands, two frames a token. With so few recordings it learns to say what it has heard; what it makes of
-held-out words is a test of the machine, not of speech.
-Data: Debian's package asterisk-core-sounds-en-wav, `python -m transfusion.prepare --data_dir data speech`.
+What: 94 recordings of one speaker ('seven', 'nineteenth', 'Thursday', 'October') at 8 kHz, cut or padded to 1.28 s.
+They become 80 frames of 64 mel bands, two frames per token. From so few recordings the model learns to say the words
+that it has heard; held-out words test the machine and not its speech.
+Data: apt-get install asterisk-core-sounds-en-wav (Debian), then
+  python -m transfusion.prepare --data_dir data speech
 Command: python -m transfusion.train --config configs/speech.py --workdir runs/speech
   python -m transfusion.sample --workdir runs/speech --prompt 'seven' --output seven.wav
   python -m transfusion.sample --workdir runs/speech --caption seven.wav
-Hardware: 2 CPU cores. Time: 21 minutes beside other programs (2026-11-22). What it has learned:
-experiments/media_by_heart.
-`configs/speech.py:debug` trains 20 steps in seconds.
+Hardware: 2 CPU cores. Time: 21 minutes beside other programs (2026-11-22). Results: experiments/media_by_heart.
+Forms: `configs/speech.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

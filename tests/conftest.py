@@ -19,6 +19,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import signatures  # noqa: E402
+
+# A bias or a mask that is given fewer axes than what it meets may meet the wrong ones.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+signatures.check()
 import tiny  # noqa: E402, F401 - sets XLA's flags for quick compilation, before jax starts
 
 # The most that one test process may ever take, in GB: four of them fit a machine of 16 GB that does other things too.
@@ -76,7 +81,7 @@ def _free_above(gigabytes: float, module) -> None:
             value.cache_clear()
     jax.clear_caches()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed, above all where `programs.set_up_jax` told it to
+    ctypes.CDLL(None).malloc_trim(0)  # malloc keeps what is freed, above all where `set_up_jax` told it to
 
 
 PEAKS = pytest.StashKey[list[tuple[float, str]]]()  # of this process, or of all its workers: GB, and the file then

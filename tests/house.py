@@ -11,11 +11,9 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-Graph = dict[str, set[str]]  # name -> the names that it imports
+from kinds import Condition, Kinds
 
-TYPES = ("Stream", "Run")  # the classes whose fields say of what kind something is
-SETTINGS = ("config", "limits", "sampler")  # what a user asks for has properties of the same names, of no kind
-TABLES = ("content", "contents", "position", "positions", "time", "times")  # modules that are asked in their place
+Graph = dict[str, set[str]]  # name -> the names that it imports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +41,6 @@ class Function:
     module: str
     name: str
     lines: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """A question of kind; see `House.conditions`. `raises` says that it only leads to an error."""
-
-    module: str
-    function: str
-    line: int
-    text: str
-    raises: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,73 +120,16 @@ class House:
             result[self.room(name)] |= {self.room(other) for other in others} - {self.room(name)}
         return result
 
-    # --- conditions ---------------------------------------------------------------------------------------------------
+    # --- questions of kind --------------------------------------------------------------------------------------------
 
     @cached_property
-    def kind_fields(self) -> set[str]:
-        """Fields and properties of `Stream` and `Run`."""
-        return {name for kind in TYPES for members in self.members(kind) for name in members}
+    def kinds(self) -> Kinds:
+        """Streams, runs and their tables, and who asks of what kind something is."""
+        return Kinds({name: module.tree for name, module in self.modules.items()})
 
-    def members(self, kind: str) -> tuple[list[str], list[str]]:
-        """The fields and the properties of a class of the language of documents."""
-        for name, module in self.modules.items():
-            if "sequence" in name:
-                for node in module.tree.body:
-                    if isinstance(node, ast.ClassDef) and node.name == kind:
-                        fields = [b.target.id for b in node.body if isinstance(b, ast.AnnAssign)]
-                        return fields, [b.name for b in node.body if _is_property(b)]
-        raise LookupError(f"no class {kind} in {self.path}/sequence")
-
-    @cached_property
-    def answers(self) -> set[str]:
-        """Names of true-or-false properties of other classes that themselves read a field of a stream or run, such as
-        `Layout.spelled`: asking them is asking of what kind a stream is."""
-        found = set()
-        for module in self.modules.values():
-            for node in ast.walk(module.tree):
-                if isinstance(node, ast.ClassDef) and node.name not in TYPES:
-                    for member in filter(_is_property, node.body):
-                        says = member.returns is not None and ast.unparse(member.returns) == "bool"
-                        if says and self._reads(member, _named_kinds(member)):
-                            found.add(member.name)
-        return found
-
-    @cached_property
+    @property
     def conditions(self) -> list[Condition]:
-        """The questions of kind in all modules but the tables'.
-
-        One is an `if`, a ternary, a `while` or the filter of a comprehension whose test reads a field or a property of
-        a `Stream` or `Run`, or one of `answers`. A stream or run is what is called `stream` or `run`, is an attribute
-        of that name or an element of `streams` or `runs`, or is annotated as one; in these classes it is `self`. It
-        `raises` if it is an `if` that holds nothing but a `raise` and what prepares its message.
-        """
-        return [
-            found
-            for name, module in self.modules.items()
-            if name.rpartition(".")[2] not in TABLES
-            for found in self._conditions(name, module.tree, "", {"stream", "run"})
-        ]
-
-    def _conditions(self, module: str, node: ast.AST, function: str, names: set[str]) -> Iterator[Condition]:
-        if isinstance(node, ast.ClassDef):
-            function = node.name
-            names = names | {"self"} if node.name in TYPES and "sequence" in module else names - {"self"}
-        elif isinstance(node, ast.FunctionDef):
-            function, names = f"{function}.{node.name}".lstrip("."), names | _named_kinds(node)
-        for test, raises in _tests(node):
-            if self._reads(test, names, self.answers):
-                yield Condition(module, function, test.lineno, ast.unparse(test), raises)
-        for child in ast.iter_child_nodes(node):
-            yield from self._conditions(module, child, function, names)
-
-    def _reads(self, node: ast.AST, names: set[str], answers: Iterable[str] = ()) -> bool:
-        """Whether an expression or function reads a field of what `names` call a stream or run, or one of `answers`."""
-        return any(
-            part.attr in self.kind_fields and _is_kind(part.value, names)
-            or part.attr in answers and _last_name(part.value) not in SETTINGS
-            for part in ast.walk(node)
-            if isinstance(part, ast.Attribute)
-        )  # fmt: skip
+        return self.kinds.conditions
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
@@ -320,55 +250,3 @@ def _and_above(module: str) -> Iterator[str]:
     """A module and the folders that it lies in."""
     parts = module.split(".")
     return (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-
-
-def _is_property(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef) and any("property" in ast.unparse(d) for d in node.decorator_list)
-
-
-def _tests(node: ast.AST) -> list[tuple[ast.expr, bool]]:
-    """The tests of a node, and whether each one only leads to an error."""
-    if isinstance(node, ast.If):
-        *before, last = node.body
-        simple = all(isinstance(line, ast.Assign) for line in before)
-        return [(node.test, isinstance(last, ast.Raise) and simple)]
-    if isinstance(node, ast.IfExp | ast.While):
-        return [(node.test, False)]
-    return [(test, False) for test in node.ifs] if isinstance(node, ast.comprehension) else []
-
-
-def _is_kind(node: ast.AST, names: set[str]) -> bool:
-    """Whether an expression is a stream or a run, as far as its name tells."""
-    if isinstance(node, ast.Name):
-        return node.id in names
-    if isinstance(node, ast.Subscript):
-        return _last_name(node.value) in ("streams", "runs", "own")
-    return isinstance(node, ast.Attribute) and node.attr in ("stream", "run")
-
-
-def _last_name(node: ast.AST) -> str:
-    """`limits` of `limits` and of `self.limits`; '' of what is no name."""
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def _named_kinds(function: ast.AST) -> set[str]:
-    """What a function calls streams and runs: parameters that are annotated so, and variables of loops over them."""
-    names = {"stream", "run"}
-    for node in ast.walk(function):
-        if isinstance(node, ast.arg) and node.annotation is not None and ast.unparse(node.annotation) in TYPES:
-            names.add(node.arg)
-        if isinstance(node, ast.For | ast.comprehension):
-            names |= _looped(node.target, ast.unparse(node.iter))
-    return names
-
-
-def _looped(target: ast.expr, over: str) -> set[str]:
-    """The variable of a loop that takes streams or runs, by the text of what it loops over."""
-    words = over.replace("(", " ").replace(")", " ").replace(".", " ").split()
-    if not {"streams", "runs", "own", "inside"} & set(words):
-        return set()
-    if over.endswith(".items()"):
-        target = target.elts[-1] if isinstance(target, ast.Tuple) else target
-    elif not (over.endswith(".values()") or "runs" in words):
-        return set()
-    return {target.id} if isinstance(target, ast.Name) else set()

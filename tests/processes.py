@@ -7,7 +7,7 @@ import sys
 import jax
 import tiny
 
-from transfusion import layouts, programs
+from transfusion import layouts
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.levels import LevelsConfig
 from transfusion.config import EvalConfig, Experiment
@@ -15,6 +15,7 @@ from transfusion.data.config import SourceConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
 from transfusion.running import distributed
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.sequence import Stream, text
 from transfusion.sharding import MeshConfig
 from transfusion.train import train
@@ -44,7 +45,7 @@ def experiments(folder: str, steps: int, mesh: dict[str, int] | None = None) -> 
 def main() -> None:
     given = json.loads(sys.argv[1])
     jax.config.update("jax_num_cpu_devices", given["devices"])
-    programs.set_up_jax()
+    set_up_jax()
     distributed.start(given["coordinator"], given["processes"], given["index"], 240)
     made = experiments(given["folder"], given["steps"], given["mesh"])
     for name in given["names"]:

@@ -7,10 +7,11 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from transfusion import programs
 from transfusion.errors import UsageError
 from transfusion.running import provenance, seals
 from transfusion.running.metrics import MetricWriter, read_metrics
+from transfusion.running.own_files import sole_use
+from transfusion.workdir.place import check_workdir
 
 
 class Bucket(MemoryFileSystem):
@@ -68,9 +69,12 @@ def test_checkpoints_in_a_bucket_are_sealed_and_checked(bucket):
 
 
 def test_what_cannot_be_written_is_one_clear_line(tmp_path):
-    with programs.sole_use(epath.Path("gs://bucket/run")):
+    with sole_use(epath.Path("gs://bucket/run")):
         pass
-    for workdir, message in (("", "--workdir is missing"), ("s3://bucket/run", "buckets are gs://BUCKET/FOLDER only")):
+    for workdir, message in (
+        ("", "--workdir is missing"),
+        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+    ):
         with pytest.raises(UsageError, match=message):
-            programs.check_workdir(workdir)
-    programs.check_workdir(str(tmp_path))
+            check_workdir(workdir)
+    check_workdir(str(tmp_path))

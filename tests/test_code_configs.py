@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_mixture_configs import CONFIGS, experiment
 
-from transfusion.api import Run, load_run
+from transfusion.api import Trained, load_run
 from transfusion.codecs.levels import LevelsConfig
 from transfusion.codecs.pixels import to_float
 from transfusion.data.sources import open_source
@@ -24,7 +24,7 @@ from transfusion.train import train
 PROMPTS = (["a handwritten one"], [np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8), "two"])
 
 
-def sharpened(run: Run) -> Run:
+def sharpened(run: Trained) -> Trained:
     """With a head by which codes differ much in their likelihood, so that samples tell of what the model says."""
     parts = run.params["parts"]
     head = parts["image"]["head"] | {"kernel": 8 * parts["image"]["head"]["kernel"]}

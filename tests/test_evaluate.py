@@ -14,9 +14,10 @@ from transfusion.api import load_run
 from transfusion.config import from_json, to_json
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
-from transfusion.evaluate import Options, evaluate, rows, table
+from transfusion.evaluate import Options, evaluate
 from transfusion.evaluation import losses, scores
 from transfusion.evaluation.examples import Examples, class_captions, read_examples
+from transfusion.evaluation.score_table import named_scores, score_table
 from transfusion.sequence import Segment, text
 from transfusion.sequence.rows import assemble, expand
 
@@ -67,10 +68,10 @@ def test_pictures_and_captions_are_kept(evaluated_run, records):
 
 
 def test_the_table_names_every_fixed_score(result):
-    lines = table(result).splitlines()
+    lines = score_table(result).splitlines()
     assert all(any(line.startswith(name.replace("_", " ")) for line in lines) for name in FIXED)
     assert "n = 297" in lines[1]  # the judge beside what rests on it
-    assert dict(rows(result))["velocity loss / image / mean"] == result["velocity_loss"]["image"]["mean"]
+    assert dict(named_scores(result))["velocity loss / image / mean"] == result["velocity_loss"]["image"]["mean"]
 
 
 # --- bits per byte ----------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_open_captions_are_scored_by_retrieval_and_the_rest_is_said_to_be_absent
     assert found["retrieval"]["held_out_names"]["pixels"]["top5"]["count"] == 20
     assert found["generation_accuracy"] is None and "retrieval" in found["absent"]["generation_accuracy"]
     assert "16 pixels" in found["absent"]["retrieval by VGG features"]
-    assert "retrieval by VGG features: none, VGG features need images of 16 pixels or more" in table(found)
+    assert "retrieval by VGG features: none, VGG features need images of 16 pixels or more" in score_table(found)
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"steps": -1}])

@@ -20,8 +20,11 @@ from transfusion.config import to_config_dict
 from transfusion.errors import UsageError
 from transfusion.running.checkpoint import CheckpointConfig, Checkpoints
 from transfusion.running.guard import GuardConfig
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.metrics import read_metrics
+from transfusion.running.own_files import sole_use
 from transfusion.tasks import SequenceTask
+from transfusion.training.step import make_init, make_step
 
 CONFIG = """
 import sys
@@ -142,7 +145,7 @@ class _Numbered:
 def diverging(monkeypatch, tmp_path):
     """`run(bad, **changes)` trains ten steps on batches of which those numbered in `bad` are NaN; a SIGTERM comes while
     batch `stop` is read. Gives the state, or the error, and which batches were served."""
-    programs.set_up_jax()
+    set_up_jax()
 
     def run(bad, stop=None, **changes):
         experiment = tiny.experiment("", steps=10, log_every=1, batch_size=2, **changes)
@@ -165,8 +168,8 @@ def diverging(monkeypatch, tmp_path):
 def test_an_update_that_is_no_number_is_skipped_and_counted():
     experiment = tiny.experiment("", batch_size=2)
     task = SequenceTask(experiment.model, experiment.spec, experiment.objectives)
-    step = jax.jit(train_module.make_step(task, experiment))
-    before = jax.jit(train_module.make_init(task, experiment))()
+    step = jax.jit(make_step(task, experiment))
+    before = jax.jit(make_init(task, experiment))()
     before = step(before, task.fake_batch(2, 0))  # the optimizer's moments are not zero
     batch = task.fake_batch(2, 1)
     batch["image"].values[0, 0, 0] = np.inf
@@ -268,6 +271,7 @@ MISTAKES = {
         "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous "
         "(did you mean 'continuous'?)",
     ),
+    "patience without --supervise": (["--hang_after=0"], "--hang_after and --start_after must be positive"),
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),
     "missing data": (
         [f"--config.data.sources.mine.{field}" for field in ("kind=tfds", "name=digits", "path=")],
@@ -347,7 +351,7 @@ def test_no_noise_about_hardware_that_is_not_there(config, tmp_path):
 
 
 def test_a_second_training_in_the_same_workdir_is_refused(config, tmp_path):
-    with programs.sole_use(tmp_path / "run"):
+    with sole_use(tmp_path / "run"):
         result = run_program(tmp_path, "transfusion.train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     assert "another program is at work in" in one_line_error(result)
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -12,7 +12,7 @@ from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.model.names import by_path
 from transfusion.programs import load_experiment
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.reference import generate_one
 from transfusion.sequence import Segment
 from transfusion.sequence.rows import expand

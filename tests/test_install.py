@@ -56,7 +56,7 @@ from transfusion.tasks import make_task
 
 config = runpy.run_path(sys.argv[1])["get_config"]("debug")
 for source in (config.data.sources.digits, config.eval.sources.digits):
-    source.kind, source.path = "folder", sys.argv[2]
+    source.kind, source.name, source.split, source.path = "folder", "", "train", sys.argv[2]
 experiment = from_config(config)
 with make_task(experiment).open_data(experiment) as data:
     print(*sorted(next(data)))
@@ -72,12 +72,13 @@ def test_what_needs_an_extra_names_it(tmp_path):
     lines = run_without_extras(
         """
 import contextlib
-from transfusion import cache_latents, prepare, programs
+from transfusion import cache_latents, prepare
 from transfusion.sequence.text import TokenizerConfig, open_tokenizer
 from transfusion.data.config import SourceConfig
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.codecs import features
+from transfusion.workdir.place import check_workdir
 
 for case in (
     lambda: open_source(SourceConfig(name="digits"), sys.argv[1]),
@@ -85,7 +86,7 @@ for case in (
     lambda: next(cache_latents._with_beam(None, [], [])),
     lambda: open_tokenizer(TokenizerConfig(kind="huggingface", path=sys.argv[2])),
     lambda: open_tokenizer(TokenizerConfig(kind="sentencepiece", path=sys.argv[2])),
-    lambda: programs.check_workdir("gs://bucket/run"),
+    lambda: check_workdir("gs://bucket/run"),
     features.load_vgg16,
     lambda: prepare.main(["digits"]),
 ):

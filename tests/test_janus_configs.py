@@ -11,7 +11,8 @@ from program import run_program
 
 import transfusion
 from transfusion.errors import UsageError
-from transfusion.evaluate import Options, evaluate, table
+from transfusion.evaluate import Options, evaluate
+from transfusion.evaluation.score_table import score_table
 from transfusion.programs import load_experiment
 from transfusion.running.seals import seal_path
 from transfusion.train import train
@@ -51,7 +52,7 @@ def test_understanding_alone_is_evaluated_by_its_captions(data_dir, tmp_path):
     assert result["caption_accuracy"]["count"] == 5 and result["text_bits_per_byte"]["count"] == 297
     drawing = ("generation_accuracy", "judge_accuracy", "feature_distance", "retrieval")
     assert {result["absent"][name] for name in drawing} == {"the model draws no images"}
-    assert "caption accuracy" in table(result)
+    assert "caption accuracy" in score_table(result)
     asked = ("--workdir", str(tmp_path), "--prompt", "a handwritten one", "--image", str(tmp_path / "one.png"))
     code, out, err = run_program(tmp_path, "transfusion.sample", *asked)
     assert code == 2 and "this model draws no images" in err.splitlines()[-1], (out, err)

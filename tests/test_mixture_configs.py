@@ -22,7 +22,8 @@ from transfusion.model.names import by_path
 from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT
 from transfusion.programs import load_experiment
-from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.restore import restore_params
 from transfusion.running.seals import seal_path
 from transfusion.tasks import make_task
 from transfusion.train import train
@@ -190,9 +191,9 @@ def test_features_of_a_frozen_tower_are_drawn_and_decoded(data_dir, tmp_path):
 
 def test_a_decoder_must_fit_its_tower():
     config = load_experiment(CONFIGS / "autoencoder_semantic.py").autoencoder
-    with pytest.raises(UsageError, match="its width 64, channels 1 and patch 2 must be latent_channels 32"):
+    with pytest.raises(UsageError, match="its width 64 must be latent_channels, 32"):
         dataclasses.replace(config, latent_channels=32)
-    with pytest.raises(UsageError, match="patch 2 must be .* and 4 "):
+    with pytest.raises(UsageError, match="its patch 2 the factor by which the decoder enlarges, 4"):
         dataclasses.replace(config, channels=(8, 8, 8))
 
 

@@ -66,15 +66,15 @@ def test_what_is_missing_is_said(monkeypatch):
     experiment = load_experiment(f"{CONFIGS / 'digits.py'}:debug")
     assert compiled.can_compile(parse_topology("a100:4")) == "programs for GPUs cannot be compiled without one"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = plan.plan(experiment, parse_topology("v5e:2x2"), plan.Options())
-    assert "pip install 'transfusion[tpu]'" in plan.text(result) and "libtpu" in result["not_compiled_because"]
+    result = plan.plan(experiment, parse_topology("v5e:2x2"), plan.Compilation())
+    assert "pip install 'transfusion[tpu]'" in plan.plan_text(result) and "libtpu" in result["not_compiled_because"]
     assert result["suggestion"]["how"] == "from shapes" and result["largest_batch"] >= 4
-    assert plan.table([result, result]).count("| v5e:2x2 |") == 2
+    assert plan.plan_table([result, result]).count("| v5e:2x2 |") == 2
 
 
 @pytest.mark.parametrize("form", ["transfusion_paper.py:7B", "bagel.py:7b"])
 def test_the_large_configs_fit_a_pod(form):
-    result = plan.plan(load_experiment(CONFIGS / form), parse_topology("v5p:8x8x8"), plan.Options(compile=False))
+    result = plan.plan(load_experiment(CONFIGS / form), parse_topology("v5p:8x8x8"), plan.Compilation(compile=False))
     assert result["step"]["fits"] and result["step"]["peak"] < 20 * GIB
     if form.startswith("bagel"):  # two experts: twice the parameters, the same FLOPs for each token
         assert result["state"]["parameters"] == pytest.approx(14.7e9 * 4 / 128, rel=0.03)

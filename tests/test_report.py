@@ -16,7 +16,9 @@ from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
-from transfusion.report import Report, _read_captions, training_seconds, write_report
+from transfusion.evaluation.sections import images, numbers, origin
+from transfusion.evaluation.sections.material import read_material
+from transfusion.report import write_report
 
 SECTIONS = ("scores", "curves", "samples", "trajectory", "captions", "mask", "origin")
 VOID = {"meta", "link", "img", "br", "line", "polyline", "polygon", "circle"}
@@ -129,12 +131,12 @@ def test_what_is_missing_is_said(tmp_path, tiny_run):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
     (workdir / "metrics.jsonl").unlink()
     (workdir / "commands.jsonl").unlink()
-    report = Report(workdir)
-    assert "Not evaluated yet" in report.scores() and "transfusion.evaluate" in report.scores()
-    assert "no rows" in report.curves()
-    assert "was not recorded" in report.origin()
-    assert "hold a token, over the whole training: not logged" in report.mask()
-    assert "not logged" in report.header() and "Drawn as asked" not in report.header()
+    material = read_material(workdir)
+    assert "Not evaluated yet" in numbers.scores(material) and "transfusion.evaluate" in numbers.scores(material)
+    assert "no rows" in numbers.curves(material)
+    assert "was not recorded" in origin.origin(material)
+    assert "hold a token, over the whole training: not logged" in origin.packed_row(material)
+    assert "not logged" in numbers.header(material) and "Drawn as asked" not in numbers.header(material)
 
 
 def test_an_evaluation_of_another_step_or_with_hostile_text_is_shown_safely(tmp_path, tiny_run):
@@ -146,7 +148,7 @@ def test_an_evaluation_of_another_step_or_with_hostile_text_is_shown_safely(tmp_
         "<b>": {"value": 1, "low": 1, "high": 1, "count": 1},
     }
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    scores = Report(workdir).scores()
+    scores = numbers.scores(read_material(workdir))
     assert "of step 10, the checkpoint of step 20" in scores and "50.0%" in scores
     assert "<script" not in scores and "<b>" not in scores and "&lt;script&gt;" in scores
 
@@ -168,29 +170,29 @@ def test_an_evaluation_of_another_step_or_with_hostile_text_is_shown_safely(tmp_
 def test_a_damaged_evaluation_counts_as_none_and_the_page_says_so(damaged, tmp_path, tiny_run):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
     (workdir / "evaluation.json").write_bytes(damaged)
-    report = Report(workdir)
-    assert "is damaged" in report.scores() and "transfusion.evaluate again" in report.scores()
-    assert "Drawn as asked" not in report.header()
-    assert list(report._velocity()) == []
+    material = read_material(workdir)
+    assert "is damaged" in numbers.scores(material) and "transfusion.evaluate again" in numbers.scores(material)
+    assert "Drawn as asked" not in numbers.header(material)
+    assert list(numbers._velocity(material)) == []
 
 
 def test_damaged_lines_of_metrics_commands_and_captions_are_left_out(tmp_path, tiny_run):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
-    whole = Report(workdir)
+    whole = read_material(workdir)
     for name in ("metrics.jsonl", "commands.jsonl"):
         with open(workdir / name, "ab") as file:
             file.write(b'\xff\n{"step": 1e999}\n' + b"[" * 200_000 + b'\n{"step": 19, "loss": "x", "command": 3}\n')
     (workdir / "samples").mkdir(exist_ok=True)
     (workdir / "samples" / "captions.jsonl").write_text('{"index": -1, "caption": "x", "reference": "y"}\n')
-    report = Report(workdir)
-    assert report.metrics == whole.metrics and report.curves() == whole.curves()
-    assert report.origin().count("# 20") == whole.origin().count("# 20")
-    assert _read_captions(workdir, report.held_out) == []
+    material = read_material(workdir)
+    assert material.metrics == whole.metrics and numbers.curves(material) == numbers.curves(whole)
+    assert origin.origin(material).count("# 20") == origin.origin(whole).count("# 20")
+    assert images.read_captions(workdir, material.held_out) == []
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, tiny_run, monkeypatch):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
-    monkeypatch.setattr("transfusion.report.Report", None)  # the work
+    monkeypatch.setattr("transfusion.report.read_material", None)  # the work
     (workdir / "report.html").mkdir()
     with pytest.raises(UsageError, match="cannot write .*report.html: Is a directory"):
         write_report(workdir)
@@ -249,5 +251,5 @@ def test_curves_and_labels_stay_inside_the_chart(scale, log):
 
 def test_time_in_steps_counts_steps_without_a_rate_at_the_mean_speed():
     rows = [{"step": 10, "steps_per_second": None}, {"step": 30, "steps_per_second": 2.0}]
-    assert training_seconds(rows) == pytest.approx(15.0)
-    assert training_seconds([{"step": 5}]) is None
+    assert numbers.training_seconds(rows) == pytest.approx(15.0)
+    assert numbers.training_seconds([{"step": 5}]) is None

@@ -25,7 +25,8 @@ from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.running import checkpoint as checkpoint_lib
 from transfusion.running import seals
-from transfusion.running.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, restore_params
+from transfusion.running.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
+from transfusion.running.restore import restore_params
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
 _failing: dict[str, int] = {}  # part of a path -> how many operations there are still to fail

@@ -15,6 +15,7 @@ from transfusion import sweep
 from transfusion.config import to_json
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
+from transfusion.evaluation.sweep_table import sweep_table
 
 SWEEP = """
 import dataclasses, sys
@@ -85,31 +86,31 @@ def processes(monkeypatch, member):
 
 def test_what_is_finished_is_skipped(member, processes):
     started, _ = processes
-    first = sweep.run(member)
+    first = sweep.run_member(member)
     assert started == ["train", "evaluate"]
     assert first["error"] is None and first["caption_accuracy"]["value"] == 0.5
-    assert sweep.run(member) == first
+    assert sweep.run_member(member) == first
     assert started == ["train", "evaluate"]
 
 
 def test_what_was_interrupted_goes_on(member, processes):
     started, trains = processes
     trains[0] = 6
-    assert sweep.run(member)["error"] == "stopped at step 6; the same command continues"
+    assert sweep.run_member(member)["error"] == "stopped at step 6; the same command continues"
     assert started == ["train"]
     trains[0] = 10
-    assert sweep.run(member)["error"] is None
+    assert sweep.run_member(member)["error"] is None
     assert started == ["train", "train", "evaluate"]
 
 
 def test_more_steps_continue_and_other_settings_do_not(member, processes):
     started, trains = processes
-    sweep.run(member)
+    sweep.run_member(member)
     trains[0] = 20
     longer = dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, steps=20))
-    assert sweep.run(longer)["steps"] == 20
+    assert sweep.run_member(longer)["steps"] == 20
     other = dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, seed=1))
-    assert "holds a run with another 'seed'" in sweep.run(other)["error"]
+    assert "holds a run with another 'seed'" in sweep.run_member(other)["error"]
     assert started == ["train", "evaluate"] * 2
 
 
@@ -125,7 +126,7 @@ def test_the_table_shows_intervals_and_reasons():
     }
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 80}
     entry |= {"generation_accuracy": score, "caption_accuracy": None, "text_bits_per_byte": score | {"value": 1.23456}}
-    lines = sweep.table([entry, entry | {"name": "b", "error": "no | room", "loss": None}]).splitlines()
+    lines = sweep_table([entry, entry | {"name": "b", "error": "no | room", "loss": None}]).splitlines()
     assert (
         lines[2]
         == "| a | 1.23M | 10 | 4.2P | 12 | 2.543 | 50.0% (40.0% to 60.0%) | not measured | 1.235 (0.4 to 0.6) |"

@@ -2,23 +2,28 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from closeness import assert_close, trunk_operations
+from program import run_program
 
-from transfusion import programs, train
+from transfusion import train
 from transfusion.config import EvalConfig
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.optim import OptimConfig
-from transfusion.running.checkpoint import CheckpointConfig, restore_params
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.metrics import read_metrics
+from transfusion.running.restore import restore_params
 from transfusion.tasks import make_task
 from transfusion.training import step as step_lib
-from transfusion.workdir import portable
+from transfusion.workdir import json_file, portable
+from transfusion.workdir.config_file import read_experiment
 
 
 def test_accumulation_changes_neither_loss_nor_gradients():
@@ -53,7 +58,7 @@ def test_draws_change_with_the_step_and_the_seed_only():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(experiment, workdir) of a run of ten steps that evaluates in between."""
-    programs.set_up_jax()
+    set_up_jax()
     root = tmp_path_factory.mktemp("train")
     folder = tiny.write_folder(root / "images")
     held_out = tiny.write_folder(root / "held_out", 8, seed=1)
@@ -70,7 +75,7 @@ def run(tmp_path_factory):
 
 def test_a_workdir_holds_what_others_rely_on(run):
     experiment, workdir = run
-    assert programs.read_experiment(workdir) == portable.recorded(experiment)
+    assert read_experiment(workdir) == portable.as_recorded(experiment)
     rows = read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]  # evaluations and the end are logged, too
     for row in rows:
@@ -118,3 +123,15 @@ def test_a_resolution_that_no_stream_holds_is_refused_before_any_record_is_read(
     wrong = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, sources=sources))
     with pytest.raises(UsageError, match=r"data\.sources\.mine\.resolution: 12 does not fit .* 8x8"):
         make_task(wrong).open_data(wrong)
+
+
+def test_a_finished_run_is_not_supervised_and_nothing_is_written(tiny_run, tmp_path):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    config = f"--config={json_file.__file__}:{workdir / 'config.json'}"
+    done = run_program(tmp_path / "said", "transfusion.train", config, f"--workdir={workdir}", "--supervise")
+    assert done.code == 0 and "nothing to do" in done.err and "supervisor" not in done.err
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    changed = (config, f"--workdir={workdir}", "--supervise", "--config.model.heads=1")
+    done = run_program(tmp_path / "said", "transfusion.train", *changed)
+    assert done.code == 2 and "error: model.heads: 2 -> 1 (the checkpoint of step 20 -> now)" in done.err

@@ -15,9 +15,10 @@ from transfusion import sample
 from transfusion.data import sounds
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
-from transfusion.evaluate import Options, evaluate, table
+from transfusion.evaluate import Options, evaluate
+from transfusion.evaluation.score_table import score_table
+from transfusion.evaluation.sections import images, material
 from transfusion.programs import load_experiment
-from transfusion.report import Report
 from transfusion.running.seals import seal_path
 from transfusion.train import train
 
@@ -57,8 +58,8 @@ def test_emu3_trains_resumes_samples_and_is_evaluated(data_dir, tmp_path, monkey
     assert codes["count"] > 100 and 1 < codes["value"] < 8
     # Codes, sizes and ends are no text: the bytes are those of the captions.
     assert result["text_bits_per_byte"]["count"] == 297 and result["text_bits_per_byte"]["bytes"] < 297 * 20
-    assert result["velocity_loss"] is None and "code bits" in table(result)
-    assert "draws no images by a solver" in Report(tmp_path).trajectory()
+    assert result["velocity_loss"] is None and "code bits" in score_table(result)
+    assert "draws no images by a solver" in images.from_noise(material.read_material(tmp_path))
 
 
 @pytest.mark.soak

@@ -4,11 +4,11 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "layouts", "load_run", "pictures"]
+__all__ = ["Trained", "__version__", "layouts", "load_run", "pictures"]
 
 # Where a public name lives. Loaded on first use: `import transfusion.sequence` alone stays light.
 _HOMES = {
-    "Run": ("transfusion.api", "Run"),
+    "Trained": ("transfusion.api", "Trained"),
     "load_run": ("transfusion.api", "load_run"),
     "layouts": ("transfusion.sequence.layouts", ""),
     "pictures": ("transfusion.evaluation.pictures", ""),

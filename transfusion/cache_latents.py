@@ -2,9 +2,9 @@ r"""Encodes a config's data once: training then reads latents and encodes nothin
 
   python -m transfusion.cache_latents --config configs/emoji.py:latents --output latents/emoji --workers 4
 
-Each source of `data.sources` goes to OUTPUT/NAME, each of `eval.sources` to OUTPUT/eval/NAME; the flags that make a
-training read them are printed. A run that was stopped is continued by the same command. With --beam the shards are
-written by an Apache Beam runner, whose machines must have the same paths: --beam runner=FlinkRunner --beam ...
+Each source of `data.sources` goes to OUTPUT/NAME, each source of `eval.sources` to OUTPUT/eval/NAME. At the end the
+program prints the flags with which training reads them. If it is stopped, the same command continues. With --beam an
+Apache Beam runner writes the shards; its machines must have the same paths: --beam runner=FlinkRunner --beam ...
 """
 
 import concurrent.futures.process
@@ -27,11 +27,13 @@ from transfusion.data.latent_files import CachePlan, content_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
 from transfusion.latents import Codec, open_codec
+from transfusion.running.jax_setup import set_up_jax
+from transfusion.running.own_files import sole_use
 
 
 @dataclasses.dataclass(frozen=True)
 class CachingJob:
-    """What a worker must know to encode a shard of a source, wherever it runs."""
+    """Everything that a worker needs to encode a shard of a source, wherever it runs."""
 
     source: SourceConfig
     codec: CodecConfig
@@ -56,7 +58,7 @@ def _codec(config: CodecConfig) -> Codec:
 
 
 def encode_shard(number: int, job: CachingJob) -> int:
-    """Writes one shard of a job; returns how many of its records cannot be used.
+    """Writes one shard of a job. Returns how many of its records cannot be used.
 
     Raises:
       UsageError: if this machine has another codec than the job, or the shard cannot be written.
@@ -76,10 +78,15 @@ def cache_latents(
     shard_records: int = 1024,
     beam: Sequence[str] = (),
 ) -> str:
-    """Writes the latents of a source to a folder, the same bytes whoever does the work; returns a line about it.
+    """Writes the latents of a source to a folder. Returns a line about it. Any workers write the same bytes.
 
     Args:
-      workers: processes of this machine. They share its cores; an accelerator has room for one.
+      source: the source to encode.
+      data: the settings of the data.
+      codec: the codec that encodes it.
+      folder: where the latents go.
+      workers: processes on this machine. They share its cores; an accelerator has room for only one.
+      shard_records: records of each file.
       beam: options of an Apache Beam runner ('runner=...'), which then does the work.
 
     Raises:
@@ -93,7 +100,7 @@ def cache_latents(
     folder = folder.expanduser().absolute()
     job = CachingJob(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
     plan = job.plan(records)
-    with programs.sole_use(folder, "--output"):
+    with sole_use(folder, "--output"):
         missing, start, bad = begin_cache(folder, plan), time.perf_counter(), 0
         run = functools.partial(_with_beam, options=beam) if beam else functools.partial(_here, workers=workers)
         for done, count in enumerate(run(job, missing), start=1):
@@ -105,27 +112,27 @@ def cache_latents(
 
 
 def _here(job: CachingJob, numbers: Sequence[int], workers: int) -> Iterator[int]:
-    """Encodes shards in this process, or in several."""
+    """Encodes shards in this process, or in several processes. Yields how many records of each cannot be used."""
     if workers == 1:
         yield from (encode_shard(number, job) for number in numbers)
         return
     context = multiprocessing.get_context("forkserver")  # a fork of a process that has used JAX may hang
     context.set_forkserver_preload([__name__])
-    with concurrent.futures.ProcessPoolExecutor(workers, context, programs.set_up_jax) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, set_up_jax) as pool:
         try:
             futures = [pool.submit(encode_shard, number, job) for number in numbers]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UsageError(
-                "a worker was ended by the system: the same command goes on, with fewer --workers"
+                "the system ended a worker: run the same command again, with fewer --workers, to continue"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _with_beam(job: CachingJob, numbers: Sequence[int], options: Sequence[str]) -> Iterator[int]:
-    """Encodes shards on a Beam runner, which does not say how many records cannot be used."""
+    """Encodes shards on a Beam runner, which does not report how many records cannot be used."""
     beam = require("apache_beam", "beam")
     settings = require("apache_beam.options.pipeline_options", "beam")
     flags_of_beam = settings.PipelineOptions([f"--{option}" for option in options])
@@ -135,7 +142,7 @@ def _with_beam(job: CachingJob, numbers: Sequence[int], options: Sequence[str]) 
 
 
 def chosen(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[str, SourceConfig]]:
-    """The sources to encode: name below --output -> (the config's field, the source); all, or those of `names`."""
+    """The sources to encode by their names below --output, as (the config's field, the source). No `names` take all."""
     known = {name: (f"data.sources.{name}", source) for name, source in experiment.data.sources.items()}
     known |= {f"eval/{name}": (f"eval.sources.{name}", s) for name, s in experiment.eval.sources.items()}
     for name in names:
@@ -145,12 +152,12 @@ def chosen(experiment: Experiment, names: Sequence[str]) -> dict[str, tuple[str,
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    programs.set_up_jax()
+    set_up_jax()
     experiment = programs.experiment_of(FLAGS.config)
     if not FLAGS.output:
         raise UsageError("--output is missing: a folder for the latents, for example --output latents/emoji")
     if FLAGS.beam and FLAGS.workers > 1:
-        raise UsageError("--workers are processes of this machine: with --beam its runner decides")
+        raise UsageError("--workers are processes of this machine: with --beam the runner decides how many there are")
     arguments = []
     for name, (field, source) in chosen(experiment, FLAGS.sources).items():
         folder = pathlib.Path(FLAGS.output) / name

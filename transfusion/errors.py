@@ -7,7 +7,10 @@ from types import ModuleType
 
 
 class UsageError(Exception):
-    """A wrong flag, config, file or set-up. The message is one line that says what to do; programs exit with `code`."""
+    """A mistake that a user can mend: a wrong flag, config, file or set-up.
+
+    The message is one line that says what to do; programs end with the exit code `code`.
+    """
 
     code = 2
 
@@ -47,7 +50,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def shown(text: str) -> str:
-    """A text in a message: of one line, and not too long."""
+    """The text as a message shows it: on one line, and not too long."""
     line = text.encode("utf-8", "backslashreplace").decode()
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= 300 else f"{line[:300]}..."

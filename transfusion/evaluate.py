@@ -1,4 +1,4 @@
-"""Evaluation of a trained run, every number with its interval and count.
+"""Evaluates a trained run; every number has its interval and count.
 
   python -m transfusion.evaluate --workdir runs/digits [--samples=500 --captions=500 --seed=0 --guidance=2 --steps=25]
 
@@ -7,266 +7,32 @@ measured (no labels, no captions, an extra that is not installed) is null, with 
 a codec is evaluated too: how well it gives held-out images back, and in how many bits.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from transfusion import programs, storage
-from transfusion.api import load_run
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.evaluation import pictures, reconstruction, scores
-from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
-from transfusion.evaluation.intervals import Score
+from transfusion.evaluation import reconstruction
 from transfusion.evaluation.judge import JudgeConfig
-from transfusion.evaluation.losses import (
-    DocumentBits,
-    code_bits,
-    held_out_batches,
-    spelled_bits,
-    text_bits,
-    velocity_loss,
-)
-from transfusion.programs import read_experiment
+from transfusion.evaluation.measures import Measures, Options
+from transfusion.evaluation.score_table import score_table
 from transfusion.running import provenance
-from transfusion.running.checkpoint import restore_params
-from transfusion.sequence import TEXT
-from transfusion.sequence.batch import Batch
-from transfusion.sequence.items import Codes
+from transfusion.running.jax_setup import set_up_jax
+from transfusion.running.restore import restore_params
 from transfusion.tasks import make_task
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
-
-HOW = {
-    "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
-    "asked; Wilson 95 % interval",
-    "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
-    "only; Wilson 95 % interval",
-    "caption_accuracy": "share of held-out images, clips or sounds whose greedy caption equals the reference but for "
-    "case and spaces; Wilson 95 % interval",
-    "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
-    "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
-    "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
-    "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
-    "code_bits": "bits per code of held-out images after their caption; of masked codes at fixed shares of them, the "
-    "same codes for every model; in the text's vocabulary without sizes and ends of rows; count: images; 95 % "
-    "bootstrap over images",
-    "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
-    "floor: between as many other real training images and the same ones; 95 % jackknife interval",
-    "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
-    "all real images; Wilson 95 % interval",
-}
-FIXED = ("velocity loss", "code bits")  # at fixed times and shares, which the table shows the mean of
-SHOWN = 100  # images of a saved grid
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the flags say; None: what the config says."""
-
-    samples: int | None = None
-    captions: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
-    steps: int | None = None
-    judge_steps: int = JudgeConfig.steps
-
-    def __post_init__(self):
-        for name in ("samples", "captions", "steps", "judge_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
-
-
-class Evaluation:
-    """Collects the results of one run; each part fills its fields, or says why it cannot."""
-
-    def __init__(self, workdir: str | os.PathLike, options: Options = Options()):
-        self.workdir, self.run = pathlib.Path(workdir), load_run(workdir)
-        self.experiment = self.run.experiment
-        config = self.experiment.eval
-        self.samples = options.samples or config.samples
-        self.captions = options.captions or config.captions
-        self.seed = self.experiment.seed if options.seed is None else options.seed
-        wanted = {"guidance": options.guidance, "steps": options.steps}
-        self.sampler = {name: value for name, value in wanted.items() if value is not None}
-        self.judge_steps = options.judge_steps
-        self.fields: dict[str, Any] = dict.fromkeys(HOW)
-        self.absent: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.folder = self.workdir / "samples"
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Measures the wall time of a part."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-
-    def all(self) -> dict[str, Any]:
-        """Runs every part that the run's data and streams allow; the content of evaluation.json."""
-        with self.part("data"):
-            sources, data = self.experiment.eval.sources, self.experiment.data
-            kind = medium_of_sources(sources or data.sources, data) or "image"
-            real = read_examples(data.sources, data, kind=kind)
-            held_out = read_examples(sources, data, kind=kind)
-        with self.part("text"):
-            self.text()
-        with self.part("velocity"):
-            self.velocity()
-        if not any(self.run.spec.content(run).sides for entry in self.run.spec.entries for run in entry.runs):
-            self.skip("the model has no image stream", *self.image_scores)
-        elif kind != "image":
-            self.skip(f"measured for images only, and the data's media are {kind!r}", *self.image_scores)
-            self.written(held_out)
-        else:
-            self.images(real, held_out)
-        return self.report()
-
-    image_scores = ("generation_accuracy", "judge_accuracy", "feature_distance", "caption_accuracy", "retrieval")
-
-    def skip(self, reason: str, *names: str) -> None:
-        """These scores stay null, for this reason."""
-        self.absent |= dict.fromkeys(names, reason)
-
-    # --- losses -------------------------------------------------------------------------------------------------------
-
-    def text(self) -> None:
-        task, params = self.run.task, self.run.params
-        parts: dict[str, DocumentBits] = {}
-        for name, source in self.experiment.eval.sources.items():
-            parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
-        if not parts or not sum(part.bytes.sum() for part in parts.values()):
-            return self.skip("the config has no held-out text", "text_bits_per_byte")
-        whole = next(iter(parts.values()))
-        for part in list(parts.values())[1:]:
-            whole = whole.join(part)
-        self.fields["text_bits_per_byte"] = whole.score(seed=self.seed)
-        self.fields["text_bits_per_byte_after_image"] = whole.score(whole.after_image, self.seed)
-        self.fields["text_bits_per_byte_without_image"] = whole.score(~whole.after_image, self.seed)
-        self.fields["text_bits_per_byte_by_source"] = {name: part.score(seed=self.seed) for name, part in parts.items()}
-
-    def held_out(self) -> Iterator[Batch]:
-        """Packed batches of all held-out sources."""
-        for source in self.experiment.eval.sources.values():
-            yield from held_out_batches(self.run.task, self.experiment, source)
-
-    def velocity(self) -> None:
-        """Losses of images: of latents, and of codes."""
-        task, result, codes = self.run.task, {}, {}
-        for name, stream in task.spec.streams.items():
-            if stream.objective == "continuous":
-                result[name] = velocity_loss(task, self.run.params, self.held_out(), name, self.seed)
-            elif isinstance(stream.content, Codes) and stream.objective != "none":
-                codes[name] = code_bits(task, self.run.params, self.held_out(), name, self.seed)
-        if task.spec.spelling:
-            codes[TEXT] = spelled_bits(task, self.run.params, self.held_out(), self.seed)
-        self.fields["velocity_loss"] = {n: found for n, found in result.items() if found} or None
-        self.fields["code_bits"] = {n: found for n, found in codes.items() if found} or None
-        if not self.fields["velocity_loss"]:
-            self.skip("no held-out image is a target of a continuous stream", "velocity_loss")
-        if codes and not self.fields["code_bits"]:
-            self.skip("no held-out image is a target of a stream of codes", "code_bits")
-
-    # --- images -------------------------------------------------------------------------------------------------------
-
-    def images(self, real: Examples, held_out: Examples) -> None:
-        if self.run.drawn is None:
-            self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))
-        elif self.experiment.eval.prompts == "held_out":
-            reason = "captions are open (eval.prompts is 'held_out'): see retrieval"
-            self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
-            self.names(real, held_out)
-        else:
-            self.classes(real, held_out)
-        if (rows := self.written(held_out)) is None:
-            return
-        shown = rows[:SHOWN]
-        pictures.grid(
-            held_out.images[: len(shown)], 10, [row["caption"] for row in shown],
-            marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
-        )  # fmt: skip
-
-    def written(self, held_out: Examples) -> tuple[dict, ...] | None:
-        """Captions of held-out media, and how many are right."""
-        if not held_out.captioned:
-            return self.skip("the held-out data has no captioned images", "caption_accuracy")
-        if not self.run.spec.reads_media:
-            return self.skip("the model reads no images", "caption_accuracy")
-        with self.part("captions"):
-            result = scores.captioning(self.run, held_out, self.captions, self.seed)
-        self.fields["caption_accuracy"] = result.score
-        self.absent.pop("caption_accuracy", None)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-        storage.write_whole(self.folder / "captions.jsonl", lines)
-        return result.rows
-
-    def classes(self, real: Examples, held_out: Examples) -> None:
-        """Generation judged by a classifier of the labels."""
-        if not real.labelled or not any(real.captions):
-            reason = "the training data has no labels with captions to ask for and to judge by"
-            return self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
-        with self.part("judge"):
-            judge = scores.open_judge(self.workdir, real, self.judge_steps)
-            if held_out.labelled:
-                images = scores.to_float(held_out.images)
-                self.fields["judge_accuracy"] = judge.accuracy(images, held_out.labels)
-            else:
-                self.skip("the held-out data has no labels", "judge_accuracy")
-        with self.part("generation"):
-            drawn = scores.draw_classes(self.run, real, self.samples, self.seed, **self.sampler)
-            result = scores.generation(judge, drawn)
-        self.fields |= {"generation_accuracy": result.all, "generation_accuracy_by_prompt": result.by_prompt}
-        with self.part("feature_distance"):
-            self.fields["feature_distance"] = scores.feature_distance(judge, drawn, real, self.seed)
-        if self.fields["feature_distance"] is None:
-            self.skip("fewer than 4 drawn or 8 real images", "feature_distance")
-        self.save("generated.png", drawn, ~result.right)
-
-    def names(self, real: Examples, held_out: Examples) -> None:
-        """Generation of open captions, judged by the nearest real images."""
-        if not real.captioned or not held_out.captioned or real.images.shape[1:] != held_out.images.shape[1:]:
-            return self.skip("training and held-out data need captioned images of one size", "retrieval")
-        each = max(1, self.samples // 2)
-        with self.part("generation"):
-            groups = {
-                "training_names": scores.draw_names(self.run, real, each, self.seed, **self.sampler),
-                "held_out_names": scores.draw_names(self.run, held_out, each, self.seed + 1, **self.sampler),
-            }
-        for name, drawn in groups.items():
-            self.save(f"generated_{name}.png", drawn, None)
-        other = groups["held_out_names"]
-        groups["held_out_names"] = dataclasses.replace(other, asked=other.asked + len(real))
-        gallery = np.concatenate([real.images, held_out.images])
-        embed, reason = scores.embeddings(min(gallery.shape[1:3]))
-        if reason:
-            self.skip(reason, "retrieval by VGG features")
-        with self.part("retrieval"):
-            found = scores.retrieval_by_group(groups, gallery, embed)
-        self.fields["retrieval"] = found | {"gallery": len(gallery), "chance": scores.chance(len(gallery))}
-
-    def save(self, name: str, drawn: scores.Generated, wrong: np.ndarray | None) -> None:
-        """The first images as a grid; wrong ones framed."""
-        marks = None if wrong is None else [bool(x) for x in wrong[:SHOWN]]
-        pictures.grid(drawn.images[:SHOWN], 10, drawn.prompts[:SHOWN], marks=marks, path=self.folder / name)
-
-    # --- the result ---------------------------------------------------------------------------------------------------
-
-    def report(self) -> dict[str, Any]:
-        sampler = dataclasses.asdict(self.run.sampler(**self.sampler))
-        own = {"absent": self.absent, "how": HOW, "sampler": sampler, "samples": self.samples}
-        return self.fields | own | about(self.experiment, self.run.step, self.seed, self.seconds)
 
 
 def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """What every evaluation says of where its numbers come from."""
+    """The fields of every evaluation that say where its numbers come from."""
     return {
         "step": step,
         "weights": "moving average" if experiment.optim.ema else "parameters",
@@ -281,7 +47,14 @@ def about(experiment: Experiment, step: int, seed: int, seconds: dict[str, float
     }
 
 
-def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
+def evaluate_sequence(workdir: str | os.PathLike, options: Options) -> dict[str, Any]:
+    """The content of evaluation.json of a unified model's run."""
+    measures = Measures(workdir, options)
+    found = measures.all()
+    return found | about(measures.experiment, measures.run.step, measures.seed, measures.seconds)
+
+
+def evaluate_codec(workdir: str | os.PathLike, options: Options) -> dict[str, Any]:
     """The content of evaluation.json of an autoencoder's run."""
     start, experiment = time.perf_counter(), read_experiment(workdir)
     step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
@@ -292,16 +65,13 @@ def evaluate_codec(workdir: str | os.PathLike, options: Options = Options()) -> 
     other = "codes have none of it" if experiment.autoencoder.form != "kl" else "Gaussian latents have none of it"
     absent = {name: other for name, value in found.items() if value is None}
     seconds = {"reconstruction": round(time.perf_counter() - start, 3)}
-    return found | {"absent": absent, "how": reconstruction.MEANINGS} | about(experiment, step, seed, seconds)
+    return found | {"absent": absent, "how": reconstruction.CODEC_MEANINGS} | about(experiment, step, seed, seconds)
 
 
-EVALUATIONS = {
-    "sequence": lambda workdir, options: Evaluation(workdir, options).all(),
-    "autoencoder": evaluate_codec,
-}
+EVALUATIONS = {"sequence": evaluate_sequence, "autoencoder": evaluate_codec}
 
 
-def evaluate(workdir: str | os.PathLike, options: Options = Options()) -> dict[str, Any]:
+def evaluate(workdir: str | os.PathLike, options: Options | None = None) -> dict[str, Any]:
     """Measures the newest intact checkpoint of a run and writes evaluation.json; returns its content.
 
     Raises:
@@ -310,57 +80,17 @@ def evaluate(workdir: str | os.PathLike, options: Options = Options()) -> dict[s
     experiment, path = read_experiment(workdir), pathlib.Path(workdir) / "evaluation.json"
     storage.check_writable(path)  # before minutes of work
     storage.make_folder(path.parent / "samples")
-    result = EVALUATIONS[experiment.task](workdir, options)
+    result = EVALUATIONS[experiment.task](workdir, options or Options())
     storage.write_whole(path, json.dumps(result, indent=2, allow_nan=False))
     return result
 
 
-def rows(result: dict[str, Any]) -> list[tuple[str, Score]]:
-    """The scores of an evaluation in the order of the table, named by their path."""
-    found: list[tuple[str, Score]] = []
-
-    def walk(name: str, value: Any) -> None:
-        if isinstance(value, dict) and {"value", "low", "high", "count"} <= value.keys():
-            found.append((name, value))
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{name} / {key.replace('_', ' ')}", inner)
-
-    for name, value in result.items():
-        if name not in ("config", "machine", "versions", "code", "sampler"):
-            walk(name.replace("_", " "), value)
-    return found
-
-
-def is_share(name: str) -> bool:
-    """Whether a score of this name is shown in percent."""
-    return "accuracy" in name or "retrieval" in name or name == "codebook use"
-
-
-def shown(name: str, score: Score) -> tuple[str, str]:
-    """A score's value and interval as people read them."""
-    if is_share(name):
-        return f"{score['value']:.1%}", f"{score['low']:.1%} to {score['high']:.1%}"
-    return f"{score['value']:.4g}", f"{score['low']:.4g} to {score['high']:.4g}"
-
-
-def table(result: dict[str, Any]) -> str:
-    """The scores as aligned lines; those by class, source and time are left to the file."""
-    short = [(n, s) for n, s in rows(result) if " by " not in n and (n.endswith("mean") or not n.startswith(FIXED))]
-    width = max([len(name) for name, _ in short], default=0)
-    lines = []
-    for name, score in short:
-        value, interval = shown(name, score)
-        lines.append(f"{name:<{width}}  {value:>8}  [{interval}]  n = {score['count']}")
-    return "\n".join(lines + [f"{name.replace('_', ' ')}: none, {why}" for name, why in result["absent"].items()])
-
-
 def main(argv) -> None:
-    programs.set_up_jax()
+    set_up_jax()
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: the folder of a training run, for example runs/digits")
     options = Options(*(getattr(FLAGS, field.name) for field in dataclasses.fields(Options)))
-    print(table(evaluate(FLAGS.workdir, options)))
+    print(score_table(evaluate(FLAGS.workdir, options)))
     print(f"written to {pathlib.Path(FLAGS.workdir) / 'evaluation.json'}")
 
 

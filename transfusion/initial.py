@@ -1,7 +1,7 @@
-"""Parameters from another run: to train on from it, or to train new modalities onto a language model.
+"""Takes a new run's parameters from another run, to fine-tune it, or to add modalities to a language model.
 
-A language model that is kept as it is (LMFusion, arXiv 2412.15188, section 3; 'asynchronous training') is `init.path`
-with its run and `optim.groups` that freeze its paths.
+To keep the language model as it is (LMFusion, arXiv 2412.15188, section 3; 'asynchronous training'), set `init.path` to
+its run, and freeze its paths with `optim.groups`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from absl import logging
 from transfusion.errors import UsageError
 from transfusion.model.names import by_path, covered, nearest_path
 from transfusion.model.parameters import Params
-from transfusion.running.checkpoint import restore_leaves, saved_shapes
+from transfusion.running.restore import restore_leaves, saved_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class InitConfig:
 
     def __post_init__(self):
         if (self.copy or self.fresh) and not self.path:
-            raise UsageError("init.copy and init.fresh are about parameters of a run: set init.path to its workdir")
+            raise UsageError("init.copy and init.fresh choose parameters of another run: set init.path to its workdir")
         try:
             re.compile(self.fresh)
         except re.error as error:
@@ -52,10 +52,10 @@ class InitConfig:
 
 
 def from_run(config: InitConfig, wanted: Params) -> dict[str, jax.Array]:
-    """The parameters to start from, by their path in this model; every process reads its own parts of them.
+    """Reads the parameters that this run starts from, by their path in this model; a process reads its own parts only.
 
     Args:
-      config: no path gives no parameters.
+      config: without a path there are no such parameters.
       wanted: ShapeDtypeStructs with the shardings of this run's parameters.
 
     Raises:
@@ -91,7 +91,7 @@ def from_run(config: InitConfig, wanted: Params) -> dict[str, jax.Array]:
 
 
 def _sources(config: InitConfig, ours: Iterable[str], theirs: Mapping) -> dict[str, str]:
-    """Our path -> theirs, for all that can be taken."""
+    """Our path -> the path in the other run, for all parameters that can be taken."""
     ours = [path for path in ours if not (config.fresh and covered(config.fresh, path))]
     result = {path: path for path in ours if path in theirs}
     used = set()
@@ -114,7 +114,7 @@ def _sources(config: InitConfig, ours: Iterable[str], theirs: Mapping) -> dict[s
 
 
 def replace(params: Params, given: Mapping[str, jax.Array], above: str = "") -> Params:
-    """The parameters with those at the paths of `given` replaced."""
+    """Replaces the parameters at the paths of `given`."""
     return {
         name: replace(child, given, f"{above}{name}/") if isinstance(child, Mapping) else given.get(above + name, child)
         for name, child in params.items()

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,37 @@ from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
+from transfusion.data.config import SourceConfig
+from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import restore_params
+from transfusion.running.restore import restore_params
+from transfusion.sequence import Run, SequenceSpec
+from transfusion.sequence.spelling import Grid
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
+
+_KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What the media of one kind are that a model reads.
+
+    Attributes:
+      sizes: heights and widths in pixels; () are all that `multiple` divides.
+      multiple: what divides the sides where all sizes are read.
+      channels: 1 or 3; of another number, what is handed in is left as it is.
+      length: frames, or samples; 0: any.
+      rate: samples per second; 0: any.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    multiple: int = 1
+    channels: int = 0
+    length: int = 0
+    rate: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +53,9 @@ class Codec:
     """Between a medium and what a stream holds of it.
 
     Attributes:
-      encode: what a record holds -> float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids ([T] of a
-        sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
-      decode: the way back, with leading axes.
+      encode: turns what a record holds into float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids
+        ([T] of a sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
+      decode: the way back; it takes leading axes.
       down: H / h, or the samples of a sound per frame.
       rate: samples of a sound per second.
       vocabulary: number of codes of an autoencoder; 0: its latents are continuous.
@@ -39,6 +65,7 @@ class Codec:
       time_down: T / t of clips.
       parts: all that `encode` depends on, dataclasses and parameters: latents that are kept are those of its digest.
       channels: of the images that it reads; 0: it takes any.
+      keeps_channels: whether latents have the channels of the images.
     """
 
     encode: Callable[[np.ndarray], np.ndarray]
@@ -51,6 +78,23 @@ class Codec:
     time_down: int = 1
     parts: tuple[Any, ...] = ()
     channels: int = 0
+    keeps_channels: bool = False
+
+    def form(self, grids: Sequence[Grid], channels: int = 0) -> Form:
+        """What a medium is whose latents or codes have one of these `grids`, all of as many sides, and `channels`.
+
+        A grid is (T,) of a sound, (h, w) of an image or (T, h, w) of a clip; zeros stand for any size.
+        """
+        if len(grids[0]) == 1:
+            return Form(length=grids[0][0] * self.down, rate=self.rate)
+        sizes = tuple((grid[-2] * self.down, grid[-1] * self.down) for grid in grids if all(grid))
+        length = grids[0][0] * self.time_down if len(grids[0]) == 3 else 0
+        return Form(sizes, self.down, channels if self.keeps_channels else self.channels, length)
+
+    def sides(self, encoded: np.ndarray) -> int:
+        """How many sides one medium's latents or codes have: 1 of a sound, 2 of an image, 3 of a clip."""
+        # Channels are no side. Codes at several scales are flat, and those of an image.
+        return encoded.ndim - (encoded.dtype.kind == "f") + bool(self.scales)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -165,11 +209,58 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
     )
 
 
+PIXELS = Codec(pixels.to_float, pixels.to_uint8, parts=({},), keeps_channels=True)
+
 # A codec of one's own is a row more: its name, and a function from the config to a `Codec`.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
-    "pixels": lambda config: Codec(pixels.to_float, pixels.to_uint8, parts=({},)),
+    "pixels": lambda config: PIXELS,
     "autoencoder": _open_autoencoder,
     "levels": _open_levels,
     "mel": _open_mel,
     "mel_levels": _open_mel_levels,
 }
+
+
+def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
+    """What a model with these tables and this codec reads, by 'image', 'video' and 'sound'.
+
+    Media of one's own are not among them: their arrays are handed to the codec as they are.
+    """
+    runs: dict[str, list[Run]] = {}
+    for kind, _, some in spec.entries:
+        if kind in MEDIA:
+            media = [run for run in some if spec.content(run).sides and spec.content(run).source != "none"]
+            runs.setdefault(kind, []).extend(media)
+    found = {kind: [run for run in some if _KINDS[spec.content(run).sides] == kind] for kind, some in runs.items()}
+    return {kind: _form(spec, codec, some) for kind, some in found.items() if some}
+
+
+def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
+    """What the media of these runs are. Where a stream reads pixels and another one latents, the latents say the
+    size."""
+    read = [(run, spec.streams[run.stream]) for run in runs]
+    readers = [PIXELS if stream.source == "pixels" else codec for _, stream in read]
+    first = min(range(len(read)), key=lambda i: read[i][1].source == "pixels")
+    run, stream = read[first]
+    form = readers[first].form(run.spelling.grids or (tuple(stream.grid),), stream.channels)
+    multiple = math.lcm(*(s.patch * reader.down for (_, s), reader in zip(read, readers, strict=True)))
+    return dataclasses.replace(form, multiple=multiple)
+
+
+def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codec: Codec) -> None:
+    """Refuses a source whose images are resized to what no stream holds, because all its records would be bad.
+
+    Raises:
+      UsageError: naming the source, and the sizes that fit.
+    """
+    forms = [form for kind, form in forms_of(spec, codec).items() if kind in ("image", "video")]
+    sizes = {size for form in forms for size in form.sizes}
+    if not all(form.sizes for form in forms):  # images of some kind may have any size
+        return
+    for name, source in sources.items():
+        side = source.resolution // codec.down * codec.down
+        if source.resolution and sizes and (side, side) not in sizes:
+            wanted = " or ".join(f"{height}x{width}" for height, width in sorted(sizes))
+            raise UsageError(
+                f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
+            )

@@ -1,8 +1,7 @@
-"""Optimizer: AdamW with warm-up and a schedule, clipping, an exponential moving average of the parameters, and groups
-of parameters with learning rates of their own.
+"""The optimizer: AdamW with warm-up and a schedule, clipping, and a moving average of the parameters.
 
-Frozen parameters are no part of what is optimized: `split` takes them out, gradients and moments are those of the rest,
-and `merge` puts them back untouched.
+Groups of parameters may have learning rates of their own, or be frozen. `split` takes frozen parameters out before the
+update, so that they have no gradients and no moments, and `merge` puts them back untouched.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path, covered, nearest_path
 from transfusion.model.parameters import Params
 
-# How fast the average may forget after n updates, so that it forgets its start.
+# The most that the average may keep in an update after n others: at first it keeps less, so that it forgets its start.
 EMA_WARMUPS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "none": lambda n, power: jnp.ones_like(n),
     "ratio": lambda n, power: (1 + n) / (10 + n),
@@ -46,7 +45,7 @@ def _warmup_stable_decay(config: "OptimConfig", warmup: int, steps: int) -> opta
     return optax.join_schedules([_constant(config, warmup, steps), fall], [begin])
 
 
-# Name -> the learning rate after so many steps, from the config, the steps of warm-up and all steps.
+# Name -> a function that makes the schedule from the config, the number of steps of warm-up, and that of all steps.
 SCHEDULES: dict[str, Callable[["OptimConfig", int, int], optax.Schedule]] = {
     "cosine": _cosine,
     "constant": _constant,
@@ -59,9 +58,9 @@ class LearningRateGroup:
     """Parameters with a learning rate of their own, as LMFusion (arXiv 2412.15188, section 3.2) has per modality.
 
     Attributes:
-      pattern: regular expression on paths such as 'trunk/blocks/image/q'. It covers whole names from the path's start:
-        'trunk/blocks/image' is all of that expert, 'trunk/.*/(q|k)_norm' every norm of queries and keys.
-      factor: of the learning rate; 0 freezes: no gradient, no optimizer state, no decay.
+      pattern: a regular expression that covers whole names from the start of a path: 'trunk/blocks/image' covers all of
+        that expert, such as 'trunk/blocks/image/q', and 'trunk/.*/(q|k)_norm' every norm of queries and keys.
+      factor: what the learning rate is multiplied by; 0 freezes the parameters: no gradient, no moments, no decay.
     """
 
     pattern: str = ""
@@ -78,10 +77,10 @@ class LearningRateGroup:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Defaults are the Transfusion paper's (section 4.1), but for the average, which it does not mention.
+    """How parameters are updated. The defaults are those of the Transfusion paper (section 4.1), which has no average.
 
     Attributes:
-      learning_rate, final_learning_rate: peak, and the end of 'cosine' and 'wsd'.
+      learning_rate, final_learning_rate: the peak, and the end of 'cosine' and 'wsd'.
       warmup: steps of linear warm-up.
       schedule: what follows the warm-up, a key of `SCHEDULES`: 'cosine' falls over all steps; 'constant' stays at the
         peak; 'wsd' (warmup, stable, decay; MiniCPM, arXiv 2404.06395, section 4.2) stays there and falls, here in a
@@ -89,12 +88,12 @@ class OptimConfig:
         can be prolonged; under 'cosine' the rate jumps up.
       decay_share: the share of `steps` over which 'wsd' falls.
       b1, b2, epsilon, weight_decay: AdamW; vectors (norm scales, biases) are not decayed.
-      clip: global gradient norm; 0 turns clipping off.
-      ema: decay of the average of the parameters; 0 keeps none (samplers then use the parameters).
-      accumulate: microbatches that a batch is cut into, one after the other.
+      clip: the largest global norm of the gradient; 0 turns clipping off.
+      ema: decay of the average of the parameters; with 0 there is none, and samplers use the parameters.
+      accumulate: into how many microbatches a batch is cut, which are computed one after the other.
       ema_warmup, ema_power: a key of `EMA_WARMUPS`, and the power of 'power' (2/3 for a million steps, 3/4 for fewer).
       ema_start: the step whose parameters the average starts from.
-      offload: whether the moments are in the host's memory between steps, which costs a way there and back per step.
+      offload: whether the moments stay in the host's memory between steps; each step then copies them there and back.
       groups: parameters that train slower, faster or not at all; the first group that covers a parameter decides.
     """
 
@@ -125,17 +124,17 @@ class OptimConfig:
             raise UsageError("optim: ema_power must be positive, ema_start not negative")
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The learning rate after so many updates of `steps`: a linear warm-up from 0, then `config.schedule`."""
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate by the number of updates made, of `steps` in all: a warm-up from 0, then `config.schedule`."""
     warmup = min(config.warmup, max(steps - 1, 0))
     return SCHEDULES[config.schedule](config, warmup, steps)
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW; matrices only are decayed. For the trained parameters, see `split`."""
+    """Clipping, then AdamW, which decays matrices only. It is for the parameters that are trained, see `split`."""
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     adamw = optax.adamw(
-        schedule(config, steps), config.b1, config.b2, config.epsilon,
+        learning_rate(config, steps), config.b1, config.b2, config.epsilon,
         weight_decay=config.weight_decay, mask=_matrices,
     )  # fmt: skip
     if not config.groups:
@@ -153,7 +152,7 @@ def _matrices(params: Any) -> Any:
 
 
 def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
-    """How much of the average survives the update of this step: 0 up to `ema_start`, then the warm-up's, then `ema`."""
+    """How much of the average the update of this step keeps: 0 up to `ema_start`, then the warm-up's, then `ema`."""
     n = jnp.maximum(jnp.asarray(step - config.ema_start, jnp.float32), 0)
     warmup = EMA_WARMUPS[config.ema_warmup](n, config.ema_power)
     return jnp.where(n > 0, jnp.minimum(config.ema, warmup), 0.0)
@@ -170,7 +169,7 @@ def average(ema: Params, params: Params, config: OptimConfig, step: jax.Array) -
 
 
 def split(params: Params, groups: tuple[LearningRateGroup, ...]) -> tuple[Params, Params]:
-    """(trained, frozen): two nested dicts that share no leaf. `params` are arrays, or whatever belongs to each.
+    """Splits parameters, or anything that belongs to each of them, into (trained, frozen): dicts that share no leaf.
 
     Raises:
       UsageError: if a group covers no parameter that an earlier one leaves to it, or everything is frozen.
@@ -182,7 +181,7 @@ def split(params: Params, groups: tuple[LearningRateGroup, ...]) -> tuple[Params
 
 
 def merge(trained: Params, frozen: Params) -> Params:
-    """The parameters that `split` took apart."""
+    """Puts the parameters together that `split` took apart."""
     if not frozen:
         return trained
     result = dict(trained)
@@ -199,7 +198,7 @@ def _factors(paths: Mapping[str, Any], groups: tuple[LearningRateGroup, ...]) ->
         if not matches:
             raise UsageError(f"optim.groups: {group.pattern!r} covers no parameter{nearest_path(group.pattern, paths)}")
         if not left:
-            raise UsageError(f"optim.groups: earlier groups have every parameter that {group.pattern!r} covers")
+            raise UsageError(f"optim.groups: every parameter that {group.pattern!r} covers is in an earlier group")
         result |= dict.fromkeys(left, group.factor)
     result = dict.fromkeys(paths, 1.0) | result
     if not any(result.values()):
@@ -208,7 +207,7 @@ def _factors(paths: Mapping[str, Any], groups: tuple[LearningRateGroup, ...]) ->
 
 
 def _pick(params: Params, wanted: Callable[[str], bool], above: str = "") -> Params:
-    """The leaves at wanted paths; dicts that lose all their leaves go, too."""
+    """The leaves at wanted paths. A dict that loses all its leaves is left out."""
     result = {}
     for name, child in params.items():
         if not isinstance(child, Mapping):
@@ -219,7 +218,7 @@ def _pick(params: Params, wanted: Callable[[str], bool], above: str = "") -> Par
 
 
 def _scaled(updates: Params, groups: tuple[LearningRateGroup, ...]) -> Params:
-    """Updates of trained parameters times the factors of their groups."""
+    """Multiplies the updates of trained parameters by the factors of their groups."""
     factors = {
         path: next((group.factor for group in groups if covered(group.pattern, path)), 1.0) for path in by_path(updates)
     }

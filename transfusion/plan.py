@@ -1,11 +1,11 @@
-"""What a config needs on a pod that is not there: memory, FLOPs, collectives, the least time of a step, a sharding.
+"""Plans a training on a pod that is not at hand: memory, FLOPs, collectives, the least time of a step, a sharding.
 
   python -m transfusion.plan --config configs/transfusion_paper.py:7B --topology v5p:8x8x8
   python -m transfusion.plan --config configs/bagel.py:7b --topology v5e:16x16,v6e:16x16 --table --json plan.json
 
-The training step is the one that `transfusion.train` runs, compiled for the topology (a TPU's, where libtpu is
-installed); else everything is told from shapes. The report says which of the two it was. Nothing runs, and no
-accelerator is needed.
+The training step is the one that `transfusion.train` runs. For a TPU it is compiled, where libtpu is installed;
+otherwise everything is estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator
+is needed.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from transfusion.tasks import SequenceTask, make_task
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How much to compile.
+class Compilation:
+    """How much of a plan is compiled; the rest is estimated from shapes.
 
     Attributes:
       compile: whether to compile at all.
@@ -44,7 +44,7 @@ class Options:
     confirm: bool = True
 
 
-def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[str, Any]:
+def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -> dict[str, Any]:
     """The plan of one topology, as the JSON file holds it; bytes are those of one device.
 
     Raises:
@@ -54,7 +54,7 @@ def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[s
     if not isinstance(task, SequenceTask):
         raise UsageError("task: plans are for sequences, not for an 'autoencoder'")
     on = shapes.sharding_of(experiment, topology.devices, topology.slices)
-    missing = compiled.can_compile(topology) if options.compile else "as asked"
+    missing = compiled.can_compile(topology) if compilation.compile else "as asked"
     devices = [] if missing else compiled.tpu_devices(topology)
 
     def cost_of(on: Sharding, scale: float = 1.0) -> Cost:
@@ -69,18 +69,18 @@ def plan(experiment: Experiment, topology: Topology, options: Options) -> dict[s
     result = {"topology": topology.name, "devices": topology.devices, "not_compiled_because": missing}
     result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1)}
     result |= {"state": shapes.state_bytes(task, experiment, on), "step": _described(task, on, cost, topology)}
-    if options.sampler and not missing:
+    if compilation.sampler and not missing:
         mesh = make_mesh(on.of(experiment).mesh, devices)
         sampler = compiled.compile_sampler(task, experiment, mesh, topology.per_slice)
         result["sampler"] = _memory(sampler) | _collectives(sampler)
-    # As far off as the estimate was for this program, it is for others.
+    # The estimate is taken to be as far off for other programs as it was for this one.
     scale = cost.temporaries / shapes.estimate(task, experiment, on, topology).temporaries
     larger = shapes.largest_batch(task, experiment, on, topology, scale)
     result["largest_batch"] = larger.batch if larger else 0
     found = shapes.search(task, experiment, topology, scale)
     if found:
         best, guess, _ = found[0]
-        again = cost if best == on else cost_of(best, scale) if options.confirm else guess
+        again = cost if best == on else cost_of(best, scale) if compilation.confirm else guess
         most = shapes.largest_batch(task, experiment, best, topology, scale)
         result["suggestion"] = _described(task, best, again, topology) | {"largest_batch": most.batch if most else 0}
     return result
@@ -113,8 +113,8 @@ def _collectives(cost: Cost) -> dict[str, Any]:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def text(result: Mapping[str, Any]) -> str:
-    """The plan for people."""
+def plan_text(result: Mapping[str, Any]) -> str:
+    """The plan as lines that people read."""
     memory = result["chip_memory"] / GIB
     lines = [f"{result['topology']}: {result['devices']} devices of {memory:.0f} GiB"]
     if result["not_compiled_because"]:
@@ -179,8 +179,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The configs' own shardings on several topologies as Markdown; memory and bytes are per device."""
+def plan_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of the configs' own shardings on several topologies; memory and bytes are per device."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for result in results:
         step, state = result["step"], result["state"]
@@ -204,19 +204,19 @@ def main(argv: Sequence[str]) -> None:
     if not FLAGS.topology:
         raise UsageError("--topology is missing: for example --topology v5p:8x8x8, or h100:64")
     wanted = [parse_topology(name, FLAGS.slices) for name in FLAGS.topology]
-    options = Options(FLAGS.compile, FLAGS.sampler, FLAGS.confirm)
+    compilation = Compilation(FLAGS.compile, FLAGS.sampler, FLAGS.confirm)
     results = []
     if FLAGS.json:
         storage.make_folder(pathlib.Path(FLAGS.json).parent)
         storage.check_writable(FLAGS.json)
     for topology in wanted:
-        results.append(plan(experiment, topology, options))
+        results.append(plan(experiment, topology, compilation))
         if FLAGS.json:
             storage.write_whole(FLAGS.json, json.dumps(results, indent=1))
         if not FLAGS.table:
-            print(text(results[-1]), flush=True)
+            print(plan_text(results[-1]), flush=True)
     if FLAGS.table:
-        print(table(results))
+        print(plan_table(results))
 
 
 FLAGS = flags.FLAGS

@@ -20,10 +20,11 @@ import numpy as np
 from absl import flags
 
 from transfusion import programs, storage
-from transfusion.api import MOST_SEED, Run, load_run
+from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.prompts import as_path, checked_text
 from transfusion.data import media
 from transfusion.errors import UsageError
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
@@ -34,7 +35,7 @@ _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    programs.set_up_jax()
+    set_up_jax()
     # Paths may hold bytes that are no UTF-8, and what the model writes may be more than the terminal can show.
     sys.stdout.reconfigure(errors="backslashreplace")
     if not FLAGS.workdir:
@@ -64,20 +65,20 @@ def main(argv: Sequence[str]) -> None:
 
 def parts() -> Iterator[tuple[int, int, int]]:
     """The --num samples in parts that fit the memory: the number of the first, how many there are, and how many are
-    asked for. The last part is as large as the others, for another size would be compiled anew."""
+    asked for. The last part asks for as many as the others, because another number would be compiled anew."""
     for first in range(0, FLAGS.num, ROWS):
         count = min(ROWS, FLAGS.num - first)
         yield first, count, ROWS if FLAGS.num > ROWS else count
 
 
-def caption(run: Run, medium: np.ndarray, settings: dict) -> None:
+def caption(run: Trained, medium: np.ndarray, settings: dict) -> None:
     """Prints --num captions of a picture, clip or sound."""
     for first, count, asked in parts():
         for line in run.caption([medium] * asked, seed=FLAGS.seed, first=first, **settings)[:count]:
             print(line)
 
 
-def draw(run: Run, prompt: list[str | np.ndarray], path: pathlib.Path, settings: dict) -> None:
+def draw(run: Trained, prompt: list[str | np.ndarray], path: pathlib.Path, settings: dict) -> None:
     """Draws the prompt --num times and saves what is drawn."""
     for first, count, asked in parts():
         drawn = run.draw([prompt] * asked, seed=FLAGS.seed, first=first, **settings)[:count]
@@ -86,7 +87,7 @@ def draw(run: Run, prompt: list[str | np.ndarray], path: pathlib.Path, settings:
             save(run, medium, path if FLAGS.num == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}"))
 
 
-def write(run: Run, prompt: list[str | np.ndarray], folder: pathlib.Path, settings: dict) -> None:
+def write(run: Trained, prompt: list[str | np.ndarray], folder: pathlib.Path, settings: dict) -> None:
     """Continues the prompt --num times, prints texts and saves what is drawn."""
     for first, count, asked in parts():
         results = run.generate([prompt] * asked, seed=FLAGS.seed, first=first, **settings)[:count]
@@ -122,11 +123,11 @@ def kind_of(medium: np.ndarray) -> str:
 
 
 def suffix_of(medium: np.ndarray) -> str:
-    """Of the file of a drawing."""
+    """The suffix of the file that a drawing is saved in."""
     return {"sound": ".wav", "image": ".png", "video": ".webp"}[kind_of(medium)]
 
 
-def save(run: Run, medium: np.ndarray, path: pathlib.Path) -> None:
+def save(run: Trained, medium: np.ndarray, path: pathlib.Path) -> None:
     """Writes an image, a clip or a sound; see `transfusion.data.media.to_file`."""
     data = media.to_file(medium, path.suffix.lower(), run.codec.rate)
 
@@ -141,7 +142,7 @@ def save(run: Run, medium: np.ndarray, path: pathlib.Path) -> None:
     print(f"saved {path}")
 
 
-def read_prompt(run: Run, prompt: str) -> list[str | np.ndarray]:
+def read_prompt(run: Trained, prompt: str) -> list[str | np.ndarray]:
     """The texts and media of a prompt in reading order.
 
     Raises:
@@ -151,8 +152,8 @@ def read_prompt(run: Run, prompt: str) -> list[str | np.ndarray]:
     return [read_medium(run, part) if i % 2 else checked_text(part) for i, part in enumerate(parts) if i % 2 or part]
 
 
-def read_medium(run: Run, path: str) -> np.ndarray:
-    """An image, animation or WAV file as what the run's codec reads, fitted as in training; see `Run.fitted`.
+def read_medium(run: Trained, path: str) -> np.ndarray:
+    """An image, animation or WAV file as what the run's codec reads, fitted as in training; see `Trained.fitted`.
 
     Raises:
       UsageError: if it cannot be read, or is of another kind than the model's media.

@@ -20,6 +20,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from transfusion.errors import UsageError, check
 
+PyTree = Any  # nested dicts, tuples or dataclasses of arrays, or of what belongs to each array
+
 # Logical axis -> mesh axes; () is whole. None in place of a name is whole too (head sizes, vectors, kernels' sides).
 # Parameters are whole on every slice: between slices only gradients travel.
 RULES: dict[str, tuple[str, ...]] = {

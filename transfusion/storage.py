@@ -1,7 +1,8 @@
-"""Storage that is slow, full, away or damaged: what is tried again, the one line that follows, files replaced whole.
+"""Reads and writes files on storage that may be slow, full, away or damaged.
 
-A run's own files are opened without following symbolic links, so that a workdir from elsewhere cannot make a program
-write over other files. They are read up to a limit, so that no file of it can take all memory.
+What may work later is tried again; the error that remains is one line. Files are replaced as a whole. A run's own files
+are opened without following symbolic links, so that a workdir from elsewhere cannot make a program write over other
+files, and they are read up to a limit, so that none of them can take all memory.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ T = TypeVar("T")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 LARGEST = 2**28  # bytes of a file that is read whole, such as metrics.jsonl
-MOST_LINES = 2**20  # of such a file
+MOST_LINES = 2**20  # lines of such a file
 ROOM = 2**20  # bytes that `check_writable` asks for
-# Another try helps against none of these.
+# Errors that another try cannot change.
 _LASTING = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EINVAL, errno.EILSEQ, errno.ENXIO,
@@ -42,7 +43,7 @@ def one_line(error: Exception) -> str:
 
 
 class StorageError(PassingError):
-    """Storage failed, and went on failing."""
+    """Storage failed, and still failed when it was tried again."""
 
 
 def may_pass(error: OSError) -> bool:
@@ -51,11 +52,11 @@ def may_pass(error: OSError) -> bool:
 
 
 def insist(what: str, action: Callable[[], T]) -> T:
-    """`action()`, tried again after each of `PAUSES` while it raises an OSError that may pass. It must be repeatable.
+    """Calls `action`, and calls it again after each of `PAUSES` while it raises an OSError that may pass.
 
     Raises:
       StorageError: '<what>: <reason>', if the last try fails.
-      OSError: what another try cannot change, such as a file that does not exist.
+      OSError: if another try cannot help, for example because a file does not exist.
     """
     for pause in (*PAUSES, None):
         try:
@@ -72,10 +73,10 @@ def insist(what: str, action: Callable[[], T]) -> T:
 
 
 def attempt(what: str, action: Callable[[], T]) -> T:
-    """`insist`, where what another try cannot change is one line too.
+    """Calls `action` as `insist` does; every failure becomes an error of one line.
 
     Raises:
-      StorageError: if the storage fails and goes on failing, or is full (the same command may work later).
+      StorageError: if the storage fails time after time, or is full (the same command may work later).
       UsageError: if it cannot work at all.
     """
     try:
@@ -85,7 +86,7 @@ def attempt(what: str, action: Callable[[], T]) -> T:
 
 
 def lasting(what: str, error: OSError) -> UsageError:
-    """The one-line error for what `insist` did not try again: a full disk may have room later, the rest stays so."""
+    """The error of one line for an OSError that `insist` did not try again. Only a full disk may have room later."""
     kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
     if error.errno == errno.ELOOP:
         return kind(f"{what}: a symbolic link is in its place, which is not followed")
@@ -96,19 +97,19 @@ def lasting(what: str, error: OSError) -> UsageError:
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Replaces a file as a whole: a reader, or a process that dies here, meets the old content or the new one.
+    """Replaces a file as a whole: a reader sees the old content or the new one, even if this process dies here.
 
-    Text is written as UTF-8; what Unicode forbids, such as half of a surrogate pair, as '\\udc80'.
+    Text is written as UTF-8; a character that Unicode forbids, such as half of a surrogate pair, as '\\udc80'.
 
     Raises:
-      StorageError: if the storage fails and goes on failing, or is full (the same command may work later).
+      StorageError: if the storage fails time after time, or is full (the same command may work later).
       UsageError: if the path cannot be written at all.
     """
     attempt(f"cannot write {path}", lambda: put(path, content))
 
 
 def put(path: str | os.PathLike, content: str | bytes) -> None:
-    """`write_whole` with one try and the errors of the system; for callers that try again themselves."""
+    """Does what `write_whole` does, in one try and with the system's errors, for callers that try again themselves."""
     data, path = _encoded(content), epath.Path(path)
     temporary = path.with_name(path.name + ".tmp")
     if is_bucket(path):
@@ -121,13 +122,13 @@ def put(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
-    """Appends a line to a text file, on disk when this returns; in a bucket, whose files cannot grow, anew.
+    """Appends a line to a text file; it is on disk when this returns. A file in a bucket cannot grow, and is replaced.
 
-    A line that an earlier process left without its end does not swallow this one. A line that could not be written
-    whole is taken back.
+    The line begins on a line of its own, even if an earlier process left its last line without an end. If the line
+    cannot be written whole, the part that was written is removed.
 
     Raises:
-      StorageError: if the storage fails and goes on failing, or is full, or the file's folder is away.
+      StorageError: if the storage fails time after time, or is full, or the file's folder is away.
       UsageError: if the file cannot be written at all.
     """
     path, data = epath.Path(path), _encoded(line + "\n")
@@ -145,10 +146,10 @@ def append_line(path: str | os.PathLike, line: str) -> None:
 
 
 def check_writable(path: str | os.PathLike, size: int = ROOM) -> None:
-    """Finds out whether `write_whole` could write `size` bytes there now; for programs that compute for long first.
+    """Checks that `write_whole` could write `size` bytes there now, for programs that compute for long first.
 
     Raises:
-      StorageError: if there is no room, or the storage goes on failing.
+      StorageError: if there is no room, or the storage fails time after time.
       UsageError: if the path cannot be written.
     """
     path = epath.Path(path)
@@ -171,7 +172,7 @@ def make_folder(path: str | os.PathLike) -> None:
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
-    """Whether the path is of storage without a file system, such as gs://bucket/run."""
+    """Whether the path is in storage without a file system, such as gs://bucket/run."""
     return "://" in str(path)
 
 
@@ -227,8 +228,8 @@ def _append_to_bucket(path: epath.Path, data: bytes) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def content(path: str | os.PathLike, most: int = LARGEST) -> bytes:
-    """The bytes of a file, with one try.
+def read_bytes(path: str | os.PathLike, most: int = LARGEST) -> bytes:
+    """Reads the bytes of a file in one try.
 
     Raises:
       OSError: if it cannot be read.
@@ -243,7 +244,7 @@ def content(path: str | os.PathLike, most: int = LARGEST) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is no file")
         _check_size(about.st_size, most)
-        return file.read(about.st_size)  # not `most`: as much memory is taken as is asked for
+        return file.read(about.st_size)  # not `most`, because `read` reserves as much memory as it is asked for
 
 
 def _check_size(size: int, most: int) -> None:
@@ -252,7 +253,7 @@ def _check_size(size: int, most: int) -> None:
 
 
 def parse(data: bytes) -> Any:
-    """JSON of UTF-8 bytes; raises ValueError, also where it is nested too deeply or holds NaN or Infinity."""
+    """Reads JSON from UTF-8 bytes; raises ValueError, also if it is nested too deeply or holds NaN or Infinity."""
     try:
         return json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
     except RecursionError as error:
@@ -278,13 +279,13 @@ def read_json(path: str | os.PathLike, most: int = LARGEST) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike, is_row: Callable[[Any], bool]) -> tuple[list[Any], int]:
-    """Reads a file of one JSON value per line, as far as it goes.
+    """Reads a file that has one JSON value per line.
 
-    Lines that are no JSON, or of which `is_row` is false, are left out, with one warning for all of them.
+    Lines that are no JSON, or for which `is_row` is false, are left out, with one warning for all of them.
 
     Returns:
-      (rows, how many lines were left out, not counting a last one that was cut short as a crash does it). A file that
-      does not exist has no rows.
+      (rows, how many lines were left out). A last line without an end, which a crash leaves, does not count. A file
+      that does not exist has no rows.
 
     Raises:
       StorageError, UsageError: if the file cannot be read, or is too large.
@@ -317,6 +318,6 @@ def read_json_lines(path: str | os.PathLike, is_row: Callable[[Any], bool]) -> t
 
 def _or_none(path: str | os.PathLike, most: int) -> bytes | None:
     try:
-        return content(path, most)
+        return read_bytes(path, most)
     except FileNotFoundError:
         return None

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -26,21 +26,16 @@ from absl import flags, logging
 
 from transfusion import programs, storage
 from transfusion.config import Experiment, from_config, to_json
-from transfusion.config import json_file as json_config
 from transfusion.config.explain import load_config, walk
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation.results import read_evaluation
+from transfusion.evaluation.sweep_table import SCORES_OF_TASK, sweep_table
 from transfusion.model.unified import parameter_count
-from transfusion.running.metrics import human, read_metrics
+from transfusion.running.metrics import read_metrics
 from transfusion.tasks import make_task
+from transfusion.workdir import json_file
 from transfusion.workdir.changes import Change, differences
-
-# The scores of the table, by the task of the members.
-SCORES = {
-    "sequence": ("generation_accuracy", "caption_accuracy", "text_bits_per_byte"),
-    "autoencoder": ("bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use"),
-}
-HEADINGS = ("name", "parameters", "steps", "training FLOPs", "seconds", "loss")
+from transfusion.workdir.config_file import read_experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Member:
 
     @property
     def log(self) -> pathlib.Path:
-        """What its processes say."""
+        """The file that gets the output of its processes."""
         return self.workdir / "sweep.log"
 
     @property
@@ -95,7 +90,7 @@ def read_sweep(path: str, workdir: str | os.PathLike, fields: Mapping[str, Any])
         except UsageError as error:
             raise UsageError(f"{path}, {name}: {error}") from error
         if any(member.name == name for member in members) or pathlib.Path(name).name != name:
-            raise UsageError(f"{path}: {name!r} is no name of its own for a folder")
+            raise UsageError(f"{path}: {name!r} cannot be the name of a member's folder: use plain names that differ")
         members.append(Member(name, experiment, pathlib.Path(workdir) / name))
     if not members:
         raise UsageError(f"{path}: get_sweep() names no experiment")
@@ -122,18 +117,18 @@ def _experiment(config: Any, changes: Mapping[str, Any]) -> Experiment:
 # --- one member -------------------------------------------------------------------------------------------------------
 
 
-def run(member: Member) -> dict[str, Any]:
-    """Trains and evaluates a member unless that is done; its row of the table."""
+def run_member(member: Member) -> dict[str, Any]:
+    """Trains and evaluates a member, unless that is done; returns its row of the table."""
     seconds = _seconds(member)
-    if finished(member):
-        return row(member, seconds)
+    if is_finished(member):
+        return member_row(member, seconds)
     storage.make_folder(member.workdir)
     reason = _another_run(member)
     if reason is None:
         wanted = member.workdir / "sweep_config.json"
         storage.write_whole(wanted, to_json(member.experiment))
         start = time.perf_counter()
-        config = f"--config={json_config.__file__}:{wanted}"
+        config = f"--config={json_file.__file__}:{wanted}"
         try:
             reason = _process(member, "transfusion.train", config, f"--workdir={member.workdir}") or _unfinished(member)
         finally:  # an interruption, too: what was trained so far counts
@@ -141,10 +136,10 @@ def run(member: Member) -> dict[str, Any]:
             storage.write_whole(member.workdir / "sweep.json", json.dumps({"seconds": seconds}, indent=2))
     if reason is None:
         reason = _process(member, "transfusion.evaluate", f"--workdir={member.workdir}")
-    return row(member, seconds, reason)
+    return member_row(member, seconds, reason)
 
 
-def finished(member: Member) -> bool:
+def is_finished(member: Member) -> bool:
     """Whether this very experiment has been trained to its end and evaluated."""
     evaluation, _ = read_evaluation(member.workdir / "evaluation.json")
     if evaluation is None or evaluation["step"] != member.experiment.steps:
@@ -161,14 +156,14 @@ def _seconds(member: Member) -> float:
     try:
         found = storage.read_json(path)
     except ValueError as error:
-        logging.warning("%s is damaged (%s): the time before counts as none", path, error)
+        logging.warning("%s is damaged (%s): the time of earlier attempts is not counted", path, error)
         found = None
     seconds = found.get("seconds") if isinstance(found, dict) else None
     return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e12 else 0.0
 
 
-def row(member: Member, seconds: float, reason: str | None = None) -> dict[str, Any]:
-    """What sweep.json holds of a member; scores that were not measured are None."""
+def member_row(member: Member, seconds: float, reason: str | None = None) -> dict[str, Any]:
+    """The entry of a member in sweep.json; a score that was not measured is None."""
     logged = read_metrics(member.workdir / "metrics.jsonl")
     last = logged[-1] if logged else {}
     evaluation = (None if reason else read_evaluation(member.workdir / "evaluation.json")[0]) or {}
@@ -180,17 +175,17 @@ def row(member: Member, seconds: float, reason: str | None = None) -> dict[str, 
         "seconds": round(seconds, 1),
         "loss": last.get("loss"),
         "held_out_loss": last.get("held_out_loss"),
-        **{name: evaluation.get(name) for name in SCORES[member.experiment.task]},
+        **{name: evaluation.get(name) for name in SCORES_OF_TASK[member.experiment.task]},
         "error": reason,
     }
 
 
 def _another_run(member: Member) -> str | None:
-    """Why the workdir cannot be continued: it holds a run of other settings."""
+    """Why the member cannot continue what is in its workdir, such as a run of other settings; None if it can."""
     if not (member.workdir / "config.json").is_file():
         return None
     try:
-        there = programs.read_experiment(member.workdir)
+        there = read_experiment(member.workdir)
     except UsageError as error:
         return f"{member.workdir} holds a run that this version cannot read ({error}): remove it"
     for change in _changes(there, member):
@@ -200,7 +195,7 @@ def _another_run(member: Member) -> str | None:
 
 
 def _changes(there: Experiment, member: Member) -> list[Change]:
-    """What the member has other than a run; of its tokenizer only a run knows the hash, which training checks."""
+    """The fields in which the member differs from a run, without the tokenizer's hash, which training checks."""
     return [change for change in differences(there, member.experiment) if change.field != "tokenizer.sha256"]
 
 
@@ -211,7 +206,7 @@ def _unfinished(member: Member) -> str | None:
 
 
 def _process(member: Member, module: str, *arguments: str) -> str | None:
-    """Runs a program with its output in the member's log; None, or in one line why it failed."""
+    """Runs a program with its output in the member's log; returns why it failed, in one line, or None."""
     logging.info("%s: %s", member.name, module)
     with (
         _open_log(member.log) as log,
@@ -244,49 +239,20 @@ def _tail(path: pathlib.Path, most: int = 2**16) -> str:
         return file.read(most).decode(errors="replace")
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as markdown; scores with their 95 per cent intervals, a failed member with its reason."""
-    rows = list(rows)
-    scores = [name for names in SCORES.values() for name in names if any(name in entry for entry in rows)]
-    headings = (*HEADINGS, *(name.replace("_", " ") for name in scores))
-    lines = [headings, ("---",) * len(headings)]
-    for entry in rows:
-        cells = [
-            entry["name"], human(entry["parameters"]), str(entry["steps"]), human(entry["training_flops"]),
-            f"{entry['seconds']:.0f}",
-            "" if entry["loss"] is None else f"{entry['loss']:.4g}",
-        ]  # fmt: skip
-        if entry["error"]:
-            cells += ["failed: " + entry["error"].replace("|", "/")] + [""] * (len(scores) - 1)
-        else:
-            cells += [_score(name, entry.get(name)) for name in scores]
-        lines.append(tuple(cells))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _score(name: str, score: Mapping[str, float] | None) -> str:
-    if score is None:
-        return "not measured"
-    form = "{:.1%}" if "accuracy" in name or name == "codebook_use" else "{:.4g}"
-    if score["low"] == score["high"]:
-        return form.format(score["value"])  # counted, not sampled
-    return " ".join([form.format(score["value"]), f"({form.format(score['low'])} to {form.format(score['high'])})"])
+# --- all members ----------------------------------------------------------------------------------------------------
 
 
 def sweep(members: Sequence[Member], workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Runs all members; writes and prints the table after each, so that it is there whatever happens later."""
+    """Runs all members; writes the table after each, so that it is there whatever happens later."""
     rows: list[dict[str, Any]] = []
     workdir = pathlib.Path(workdir)
     storage.make_folder(workdir)
     for name in ("sweep.json", "sweep.md"):
         storage.check_writable(workdir / name)  # before a member is trained
     for member in members:
-        rows.append(run(member))
+        rows.append(run_member(member))
         storage.write_whole(workdir / "sweep.json", json.dumps(rows, indent=2))
-        storage.write_whole(workdir / "sweep.md", table(rows) + "\n")
+        storage.write_whole(workdir / "sweep.md", sweep_table(rows) + "\n")
         if rows[-1]["error"]:
             logging.error("%s failed: %s", member.name, rows[-1]["error"])
     return rows
@@ -310,7 +276,7 @@ def main(argv: Sequence[str]) -> None:
         rows = sweep(read_sweep(argv[1], FLAGS.workdir, fields), FLAGS.workdir)
     except KeyboardInterrupt:
         raise UsageError("interrupted; the same command continues") from None
-    print(table(rows))
+    print(sweep_table(rows))
     print(f"written to {pathlib.Path(FLAGS.workdir) / 'sweep.json'} and sweep.md")
     if any(entry["error"] for entry in rows):
         sys.exit(1)

@@ -1,37 +1,33 @@
-"""What can be trained: a task turns a config into parameters, a loss and a count of FLOPs. The loop knows no objective.
+"""The two tasks: each turns a config into parameters, a loss and data. The training loop knows no objective.
 
-A task has
+A task is a learner (`transfusion.learner`, `transfusion.codecs.learner`), which knows batches only, with the data that
+training needs. It has
   template: `Template`, the parameters' shapes and logical axes, and `init(key)`
   batch_spec(rows), fake_batch(rows)
   draw(batch, key): the step's random numbers, for the whole batch
   totals(batch): the weight of each term of the loss, from the data alone
   loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log; an entry
     `STATISTICS` of them is for the next function only
-  after_step(old, new, statistics): the trained parameters `new` that the optimizer made of `old`, with what statistics
-    of the whole batch change and no gradient does
-  activations(rows): logical axes and shapes of what is split over devices, by the field of the config
-  tokens(rows), flops(rows): of one step
+  after_step(old, new, statistics): the trained parameters `new`, which the optimizer made of `old`, after the changes
+    that come from statistics of the whole batch and not from a gradient
+  activations(rows): logical axes and shapes of the arrays that are split over devices, by the field of the config
+  tokens(rows), flops(rows): the tokens and the FLOPs of one step
   open_data(experiment, rows), held_out(experiment): batches of numpy arrays
   start(experiment, given): the parameters to start from, by path, with those that are measured on the data
-so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
+Gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
 """
 
 import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transfusion import initial
-from transfusion.codecs import losses, semantic
-from transfusion.codecs.autoencoder_config import AutoencoderConfig
-from transfusion.codecs.features import lpips
-from transfusion.codecs.vq_autoencoder import autoencoder_template
+from transfusion.codecs import semantic
+from transfusion.codecs.learner import CodecLearner
 from transfusion.config import Experiment
 from transfusion.data.check import check_data
 from transfusion.data.config import DataConfig, Record
@@ -40,17 +36,14 @@ from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, open_codec
-from transfusion.learner import Activations, Learner
-from transfusion.model import quantizers
-from transfusion.model.parameters import Params
-from transfusion.objectives import Sums
+from transfusion.latents import Codec, check_resolutions, open_codec
+from transfusion.learner import Learner
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.text import open_tokenizer
 
 
 def _check_data(experiment: Experiment, opened: Mapping[str, Source], example: Callable[[Record], object]) -> None:
-    """Refuses data of which nothing can be used, and held-out data that training could not evaluate on."""
+    """Refuses data without a record that can be used, and held-out data that training could not evaluate on."""
     held_out = experiment.eval
     check_data(experiment.data, opened, example, held_out.sources, bool(held_out.every))
     if held_out.every and held_out.sources and held_out.batches < 1:
@@ -67,7 +60,7 @@ class SequenceTask(Learner):
           UsageError: if the data cannot be used, held-out data included; see `check_data`.
         """
         codec = open_codec(experiment.codec)
-        self._check_resolutions(experiment, codec.down)
+        check_resolutions(experiment.data.sources, self.spec, codec)
         self._check_latents(experiment.data, codec)
         data = Pipeline(
             experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
@@ -76,31 +69,15 @@ class SequenceTask(Learner):
         _check_data(experiment, data.sources, data.example_of)
         return data
 
-    def _check_resolutions(self, experiment: Experiment, down: int) -> None:
-        """A source that is resized to what no stream holds would give bad records only."""
-        # Series have no pixels; of clips the last two sides count.
-        drawn = (s for s in self.spec.streams.values() if s.content.aligned and s.source == "value" and len(s.grid) > 1)
-        grids = {s.grid[-2:] for s in drawn}
-        if self.spec.spelling:
-            grids |= {grid[-2:] for grid in self.spec.spelling.grids if len(grid) > 1}
-        mixed = any(s.content.mixed for s in self.spec.streams.values())
-        for name, source in experiment.data.sources.items():
-            side = source.resolution // down
-            if source.resolution and grids and not mixed and (side, side) not in grids:
-                wanted = " or ".join(f"{h * down}x{w * down}" for h, w in sorted(grids))
-                raise UsageError(
-                    f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
-                )
-
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """As given: nothing is measured."""
+        """Returns `given`: this task measures nothing on the data."""
         return given
 
     def _check_latents(self, data: DataConfig, codec: Codec) -> None:
         check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
-        """Every held-out record once."""
+        """Batches with every held-out record once."""
         codec = open_codec(experiment.codec)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
@@ -113,89 +90,8 @@ class SequenceTask(Learner):
             )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AutoencoderTask:
-    """Training a codec; a batch is float32 images [B, H, W, C] in [-1, 1] with a weight [B].
-
-    `sides` are (height, width), of clips (frames, height, width).
-    """
-
-    config: AutoencoderConfig
-    sides: tuple[int, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "template", autoencoder_template(self.config))
-        self.static.code_shape(*self.sides)  # refuses what the codec cannot represent
-        weight, layers = self.config.perceptual_weight, self.config.perceptual_layers
-        object.__setattr__(self, "perceptual", lpips(layers, min(self.sides[-2:])) if weight else None)
-
-    @property
-    def static(self) -> Any:
-        """The codec without its arrays."""
-        return self.template.bind(self.template.shapes)
-
-    def batch_spec(self, rows: int) -> dict[str, Any]:
-        shape = (rows, *self.sides, self.config.image_channels)
-        return {
-            "images": jax.ShapeDtypeStruct(shape, jnp.float32),
-            "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
-        }
-
-    def fake_batch(self, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-        spec = self.batch_spec(rows)["images"]
-        images = np.random.default_rng(seed).uniform(-1, 1, spec.shape).astype(np.float32)
-        return {"images": images, "weight": np.ones(rows, np.float32)}
-
-    def draw(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        return self.static.draw(key, batch["weight"].shape[0], self.sides)
-
-    def totals(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"images": jnp.maximum(jnp.sum(batch["weight"]), 1e-6)}
-
-    def loss(self, params: Params, batch, draws, totals) -> tuple[jax.Array, Sums]:
-        """The mean over the images of all terms (see `codecs.losses.codec_loss`), and the reductions for the log."""
-        model = self.template.bind(params)
-        total, sums = losses.codec_loss(model, batch["images"], draws, batch["weight"], self.perceptual)
-        return total / totals["images"], sums
-
-    def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
-        """With the codebook's averages and revived codes, and the discriminator a step older."""
-        result = dict(new)
-        if statistics is not None and "codebook" in new.get("quantizer", {}):
-            update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
-            result["quantizer"] = update
-        if "age" in new.get("discriminator", {}):
-            result["discriminator"] = new["discriminator"] | {"age": old["discriminator"]["age"] + 1}
-        return result
-
-    def activations(self, rows: int) -> Activations:
-        """Images. There are no tokens that a context could split."""
-        return {"task 'autoencoder'": (("batch", "tokens"), (rows, 1))}
-
-    def tokens(self, rows: int) -> int:
-        """Pixels of one step."""
-        return rows * math.prod(self.sides)
-
-    def flops(self, rows: int) -> float:
-        """3 x encoding and decoding as the compiler counts it (of a frozen tower one layer), without the
-        networks that only judge."""
-        batch = self.batch_spec(rows)
-
-        def forward(params, images):
-            model = self.template.bind(params)
-            return model.decode(model.encode(images))
-
-        return 3.0 * jax.jit(forward).lower(self.template.shapes, batch["images"]).cost_analysis()["flops"]
-
-    @property
-    def medium(self) -> str:
-        """Which key of a record it reads."""
-        return "video" if self.config.frames else "image"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an image, or a clip, that it reads."""
-        return (*self.sides, self.config.image_channels)
+class AutoencoderTask(CodecLearner):
+    """Training an autoencoder on images or clips."""
 
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
         medium, shape = self.medium, self.shape
@@ -204,7 +100,7 @@ class AutoencoderTask:
         return data
 
     def start(self, experiment: Experiment, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """With the mean and deviation of a tower's features over the first training images, if there is a tower."""
+        """Adds the mean and deviation of a tower's features over the first training images, if there is a tower."""
         if self.config.tower is None:
             return given
         fresh = self.template.init

@@ -12,159 +12,142 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
-from transfusion.data.pipeline import merge_states
-from transfusion.errors import UsageError
-from transfusion.running import distributed, guard, provenance, supervise
-from transfusion.running.checkpoint import Checkpoints, restore_state
+from transfusion.running import distributed, provenance, supervise
+from transfusion.running.agreement import check_same, is_first
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.guard import Guard
+from transfusion.running.heartbeat import COMPUTES, DONE, EVALUATES, READS, SAVES, Pulse
+from transfusion.running.interruption import Interruption
+from transfusion.running.jax_setup import set_up_jax
+from transfusion.running.local_rows import local_rows, place
+from transfusion.running.own_files import sole_use
+from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
-from transfusion.training.held_out import held_out_losses
+from transfusion.training.held_out import HeldOut, held_out_losses
 from transfusion.training.run_log import RunLog
+from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
 from transfusion.workdir import portable, resume
-
-PyTree = Any
+from transfusion.workdir.place import check_workdir
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    Args:
-      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
       PassingError: if something outside fails; what was trained till then is saved.
     """
-    workdir, experiment = epath.Path(workdir), portable.given(checked(experiment), workdir)
-    experiment = dataclasses.replace(experiment, tokenizer=text.recorded(experiment.tokenizer))
-    task = make_task(experiment)
-    going = resume.compare(experiment, workdir, allow_change)
-    if going and going.step == experiment.steps:
-        return _finished(task, experiment, going, workdir)
+    workdir, experiment = epath.Path(workdir), _as_given(experiment, workdir)
+    task, continued = make_task(experiment), resume.compare(experiment, workdir, allow_change)
+    if continued and continued.step == experiment.steps:
+        return _finished_state(task, experiment, continued, workdir)
     mesh = sharding.make_mesh(experiment.mesh)
-    shardings = state_shardings(task, experiment, mesh)
-    batch_spec = task.batch_spec(experiment.batch_size)
-    rows = sharding.batch_shardings(batch_spec, mesh)
-    mine = distributed.local_rows(batch_spec, rows)
-    step = jit_step(task, experiment, shardings, rows)
-    abstract = abstract_state(task, experiment, shardings)
-    watch, pulse = guard.Guard(experiment.guard), supervise.Pulse()
+    batch, shardings = task.batch_spec(experiment.batch_size), state_shardings(task, experiment, mesh)
+    rows = sharding.batch_shardings(batch, mesh)
+    mine = local_rows(batch, rows)
+    step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
+    watch, pulse = Guard(experiment.guard), Pulse()
     with (
-        distributed.Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
-        programs.sole_use(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
+        Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
+        sole_use(workdir) if is_first() else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment) as log,
     ):
-        restored = checkpoints.restore(abstract)
-        if restored is None:
-            given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
-            state, at = compile_init(task, experiment, shardings)(given), 0
-        else:
-            at, state, position, _ = restored
-            data.restore(position)
-            watch.restore(position.get("guard", {}))
-        _begin(going, experiment, workdir)
+        saver = Saver(checkpoints, data, watch, experiment)
+        at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
+        _begin(continued, experiment, workdir)
         log.start(at)
-        held_out, first = held_out_losses(task, experiment, rows), at
+        held_out = held_out_losses(task, experiment, rows)
         interruption.listen()
-
-        def keep() -> None:
-            if at > first and at not in checkpoints.steps():
-                _save(checkpoints, at, state, data.state(), watch, experiment)
-                logging.warning("step %d is saved; the same command continues", at)
-
         while at < experiment.steps and not interruption.reached(at):
-            pulse.beat(at, supervise.READS)
-            with _on_the_way_out(keep):
-                batch = distributed.place(next(data), rows, mine, experiment.batch_size)
-            pulse.beat(at, supervise.COMPUTES)
+            pulse.beat(at, READS)
+            with saver.saves_on_failure(at, state):
+                batch = place(next(data), rows, mine, experiment.batch_size)
+            pulse.beat(at, COMPUTES)
             state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
-                values = {}
-                with _on_the_way_out(keep):
-                    if held_out and at % experiment.eval.every == 0:
-                        jax.block_until_ready(state)  # the steps still running count as training
-                        pulse.beat(at, supervise.EVALUATES)
-                        with log.clock.paused():
-                            values = held_out(state.best)
-                    state, in_a_row = log.write(at, state, data.stats(), values)
+                with saver.saves_on_failure(at, state):
+                    losses = _held_out(held_out, at, state, experiment, pulse, log)
+                    state, in_a_row = log.write(at, state, data.stats(), losses)
                 if watch.should_roll_back(at, in_a_row):
-                    at, state = _roll_back(checkpoints, abstract, at, state.skips)
+                    at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
-                jax.block_until_ready(state)
-                pulse.beat(at, supervise.SAVES)
-                with log.clock.paused():
-                    _save(checkpoints, at, state, data.state(), watch, experiment)
+                _save(saver, at, state, pulse, log)
         if interruption.requested:
-            if at not in checkpoints.steps():
-                _save(checkpoints, at, state, data.state(), watch, experiment)
+            saver.save_once(at, state)
             logging.warning("stopped at step %d; the same command continues", at)
     if at >= experiment.steps:
-        pulse.beat(at, supervise.DONE)
+        pulse.beat(at, DONE)
     return state
 
 
-def _finished(task: Task, experiment: Experiment, going: resume.Going, workdir: epath.Path) -> TrainState:
+def _as_given(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
+    """The experiment, checked, with the files of its tokenizer and codec as they can be opened from here."""
+    experiment = portable.from_command_line(checked(experiment), workdir)
+    return dataclasses.replace(experiment, tokenizer=text.recorded(experiment.tokenizer))
+
+
+def _finished_state(
+    task: Task, experiment: Experiment, continued: resume.Continuation, workdir: epath.Path
+) -> TrainState:
     """The state of a run that has made all its steps. Nothing is written."""
-    logging.info(
-        "nothing to do: %s is at step %d of %d; raise --config.steps to go on", workdir, going.step, experiment.steps
-    )
-    optim = dataclasses.replace(going.trained.optim, offload=experiment.optim.offload)
+    _say_finished(continued, experiment, workdir)
+    optim = dataclasses.replace(continued.trained.optim, offload=experiment.optim.offload)
     experiment = dataclasses.replace(experiment, optim=optim)
     mesh = sharding.make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         abstract = abstract_state(task, experiment, state_shardings(task, experiment, mesh))
-        state = restore_state(workdir, going.step, abstract)
-    supervise.Pulse().beat(going.step, supervise.DONE)
+        state = restore_state(workdir, continued.step, abstract)
+    Pulse().beat(continued.step, DONE)
     return state
 
 
-def _begin(going: resume.Going | None, experiment: Experiment, workdir: epath.Path) -> None:
-    """Says what is gone on from, and writes down the command, the files that the run needs, and its config."""
-    if jax.process_index() != 0:
+def _say_finished(continued: resume.Continuation, experiment: Experiment, workdir: str | os.PathLike) -> None:
+    logging.info(
+        "nothing to do: %s is at step %d of %d; raise --config.steps to go on",
+        workdir, continued.step, experiment.steps,
+    )  # fmt: skip
+
+
+def _new_state(task: Task, experiment: Experiment, abstract: TrainState, shardings: TrainState) -> TrainState:
+    """The state that a new run begins with: drawn from the seed, or with parameters of another run."""
+    given = task.start(experiment, initial.from_run(experiment.init, abstract.params))
+    return compile_init(task, experiment, shardings)(given)
+
+
+def _begin(continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path) -> None:
+    """Logs what this run continues, and writes the command, the files that the run needs, and its config."""
+    if not is_first():
         return
-    if going:
-        logging.info("continuing %s at step %d", workdir, going.step)
-        resume.say(going, experiment)
+    if continued:
+        logging.info("continuing %s at step %d", workdir, continued.step)
+        resume.log_changes(continued, experiment)
     portable.bring_in(experiment, workdir)
-    provenance.record_command(workdir, going.step if going else 0, resume.rows(going))
+    provenance.record_command(workdir, continued.step if continued else 0, resume.change_rows(continued))
     # Last: where the command cannot be written down the run does not begin, and config.json must not say that it did.
-    storage.write_whole(workdir / portable.CONFIG, to_json(portable.recorded(experiment)))
-
-
-@contextlib.contextmanager
-def _on_the_way_out(keep: Callable[[], None]) -> Iterator[None]:
-    """Calls `keep`, which saves a checkpoint, if data or storage fails. Several processes would have to agree on that,
-    and have their last periodic one."""
-    try:
-        yield
-    except UsageError:
-        if jax.process_count() == 1:
-            try:
-                keep()
-            except UsageError as failure:  # the error on its way out is the one the user must see
-                logging.error("%s", failure)
-        raise
+    storage.write_whole(workdir / portable.CONFIG, to_json(portable.as_recorded(experiment)))
 
 
 @contextlib.contextmanager
@@ -176,38 +159,53 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
         facts |= {f"version of {name}": version for name, version in provenance.versions().items()}
         facts |= {"source code of transfusion": provenance.source_code()}
         facts |= {f"records of data.sources.{name}": found for name, found in data.fingerprint().items()}
-        distributed.check_same(facts)
+        check_same(facts)
     yield
 
 
-def _save(
-    checkpoints: Checkpoints, at: int, state: TrainState, position: dict, watch: guard.Guard, experiment: Experiment
-) -> None:
-    position = merge_states(distributed.gather(position)) | {"guard": watch.state()}
-    last = at == experiment.steps
-    config = {"experiment": to_json(portable.recorded(experiment))}
-    checkpoints.save(at, state, position, config, force=True, wait=last)
+def _held_out(
+    losses: HeldOut | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
+) -> dict[str, float | None]:
+    """The held-out losses, if they are due after this step."""
+    if losses is None or at % experiment.eval.every:
+        return {}
+    jax.block_until_ready(state)  # the steps still running count as training
+    pulse.beat(at, EVALUATES)
+    with log.clock.paused():
+        return losses(state.best)
 
 
-def _roll_back(checkpoints: Checkpoints, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
-    """The newest intact checkpoint, with the count of skipped updates going on. The data position stays: the records
-    that led here are not seen again."""
-    restored = checkpoints.restore(abstract)
-    if restored is None:
-        raise UsageError(f"the losses are not finite at step {at} and there is no checkpoint to go back to")
-    logging.warning("the losses are not finite at step %d: back to step %d, skipping the data between", at, restored[0])
-    skips = skips | {"in_a_row": jnp.zeros_like(skips["in_a_row"])}
-    return restored[0], dataclasses.replace(restored[1], skips=skips)
+def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
+    """Saves, in time that does not count as training."""
+    jax.block_until_ready(state)
+    pulse.beat(at, SAVES)
+    with log.clock.paused():
+        saver.save(at, state)
 
 
-def main(argv) -> None:
-    programs.set_up_jax()
-    programs.check_workdir(FLAGS.workdir)
+def main(argv: Sequence[str]) -> None:
+    set_up_jax()
+    check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
+    supervise.patience()  # refuses wrong flags even without --supervise
     if FLAGS.supervise:
-        sys.exit(supervise.from_flags("transfusion.train").run())
+        sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, [field for given in FLAGS.allow_change for field in given.split(",") if field])
+    train(experiment, FLAGS.workdir, allowed)
+
+
+def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
+    """Runs the training in processes of its own, unless it is finished; returns the exit code."""
+    supervisor = supervise.from_flags("transfusion.train")
+    if supervisor.newest == experiment.steps:
+        jax.config.update("jax_platforms", "cpu")  # to compare configs takes no device
+        experiment = _as_given(experiment, FLAGS.workdir)
+        continued = resume.compare(experiment, FLAGS.workdir, allowed)
+        if continued and continued.step == experiment.steps:
+            _say_finished(continued, experiment, FLAGS.workdir)
+            return 0
+    return supervisor.run()
 
 
 FLAGS = flags.FLAGS

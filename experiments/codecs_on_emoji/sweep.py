@@ -1,4 +1,6 @@
-"""Codecs of 24x24 emoji, encoder and decoder the same: three kinds of codes, and Gaussian latents of as many bits."""
+"""Trains codecs of 24x24 emoji with one encoder and decoder: three kinds of codes, and Gaussian latents of as many
+bits.
+"""
 
 import pathlib
 

@@ -1,9 +1,9 @@
-"""The grid of drawn digits of each system, from its evaluation, as small pictures beside this file.
+"""Copies each system's grid of drawn digits from its evaluation, as a small picture beside this file.
 
   python experiments/family_on_digits/grids.py --workdir runs/family_on_digits
 
-The evaluation draws ten of each digit with a fixed seed; none are chosen, and a red frame is one that the judge read as
-something else.
+The evaluation draws ten of each digit with a fixed seed, and none are selected. A red frame marks a drawing that the
+judge read as another digit.
 """
 
 import pathlib

@@ -1,11 +1,11 @@
-"""Every system that trains here, from scratch on the digits: the same data, steps and rows per step."""
+"""Trains every system from scratch on the digits, with the same data, steps and rows per step."""
 
 import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-# `configs/digits.py` is the common base of all; nothing but the system differs. The frozen text model is trained
-# first, on the same captions, and its steps are not counted for those that take it; nor are those of BLIP3-o's tower
-# and decoder, and of the two codecs of those that draw codes.
+# All configs are based on `configs/digits.py`; only the system differs. Runs that others begin with come before them,
+# and their steps are not counted for the others: the text model that some freeze, the tower and the decoder of BLIP3-o,
+# and the two codecs of the systems that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -19,6 +19,7 @@ MEMBERS = {
     "showo2": "showo2.py",
     "janusflow": "janusflow.py",
     "janus_understanding": "janusflow.py:understanding",
+    "fuyu": "fuyu.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
@@ -33,9 +34,10 @@ MEMBERS = {
     "chameleon": "chameleon.py",
     "emu3": "emu3.py",
     "unitoken": "unitoken.py",
+    "llamagen": "llamagen.py",
 }
 RUNS = "runs/family_on_digits"
-TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # of those that begin with the frozen text model
+TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the frozen text model
 CODES = {"codec.path": f"{RUNS}/vq_digits"}
 CHANGES = {
     "lmfusion": TEXT,
@@ -46,7 +48,7 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
-} | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken"), CODES)
+} | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 
 def get_sweep():

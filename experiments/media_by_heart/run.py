@@ -1,11 +1,11 @@
-"""What a small run of clips or of speech has learned: names from items, items from names, both again.
+"""What has a small run of clips or of speech learned? To name items, to draw them, and to name what it has drawn?
 
   python experiments/media_by_heart/run.py --workdir runs/speech
 
-Prints and writes RUN.json beside this file: how many training and held-out items are named exactly, how many drawn
-items the run itself names as asked, and for how many the nearest training item is one of the name asked for (mean
-squared difference of what the codec makes of them). RUN.png has recorded (left) and drawn (right) items: the frames of
-a clip, or the spectrogram of a sound.
+Prints numbers, and writes them to RUN.json beside this file: how many training and held-out items are named exactly,
+how many drawn items the run itself names as asked, and for how many drawn items the nearest training item has the asked
+name (by the mean squared difference of their latents). RUN.png shows recorded items (left) and drawn ones (right): the
+frames of a clip, or the spectrogram of a sound.
 """
 
 import datetime
@@ -21,13 +21,16 @@ from transfusion.data.sources import open_source
 
 HERE = pathlib.Path(__file__).resolve().parent
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-DRAWN = flags.DEFINE_integer("drawn", 48, "Training items, the first ones, whose names are drawn.")
-SHOWN = flags.DEFINE_integer("shown", 8, "Items of the picture.")
+DRAWN = flags.DEFINE_integer("drawn", 48, "How many training items, from the first one on, have their names drawn.")
+SHOWN = flags.DEFINE_integer("shown", 8, "How many items the picture shows.")
 
 
 def strip(latents: np.ndarray) -> np.ndarray:
-    """An item as a strip of pixels, uint8 [height, width, 3]: the frames [T, h, w, C] in [-1, 1] of a clip side by
-    side, or the bands [T, C] of a sound, low ones below."""
+    """An item as a strip of pixels, uint8 [height, width, 3].
+
+    The frames [T, h, w, C] in [-1, 1] of a clip lie side by side; of the bands [T, C] of a sound the low ones are
+    below.
+    """
     if latents.ndim == 2:
         values = np.clip(latents.T[::-1] * 64 + 96, 0, 255)
         return np.repeat(values.astype(np.uint8)[..., None], 3, -1)

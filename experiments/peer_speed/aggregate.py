@@ -1,4 +1,4 @@
-"""From the workers' lines to medians, ranges and ratios. Pure functions of lists and dicts.
+"""Makes medians, ranges and ratios of the workers' lines, with pure functions of lists and dicts.
 
 A measurement is {program, size, dtype, work, variant, round, wall: [seconds], cpu: [seconds]}. A round's value is the
 median of its calls; what is reported is the median of the rounds and their range. Programs alternate, so a ratio is

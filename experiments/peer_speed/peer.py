@@ -100,7 +100,7 @@ def plan(model: Transfusion, options: argparse.Namespace) -> work.Plan:
     for name, guidance in (("image", 1.0), ("guided", work.GUIDANCE)):
         result[name, "sample_many"] = partial(image_step, model, dtype, guidance, True)
         result[name, "sample_one"] = partial(image_step, model, dtype, guidance, False)
-    # Only by its name: it may take minutes.
+    # This variant runs only if it is asked for by name, because it may take minutes.
     if "compile" in options.variant.split(","):
         result["train", "compile"] = partial(train_step, model, size, dtype, True)
     return result

@@ -25,7 +25,7 @@ import work
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEER_PYTHON = HERE / ".venv-peer" / "bin" / "python"
-WORKER_LIMIT = 240.0  # seconds; what a worker has not finished by then counts as not finished
+WORKER_LIMIT = 240.0  # seconds after which a worker is stopped, and its work counts as not finished
 COMPILE_LIMIT = 120.0
 TOO_SLOW = 1.5  # a dtype this much slower than float32 at size small is not tried at medium
 IDLE = 0.07  # share of the CPUs that others may use before results are marked as disturbed

@@ -2,11 +2,11 @@
 
   .venv/bin/python experiments/peer_speed/text_profile.py --size medium
 
-A token that is written alone meets every weight of the trunk and of the head once, and does two operations with each:
-the time is that of reading them. Printed are these bytes, the time of one matrix-vector product over as many bytes (the
-least that a step can take with these weights in float32), and the time of a token of our decoder. Then the products of
-a token alone, without attention, norms and cache: as the decoder does them, with those of one input merged, and in
-bfloat16.
+A token that is written alone uses every weight of the trunk and of the head once, in two operations each, so that
+reading the weights takes the time. The program prints their bytes, the time of one matrix-vector product over as many
+bytes (the least time of a step with these weights in float32), and the time of a token in our decoder. Then it prints
+the time of a token's products alone, without attention, norms and cache: as the decoder computes them, with the
+products of one input merged, and in bfloat16.
 """
 
 import time
@@ -39,7 +39,7 @@ def products(size: work.Size, merged: bool, dtype: str):
     weights = [jnp.ones(shape, dtype) for shape in size.depth * shapes + [(d, work.VOCABULARY)]]
 
     def token(_, x, weights):
-        for w in weights:  # each waits for the one before it
+        for w in weights:  # each product waits for the one before it
             y = jnp.matmul(x[:, : w.shape[0]].astype(dtype), w, preferred_element_type=jnp.float32)
             x = x * 0.5 + jnp.mean(y) * 1e-3
         return x
@@ -59,7 +59,7 @@ def main() -> None:
     leaves = jax.tree.leaves(shapes["trunk"]) + [shapes["parts"]["text"]["head"]["kernel"]]
     read = sum(4 * leaf.size for leaf in leaves)
 
-    # One tall matrix of as many bytes: no calls, no order among its rows.
+    # One tall matrix of as many bytes needs no calls between products, and no order among its rows.
     matrix = jnp.ones((read // (4 * size.width), size.width), jnp.float32)
     vector, product = jnp.ones(size.width), jax.jit(jnp.matmul)
     least = median(lambda: jax.block_until_ready(product(matrix, vector)), 5 * options.repeats)

@@ -1,4 +1,4 @@
-"""What is measured: sizes, input arrays, the clock and the JSON line. Needs NumPy only: both environments import it."""
+"""The work that is measured: sizes, input arrays, the clock, the JSON line. Both environments import it: only NumPy."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16")
 CHANNELS = 16
 VOCABULARY = 4096
 NEW_TOKENS = 64
-EVALUATIONS = 30  # of the velocity per image: 15 intervals of the peer's midpoint rule, 30 of Euler's
+EVALUATIONS = 30  # of the velocity per image: 15 intervals of the peer's midpoint rule, 30 Euler steps
 GUIDANCE = 3.0
 IMAGE_LOSS_SCALE = 5.0
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 1e-4, (0.9, 0.95), 0.1

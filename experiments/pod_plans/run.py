@@ -1,4 +1,4 @@
-"""The plans of README.md in this folder, one after the other; what is in results.json already is not compiled again.
+"""Makes the plans of this folder's README.md, one after the other. Plans in results.json are not compiled again.
 
 python experiments/pod_plans/run.py          # needs no TPU, but libtpu: pip install 'transfusion[tpu]'
 python experiments/pod_plans/run.py --show   # prints the tables of what is there
@@ -17,7 +17,7 @@ from transfusion.running.chips import GIB, parse_topology
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 CONFIGS = {"transfusion 7B": ("configs/transfusion_paper.py", "7B"), "bagel 7B+7B": ("configs/bagel.py", "7b")}
-# (part, config, topology, overrides). A row of 4,096 tokens per device and microbatch, but on v6e: two.
+# (part, config, topology, overrides). Each device has one row of 4,096 tokens per microbatch, on v6e two.
 ENTRIES = [
     ("pods", "transfusion 7B", "v5p:8x8x8", {}),
     ("weak scaling", "transfusion 7B", "v5p:4x4x4", {"batch_size": 64}),
@@ -39,14 +39,14 @@ def measure(config: str, topology: str, fields: dict) -> dict:
     path, form = CONFIGS[config]
     loaded = load_config(path, form)
     loaded.update_from_flattened_dict(fields)
-    options = plan.Options(sampler=False, confirm=False)
-    return plan.plan(from_config(loaded), parse_topology(topology), options)
+    compilation = plan.Compilation(sampler=False, confirm=False)
+    return plan.plan(from_config(loaded), parse_topology(topology), compilation)
 
 
 def show(results: dict) -> None:
     for config in CONFIGS:
         found = [results[k] for entry in ENTRIES if entry[:2] == ("pods", config) and (k := key(*entry)) in results]
-        print(f"\n{config}\n\n{plan.table(found)}")
+        print(f"\n{config}\n\n{plan.plan_table(found)}")
     print("\nWeak scaling, transfusion 7B, a row per device\n")
     print("| devices | parameters MiB | optimizer MiB | temporaries GiB | sent GB per device | all-gather | the rest |")
     print("|" + "---|" * 7)

@@ -4,9 +4,9 @@ python experiments/soak/run.py                      # 200 faults
 python experiments/soak/run.py --faults=10 --workdir=runs/short_soak --out=runs/short_soak/results.json
 python experiments/soak/run.py --show               # prints the table of results.json
 
-Two ranks of `transfusion.train --supervise` train the digits' debug form on real digits. While they do, random faults
-(seeded) happen to random ranks at random moments; each fault has a share of the steps in which it happens. A second run
-of the same command, left alone, gives the numbers that must come out.
+Two ranks of `transfusion.train --supervise` train the digits' debug form on real digits. Meanwhile random faults, fixed
+by a seed, happen to random ranks at random moments; each fault has its own share of the steps. A second run of the same
+command is left alone, and the first one must end with its numbers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 RANKS, EVERY, SHARE = 2, 20, 30  # a fault every 30 steps, a checkpoint every 20
 TOLERANCE = 1e-5
-PATIENCE = 1800.0  # seconds that anything may take here
+PATIENCE = 1800.0  # seconds after which any wait here fails
 KINDS = {
     "kill -9 in a step": "a rank, at a random step",
     "kill -9 in a save": "a rank, while a checkpoint is written",
@@ -47,12 +47,12 @@ KINDS = {
 
 
 def steps(faults: int) -> int:
-    """So many that each fault has its share, and that there is something to come after the last."""
+    """The number of steps: each fault has its share, and some steps come after the last fault."""
     return faults * SHARE + 2 * EVERY
 
 
 class Run:
-    """A supervised training and what its processes say of themselves."""
+    """A supervised training, and what its processes report."""
 
     def __init__(self, workdir: pathlib.Path, options: argparse.Namespace, hang_after: float):
         self.workdir, self.checkpoints = workdir, workdir / "checkpoints"
@@ -68,7 +68,7 @@ class Run:
         ]  # fmt: skip
         extra = {
             "JAX_PLATFORMS": "cpu",
-            # Each start compiles: on CPUs jax keeps compiled programs for the first process alone.
+            # Each start compiles: on CPUs jax keeps compiled programs only for the first process.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "TMPDIR": str(self._temporary),
             "SOAK_STORAGE_FAILS": str(self.storage_fails),
@@ -90,7 +90,7 @@ class Run:
         return int(found[-1][0]), [int(pid) for pid in re.findall(r"is process (\d+)", found[-1][1])]
 
     def step(self) -> int:
-        """The last step that a rank of this attempt has said to have made; -1 before the first."""
+        """The last step that a rank of this attempt reported; -1 before the first."""
         steps = []
         for beat in self._temporary.glob("transfusion-*/*"):
             with contextlib.suppress(OSError):
@@ -136,11 +136,11 @@ def kill(run: Run, rank: int, number: int) -> None:
 
 
 def damage(run: Run, random_: random.Random) -> str:
-    """Changes a byte of a file of the newest sealed checkpoint, when there is another to go back to."""
+    """Changes a byte of the newest sealed checkpoint, once there is an older one to go back to."""
     run.wait(lambda: len(sealed(run)) > 1)
     while True:
         newest = run.checkpoints / str(sealed(run)[-1])
-        with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place meanwhile
+        with contextlib.suppress(FileNotFoundError):  # a newer checkpoint has replaced it meanwhile
             file = random_.choice(sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size))
             content = bytearray(file.read_bytes())
             content[random_.randrange(len(content))] ^= 1 << random_.randrange(8)
@@ -154,7 +154,7 @@ def sealed(run: Run) -> list[int]:
 
 
 def schedule(count: int, seed: int) -> Iterator[tuple[str, int, float]]:
-    """(kind, step, seconds after a start): every kind as often as the others, in random order."""
+    """(kind, step, seconds after a start) of each fault. All kinds are equally frequent, in random order."""
     random_ = random.Random(seed)
     kinds = [list(KINDS)[i % len(KINDS)] for i in range(count)]
     random_.shuffle(kinds)
@@ -163,11 +163,11 @@ def schedule(count: int, seed: int) -> Iterator[tuple[str, int, float]]:
 
 
 def soak(run: Run, options: argparse.Namespace) -> list[dict]:
-    """All faults, one after the other: [{kind, step, what, seconds to recover, ...}]."""
+    """Lets all faults happen, one after the other. Returns [{kind, step, what, seconds to recover, ...}]."""
     random_, rows = random.Random(options.seed + 1), []
     for kind, step, delay in schedule(options.faults, options.seed):
         if kind == "kill -9 at the start":
-            # The start is that after another kill, which is part of this fault.
+            # This fault kills a start: one that follows another kill, which is a part of the fault.
             run.wait(lambda step=step: run.step() >= step)
             before, _ = run.attempt()
             kill(run, random_.randrange(RANKS), signal.SIGKILL)
@@ -177,7 +177,7 @@ def soak(run: Run, options: argparse.Namespace) -> list[dict]:
             run.wait(lambda step=step: run.step() >= step)
         before, reached, start = run.attempt()[0], max(run.step(), step), time.monotonic()
         what = inject(run, kind, random_)
-        if kind != "failing storage":  # which one rank may outlast
+        if kind != "failing storage":  # a rank may survive it
             run.wait(lambda before=before: run.attempt()[0] > before)
         run.wait(lambda reached=reached: run.step() > reached)
         rows.append({
@@ -253,7 +253,7 @@ def main() -> int:
         print(report(json.loads(options.out.read_text())))
         return 0
     options.data_dir, workdir = options.data_dir.absolute(), options.workdir.absolute()
-    if (workdir / "broken" / "checkpoints").exists():  # a run left alone goes on where it was, or is whole
+    if (workdir / "broken" / "checkpoints").exists():  # the run that is left alone may continue or be complete
         raise SystemExit(f"error: {workdir} holds a soak already: give another --workdir")
     builders.prepare("digits", str(options.data_dir))
     whole = Run(workdir / "whole", options, 600)

@@ -74,7 +74,18 @@ WRONG = [
     ),
     ("streams.image.visible_to", "text", "config.streams.image.visible_to must be a list of values, not 'text'"),
     ("steps", 0, "config.steps must be at least 1, not 0"),
-    ("task", "sequences", "task: 'sequences' is neither 'sequence' nor 'autoencoder'"),
+    ("task", "sequences", "task: 'sequences' is none of sequence, autoencoder (did you mean 'sequence'?)"),
+    (
+        "layout.image.0.boundary",
+        "insid",
+        "layout: boundary: 'insid' is none of outside, inside (did you mean 'inside'?)",
+    ),
+    ("eval.prompts", "label", "eval.prompts: 'label' is none of labels, held_out (did you mean 'labels'?)"),
+    (
+        "sampling.solver",
+        "euler2",
+        "sampling.solver: 'euler2' is none of euler, heun, ddim, ddpm (did you mean 'euler'?)",
+    ),
     ("optim.accumulate", 3, "optim.accumulate 3 does not divide batch_size 4"),
 ]
 

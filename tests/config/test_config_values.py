@@ -13,10 +13,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion import programs
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.config.ranges import RANGES
 from transfusion.errors import UsageError
+from transfusion.workdir.config_file import read_experiment
 
 TEXT = to_json(tiny.experiment("folder"))
 TREE = json.loads(TEXT)
@@ -91,24 +91,24 @@ def test_a_seed_that_every_generator_takes(seed):
 def test_a_file_that_is_no_config_is_named(tmp_path, data, message):
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(UsageError) as error:
-        programs.read_experiment(tmp_path)
+        read_experiment(tmp_path)
     assert f"{tmp_path}/config.json" in str(error.value) and message in str(error.value)
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 
 def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
     (tmp_path / "config.json").write_text(TEXT, encoding="utf-8-sig")
-    assert programs.read_experiment(tmp_path) == from_json(TEXT)
+    assert read_experiment(tmp_path) == from_json(TEXT)
 
 
 def test_a_folder_or_a_pipe_is_no_config(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(UsageError, match="is no file"):
-        programs.read_experiment(tmp_path)
+        read_experiment(tmp_path)
     os.unlink(tmp_path / "config.json")
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UsageError, match="is no file"):
-        programs.read_experiment(tmp_path)
+        read_experiment(tmp_path)
 
 
 def numbers(kind, found):

@@ -144,7 +144,7 @@ def test_rows_of_another_length(root):
 
 
 def test_cells_and_lines_that_are_too_long(root, monkeypatch):
-    monkeypatch.setattr(tables.texts, "TEXT_BYTES", 200_000)
+    monkeypatch.setattr(tables.foreign_text, "TEXT_BYTES", 200_000)
     long, longer = "x" * 150_000, "y" * 300_000
     found = captions(records(root, "a.csv", f"file_name,caption\n0.png,{long}\n1.png,{longer}\n2.png,c\n"))
     assert found[0] == long and "more than 200000 characters" in found[1] and found[2:] == ["c"]

@@ -145,7 +145,7 @@ def test_a_record_that_is_gone_costs_its_document_only(caplog):
     assert open_now
     seen = {i * 199 // 7 for i in range(8)}
     pipeline, said = resume(state, caplog, images=Images(broken=set(range(200)) - seen))
-    assert any("documents of unfinished rows are not what they were" in line for line in said)
+    assert any("documents of unfinished rows have changed since" in line for line in said)
     assert len(next(pipeline)["text"].tokens) == 4
 
 

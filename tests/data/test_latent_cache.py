@@ -19,7 +19,7 @@ from transfusion.data.latent_files import LATENTS_JSON
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluation.examples import read_examples
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 from transfusion.latents import Codec, open_codec
 from transfusion.sequence import Stream
 from transfusion.tasks import make_task
@@ -179,7 +179,7 @@ def test_a_cut_file_is_named_and_made_again(experiment, tmp_path):
 
 def test_the_program_says_which_flags_read_its_latents(experiment, cache, tmp_path):
     (tmp_path / "config.json").write_text(to_json(experiment))
-    config = f"{ROOT}/transfusion/config/json_file.py:{tmp_path}/config.json"
+    config = f"{ROOT}/transfusion/workdir/json_file.py:{tmp_path}/config.json"
     arguments = [f"--config={config}", f"--output={tmp_path}/latents", "--shard_records=7"]
     done = run_program(tmp_path, "transfusion.cache_latents", *arguments, "--sources=mine,eval/mine")
     assert done.code == 0, done.err

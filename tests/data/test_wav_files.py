@@ -102,7 +102,7 @@ def test_a_small_file_cannot_become_a_huge_sound(tmp_path):
     assert "6000 samples at 1 per second are 144000000 at 24000, over the limit" in source[0]["error"]
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    with pytest.raises(ValueError, match="without its rate"):
+    with pytest.raises(ValueError, match="the sound has no rate"):
         MEDIA["sound"].fit({"sound": WAVE}, SourceConfig(rate=8000))
     with pytest.raises(ValueError, match="cannot resample from 0"):
         MEDIA["sound"].fit({"sound": WAVE, "rate": 0}, SourceConfig(rate=8000))

@@ -65,7 +65,7 @@ def lpips(vgg, first, second):
     total = 0.0
     for a, b, w in zip(feature_maps(vgg, first), feature_maps(vgg, second), vgg.channel_weights, strict=True):
         a, b = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10) for x in (a, b))
-        total += jnp.mean(jnp.sum(w * (a - b) ** 2, axis=-1), axis=(1, 2))
+        total += jnp.mean(jnp.sum(w[None, None, None] * (a - b) ** 2, axis=-1), axis=(1, 2))
     return total
 
 

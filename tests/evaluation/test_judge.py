@@ -53,7 +53,7 @@ def test_features_are_the_layer_before_the_logits(judge):
     features = judge.features(images)
     assert features.shape == (5, 16)
     out = judge.params["out"]
-    assert_close(features @ out["kernel"] + out["bias"], judge.logits(images), OPERATIONS)
+    assert_close(features @ out["kernel"] + out["bias"][None], judge.logits(images), OPERATIONS)
     assert_close(judge._apply("features", images, batch=2), features, OPERATIONS)
 
 

@@ -10,10 +10,10 @@ from oracles.language import text_inputs
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import FAMILIES, find_family
-from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.model.config import ReleasedTrunk, TransformerConfig
-from transfusion.programs import read_experiment
+from transfusion.workdir.config_file import read_experiment
 
 N, M, WIDTH, HEADS, GROUPS, SIZE, LAYERS, THETA = 5, 4, 16, 4, 2, 6, 2, 100.0
 CONFIG = {

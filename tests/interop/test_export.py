@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 from transfusion.config import to_json
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.interop.importing import import_checkpoint
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.restore import restore_params
+from transfusion.workdir.config_file import read_experiment
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 264, "hidden_size": 8, "intermediate_size": 12,

@@ -22,11 +22,12 @@ from transfusion.codecs import CodecConfig
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import FAMILIES, find_family
 from transfusion.interop.leaves import read_params, their_shapes
-from transfusion.interop.workdir import import_checkpoint, load_params
 from transfusion.latents import open_codec
-from transfusion.running.checkpoint import Checkpoints, restore_params
+from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.restore import restore_params
 
 CASES = {"siglip": released.SIGLIP, "autoencoder": released.AUTOENCODER}
 
@@ -297,7 +298,7 @@ def test_published_autoencoders_without_a_config(maker):
 MEASURE = """
 import sys
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

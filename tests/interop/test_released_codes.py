@@ -7,12 +7,12 @@ from oracles import assert_same_checkpoint
 
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
+from transfusion.interop.importing import import_checkpoint
 from transfusion.interop.known import FAMILIES
 from transfusion.interop.vocabulary import image_tokens
-from transfusion.interop.workdir import import_checkpoint
 from transfusion.latents import open_codec
 from transfusion.model.unified import parameter_count
-from transfusion.programs import read_experiment
+from transfusion.workdir.config_file import read_experiment
 
 TEXT = {
     "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,

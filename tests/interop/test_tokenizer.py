@@ -10,9 +10,9 @@ import tiny
 import transfusion
 from transfusion.errors import UsageError
 from transfusion.interop.export import export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
-from transfusion.programs import read_experiment
+from transfusion.interop.importing import import_checkpoint
 from transfusion.sequence.text import TokenizerConfig
+from transfusion.workdir.config_file import read_experiment
 
 QWEN2 = {
     "architectures": ["Qwen2ForCausalLM"], "vocab_size": 320, "hidden_size": 16, "intermediate_size": 24,

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from transfusion.errors import UsageError
 from transfusion.interop.files import Checkpoint
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,

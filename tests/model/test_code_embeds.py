@@ -41,12 +41,14 @@ def test_codes_enter_and_leave_by_perceptrons():
     embed = random_weights(CodeEmbed(CODES, MODEL, "image", nnx.Rngs(0)))
     ids, layers = np.array([[4, 0, 2]]), embed.connector
     tokens, _ = embed(type("Inputs", (), {"content": ids}), None)
-    hidden = gelu(np.asarray(embed.table[...])[ids] @ layers.hidden[...] + layers.hidden_bias[...])
-    assert_close(tokens, hidden @ layers.out[...] + layers.out_bias[...], OPERATIONS)
+    hidden = gelu(np.asarray(embed.table[...])[ids] @ layers.hidden[...] + layers.hidden_bias[...][None, None])
+    assert_close(tokens, hidden @ layers.out[...] + layers.out_bias[...][None, None], OPERATIONS)
 
     head = random_weights(PerceptronHead(CODES, 8, nnx.Rngs(0)))
     x = np.random.default_rng(1).standard_normal((1, 3, 8)).astype(np.float32)
-    logits = gelu(x @ head.hidden[...] + head.hidden_bias[...]) @ head.kernel[...] + head.bias[...]
+    logits = (
+        gelu(x @ head.hidden[...] + head.hidden_bias[...][None, None]) @ head.kernel[...] + head.bias[...][None, None]
+    )
     assert_close(head(x, None), logits, OPERATIONS)
     y, kernel = head.factors(x)
     assert_close(y @ kernel, logits, OPERATIONS)

@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_squared_error_of_each_token(path, prediction):
     config = ContinuousConfig(path=path, prediction=prediction)
     draws = continuous.draw(jax.random.key(1), part, config)
     t = np.asarray(draws["time"])[0][part.item[0]][:, None]
-    wanted = target(PATHS[path], prediction, t, part.values[0], draws["noise"][0])
+    wanted = target(PATHS[path], prediction, t, part.values[0], draws["noise"][0])[None]
     off = np.random.default_rng(0).standard_normal(part.values.shape).astype(np.float32)
     loss = continuous.loss(wanted + off, part, draws, config)
     largest = 2 * np.abs(off).max() * np.abs(wanted + off).max()  # of which the loss is a difference, squared

@@ -22,8 +22,8 @@ import numpy as np
 from transfusion.interop.export import export_checkpoint
 from transfusion.interop.family import Imported
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import find_family
-from transfusion.interop.workdir import import_checkpoint, load_params
 
 FOLDER = pathlib.Path(
     os.environ.get("TRANSFUSION_ORACLES") or pathlib.Path(__file__).parents[2].parent / "shared" / "oracles"

@@ -13,9 +13,9 @@ from oracles import Oracle, assert_same_checkpoint, run
 from transfusion.codecs.kl_autoencoder import Autoencoder, kl_divergence
 from transfusion.interop.export import export_checkpoint
 from transfusion.interop.files import Checkpoint
+from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import find_family
-from transfusion.interop.workdir import import_checkpoint, load_params
-from transfusion.programs import read_experiment
+from transfusion.workdir.config_file import read_experiment
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ from oracles.codecs import nchw, nhwc
 from oracles.diffusion import image_inputs, tokens
 from oracles.language import logits, meta, text_inputs
 from transfusion.codecs.vq_autoencoder import MovqAutoencoder, VqAutoencoder
-from transfusion.interop.family import CODEC, Imported
+from transfusion.interop.family import Imported
+from transfusion.interop.importing import load_params
 from transfusion.interop.vocabulary import image_tokens
-from transfusion.interop.workdir import load_params
 from transfusion.model.unified import UnifiedModel
+from transfusion.workdir.portable import CODEC
 
 
 def released(oracle: Oracle) -> dict[str, Any]:

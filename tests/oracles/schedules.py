@@ -47,9 +47,10 @@ def model(oracle: Any, x: jax.Array, level: jax.Array) -> jax.Array:
 def trajectory(oracle: Any, solver: str, path, field, times, noises=()) -> np.ndarray:
     """x at the start of each pair of times, and after the last."""
     x, kept, left = jnp.asarray(oracle.inputs["x0"]), [], iter(noises)
+    memory = SOLVERS[solver].first_memory(x)
     for t, s in times:
         kept.append(x)
-        x, _ = SOLVERS[solver].step(field, path, x, t, s, lambda: next(left, 0.0))
+        x, _, memory = SOLVERS[solver].step(field, path, x, t, s, lambda: next(left, 0.0), memory)
     return np.stack([*kept, x])
 
 

@@ -18,8 +18,10 @@ import pytest
 
 from transfusion.errors import UsageError
 from transfusion.running import checkpoint as checkpoint_lib
+from transfusion.running import restore as restore_lib
 from transfusion.running import seals
-from transfusion.running.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, read_config, restore_params
+from transfusion.running.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
+from transfusion.running.restore import read_config, restore_params
 
 CONFIG = {"seed": 0, "model": {"width": 64}}
 
@@ -389,8 +391,8 @@ def test_restore_params_reads_one_part(three):
 
 def test_restore_params_does_not_read_the_optimizer(workdir, monkeypatch):
     read = []
-    original = checkpoint_lib._read
-    monkeypatch.setattr(checkpoint_lib, "_read", lambda *a: read.append(original(*a)) or read[-1])
+    original = restore_lib._read_item
+    monkeypatch.setattr(restore_lib, "_read_item", lambda *a: read.append(original(*a)) or read[-1])
     restore_params(workdir, "params")
     step, params, config = read
     assert set(step) == {"step"} and set(params) == {"params"} and config == CONFIG

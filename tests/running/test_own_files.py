@@ -7,14 +7,14 @@ import threading
 import pytest
 from etils import epath
 
-from transfusion import programs
 from transfusion.errors import UsageError
-from transfusion.running import supervise
-from transfusion.running.own_files import open_own
+from transfusion.running import heartbeat, supervise
+from transfusion.running.own_files import open_own, sole_use
+from transfusion.workdir.place import check_workdir
 
 
 def use(workdir) -> None:
-    with programs.sole_use(epath.Path(workdir)):
+    with sole_use(epath.Path(workdir)):
         pass
 
 
@@ -29,7 +29,7 @@ def test_the_lock_is_not_opened_through_a_link_and_keeps_what_it_holds(tmp_path)
         lock.unlink()
     assert precious.read_text() == "data" and not (lock.parent / "nowhere").exists()
     lock.write_text("kept")
-    with programs.sole_use(epath.Path(lock.parent)):
+    with sole_use(epath.Path(lock.parent)):
         assert lock.read_text() == "kept"
         with pytest.raises(UsageError, match="another program is at work"):
             use(lock.parent)
@@ -52,9 +52,9 @@ def test_logs_and_heartbeats_are_not_opened_through_a_link(tmp_path, monkeypatch
     with pytest.raises(UsageError, match=r"rank_0\.log is a link"):
         supervise.Supervisor(lambda *_: ["true"], tmp_path, patience=supervise.Patience(max_failures=1)).run()
     (tmp_path / "beat").symlink_to(precious)
-    monkeypatch.setenv(supervise.HEARTBEAT, str(tmp_path / "beat"))
+    monkeypatch.setenv(heartbeat.HEARTBEAT, str(tmp_path / "beat"))
     with pytest.raises(UsageError, match="beat is a link"):
-        supervise.Pulse()
+        heartbeat.Pulse()
     assert precious.read_text() == "data"
 
 
@@ -83,26 +83,26 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, monkeypatch, workdir, sa
 @pytest.mark.parametrize(
     ("workdir", "says"),
     [
-        ("s3://bucket/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("S3://bucket/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("file:///tmp/run", "buckets are gs://BUCKET/FOLDER only"),
-        ("s3:/bucket/run", "buckets are gs://BUCKET/FOLDER only"),
+        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("S3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("file:///tmp/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("s3:/bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
         ("gs:/bucket/run", "is not of the form gs://BUCKET/FOLDER"),
         ("gs://", "is not of the form gs://BUCKET/FOLDER"),
         ("gs:///run", "is not of the form gs://BUCKET/FOLDER"),
-        ("~/run", "left ~ as it is"),
+        ("~/run", "~ is not expanded"),
         ("a\nb", "control character"),
         ("\udcff", "not UTF-8"),
     ],
 )
 def test_names_of_workdirs(workdir, says):
     with pytest.raises(UsageError, match=says):
-        programs.check_workdir(workdir)
+        check_workdir(workdir)
 
 
 @pytest.mark.parametrize("workdir", ["runs/digits", "/a b/ü", "C:run", "runs/a:b", "runs/gs:/x"])
 def test_ordinary_names_of_workdirs(workdir):
-    programs.check_workdir(workdir)
+    check_workdir(workdir)
 
 
 def test_a_full_disk_may_have_room_later(tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_lock_is_free_after_its_holder(tmp_path):
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with programs.sole_use(epath.Path(tmp_path)):
+        with sole_use(epath.Path(tmp_path)):
             held.set()
             done.wait(10)
 

@@ -14,12 +14,12 @@ import tiny
 from closeness import assert_close, trunk_operations
 from program import Forked, run_program
 
-from transfusion import programs
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.records import Records
 from transfusion.errors import UsageError
-from transfusion.running import distributed
+from transfusion.running import agreement, distributed
 from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.metrics import read_metrics
 from transfusion.running.roll_call import roll_call
 from transfusion.train import train
@@ -53,7 +53,7 @@ def on_processes(tmp_path, count: int, devices: int, **given) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [["dense"], pytest.param(["experts", "codes"], marks=pytest.mark.soak)])
 def test_a_run_goes_on_with_other_processes_and_the_losses_of_one_device(names, folder, tmp_path):
-    programs.set_up_jax()
+    set_up_jax()
     whole, part = processes.experiments(folder, 6), processes.experiments(folder, 4)
     for name in names:
         train(whole[name], tmp_path / "one" / name)
@@ -135,7 +135,7 @@ FLAGS = {"coordinator": "host:1", "processes": 2, "process_id": 1}
         ({}, {"coordinator": "host:1", "processes": 2, "process_id": 2}, "--process_id=2 is not below --processes=2"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
         ({"JAX_NUM_PROCESSES": "two"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
-        (JAX | {"JAX_PROCESS_ID": "2"}, {}, "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=2 in the environment are not"),
+        (JAX | {"JAX_PROCESS_ID": "2"}, {}, "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=2 do not fit"),
         ({}, {"timeout": float("nan")}, "--start_timeout=nan is not between 0 and"),
         ({}, FLAGS | {"timeout": float("inf")}, "--start_timeout=inf is not between 0 and"),
     ],
@@ -161,8 +161,8 @@ def test_who_the_processes_are(monkeypatch, environment, flags, expected):
 def test_the_odd_process_is_named(monkeypatch):
     def start(*facts):
         everyone = [{"host": f"h{i}", "facts": one} for i, one in enumerate(facts)]
-        monkeypatch.setattr(distributed, "gather", lambda value: everyone)
-        distributed.check_same({})
+        monkeypatch.setattr(agreement, "gather", lambda value: everyone)
+        agreement.check_same({})
 
     start({"seed": 0}, {"seed": 0})
     with pytest.raises(UsageError, match=r"^seed: 1 in process 0 \(h0\), but 0 in process 1 \(h1\): start all with"):

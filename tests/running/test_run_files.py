@@ -178,7 +178,7 @@ def test_tensorboard_on_a_disk_that_fills_up_stops_nothing(tmp_path, messages, m
             writer.write(step, {"loss": 1.0})
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 29
     (said,) = messages
-    assert "no TensorBoard files in" in said and "no space left on the disk; metrics.jsonl goes on" in said
+    assert "TensorBoard files cannot be written to" in said and "no space left on the disk" in said
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_what_can_never_be_read_is_one_line_and_is_not_replaced(tmp_path, monkey
     with pytest.raises(UsageError, match="metrics.jsonl: it holds 1,048,576 MiB, more than 256; move it away"):
         MetricWriter(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    monkeypatch.setattr(storage, "content", fails(errno.EIO)(None))
+    monkeypatch.setattr(storage, "read_bytes", fails(errno.EIO)(None))
     with pytest.raises(storage.StorageError, match="Input/output error"):  # not taken for an empty file
         MetricWriter(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

@@ -26,7 +26,8 @@ from test_checkpoint import (  # noqa: F401 - some are fixtures
 from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.running import seals
-from transfusion.running.checkpoint import CheckpointConfig, Checkpoints, read_config, restore_params
+from transfusion.running.checkpoint import CheckpointConfig, Checkpoints
+from transfusion.running.restore import read_config, restore_params
 
 
 @pytest.fixture

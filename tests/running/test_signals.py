@@ -9,8 +9,8 @@ import tiny
 from program import start_program
 from test_faults import CONFIG, finish, wait_for_step
 
-from transfusion.running import distributed
 from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.interruption import Interruption
 from transfusion.train import train
 
 
@@ -35,7 +35,7 @@ def kill():
 
 def test_terminated_any_number_of_times_is_asked_once(kill):
     before = signal.getsignal(signal.SIGTERM)
-    with distributed.Interruption() as interruption:
+    with Interruption() as interruption:
         assert signal.getsignal(signal.SIGTERM) is before  # nothing to save yet
         interruption.listen()
         assert not interruption.reached(1)
@@ -47,7 +47,7 @@ def test_terminated_any_number_of_times_is_asked_once(kill):
 
 
 def test_the_second_ctrl_c_ends_at_once_and_a_terminate_before_is_none(kill, capfd):
-    with pytest.raises(KeyboardInterrupt), distributed.Interruption() as interruption:
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
         interruption.listen()
         kill(signal.SIGTERM)
         kill(signal.SIGINT)

@@ -14,14 +14,15 @@ import pytest
 from absl import flags
 
 from transfusion.errors import UsageError
-from transfusion.running.supervise import Patience, Supervisor, _Fault, from_flags
+from transfusion.running.ranks import Fault
+from transfusion.running.supervise import Patience, Supervisor, from_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 # A rank of three steps. `act` is called after each with (rank, attempt, step); attempts are counted in a file.
 RANK = """
 import pathlib, os, signal, subprocess, sys, time
-from transfusion.running import supervise
+from transfusion.running import heartbeat
 rank, workdir = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 counter = workdir / f"attempts_{rank}"
 attempt = len(counter.read_text()) + 1 if counter.exists() else 1
@@ -39,18 +40,18 @@ def wait_for_data():
 
 def wait_for_other():
     while not (workdir / "hung").exists():
-        pulse.beat(1, supervise.COMPUTES)
+        pulse.beat(1, heartbeat.COMPUTES)
         time.sleep(0.02)
     time.sleep(60)
 
 ACT
-pulse = supervise.Pulse()
+pulse = heartbeat.Pulse()
 for step in range(3):
-    pulse.beat(step, supervise.READS)
-    pulse.beat(step, supervise.COMPUTES)
+    pulse.beat(step, heartbeat.READS)
+    pulse.beat(step, heartbeat.COMPUTES)
     pulse.stepped(lambda: None)
     act(rank, attempt, step)
-pulse.beat(3, supervise.DONE)
+pulse.beat(3, heartbeat.DONE)
 """
 
 
@@ -115,7 +116,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(supervised, capfd):
 
 HANGS = {
     "stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", "computes"),
-    "waiting": ("(pulse.beat(1, supervise.READS), wait_for_data())", "waits for data"),
+    "waiting": ("(pulse.beat(1, heartbeat.READS), wait_for_data())", "waits for data"),
 }
 
 
@@ -212,7 +213,7 @@ def test_patience_is_checked(patience):
 
 def test_failures_may_be_many(supervised, monkeypatch, capfd):
     """Twice the wait 1100 times over is more than a float holds."""
-    monkeypatch.setattr(Supervisor, "_start", lambda *_: _Fault(0, "fell", None, "its log", "nothing"))
+    monkeypatch.setattr(Supervisor, "_start", lambda *_: Fault(0, "fell", None, "its log", "nothing"))
     assert supervised("0", max_failures=1100, backoff=0.0) == 1
     assert "given up after 1100 failures" in capfd.readouterr().err
 

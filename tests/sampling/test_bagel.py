@@ -15,9 +15,11 @@ from transfusion.model.vit import ViTConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.job import Prefix, predict
-from transfusion.sampling.layout import Layout
+from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.parts import painted_parts
+from transfusion.sampling.prompts import conditions_of, prefill_of
 from transfusion.sampling.reference import _forward, generate_one
+from transfusion.sampling.request import Prefix, predict
 from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream, text
 from transfusion.sequence.rows import assemble, expand
 from transfusion.tasks import SequenceTask
@@ -61,7 +63,7 @@ def make_params(task):
     leaves = [x if x.any() else jax.random.normal(k, x.shape) / 6 for k, x in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(tree, leaves)
     head = params["parts"]["text"]["head"]
-    head["kernel"] = head["kernel"] * jnp.ones(text.VOCABULARY).at[text.BOI].set(5.0).at[text.EOS].set(2.0)
+    head["kernel"] = head["kernel"] * jnp.ones(text.VOCABULARY).at[text.BOI].set(5.0).at[text.EOS].set(2.0)[None]
     velocity = params["parts"]["noised"]["head"]
     velocity["kernel"] = jax.random.normal(jax.random.key(3), velocity["kernel"].shape) / 6
     return params
@@ -119,10 +121,10 @@ def test_equals_the_plain_decoder_in_any_batch(trained):
 
 def test_what_guidance_compares_with(bagel):
     task, _ = bagel
-    layout = Layout(task.spec)
-    assert layout.conditions(PROMPTS[:1], CONFIG, False).without_images is None
-    assert layout.conditions(PROMPTS[:1], dataclasses.replace(CONFIG, guidance=1.0), False) is None
-    conditions = layout.conditions(PROMPTS[:3], CONFIG, True)
+    how = (task.spec, drawable_of(task.spec))
+    assert conditions_of(PROMPTS[:1], *how, CONFIG, False).without_images is None
+    assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0), False) is None
+    conditions = conditions_of(PROMPTS[:3], *how, CONFIG, True)
     assert conditions.images.tolist() == [False, True, True]
     images, texts = conditions.without_text.inputs, conditions.without_images.inputs
     assert set(images) == {TEXT, "clean", "semantic"} and set(texts) == {TEXT}
@@ -146,13 +148,14 @@ def test_the_images_guide(bagel):
 
 def test_a_prompt_s_image_is_seen_through_both_its_streams(trained):
     task, params = trained
-    model, layout = task.template.bind(params), Layout(task.spec)
-    prefill, x = layout.prefill([PROMPTS[4]]), jnp.ones((1, 8, 4))
+    model, drawn = task.template.bind(params), drawable_of(task.spec)
+    parts = painted_parts(task.spec, drawn, (0, 0), False)
+    prefill, x = prefill_of([PROMPTS[4]], task.spec, drawn), jnp.ones((1, 8, 4))
 
     @jax.jit
     def outputs(inputs):
         encoded, cache = model.read(inputs)
-        velocity = predict(model, layout, Prefix(cache, prefill.place, jnp.array([True])), x, jnp.float32(0.3))
+        velocity = predict(model, parts, Prefix(cache, prefill.place, jnp.array([True])), x, jnp.float32(0.3))
         return model.head(TEXT, encoded[TEXT])[0, prefill.last[0]], velocity
 
     def changed(name):

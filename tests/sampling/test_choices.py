@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from transfusion.sampling.choose import NEVER, Choice, emittable
+from transfusion.sampling.choose import NEVER, Filters, emittable
 from transfusion.sampling.guidance import Guidance
 from transfusion.sequence import Run, SequenceSpec, Stream, text
 
@@ -60,7 +60,7 @@ def plain_filter(logits, top_k, top_p):
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (5, 1.0), (5, 0.6), (100, 0.9), (0, 1e-6)])
 def test_filters_keep_what_the_definition_keeps(top_k, top_p):
     logits = np.random.default_rng(0).standard_normal((4, 20)).astype(np.float32) * 2
-    filtered = Choice(top_k=top_k, nucleus=top_p < 1).filtered(jnp.asarray(logits), top_p)
+    filtered = Filters(top_k=top_k, nucleus=top_p < 1).filtered(jnp.asarray(logits), top_p)
     for row, out in zip(logits, np.asarray(filtered), strict=True):
         kept = set(np.flatnonzero(out > NEVER))
         assert kept == plain_filter(row, top_k, top_p)
@@ -70,10 +70,10 @@ def test_filters_keep_what_the_definition_keeps(top_k, top_p):
 def test_draws_follow_the_temperature():
     logits = jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0]), (20_000, 3))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    drawn = Choice().choose(logits, keys, jnp.float32(2.0), jnp.float32(1.0))
+    drawn = Filters().choose(logits, keys, jnp.float32(2.0), jnp.float32(1.0))
     expected = np.exp([0.0, 0.5, 1.0]) / np.exp([0.0, 0.5, 1.0]).sum()
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, expected, atol=0.02)  # a sample
-    assert (Choice(greedy=True).choose(logits[:3], keys[:3], jnp.float32(0), jnp.float32(1)) == 2).all()
+    assert (Filters(greedy=True).choose(logits[:3], keys[:3], jnp.float32(0), jnp.float32(1)) == 2).all()
 
 
 def test_special_ids_are_not_emitted():

@@ -8,8 +8,8 @@ import tiny
 from transfusion.errors import UsageError
 from transfusion.sampling import memory
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import generate, prepare
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.decoder import decoder_of, generate
+from transfusion.sampling.prompts import Prompt
 
 CONFIG = SamplerConfig(steps=2, max_tokens=3, guidance=2.0)
 
@@ -34,7 +34,7 @@ def assert_equal(some, others):
 
 
 def test_counts_up_to_a_power_of_two_share_one_compilation(model):
-    compiled = prepare(model[0], CONFIG, (0, 0))[0].run
+    compiled = decoder_of(model[0], CONFIG, (0, 0))[0].run
     before = compiled._cache_size()
     four, three = drawn(model, 4), drawn(model, 3)
     assert compiled._cache_size() == before + 1

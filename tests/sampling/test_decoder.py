@@ -14,10 +14,13 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.job import Prefix, predict
-from transfusion.sampling.layout import Layout, lay
+from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.parts import painted_parts, token_of_text
+from transfusion.sampling.place import lay
+from transfusion.sampling.prompts import prefill_of
 from transfusion.sampling.reference import _forward, generate_one
-from transfusion.sampling.state import append, start
+from transfusion.sampling.request import Prefix, predict
+from transfusion.sampling.state import append, first_state
 from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, text
 from transfusion.sequence.patches import patchify
@@ -44,7 +47,7 @@ def make_params(task):
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
     scale = jnp.ones(text.VOCABULARY).at[text.BOI].set(7.0).at[text.EOS].set(3.0)
-    head["kernel"] = head["kernel"] * scale
+    head["kernel"] = head["kernel"] * scale[None]
     image = params["parts"]["image"]["head"]
     if "kernel" in image:
         image["kernel"] = jax.random.normal(jax.random.key(2), image["kernel"].shape) / 6
@@ -157,11 +160,14 @@ def packed(task, params, document, last_time=1.0):
     return {name: value[0, : part.cost.get(name, 0)] for name, value in out.items()}
 
 
+IMAGES = jax.ShapeDtypeStruct((1, 4, 8), np.float32)
+
+
 def prefix_state(task, model, prompt, room):
-    layout = Layout(task.spec)
-    prefill = layout.prefill([prompt])
+    drawn = drawable_of(task.spec)
+    prefill = prefill_of([prompt], task.spec, drawn)
     _, kept = model.read(prefill.inputs)
-    return layout, start(kept, prefill, room, 4, (1, 4, 8), text.BOI)
+    return painted_parts(task.spec, drawn, (0, 0), True), first_state(kept, prefill, room, 4, IMAGES, text.BOI)
 
 
 def test_cached_steps_equal_the_packed_forward(trained):
@@ -169,14 +175,14 @@ def test_cached_steps_equal_the_packed_forward(trained):
     task, params = trained
     model = task.template.bind(params)
     after = [11, 12, 13, 14]
-    layout, state = prefix_state(task, model, Prompt((ids(1, 2), picture(0), ids(3))), len(after))
+    _, state = prefix_state(task, model, Prompt((ids(1, 2), picture(0), ids(3))), len(after))
     want = packed(task, params, (ids(1, 2), picture(0), ids(3, *after)))[TEXT]
-    rows = jnp.array([True])
+    rows, part = jnp.array([True]), token_of_text(task.spec)
 
     @jax.jit
     def step(state, token):
-        inputs = lay(layout.token, task.spec, state.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
-        state, encoded = append(model, state, layout.token, inputs, rows)
+        inputs = lay(part, task.spec, state.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
+        state, encoded = append(model, state, part, inputs, rows)
         return state, model.head(TEXT, encoded[TEXT])[0, 0]
 
     for i, token in enumerate(after):
@@ -187,17 +193,17 @@ def test_cached_steps_equal_the_packed_forward(trained):
 def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     task, params = trained
     model = task.template.bind(params)
-    layout, state = prefix_state(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
+    parts, state = prefix_state(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
     rows, image = jnp.array([True]), picture(5).value
     x = jnp.asarray(patchify(image, (2, 2)))[None]
-    got = jax.jit(lambda x: predict(model, layout, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
+    got = jax.jit(lambda x: predict(model, parts, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
     document = (ids(1, 2, 3), Segment("image", image, "target"))
     want = packed(task, params, document, 0.3)["image"]
     assert_close(got[0], want, drawing_operations(task))
 
     # The clean image's keys and values, and EOI's, are those of a prompt that holds the image.
-    inputs = lay(layout.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
-    state, _ = jax.jit(lambda state: append(model, state, layout.finished, inputs, rows))(state)
+    inputs = lay(parts.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
+    state, _ = jax.jit(lambda state: append(model, state, parts.finished, inputs, rows))(state)
     _, fresh = prefix_state(task, model, Prompt(document), 0)
     for field in ("order", "counter", "spans"):
         assert getattr(state.place, field) == getattr(fresh.place, field)
@@ -218,14 +224,17 @@ def _in_order(state, array):
 
 def test_rows_that_do_not_draw_keep_their_cache(model_one):
     task, params = model_one
-    layout = Layout(task.spec)
-    prefill = layout.prefill(PROMPTS[:2])
+    drawn = drawable_of(task.spec)
+    prefill, finished = (
+        prefill_of(PROMPTS[:2], task.spec, drawn),
+        painted_parts(task.spec, drawn, (0, 0), True).finished,
+    )
     model = task.template.bind(params)
     _, kept = model.read(prefill.inputs)
-    before = start(kept, prefill, 8, 4, (1, 4, 8), text.BOI)
+    before = first_state(kept, prefill, 8, 4, IMAGES, text.BOI)
     rows = jnp.array([True, False])
-    inputs = lay(layout.finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
-    after, _ = append(model, before, layout.finished, inputs, rows)
+    inputs = lay(finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
+    after, _ = append(model, before, finished, inputs, rows)
     groups = task.model.groups
 
     def row(state, i):  # all but the slot that is no one's
@@ -234,7 +243,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
         return metadata, place, used, state.cache.k["trunk"][:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
-    assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == layout.finished.length
+    assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == finished.length
 
 
 def test_guidance_one_is_none_and_a_closed_interval_is_none(model_one):

@@ -11,10 +11,11 @@ import tiny
 
 from transfusion.errors import UsageError
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import generate, prepare
-from transfusion.sampling.job import Prefix, begin, predict
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.decoder import decoder_of, generate
+from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.reference import generate_one
+from transfusion.sampling.request import Prefix, predict
 from transfusion.sequence import Released, Segment, TimeConfig
 from transfusion.sequence.patches import patchify
 from transfusion.sequence.rows import assemble, expand
@@ -26,7 +27,10 @@ def bagel():
     """Both copies of an image are modulated, the clean one by its class alone."""
     spec = tiny.bagel()
     streams = dict(spec.streams)
-    for name, fields in {"noised": {"labels": CLASSES, "pooled": SIZE}, "clean": {"labels": CLASSES}}.items():
+    for name, fields in {
+        "noised": {"labels": CLASSES, "released": Released(pooled=SIZE)},
+        "clean": {"labels": CLASSES},
+    }.items():
         streams[name] = dataclasses.replace(streams[name], time="adaln", **fields)
     return dataclasses.replace(spec, streams=streams)
 
@@ -71,7 +75,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     """What the packed forward pass of training says of X at the time t."""
     image = Segment("image", X, "target", prompt.label, pooled=prompt.pooled)
     batch = assemble([[expand((WORDS, image), task.spec)]], task.spec)
-    draws, name = {}, prepare(task, SamplerConfig(), (0, 0))[0].layout.run.stream
+    draws, name = {}, drawable_of(task.spec).run.stream
     for stream, part in batch.items():
         if part.values is not None:
             time = jnp.full_like(part.time_low, t) if stream == name else jnp.ones_like(part.time_low)
@@ -88,14 +92,14 @@ def packed_velocity(task, params, prompt, t=0.4):
 
 def decoded_velocity(task, params, prompt, t=0.4):
     """The same from the decoder's pieces."""
-    made, _ = prepare(task, SamplerConfig(), (0, 0))
-    prefill = made.layout.prefill([prompt])
+    made, _ = decoder_of(task, SamplerConfig(), (0, 0))
+    prefill = prefill_of([prompt], task.spec, made.drawable)
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = begin(model, made.layout, Prefix(cache, prefill.place, prefill.draw))
-    extra = made.layout.stream.content.lead
+    prefix = made.way.about_to_draw(model, Prefix(cache, prefill.place, prefill.draw))
+    extra = made.drawable.stream.content.lead
     x = jnp.pad(jnp.asarray(patchify(X, (2, 2))), ((extra, 0), (0, 0)))[None]
-    return np.asarray(predict(model, made.layout, prefix, x, jnp.float32(t)))[0, extra:]
+    return np.asarray(predict(model, made.way.parts, prefix, x, jnp.float32(t)))[0, extra:]
 
 
 def test_a_step_of_the_decoder_sees_what_the_packed_pass_sees(model):
@@ -156,7 +160,7 @@ def test_text_that_a_drawing_modulates_is_not_sampled():
         "image": tiny.image_stream(time="adaln", head="adaln"),
     }
     with pytest.raises(UsageError, match="streams.text.released.condition"):
-        prepare(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
+        decoder_of(tiny.task(tiny.spec(streams)), SamplerConfig(), (0, 0))
 
 
 def test_an_item_of_a_document_has_the_streams_classes_and_vector():

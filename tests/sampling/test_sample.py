@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 
 from transfusion import sample
-from transfusion.api import Run, load_run
+from transfusion.api import Trained, load_run
 from transfusion.config import Experiment
 from transfusion.data.images import encode_png
 from transfusion.errors import UsageError
@@ -22,7 +22,7 @@ from transfusion.latents import open_codec
 def run():
     """A run that reads grey pictures of 4x4 pixels; nothing is sampled from it."""
     experiment = Experiment()
-    return Run(experiment, tiny.task(), {}, open_codec(experiment.codec), 0)
+    return Trained(experiment, tiny.task(), {}, open_codec(experiment.codec), 0)
 
 
 def test_images_inside_a_prompt(run, tmp_path):

@@ -17,9 +17,10 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.choose import emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.grammar import OPENED, OUTSIDE, grammar_of
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout
+from transfusion.sampling.parts import spelled_grids, spelled_parts
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream, text
@@ -44,7 +45,7 @@ def make_params(task: SequenceTask):
     """Random weights under which BOI is likely and EOS unlikely."""
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
-    head["kernel"] = 2 * head["kernel"] * jnp.ones(VOCABULARY).at[text.BOI].set(4.0)
+    head["kernel"] = 2 * head["kernel"] * jnp.ones(VOCABULARY).at[text.BOI].set(4.0)[None]
     return params
 
 
@@ -118,9 +119,10 @@ def test_the_scales_of_text_and_images_add_up():
 
 def test_what_cannot_be_drawn_is_told():
     task = make_task("emu3")
-    assert Layout(task.spec, (12, 1)).grids == ((12, 1),) and Layout(task.spec).grids == GRIDS
+    drawn = drawable_of(task.spec)
+    assert spelled_grids(drawn, (12, 1)) == ((12, 1),) and spelled_grids(drawn, (0, 0)) == GRIDS
     with pytest.raises(UsageError, match=r"no images of \(4, 4\) codes: the sizes are \(2, 2\), \(2, 1\)"):
-        _ = Layout(task.spec, (4, 4)).grids
+        spelled_grids(drawn, (4, 4))
     with pytest.raises(UsageError, match="no trajectory"):
         trajectory(task, {}, prompts(task)[0], 0, SamplerConfig())
     with pytest.raises(UsageError, match="nothing says which of the sizes"):
@@ -128,5 +130,5 @@ def test_what_cannot_be_drawn_is_told():
     own = Stream(embed="vit", head="none", objective="none", source="pixels", channels=1, grid=(2, 2), budget=8)
     spec = SequenceSpec(task.spec.streams | {"semantic": own}, layouts.unitoken(CODES, (2, 2)), text.BOS, text.EOS)
     with pytest.raises(UsageError, match="sampling.max_tokens=0"):
-        _ = Layout(spec).goes_on
+        spelled_parts(spec, drawable_of(spec), (0, 0), True)
     assert TEXT in spec.streams

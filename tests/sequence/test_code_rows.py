@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import BOI, BOS, EOI, EOS
 
 from transfusion.errors import UsageError
-from transfusion.sequence import MASKED, Segment, SequenceSpec, Stream
+from transfusion.sequence import MASKED, Released, Segment, SequenceSpec, Stream
 from transfusion.sequence.batch import batch_spec
 from transfusion.sequence.fakes import fake_batch
 from transfusion.sequence.masks import metadata, see
@@ -161,7 +161,7 @@ def test_codes_that_do_not_fit_are_told(value, message):
     ("changes", "message"),
     [
         ({"patch": 2}, "a code is a token"),
-        ({"tied": True}, "not tied"),
+        ({"released": Released(tied=True)}, "not tied"),
         ({"attention": "frame"}, "go together"),
         ({"scales": (1, 2), "attention": "frame"}, "not the square of the last"),
         ({"budget": 20}, "an item's 6 tokens"),

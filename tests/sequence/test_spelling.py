@@ -63,7 +63,7 @@ def test_an_image_is_its_size_its_rows_and_their_ends():
     assert document["targets"].tolist() == [*wanted[1:], 0]
     weights = [0.5 if i >= first else 1.0 for i in wanted[1:]]
     assert document["loss_weight"].tolist() == [*weights, 0.0]
-    assert document["item"].tolist() == [0] * 3 + [1] * (1 + len(inside)) + [0, 0]
+    assert document["item"].tolist() == [-1] * 3 + [1] * (1 + len(inside)) + [-1, -1]
     clip = SPECS["clips"].spelling.spell(np.zeros((2, 1, 2), int))[0].tolist()
     assert clip == [*ids("1*2,2"), text.SEP, *[first, first, text.EOL, text.EOF] * 2]
     sound = Spelling(CODES, first, ((4,),)).spell(np.array([1, 0, 2, 4]))[0]

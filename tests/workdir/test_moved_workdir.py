@@ -13,21 +13,23 @@ from etils import epath
 from test_buckets import Bucket
 
 import transfusion
-from transfusion import programs, storage, train
+from transfusion import storage, train
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import Experiment, from_config, to_json
-from transfusion.config import json_file as json_config
 from transfusion.errors import UsageError
 from transfusion.latents import open_codec
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.sequence import text
 from transfusion.sequence.text import TokenizerConfig
+from transfusion.workdir import json_file as json_config
 from transfusion.workdir import portable
 from transfusion.workdir.changes import differences
+from transfusion.workdir.config_file import read_experiment
 
 SMALL = TransformerConfig(width=16, layers=1, heads=2, ffn_multiple=16)
 
@@ -47,7 +49,7 @@ def codec_run(workdir, seed=0):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder that is the current one, with images and a tokenizer named relative to it."""
-    programs.set_up_jax()
+    set_up_jax()
     monkeypatch.chdir(tmp_path)
     tiny.write_folder(tmp_path / "images")
     tiny.write_tokenizer("huggingface", tmp_path / "mine.json")
@@ -82,7 +84,7 @@ def test_a_run_with_a_tokenizer_and_a_codec_is_read_anywhere(here, monkeypatch):
     state = train.train(dataclasses.replace(experiment, steps=2), "elsewhere/renamed")
     assert int(state.step) == 2
     again = from_config(json_config.get_config("elsewhere/renamed/config.json"))
-    assert differences(again, programs.read_experiment(moved)) == []
+    assert differences(again, read_experiment(moved)) == []
     assert again.codec.path == "elsewhere/renamed/codec"
 
     # Another codec in place of that of the run is none of its latents.
@@ -101,30 +103,30 @@ def test_older_forms_of_config_json_are_read(here, monkeypatch):
     (here / "run").mkdir()
     (here / "run" / "config.json").write_text(to_json(experiment))
     shutil.copy("mine.json", here / "run" / "mine.json")
-    assert programs.read_experiment("run").tokenizer.path == "run/mine.json"
+    assert read_experiment("run").tokenizer.path == "run/mine.json"
 
     relative = dataclasses.replace(experiment, tokenizer=TokenizerConfig("huggingface", "mine.json"))
     (here / "other").mkdir()
     (here / "other" / "config.json").write_text(to_json(relative))
-    assert programs.read_experiment("other").tokenizer.path == "mine.json"  # from here, as ever
+    assert read_experiment("other").tokenizer.path == "mine.json"  # from here, as ever
     shutil.copy("mine.json", here / "other" / "mine.json")
     monkeypatch.chdir("/")
-    assert programs.read_experiment(here / "other").tokenizer.path == str(here / "other" / "mine.json")
+    assert read_experiment(here / "other").tokenizer.path == str(here / "other" / "mine.json")
 
     codec = dataclasses.replace(experiment, codec=CodecConfig("autoencoder", "runs/imported/codec"))
     (here / "run" / "codec").mkdir()
     (here / "run" / "config.json").write_text(to_json(codec))
-    assert programs.read_experiment(here / "run").codec.path == str(here / "run" / "codec")
+    assert read_experiment(here / "run").codec.path == str(here / "run" / "codec")
 
 
 def test_what_is_recorded_does_not_depend_on_the_folder(here, monkeypatch):
     experiment = tiny.experiment("~/images", tokenizer=TokenizerConfig("huggingface", "a/b.json"))
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, data_dir="gs://bucket/data"))
     monkeypatch.setenv("HOME", str(here))
-    found = portable.recorded(experiment)
+    found = portable.as_recorded(experiment)
     assert found.data.sources["mine"].path == str(here / "images")
     assert found.data.data_dir == "gs://bucket/data" and found.codec.path == "" and found.init.path == ""
-    assert portable.recorded(found) == found
+    assert portable.as_recorded(found) == found
 
 
 def test_a_copy_that_was_cut_short_is_made_again(here):
@@ -147,8 +149,8 @@ def test_a_workdir_in_a_bucket_holds_its_tokenizer_and_codec(here):
     workdir = epath.Path("gs://bucket/run")
     for _ in range(2):  # the second time all is there
         portable.bring_in(experiment, workdir)
-    storage.write_whole(workdir / "config.json", to_json(portable.recorded(experiment)))
-    found = programs.read_experiment(workdir)
+    storage.write_whole(workdir / "config.json", to_json(portable.as_recorded(experiment)))
+    found = read_experiment(workdir)
     assert found.tokenizer.path == "gs://bucket/run/tokenizer.json" and found.codec.path == "gs://bucket/run/codec"
     assert text.open_tokenizer(found.tokenizer).size == text.open_tokenizer(experiment.tokenizer).size
     assert not portable.codec_differs(found, experiment, workdir)

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import transfusion
-from transfusion import programs, storage, train
+from transfusion import storage, train
 from transfusion.config import Experiment, from_json, to_json
 from transfusion.data.config import SourceConfig
 from transfusion.errors import PassingError, UsageError
@@ -21,12 +21,15 @@ from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig
-from transfusion.running.checkpoint import CheckpointConfig, read_config
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.metrics import read_metrics
 from transfusion.running.provenance import read_commands
+from transfusion.running.restore import read_config
 from transfusion.storage import StorageError
 from transfusion.workdir import resume
 from transfusion.workdir.changes import Rule, differences, rule_of
+from transfusion.workdir.config_file import read_experiment
 
 SMALL = TransformerConfig(width=16, layers=1, heads=2, ffn_multiple=16)
 
@@ -47,7 +50,7 @@ def files(workdir):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """(experiment, workdir) of four steps; tests train on copies."""
-    programs.set_up_jax()
+    set_up_jax()
     root = tmp_path_factory.mktemp("resume")
     experiment = tiny.experiment(
         tiny.write_folder(root / "images"), steps=4, log_every=2, model=SMALL, checkpoint=CheckpointConfig(every=2),
@@ -160,6 +163,12 @@ def test_a_name_that_is_no_field_is_refused(run):
         train.train(experiment, workdir, ["objectivs"])
 
 
+def test_allowing_a_field_that_counts_the_data_is_said_to_be_useless(run):
+    experiment, workdir = run
+    with pytest.raises(UsageError, match=r"^seed: .* this run needs the old value.*; --allow_change never helps"):
+        train.train(replaced(experiment, "seed", 7), workdir, ["seed"])
+
+
 def test_what_changes_is_said_and_logged(run, copy, caplog):
     experiment = replaced(run[0], "optim.learning_rate", 5e-4)
     experiment = replaced(replaced(experiment, "autoencoder.scale", 2.0), "steps", 6)
@@ -174,14 +183,14 @@ def test_what_changes_is_said_and_logged(run, copy, caplog):
     row = read_commands(copy)[-1]
     assert row["step"] == 4 and {"field": "steps", "old": 4, "new": 6, "step": 4} in row["changes"]
     assert {change["field"] for change in row["changes"]} == {"steps", "optim.learning_rate", "autoencoder.scale"}
-    for found in (programs.read_experiment(copy), resume.trained_with(read_config(copy))):
+    for found in (read_experiment(copy), resume.trained_with(read_config(copy))):
         assert (found.steps, found.optim.learning_rate, found.autoencoder.scale) == (6, 5e-4, 2.0)
     assert [row["step"] for row in read_metrics(copy / "metrics.jsonl")] == [2, 4, 6]
 
 
 def test_the_checkpoint_is_believed_and_not_config_json(run, copy):
     """As older versions left it, or a hand: config.json speaks of another objective and another width."""
-    experiment = programs.read_experiment(copy)
+    experiment = read_experiment(copy)
     wrong = dataclasses.replace(
         experiment, model=dataclasses.replace(SMALL, width=32),
         objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(path="cosine", prediction="noise")}),

@@ -4,6 +4,6 @@
 a notebook shows of a run.
 """
 
-from transfusion.api.run import MOST_SEED, Run, load_run
+from transfusion.api.run import MOST_SEED, Trained, load_run
 
-__all__ = ["MOST_SEED", "Run", "load_run"]
+__all__ = ["MOST_SEED", "Trained", "load_run"]

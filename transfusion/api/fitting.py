@@ -15,72 +15,16 @@ from PIL import Image, ImageOps, ImageSequence
 
 from transfusion.api.prompts import Part
 from transfusion.codecs import pixels
-from transfusion.config import Experiment
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, shown
-from transfusion.latents import Codec
-from transfusion.sequence import Run, SequenceSpec, Stream
+from transfusion.latents import Form
 
-PIXEL_LIMIT = 50_000_000
-_KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """What the media of one kind are that a model reads.
-
-    Attributes:
-      sizes: heights and widths in pixels; () are all that `multiple` divides.
-      multiple: what divides the sides where all sizes are read.
-      channels: 1 or 3; of another number, what is handed in is left as it is.
-      length: frames, or samples; 0: any.
-      rate: samples per second; 0: any.
-    """
-
-    sizes: tuple[tuple[int, int], ...] = ()
-    multiple: int = 1
-    channels: int = 0
-    length: int = 0
-    rate: int = 0
-
-
-def forms_of(spec: SequenceSpec, codec: Codec, experiment: Experiment) -> dict[str, Form]:
-    """What a model reads, by 'image', 'video' and 'sound'. Media of one's own are not among them: their arrays are
-    handed to the codec as they are."""
-    runs: dict[str, list[Run]] = {}
-    for kind, _, some in spec.entries:
-        if kind in MEDIA:
-            media = [run for run in some if spec.content(run).sides and spec.content(run).source != "none"]
-            runs.setdefault(kind, []).extend(media)
-    found = {kind: [run for run in some if _KINDS[spec.content(run).sides] == kind] for kind, some in runs.items()}
-    return {kind: _form(spec, codec, experiment, some) for kind, some in found.items() if some}
-
-
-def _form(spec: SequenceSpec, codec: Codec, experiment: Experiment, runs: list[Run]) -> Form:
-    # Where a stream reads pixels and another one latents, the latents say the size.
-    first = min(runs, key=lambda run: spec.streams[run.stream].source == "pixels")
-    stream = spec.streams[first.stream]
-    down, time_down = (1, 1) if stream.source == "pixels" else (codec.down, codec.time_down)
-    grids = first.spelling.grids if first.spelling.codes else (tuple(stream.grid),)
-    if len(grids[0]) == 1:
-        return Form(length=grids[0][0] * down, rate=codec.rate)
-    sizes = tuple((grid[-2] * down, grid[-1] * down) for grid in grids if all(grid))
-    length = grids[0][0] * time_down if len(grids[0]) == 3 else 0
-    streams = [spec.streams[run.stream] for run in runs]
-    multiple = math.lcm(*(s.patch * (1 if s.source == "pixels" else codec.down) for s in streams))
-    return Form(sizes, multiple, _channels(stream, codec, experiment), length)
-
-
-def _channels(stream: Stream, codec: Codec, experiment: Experiment) -> int:
-    if "pixels" in (experiment.codec.kind, stream.source):
-        return stream.channels or 3
-    sources = experiment.data.sources.values()
-    return codec.channels or next((source.channels for source in sources if source.channels), 3)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from transfusion.api.fitting import Fitter, Form, forms_of
+from transfusion.api.fitting import Fitter
 from transfusion.api.prompts import (
     Given,
     Part,
@@ -44,16 +44,16 @@ from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest, shown
-from transfusion.latents import Codec, open_codec
+from transfusion.latents import Codec, Form, forms_of, open_codec
 from transfusion.model.parameters import Params
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import restore_params
+from transfusion.running.restore import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
-from transfusion.sampling.layout import Layout
-from transfusion.sampling.prompt import Prompt
-from transfusion.sequence import Document, Segment, SequenceSpec, Stream
+from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.prompts import Prompt
+from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask, make_task
+from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
 MOST_SEED = 2**32 - 1
@@ -62,7 +62,7 @@ MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Run:
+class Trained:
     """A trained model with all that sampling needs.
 
     Attributes:
@@ -87,16 +87,16 @@ class Run:
 
     @property
     def drawn(self) -> Stream | None:
-        """The stream that the model draws; one for understanding alone has none."""
-        layout = Layout(self.spec)
-        return layout.stream if layout.kind else None
+        """The stream that the model draws; None of a model that only writes."""
+        found = drawable_of(self.spec)
+        return found.stream if found else None
 
     @property
     def sides(self) -> int:
         """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
         model draws nothing."""
-        layout = Layout(self.spec)
-        return self.spec.content(layout.run).sides if layout.kind else 0
+        found = drawable_of(self.spec)
+        return self.spec.content(found.run).sides if found else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """The experiment's sampler settings with some replaced."""
@@ -108,8 +108,13 @@ class Run:
 
     @functools.cached_property
     def forms(self) -> dict[str, Form]:
-        """What the media of prompts are fitted to."""
-        return forms_of(self.spec, self.codec, self.experiment)
+        """What the media of prompts are fitted to. Where the codec takes any channels, pictures get those of the
+        training data, or else three."""
+        sources = self.experiment.data.sources.values()
+        known = next((source.channels for source in sources if source.channels), 3)
+        forms = forms_of(self.spec, self.codec)
+        pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
+        return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
     def fitted(self, part: Part) -> np.ndarray:
         """A picture, clip or sound, a PIL image or the path of a file, as the codec reads it; see
@@ -130,14 +135,13 @@ class Run:
 
     def _segments(self, part: str | np.ndarray) -> Document:
         if isinstance(part, str):
-            return (Segment("text", self.task.tokenizer.encode(checked_text(part))),)
+            return (Segment(TEXT, self.task.tokenizer.encode(checked_text(part))),)
         try:
             latents = segment_value(self.codec.encode(part))
         except RECORD_FAULTS as error:
             found = f"{part.dtype} {list(part.shape)}"
             raise UsageError(f"the model's codec does not read {found}: {error_line(error)}") from error
-        # Channels are no side; codes at several scales are flat, and have two.
-        sides = latents.ndim - (latents.dtype.kind == "f") + bool(self.codec.scales)
+        sides = self.codec.sides(latents)
         if sides == 3 and not self.kind(3):
             return tuple(segment for frame in part for segment in self._segments(frame))
         pixels = to_float(part) if self.spec.reads_pixels else None
@@ -212,7 +216,7 @@ class Run:
         )  # fmt: skip
         decode = self.task.tokenizer.decode
         return [
-            [decode(s.value) if s.kind == "text" else self.codec.decode(s.value) for s in document]
+            [decode(s.value) if s.kind == TEXT else self.codec.decode(s.value) for s in document]
             for document in documents
         ]
 
@@ -280,7 +284,7 @@ def checked_size(size: Sequence[int]) -> tuple[int, ...]:
     return sides
 
 
-def load_run(workdir: str | os.PathLike) -> Run:
+def load_run(workdir: str | os.PathLike) -> Trained:
     """The newest intact checkpoint of a training run.
 
     Raises:
@@ -292,4 +296,4 @@ def load_run(workdir: str | os.PathLike) -> Run:
     task = make_task(experiment)
     if not isinstance(task, SequenceTask):
         raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    return Run(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))
+    return Trained(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))

@@ -4,49 +4,39 @@ from typing import Any
 
 from transfusion.errors import UsageError
 from transfusion.model.unified import parameter_count
+from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.layout import Layout
-from transfusion.sequence import TEXT, Stream
+from transfusion.sequence import TEXT
 
 STREAMS = 4  # that are shown
 WIDTH = 100
 
 
 def summary(run: Any) -> str:
-    """A `transfusion.api.Run` in at most ten lines of at most `WIDTH` characters."""
+    """A `transfusion.api.Trained` in at most ten lines of at most `WIDTH` characters."""
     model, sampling = run.experiment.model, run.experiment.sampling
     streams = list(run.spec.streams.items())
     rows = [("model", f"{model.layers} layers of width {model.width}, {model.heads} heads")]
-    rows += [(name, _stream(stream)) for name, stream in streams[:STREAMS]]
+    rows += [
+        (name, f"{stream.objective}, {stream.content.words}, {stream.budget} tokens in a row")
+        for name, stream in streams[:STREAMS]
+    ]
     if len(streams) > STREAMS:
         rows.append(("...", f"and {len(streams) - STREAMS} streams more"))
     rows += [("codec", run.experiment.codec.kind), ("draws", _draws(run, sampling))]
     known = [kind for kind in run.spec.kinds if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
-    head = f"Run({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
+    head = f"Trained({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
     lines = [head, *(f"  {name:<8} {words}" for name, words in rows)]
     return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines)
 
 
-def _stream(stream: Stream) -> str:
-    if not stream.content.sides:
-        return f"{stream.objective}, {stream.vocabulary:,} ids, {stream.budget} tokens in a row"
-    sides = " x ".join(map(str, stream.grid)) if any(stream.grid) else "any size"
-    classes = f", {stream.labels} classes" if stream.labels else ""
-    what = (
-        f"{stream.vocabulary:,} codes"
-        if stream.vocabulary
-        else f"{stream.channels} channel{'s' * (stream.channels > 1)}"
-    )
-    return f"{stream.objective}, {sides}, {what}{classes}, {stream.budget} tokens in a row"
-
-
 def _draws(run: Any, sampling: Any) -> str:
     try:
-        layout = Layout(run.spec)
-        if not layout.kind:
+        drawn = drawable_of(run.spec)
+        if drawn is None:
             return f"nothing: it writes {TEXT}"
-        how = DRAWINGS[layout.stream.objective].words.format(config=sampling)
-        return f"{layout.kind}: {how}, guidance {sampling.guidance:g}"
+        how = DRAWINGS[drawn.stream.objective].words.format(config=sampling)
+        return f"{drawn.kind}: {how}, guidance {sampling.guidance:g}"
     except UsageError as error:
         return str(error)

@@ -104,10 +104,12 @@ class AutoencoderConfig:
             raise UsageError("codec: image_channels, latent_channels, layers_per_block must be >= 1 and scale not 0")
         places = {*self.encoder_attention, *self.decoder_attention}
         if not places <= {*range(len(self.channels))}:
-            raise UsageError(f"codec: encoder_attention and decoder_attention are places in channels, not {places}")
+            raise UsageError(f"codec: encoder_attention and decoder_attention must be places in channels, not {places}")
         with_attention = [self.channels[i] for i in places]
         if self.attention_heads < 1 or any(c % self.attention_heads for c in (*with_attention, self.channels[-1])):
-            raise UsageError(f"codec.attention_heads {self.attention_heads} does not divide channels with an attention")
+            raise UsageError(
+                f"codec.attention_heads {self.attention_heads} must divide the channels of every attention"
+            )
 
     def _check_frames(self) -> None:
         # The latents of 'movq' are halved in time behind the last resolution.
@@ -120,21 +122,23 @@ class AutoencoderConfig:
         if self.form == "movq" and (self.frames != "causal" or not self.quant_convs):
             raise UsageError("codec.form 'movq' reads clips: frames must be 'causal', and quant_convs true")
         if self.code_norms and self.frames and self.form != "movq":
-            raise UsageError("codec.code_norms are of images, and of clips of form 'movq'")
+            raise UsageError(
+                "codec.code_norms: only images, and clips of form 'movq', can have norms that read the codes"
+            )
         if self.form == "multiscale" and self.frames:
             raise UsageError("codec.frames: a multi-scale quantizer reads images only")
 
     def _check_tower(self) -> None:
         tower = self.tower
         if tower and (self.form != "kl" or self.frames or self.adversarial.weight):
-            raise UsageError("codec.tower: a decoder of features has form 'kl', reads images, and has no adversary")
+            raise UsageError("codec.tower: a decoder of features needs form 'kl', no frames and adversarial.weight 0")
         if tower and (tower.width, tower.channels, tower.patch) != (
             self.latent_channels, self.image_channels, self.down,
         ):  # fmt: skip
             raise UsageError(
-                f"codec.tower: its width {tower.width}, channels {tower.channels} and patch {tower.patch} must be "
-                f"latent_channels {self.latent_channels}, image_channels {self.image_channels} and {self.down} (that "
-                "halves the image once less than there are `channels`)"
+                f"codec.tower: its width {tower.width} must be latent_channels, {self.latent_channels}, its channels "
+                f"{tower.channels} image_channels, {self.image_channels}, and its patch {tower.patch} the factor by "
+                f"which the decoder enlarges, {self.down}"
             )
 
     @property

@@ -97,14 +97,14 @@ def vgg16_from(tree: dict[str, Any]) -> Vgg16:
 
 def feature_maps(vgg: Vgg16, images: jax.Array, blocks: int = len(BLOCKS)) -> list[jax.Array]:
     """The last ReLU of each of the first `blocks`, [N, H / 2**i, W / 2**i, F_i], of float32 [N, H, W, 3] in [-1, 1]."""
-    x, maps, layer = (images - SHIFT) / SCALE, [], 0
+    x, maps, layer = (images - SHIFT[None, None, None]) / SCALE[None, None, None], [], 0
     for block, convolutions in enumerate(BLOCKS[:blocks]):
         if block:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for _ in range(convolutions):
             kernel, bias = vgg.convolutions[layer]
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            x, layer = jax.nn.relu(x + bias), layer + 1
+            x, layer = jax.nn.relu(x + bias[None, None, None]), layer + 1
         maps.append(x)
     return maps
 
@@ -116,7 +116,8 @@ def lpips_vectors(vgg: Vgg16, images: jax.Array, layers: tuple[int, ...]) -> jax
         # As LPIPS does: each pixel's features to unit length, weighted by channel, averaged over the pixels. The tiny
         # number under the root keeps the gradient finite where a pixel has no features.
         x = maps[i] / (jnp.sqrt(jnp.sum(jnp.square(maps[i]), axis=-1, keepdims=True) + 1e-20) + 1e-10)
-        x = x * jnp.sqrt(jnp.maximum(vgg.channel_weights[i], 0) / (x.shape[1] * x.shape[2]))
+        weight = jnp.sqrt(jnp.maximum(vgg.channel_weights[i], 0) / (x.shape[1] * x.shape[2]))
+        x = x * weight[None, None, None]
         parts.append(x.reshape(x.shape[0], -1))
     return jnp.concatenate(parts, axis=-1)
 

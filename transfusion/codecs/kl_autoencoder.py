@@ -57,7 +57,7 @@ class Coder(nnx.Module):
         *frames, height, width = sides
         check_size(height, width, self.down)
         if len(frames) != bool(self.config.frames):
-            raise UsageError(f"this codec is of {'clips' if self.config.frames else 'images'}, not of {list(sides)}")
+            raise UsageError(f"this codec reads {'clips' if self.config.frames else 'images'}, not {list(sides)}")
         if any(count % self.config.time_down for count in frames):
             raise UsageError(f"a clip of {frames[0]} frames does not divide by {self.config.time_down}")
         times = [count // self.config.time_down for count in frames]

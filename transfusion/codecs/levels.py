@@ -1,4 +1,4 @@
-"""Codes without training: each value is rounded to one of a few levels (FSQ, arXiv 2309.15505, no autoencoder)."""
+"""Codes without training: values are rounded to a few levels (FSQ, arXiv 2309.15505, without an autoencoder)."""
 
 import dataclasses
 import itertools
@@ -57,7 +57,10 @@ class LevelsConfig:
         if not self.scales:
             return self._codes(means)
         if means.shape[:-1] != (self.scales[-1],) * 2:
-            raise UsageError(f"codec.levels.scales {self.scales} are not those of {list(means.shape[:-1])} codes")
+            raise UsageError(
+                f"codec.levels.scales {self.scales}: the last must be the side of the grid of codes, which is "
+                f"{list(means.shape[:-1])}"
+            )
         codes: list[np.ndarray] = []
         for side in self.scales:
             times = len(means) // side

@@ -77,7 +77,7 @@ class MelCodec:
         config, sound = self.config, sound_to_float(sound)
         if sound.ndim != 1 or not len(sound) or len(sound) % config.hop:
             raise UsageError(
-                f"a sound of shape {sound.shape} is no multiple of {config.hop} samples [N]: set its length"
+                f"a sound must be [N], N a multiple of {config.hop}, not {list(sound.shape)}: set the source's length"
             )
         # A full-scale sine has an amplitude of 1.
         amplitude = np.abs(self.transform(sound)) @ self.bands * (2 / self.taper.sum())

@@ -71,7 +71,9 @@ class MovqAutoencoder(VqAutoencoder):
         super().__init__(dataclasses.replace(config, form="vq", frames="", time_down=1), rngs=rngs)
         latent, code = config.latent_channels, config.code_channels
         if config.code_norms and latent != code:
-            raise UsageError(f"codec.form 'movq': codes of {code} channels cannot pass with latents of {latent}")
+            raise UsageError(
+                f"codec.form 'movq': with code_norms, codes must have the latents' {latent} channels, not {code}"
+            )
         self.config = config
         times, layers = config.time_down.bit_length() - 1, config.layers_per_block
         kind = {"size": 1, "axes": ENDS, "time": "causal", "time_size": 3}

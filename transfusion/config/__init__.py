@@ -1,6 +1,8 @@
-"""The schema of an experiment: `experiment` (its fields and their conversions), `ranges` (legal values), `earlier`
-(fields that have moved), `explain` (what is wrong with a config that a command line gave), `json_file` (a written
-config as a config file).
+"""The schema of an experiment, which this package hands on.
+
+`experiment` has the fields, and their way from and to files and flags; `ranges` has the numbers that each field may
+have; `earlier` moves fields of older files to where they are now; `explain` finds what is wrong with the config of a
+command line.
 """
 
 from transfusion.config.experiment import (

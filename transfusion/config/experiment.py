@@ -20,7 +20,7 @@ from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
 from transfusion.data.config import DataConfig, SourceConfig
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
@@ -35,7 +35,7 @@ from transfusion.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Held-out data.
+    """Held-out data, and how the model is evaluated on it.
 
     Attributes:
       every: steps between held-out losses during training; 0: never.
@@ -56,10 +56,15 @@ class EvalConfig:
     prompts: str = "labels"
     guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
 
+    def __post_init__(self):
+        check("eval.prompts", self.prompts, ("labels", "held_out"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All of an experiment. `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
+    """Everything that a run depends on.
+
+    `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
 
     `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
     'kind' or 'kind/role' to its runs (see `transfusion.sequence`).
@@ -87,20 +92,19 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        if self.task not in ("sequence", "autoencoder"):
-            raise UsageError(f"task: {self.task!r} is neither 'sequence' nor 'autoencoder'")
+        check("task", self.task, ("sequence", "autoencoder"))
         for field in ("seed", "steps", "batch_size", "log_every"):
-            ranges.check(field, f"Experiment.{field}", getattr(self, field))
+            ranges.check_number(field, f"Experiment.{field}", getattr(self, field))
         if self.batch_size % self.optim.accumulate:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
 
     @property
     def spec(self) -> SequenceSpec:
-        """The tables in the ids of the tokenizer, whose file is read."""
+        """The streams and the layout, with the ids of the tokenizer, whose file this reads."""
         return self.spec_with(text.open_tokenizer(self.tokenizer))
 
     def spec_with(self, tokenizer: Tokenizer) -> SequenceSpec:
-        """The tables in the ids of a `tokenizer`.
+        """The streams and the layout, with the ids of a `tokenizer`.
 
         Raises:
           UsageError: if a special token has no row in the text stream's vocabulary.
@@ -138,7 +142,7 @@ def check_form(file: str, form: str, forms: Sequence[str]) -> None:
 
 
 def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
-    """The same experiment in seconds: 20 steps of a tiny trunk, with a checkpoint halfway."""
+    """The same experiment with a tiny trunk and 20 steps, which take seconds; it saves a checkpoint halfway."""
     return dataclasses.replace(
         experiment, steps=20, batch_size=batch_size, log_every=5,
         model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
@@ -148,11 +152,12 @@ def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
 
 
 def to_config_dict(experiment: Experiment) -> ml_collections.ConfigDict:
-    """Every field of the experiment, overridable by flags."""
+    """The experiment as a ConfigDict, each field of which a flag can override."""
     return ml_collections.ConfigDict(dataclasses.asdict(experiment))
 
 
 def to_json(experiment: Experiment) -> str:
+    """The experiment as config.json holds it."""
     return json.dumps(dataclasses.asdict(experiment), indent=2)
 
 
@@ -166,7 +171,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
 
 
 def checked(experiment: Experiment) -> Experiment:
-    """The same experiment, as strictly checked as one from a file: in Python any value can be put into a field."""
+    """The same experiment, checked as strictly as one from a file: Python code can put any value into a field."""
     return from_config(dataclasses.asdict(experiment))
 
 
@@ -194,7 +199,7 @@ def _line(error: Exception) -> str:
 
 
 def _convert(kind: Any, value: Any, where: str, field: str = "") -> Any:
-    """`value` as the type `kind`; `where` names it in errors, and `field` ('Class.field') in the table of ranges."""
+    """Converts `value` to the type `kind`. Errors call it `where`; `field` ('Class.field') is its row in `ranges`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -221,17 +226,17 @@ def _convert(kind: Any, value: Any, where: str, field: str = "") -> Any:
 
 def _scalar(kind: type, value: Any, where: str, field: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        ranges.check(where, field, value)  # before it is a float: a number of 400 digits cannot be one
+        ranges.check_number(where, field, value)  # before it is a float: a number of 400 digits cannot be one
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UsageError(f"{where} must be of type {kind.__name__}, not {_short(value)}")
     if kind in (int, float):
-        ranges.check(where, field, value)
+        ranges.check_number(where, field, value)
     return _text(value, where) if kind is str else value
 
 
 def _text(value: str, where: str) -> str:
-    """A string that can be printed and can name a file."""
+    """Refuses a string that cannot be printed or cannot name a file."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -242,7 +247,7 @@ def _text(value: str, where: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """What the user gave, in few characters. A number may have too many digits to be shown at all."""
+    """The value that the user gave, shortened for a message; a number may have too many digits to be shown at all."""
     if isinstance(value, int) and abs(value) >= 10**15:
         return "a number of more than 15 digits"
     shown = ascii(value) if isinstance(value, str) and not value.isprintable() else reprlib.repr(value)

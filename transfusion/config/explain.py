@@ -1,4 +1,4 @@
-"""What went wrong on a command line, in one line: the flag, the nearest right name, the line of the config file."""
+"""Explains in one line what is wrong with a command line: the flag, the nearest right name, the line of the config."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from transfusion.errors import UsageError, nearest
 
 
 def check_config_file(argv: Sequence[str]) -> None:
-    """Raises UsageError if --config names no file. ml_collections would say so only when a field is read."""
+    """Raises UsageError if --config names no file, which ml_collections would notice only when a field is read."""
     if path := _config_value(argv)[0]:
         _check_exists(path)
 
@@ -30,7 +30,7 @@ def _check_exists(path: str) -> None:
 
 
 def explain(error: BaseException, argv: Sequence[str]) -> str:
-    """One line for an error that was raised while flags were parsed and the config file was loaded."""
+    """Returns one line for an error that was raised while flags were parsed and the config file was loaded."""
     try:
         return _explain(error, argv)
     except UsageError as found:
@@ -87,7 +87,7 @@ def load_config(path: str, *form: str) -> Any:
 
 
 def _line_in(path: str, error: BaseException) -> int | None:
-    """The line of the file at which it raised the error or called what did; None if it has no part in it."""
+    """The line of the file that raised the error, or that called the code which did; None if the file did neither."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isfile(f.filename)]
     return next((f.lineno for f in reversed(frames) if os.path.samefile(f.filename, path)), None)
 

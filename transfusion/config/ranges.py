@@ -1,9 +1,10 @@
-"""The numbers that each field of an experiment may have: one table, so that what is out of range is one line at once,
-and neither a traceback nor a program that works for ever.
+"""The numbers that each field of an experiment may have, in one table.
 
-The bounds are wide. They are what the formats and libraries below take, and what no model comes near to; what fits
-together is checked where the fields meet. A field of type int or float without a row is an error of ours, which a test
-finds.
+A number outside its range is refused at once, in one line; otherwise it could end in a traceback, or in a program that
+never ends. The ranges are wide: a bound is what the formats and libraries below can take, or what no model comes near.
+Whether fields fit each other is checked where they meet. Every field of type int or float has a row here, which a test
+checks; only the settings of a sampler check themselves (`transfusion.sampling.config.LIMITS`), because callers give
+them without a config, too. A field that names a row of a table, such as `optim.schedule`, is checked by its dataclass.
 """
 
 import math
@@ -18,7 +19,7 @@ _TINY = 1e-12
 
 Range = tuple[float, float]
 
-# 'Class.field' -> (least, most), both allowed. Of a list or a table it is the range of each entry.
+# 'Class.field' -> (least, most), both allowed. For a field that is a list or a table, it is the range of each entry.
 RANGES: dict[str, Range] = {
     # What jax.random.key tells apart, and numpy's SeedSequence takes.
     "Experiment.seed": (0, 2**32 - 1),
@@ -185,10 +186,10 @@ RANGES: dict[str, Range] = {
     "MeshConfig.context": (-1, _SIZE),
     "MeshConfig.tensor": (-1, _SIZE),
 }
-ANY: Range = (-_INT, _INT)  # of a field without a row; a sampler's settings check themselves
+ANY: Range = (-_INT, _INT)  # for a field without a row
 
 
-def check(where: str, field: str, value: float) -> None:
+def check_number(where: str, field: str, value: float) -> None:
     """Refuses a number that the `field` ('Class.field') of an experiment cannot have.
 
     Raises:
@@ -203,7 +204,7 @@ def check(where: str, field: str, value: float) -> None:
 
 
 def _number(value: Any) -> str:
-    """Short enough for one line, whatever a file held."""
+    """A number as text that fits on one line, however many digits a file gave it."""
     if isinstance(value, int):
         return str(value) if abs(value) < 10**15 else f"{'-' if value < 0 else ''}a number of more than 15 digits"
     return f"{value:g}"

@@ -142,7 +142,7 @@ class DataConfig:
             if not 0 <= share <= 1:
                 raise UsageError(f"data.{name}={share} is not a share between 0 and 1")
         if self.shift < 0:
-            raise UsageError(f"data.shift={self.shift} is no number of pixels")
+            raise UsageError(f"data.shift={self.shift} must not be negative: it is a number of pixels")
         check("data.null_caption", self.null_caption, text.UNSEEN)
         _check_ranges("data.", self, _RANGES)
         for name, source in self.sources.items():

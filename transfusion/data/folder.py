@@ -9,7 +9,7 @@ from transfusion.data.config import Record, SourceConfig
 from transfusion.data.media import MEDIA
 from transfusion.data.parquet import read_parquet
 from transfusion.data.patterns import files_named
-from transfusion.data.tables import Table, read_text_table
+from transfusion.data.tables import CaptionTable, read_text_table
 from transfusion.errors import UsageError, check
 
 _NAMES = ("captions.jsonl", "captions.csv", "captions.parquet")
@@ -66,7 +66,7 @@ class FolderSource:
         return record
 
 
-def _read(path: str, config: SourceConfig) -> Table:
+def _read(path: str, config: SourceConfig) -> CaptionTable:
     return _READERS[os.path.splitext(path)[1].lower()](path, config.file_field, config.caption_field)
 
 

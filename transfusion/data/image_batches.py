@@ -89,7 +89,7 @@ class ImageBatches:
         check_same_batches(state, self._batch_size, self._seed)
         missing = [row for row in self._cursors if str(row) not in state.get("rows", ())]
         if missing:
-            raise UsageError(f"the saved data position lacks rows {missing[:5]}: it was saved by other hosts only")
+            raise UsageError(f"the saved data position lacks rows {missing[:5]}: it has rows of other hosts only")
         warn_of_changes(state, self._records)
         self._cursors = {row: int(state["rows"][str(row)]) for row in self._cursors}
         self._bad.restart()

@@ -107,7 +107,9 @@ def _check_plan(folder: pathlib.Path, there: CachePlan, wanted: CachePlan) -> No
     for field in ("records", "shard_records"):
         before, now = getattr(there, field), getattr(wanted, field)
         if before != now:
-            raise UsageError(f"{folder} was begun with {field}={before}, and now it is {now}: give another --output")
+            raise UsageError(
+                f"{folder} was started with {field}={before}, and this run has {now}: give another --output"
+            )
 
 
 def _holds(path: pathlib.Path, records: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from transfusion import storage
 from transfusion.data import files
 from transfusion.data.faults import error_line
-from transfusion.data.tables import TABLE_BYTES, CaptionRow, MemoryTable, Table, check_columns, check_rows
+from transfusion.data.tables import TABLE_BYTES, CaptionRow, CaptionTable, MemoryTable, check_columns, check_rows
 from transfusion.errors import UsageError, require
 
 _T = TypeVar("_T")
@@ -23,7 +23,7 @@ GROUP_BYTES = 2**30  # one row group, unpacked
 _BATCH_BYTES = 2**28
 
 
-def read_parquet(path: str, file_field: str, caption_field: str) -> Table:
+def read_parquet(path: str, file_field: str, caption_field: str) -> CaptionTable:
     """The rows of a Parquet file.
 
     `file_field` is a column of names, of bytes, or of `{bytes, path}`. Names and captions are kept in memory, files are
@@ -35,7 +35,7 @@ def read_parquet(path: str, file_field: str, caption_field: str) -> Table:
     """
     arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
 
-    def attempt() -> Table:
+    def attempt() -> CaptionTable:
         with files.open_regular(path) as file:
             table = parquet.ParquetFile(file)
             check_rows(path, table.metadata.num_rows)
@@ -132,7 +132,7 @@ def _text_bytes(arrow: ModuleType, column) -> int:
         return column.nbytes
 
 
-class _Files(Table):
+class _Files(CaptionTable):
     """The rows of a table with files inside. The row group that was read last is kept in memory."""
 
     def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):

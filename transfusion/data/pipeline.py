@@ -124,7 +124,7 @@ class Pipeline:
         check_same_batches(state, self._batch_size, self._seed)
         missing = [row for row in self._rows if str(row) not in state.get("lanes", ())]
         if missing:
-            raise UsageError(f"the saved data position lacks rows {missing[:5]}: it was saved by other hosts only")
+            raise UsageError(f"the saved data position lacks rows {missing[:5]}: it has rows of other hosts only")
         self._reset(state["lanes"], reopen=not warn_of_changes(state, self._records))
 
     def stats(self) -> dict:
@@ -188,8 +188,8 @@ class Pipeline:
             self._lanes.append(lane)
         if lost:
             logging.warning(
-                "%d documents of unfinished rows are not what they were when the checkpoint was saved, and are left "
-                "out; the order goes on behind them. The first: %s", len(lost), lost[0],
+                "%d documents of unfinished rows have changed since the checkpoint was saved and are left out; reading "
+                "continues behind them. The first: %s", len(lost), lost[0],
             )  # fmt: skip
         self._delivered = [lane.snapshot() for lane in self._lanes]
         self._stats = self._count()

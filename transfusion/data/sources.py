@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Sequence
 
 from transfusion import storage
-from transfusion.data import texts
+from transfusion.data import foreign_text
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
@@ -89,11 +89,11 @@ def _fault(record: Record) -> str | None:
     for field in ("caption", "text"):
         if field not in record:
             continue
-        if wrong := texts.not_text(record[field]):
+        if wrong := foreign_text.not_text(record[field]):
             return f"the {field} {wrong}"
         if not (isinstance(record[field], str) and record[field].strip()):
             return f"the {field} is empty or missing"
-        if not texts.is_unicode(record[field]):
+        if not foreign_text.is_unicode(record[field]):
             return f"the {field} is not Unicode text (it holds half a character, as of an emoji that was cut)"
     return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
 

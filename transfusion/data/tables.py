@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from transfusion import storage
-from transfusion.data import files, texts
+from transfusion.data import files, foreign_text
 from transfusion.errors import UsageError, nearest
 
 FILE_BYTES = 2**34  # the largest captions file
@@ -40,7 +40,7 @@ class CaptionRow:
     data: bytes | None = None
 
 
-class Table(Sequence[CaptionRow]):
+class CaptionTable(Sequence[CaptionRow]):
     """The rows of one captions file."""
 
     @abc.abstractmethod
@@ -48,7 +48,7 @@ class Table(Sequence[CaptionRow]):
         """A name for a row that does not change when rows are added; see `hold_out.part_of`."""
 
 
-class MemoryTable(Table):
+class MemoryTable(CaptionTable):
     """Rows that are kept in memory, packed tightly: as Python objects a few million rows would take gigabytes."""
 
     def __init__(self, path: str, separator: str = ":"):
@@ -64,7 +64,7 @@ class MemoryTable(Table):
           UsageError: if there are more rows, or bad ones, than a captions file may have.
         """
         for what, value in (("name of the file", name), ("caption", caption)):
-            if not error and (wrong := texts.not_text(value)):
+            if not error and (wrong := foreign_text.not_text(value)):
                 error = f"the {what} {wrong}"
         if error:
             self._errors[len(self._numbers)] = error
@@ -123,7 +123,7 @@ def read_text_table(path: str, file_field: str, caption_field: str) -> MemoryTab
         with files.open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > FILE_BYTES:
                 raise ValueError(f"it holds more than {FILE_BYTES} bytes: split it")
-            return read(path, texts.lines(file), file_field, caption_field)
+            return read(path, foreign_text.lines(file), file_field, caption_field)
 
     try:
         return files.patiently(path, attempt, (os.path.dirname(path),))
@@ -138,9 +138,11 @@ def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption
     for number, line in lines:
         if not line.strip():
             continue
-        error = texts.fault(line) or (f"has more than {texts.TEXT_BYTES} characters" if _too_long(line) else None)
+        error = foreign_text.fault(line) or (
+            f"has more than {foreign_text.TEXT_BYTES} characters" if _too_long(line) else None
+        )
         try:
-            row = None if error else texts.parse_json(line)
+            row = None if error else foreign_text.parse_json(line)
         except ValueError as exception:
             row, error = None, str(exception)
         if error is None and not isinstance(row, dict):
@@ -157,7 +159,7 @@ def _jsonl(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption
 
 
 def _too_long(line: str) -> bool:
-    return len(line) > texts.TEXT_BYTES
+    return len(line) > foreign_text.TEXT_BYTES
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
@@ -165,13 +167,13 @@ def _too_long(line: str) -> bool:
 
 def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_field: str) -> MemoryTable:
     # The csv module limits cells to 131,072 characters, with one limit for the whole process. It is only raised here.
-    csv.field_size_limit(max(csv.field_size_limit(), texts.TEXT_BYTES))
+    csv.field_size_limit(max(csv.field_size_limit(), foreign_text.TEXT_BYTES))
     rows, reader = MemoryTable(path), _CsvReader(lines)
     first = next(reader, None)
     if first is None:
         return rows
     number, header, error = first
-    if not error and (wrong := texts.fault("".join(header))):
+    if not error and (wrong := foreign_text.fault("".join(header))):
         error = f"its first line, which names the columns, {wrong}"
     if error:
         raise UsageError(f"{path}: {error}")
@@ -185,7 +187,7 @@ def _csv(path: str, lines: Iterator[tuple[int, str]], file_field: str, caption_f
         if not error and any(cells[len(header) :]):
             error = f"has {len(cells)} cells, and the header {len(header)}: a text with commas needs quotation marks"
         used = [] if error else [cells[place] for place in places if place is not None]
-        error = error or texts.fault("".join(used))
+        error = error or foreign_text.fault("".join(used))
         if error:
             rows.add(number, None, None, f"line {number} {error}")
         else:
@@ -237,13 +239,13 @@ class _CsvReader:
         while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
             self._taken.append(line)
             self._length += len(line[1])
-            if len(self._taken) > _ROW_LINES or self._length > texts.TEXT_BYTES:
+            if len(self._taken) > _ROW_LINES or self._length > foreign_text.TEXT_BYTES:
                 raise csv.Error("the row is too long")
             yield line[1]
 
     def _reason(self, error: csv.Error) -> str:
         if any(_too_long(line) for _, line in self._taken) or "field limit" in str(error):
-            return f"has a cell of more than {texts.TEXT_BYTES} characters"
+            return f"has a cell of more than {foreign_text.TEXT_BYTES} characters"
         if len(self._taken) > 1 or "end of data" in str(error):
             return "opens a quotation mark that is not closed"
         return "has a quotation mark in the middle of a cell that begins with one: write it twice"

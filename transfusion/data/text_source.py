@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from transfusion import storage
-from transfusion.data import files, text_records, texts
+from transfusion.data import files, foreign_text, text_records
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import error_line
 from transfusion.errors import UsageError
@@ -30,7 +30,9 @@ class TextSource:
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         path = self._path = config.path
         if config.record_bytes < 4:
-            raise UsageError(f"data.sources: record_bytes={config.record_bytes} is less than a character may take, 4")
+            raise UsageError(
+                f"data.sources: record_bytes={config.record_bytes} must be at least 4, which one character may take"
+            )
         if os.path.isdir(path):
             self._files = _text_files(path, config.follow_links)
         elif os.path.lexists(path) and path:
@@ -60,7 +62,7 @@ class TextSource:
         try:
             # The file existed when it was cut: if it is missing now, its storage cannot be reached.
             data = _with_file(path, lambda file: files.read_part(file, start, stop - start), path)
-            return {"id": name, "text": texts.decode_text(data).strip()}
+            return {"id": name, "text": foreign_text.decode_text(data).strip()}
         except (OSError, ValueError) as error:
             return {"id": name, "error": str(error)}
 
@@ -90,11 +92,11 @@ def _beginning(start: bytes) -> int:
     Raises:
       ValueError: if it announces another encoding, or holds NUL bytes.
     """
-    encoding = texts.encoding_of(start[:4])
+    encoding = foreign_text.encoding_of(start[:4])
     if not encoding.startswith("utf-8"):
-        raise ValueError(f"is {encoding.upper()}, not UTF-8 text: {texts.ADVICE}")
+        raise ValueError(f"is {encoding.upper()}, not UTF-8 text: {foreign_text.ADVICE}")
     if b"\0" in start:
-        raise ValueError(f"is not UTF-8 text, as it holds NUL bytes: {texts.ADVICE}")
+        raise ValueError(f"is not UTF-8 text, as it holds NUL bytes: {foreign_text.ADVICE}")
     return 3 if encoding == "utf-8-sig" else 0
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar
 
 from absl import logging
 
-from transfusion.data import files, images, tars, texts
+from transfusion.data import files, foreign_text, images, tars
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.patterns import files_named
 from transfusion.errors import UsageError
@@ -73,10 +73,10 @@ class WebDatasetSource:
 
     def _caption(self, sample: _Sample, extension: str) -> object:
         try:
-            text = texts.decode_text(self._read(sample, extension, texts.TEXT_BYTES))
+            text = foreign_text.decode_text(self._read(sample, extension, foreign_text.TEXT_BYTES))
             if extension == ".txt":
                 return text.strip()
-            content = texts.parse_json(text)
+            content = foreign_text.parse_json(text)
         except ValueError as error:
             raise ValueError(f"{sample.key}{extension} {error}") from error
         return content.get(self._config.caption_field) if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, colours from the page's style sheet, so that light and dark pages both work."""
+"""Line charts as inline SVG without a script. Colours come from the page's style sheet, for light and dark pages."""
 
 import dataclasses
 import html
@@ -12,7 +12,7 @@ _COLOURS = 6  # classes c0 to c5 of the style sheet
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve. A y of None breaks it; `low` and `high` draw a band; `dashed` marks held-out data."""
+    """One curve. A y of None breaks it, `low` and `high` draw a band, and `dashed` marks held-out data."""
 
     name: str
     x: Sequence[float]
@@ -24,9 +24,9 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "", log: bool = False) -> str:
-    """A <figure> with the chart and its legend; with `log` a logarithmic y axis where all values are positive.
+    """A <figure> with the chart and its legend. With `log` the y axis is logarithmic if all values are positive.
 
-    Values that are not finite are left out. Without any value the figure says so.
+    Values that are not finite are left out. If no value is left, the figure says so.
     """
     kept = [line for line in (_finite(line) for line in lines) if any(y is not None for y in line.y)]
     head = f"<figcaption>{html.escape(title)}</figcaption>"
@@ -52,7 +52,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """From values in [low, high] to pixels in [start, stop]."""
+    """An axis: values in [low, high] lie at the pixels [start, stop]."""
 
     low: float
     high: float
@@ -78,7 +78,7 @@ class _Axis:
         return round(self.start + share * (self.stop - self.start), 2)
 
     def ticks(self) -> list[float]:
-        """About five round values inside."""
+        """About five round values on the axis."""
         if self.log and self.high > 5 * self.low:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             fine = math.log10(self.high / self.low)

@@ -1,4 +1,4 @@
-"""Real images with captions and labels, read from the sources of a config: what scores compare with."""
+"""Reads the real images with which scores compare, with captions and labels, from the sources of a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,14 +9,16 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.media import medium_of
 from transfusion.data.sources import Source, open_source
 
-# A source whose first records hold no image is text: it is not read to its end to find out.
+# If none of so many first records holds an image, the source is text and is not read any further.
 FIRST_RECORDS = 64
-MOST_EXAMPLES = 50_000
+EXAMPLES_OF_A_SOURCE = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N images of one size, uint8 [N, H, W, C], or clips or sounds; captions ('' for none) and labels (-1 for none)."""
+    """N images of one size, uint8 [N, H, W, C], or clips or sounds, with captions ('' for none) and labels (-1 for
+    none).
+    """
 
     images: np.ndarray
     captions: tuple[str, ...]
@@ -34,14 +36,16 @@ class Examples:
         return len(self) > 0 and bool((self.labels >= 0).all())
 
     def take(self, indices: np.ndarray) -> "Examples":
-        """Those at the indices."""
+        """The examples at the indices."""
         return Examples(self.images[indices], tuple(self.captions[i] for i in indices), self.labels[indices])
 
 
 def read_examples(
-    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = MOST_EXAMPLES, kind: str = "image"
+    sources: Mapping[str, SourceConfig], data: DataConfig, most: int = EXAMPLES_OF_A_SOURCE, kind: str = "image"
 ) -> Examples:
-    """The records of a kind of medium in the sources' order, at most `most` of each; other sizes are left out.
+    """The records with this kind of medium, in the sources' order, at most `most` of each source.
+
+    Media of another size than the first one are left out.
 
     Raises:
       UsageError: if a source cannot be opened.
@@ -64,12 +68,12 @@ def read_examples(
 
 
 def _pixels_of(config: SourceConfig, data: DataConfig) -> Source:
-    """The source itself, where training reads its latents."""
+    """The source with its media themselves, even if training reads cached latents."""
     return open_source(dataclasses.replace(config, latents=""), data.data_dir, data.pixel_limit)
 
 
 def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> str:
-    """The kind of the first medium in the sources; '' if they hold text.
+    """The kind of the first medium in the sources; '' if they hold only text.
 
     Raises:
       UsageError: if a source cannot be opened.
@@ -83,7 +87,7 @@ def medium_of_sources(sources: Mapping[str, SourceConfig], data: DataConfig) -> 
 
 
 def class_captions(examples: Examples) -> dict[int, str]:
-    """The caption of each label: that of its first example."""
+    """The caption of the first example of each label."""
     result: dict[int, str] = {}
     for label, caption in zip(examples.labels.tolist(), examples.captions, strict=True):
         if label >= 0 and caption:

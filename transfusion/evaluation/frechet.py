@@ -1,8 +1,8 @@
-"""Classifier-feature Frechet distance: how far a set of generated images lies from real ones.
+"""The Frechet distance between generated and real images in a classifier's features.
 
-The formula is that of Heusel et al. (arXiv 1706.08500, eq. 6), the features are those of whatever classifier is given,
-not of the Inception network. So the number compares models evaluated here, with the same classifier and the same number
-of images; it is not the published metric of that paper and must not be called by its name.
+The formula is that of Heusel et al. (arXiv 1706.08500, eq. 6), but the features are those of a classifier of ours and
+not of the Inception network. So the number compares models that are evaluated here, with the same classifier and the
+same number of images. It is not the published metric of that paper and must not be called by its name.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from transfusion.evaluation.intervals import Score, jackknife
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean [F] and unbiased covariance [F, F], float64, of features [N, F].
+    """The mean [F] and the unbiased covariance [F, F] of features [N, F], in float64.
 
     Raises:
       UsageError: if there are fewer than two rows or a value is not finite.
@@ -28,17 +28,17 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def square_root(covariance: np.ndarray) -> np.ndarray:
-    """Returns the symmetric root of a positive semi-definite matrix [F, F].
+    """The symmetric root of a positive semi-definite matrix [F, F].
 
-    By eigenvalues, as sets smaller than F have singular covariances, for which Newton-type roots diverge; eigenvalues
-    that rounding made negative count as 0.
+    It is computed by eigenvalues: sets smaller than F have singular covariances, for which Newton-type roots diverge.
+    Eigenvalues that rounding made negative count as 0.
     """
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), squared feature units, never negative."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in squared feature units, never negative."""
     root = square_root(cov1)
     # tr (C1 C2)^(1/2) = tr (R C2 R)^(1/2) with R = C1^(1/2), which is symmetric.
     inner = root @ cov2 @ root
@@ -48,17 +48,17 @@ def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, co
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the distance of Gaussians fitted to features [N, F] and [M, F]. It falls with N: compare equal N only."""
+    """The distance of Gaussians fitted to features [N, F] and [M, F]. It falls with N, so compare equal N only."""
     return gaussian_distance(*moments(first), *moments(second))
 
 
 def frechet_score(generated: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, Score]:
-    """Distance of generated [N, F] from real [M, F] features beside the floor that perfect images would reach.
+    """The distance of generated [N, F] from real [M, F] features, and the floor that perfect images would reach.
 
-    The real set is split at random into disjoint halves; the distance is that of n generated images from n of the first
-    half, the floor that of n of the second half from the same ones. n = min(N, M // 2) for both, as the bias of the
-    distance depends on n. Intervals: jackknife over the generated (for the floor, the second half's) images, with the
-    reference images held fixed.
+    The real set is split at random into two halves. The distance is that of n generated images from n images of the
+    first half; the floor is that of n images of the second half from the same ones. n = min(N, M // 2) for both,
+    because the bias of the distance depends on n. Intervals: jackknife over the generated images (for the floor, those
+    of the second half), with the images of the first half held fixed.
 
     Returns:
       {'distance': score, 'floor': score}; the count is n.

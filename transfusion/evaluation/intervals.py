@@ -1,4 +1,4 @@
-"""Scores with their uncertainty: {'value', 'low', 'high', 'count'}, a two-sided interval and the sample size."""
+"""Scores with their uncertainty: {'value', 'low', 'high', 'count'} is a value, its interval and the sample size."""
 
 import math
 import statistics
@@ -12,17 +12,17 @@ Score = dict[str, float]
 
 
 def score(value: float, low: float, high: float, count: int) -> Score:
-    """The form every score of this library is reported in."""
+    """A score in the form in which this library reports all scores."""
     return {"value": float(value), "low": float(low), "high": float(high), "count": int(count)}
 
 
 def normal_quantile(confidence: float) -> float:
-    """Returns z such that a standard normal lies in [-z, z] with the given probability (1.96 for 0.95)."""
+    """The z for which a standard normal lies in [-z, z] with the given probability (1.96 for 0.95)."""
     return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
-    """Share of successes with Wilson's interval (1927), which holds near 0 and 1, where the normal one collapses.
+    """The share of successes with Wilson's interval (1927), which holds near 0 and 1, where the normal one collapses.
 
     Raises:
       UsageError: if there is nothing to count or successes are not within 0..count.
@@ -32,7 +32,7 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
     z, share = normal_quantile(confidence), successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # At a share of 0 or 1 the ends are exact; rounding must not move them past the value.
+    # At a share of 0 or 1 the ends are exact: rounding must not move them past the value.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == count else centre + half
     return score(share, low, high, count)
@@ -50,9 +50,9 @@ def bootstrap(
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> Score:
-    """A statistic of `values` [N, ...] with its percentile-bootstrap interval over N (Efron 1979); fixed by the seed.
+    """A statistic of `values` [N, ...] with its percentile-bootstrap interval over N (Efron 1979), fixed by the seed.
 
-    Pass one row per independent unit: per prompt, not per image, where a prompt has several images.
+    Pass one row for each independent unit: if a prompt has several images, one row per prompt and not per image.
 
     Raises:
       UsageError: if there are no values.
@@ -76,8 +76,8 @@ def jackknife(
 ) -> Score:
     """A smooth statistic of the samples 0..count-1 with its delete-a-group jackknife interval (Shao & Wu 1989).
 
-    For distances between distributions: resampling with repetition, as the bootstrap does, biases those upwards.
-    `statistic` gets the kept indices [n].
+    Use it for distances between distributions, which the bootstrap biases upwards because it repeats samples.
+    `statistic` gets the indices [n] of the samples that are kept.
 
     Raises:
       UsageError: if there are fewer samples than two.

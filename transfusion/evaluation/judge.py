@@ -1,7 +1,7 @@
-"""An independent classifier, trained on real images only, that says what a generated image shows.
+"""The judge: an independent classifier, trained on real images only, that says what a generated image shows.
 
-It never sees a generated image in training and shares no weights with the model it judges. Its own accuracy on held-out
-real images is reported beside every score that rests on it.
+It never sees a generated image in training and shares no weights with the model that it judges. Its own accuracy on
+held-out real images is reported beside every score that rests on it.
 """
 
 import dataclasses
@@ -32,9 +32,14 @@ NORM_GROUPS = 8
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """Sizes and training of the classifier; images are float32 [N, height, width, channels] in [-1, 1].
+    """The sizes and the training of the classifier. Images are float32 [N, height, width, channels] in [-1, 1].
 
-    `shift` is the largest random displacement in training, pixels; `smoothing` that of the labels.
+    Attributes:
+      classes: number of classes.
+      features: width of the layer before the last.
+      base: channels at the finest resolution, a multiple of `NORM_GROUPS`.
+      shift: training moves images at random by up to so many pixels.
+      smoothing: share of the labels' probability that is spread over all classes.
     """
 
     height: int = 8
@@ -59,13 +64,13 @@ class JudgeConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels at each resolution; the image is halved between them until its shorter side is about 4."""
+        """Channels at each resolution. The image is halved between them until its shorter side is about 4."""
         halvings = max(0, round(math.log2(min(self.height, self.width) / 4)))
         return tuple(min(self.base * 2**i, 4 * self.base) for i in range(halvings + 1))
 
 
 class Classifier(nnx.Module):
-    """Two convolutions per resolution with max pooling between, then two dense layers."""
+    """Two convolutions per resolution, with max pooling between resolutions, then two dense layers."""
 
     def __init__(self, config: JudgeConfig, rngs: nnx.Rngs):
         convolutions, norms, inputs = [], [], config.channels
@@ -107,7 +112,7 @@ def _method(config: JudgeConfig, name: str) -> Callable[[Params, jax.Array], jax
 
 @functools.cache
 def _initial(config: JudgeConfig) -> Params:
-    # This generator compiles four times faster on a CPU than the default one, which would cost as much as the training.
+    # On a CPU this generator compiles four times faster than the default one, which would take as long as the training.
     return jax.jit(_template(config).init)(jax.random.key(config.seed, impl="unsafe_rbg"))
 
 
@@ -139,7 +144,7 @@ class Judge:
     def _apply(self, method: str, images: np.ndarray, batch: int = 256) -> np.ndarray:
         images = _checked(images, self.config)
         function = _method(self.config, method)
-        # Padded to one shape, so that the last batch does not compile again.
+        # All batches have one shape, so that nothing is compiled for the last one.
         batch = min(batch, len(images))
         padded = np.pad(images, ((0, -len(images) % batch), (0, 0), (0, 0), (0, 0)))
         parts = [np.asarray(function(self.params, padded[i : i + batch])) for i in range(0, len(padded), batch)]
@@ -158,7 +163,7 @@ class Judge:
         return self.logits(images).argmax(-1)
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> Score:
-        """Share of images recognised as their labels [N], with Wilson's interval; NaN images are not recognised."""
+        """The share of images recognised as their labels [N], with Wilson's interval. Images with NaN never are."""
         images, labels = np.asarray(images, np.float32), np.asarray(labels)
         if len(images) != len(labels):
             raise UsageError(f"judge: {len(images)} images and {len(labels)} labels")
@@ -167,7 +172,7 @@ class Judge:
         return wilson(int(right.sum()), len(labels))
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes safetensors with the config in its metadata; raises UsageError if the file cannot be written."""
+        """Writes a safetensors file that holds the config as metadata. Raises UsageError if it cannot be written."""
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
         arrays = {_name(key): np.ascontiguousarray(leaf) for key, leaf in leaves}
         storage.write_whole(path, save(arrays, metadata={"judge": json.dumps(dataclasses.asdict(self.config))}))
@@ -181,7 +186,7 @@ def load_judge(path: str | pathlib.Path) -> Judge:
     """Reads a judge that `Judge.save` wrote.
 
     Raises:
-      UsageError: if the file is missing, broken or not a judge.
+      UsageError: if the file is missing, damaged or not a judge.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -209,7 +214,7 @@ def _checked(images: np.ndarray, config: JudgeConfig) -> np.ndarray:
 
 
 def shifted(images: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
-    """Moves each image of [N, H, W, C] by up to `most` pixels on each axis; the border pixel is repeated."""
+    """Moves each image of [N, H, W, C] by up to `most` pixels along each axis. Border pixels are repeated."""
     if not most:
         return images
     n, height, width, _ = images.shape
@@ -220,7 +225,7 @@ def shifted(images: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarr
 
 
 def train_judge(images: np.ndarray, labels: np.ndarray, config: JudgeConfig) -> Judge:
-    """Trains a judge on real images float [N, H, W, C] in [-1, 1] with int labels [N]; the same seed, the same judge.
+    """Trains a judge on real images float [N, H, W, C] in [-1, 1] with int labels [N]. The seed decides the judge.
 
     Raises:
       UsageError: if shapes or labels do not fit the config.

@@ -1,6 +1,6 @@
-"""Held-out losses that mean the same in every run: bits per byte of text, velocity loss at fixed times.
+"""Held-out losses that can be compared between runs: bits per byte of text, velocity errors at fixed noise levels.
 
-Training draws noise levels and drops captions by chance; here nothing is drawn but one fixed noise.
+Training draws noise levels at random and drops captions; here only one fixed noise is drawn.
 """
 
 import dataclasses
@@ -28,11 +28,14 @@ from transfusion.tasks import SequenceTask
 
 LOSS_TIMES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of masked codes
-MOST_IMAGES = 512  # images of the velocity loss and of the bits of codes
+ENOUGH_IMAGES = 512  # images on which velocity losses and bits of codes are measured
 
 
 def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceConfig) -> Iterable[Batch]:
-    """Packed batches with every record of a held-out source once: no condition dropped, no image mirrored or moved."""
+    """Packed batches with every record of a held-out source once.
+
+    No condition is dropped, no image mirrored or moved.
+    """
     data = dataclasses.replace(experiment.data, flip=0.0, shift=0)
     held_out = dataclasses.replace(experiment.eval, sources={"source": source})
     return task.held_out(dataclasses.replace(experiment, data=data, eval=held_out))
@@ -42,13 +45,15 @@ def held_out_batches(task: SequenceTask, experiment: Experiment, source: SourceC
 
 
 def clean_draws(task: SequenceTask, batch: Batch) -> Draws:
-    """Draws of a forward pass in which every image is clean (t = 1), as the decoder shows them to text."""
+    """The draws of a forward pass in which every image is clean (t = 1), as text sees it in the decoder."""
     return {name: OBJECTIVES[s.objective].clean(batch[name]) for name, s in task.spec.streams.items()}
 
 
 def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = TEXT) -> jax.Array:
-    """-log2 probability of the target of each of the stream's tokens, float32 [B, N]; meaningless where the loss weight
-    is 0."""
+    """-log2 of the probability of each target of the stream, float32 [B, N].
+
+    The numbers mean nothing where the loss weight is 0.
+    """
     model, draws = task.template.bind(params), clean_draws(task, batch)
     encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     chunk = task.objectives.next_token.chunk
@@ -58,8 +63,13 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = T
 
 @dataclasses.dataclass(frozen=True)
 class DocumentBits:
-    """Per document: bits of its text targets (end of document and image openers included, what is inside an image
-    not), its target bytes, and whether an image stands before its first byte."""
+    """The bits of the text of documents, one number per document.
+
+    Attributes:
+      bits: bits of the text targets, including the end of the document and openers of images, but nothing in images.
+      bytes: bytes of the text targets.
+      after_image: whether an image precedes the first byte.
+    """
 
     bits: np.ndarray
     bytes: np.ndarray
@@ -70,7 +80,7 @@ class DocumentBits:
         return DocumentBits(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
 
     def score(self, chosen: np.ndarray | None = None, seed: int = 0) -> Score | None:
-        """Bits per byte of the chosen documents, interval by bootstrap over documents; None without bytes."""
+        """Bits per byte of the chosen documents, with a bootstrap interval over them; None if they have no bytes."""
         table = np.stack([self.bits, self.bytes], 1)[slice(None) if chosen is None else chosen]
         if not len(table) or not table[:, 1].sum():
             return None
@@ -82,7 +92,7 @@ def document_bits(batch: Batch, bits: np.ndarray, tokenizer: Tokenizer) -> Docum
     """Sums the bits [B, N] of text targets per document."""
     part = batch[TEXT]
     document, order = np.asarray(part.document), np.asarray(part.order)
-    weight = np.where(np.asarray(part.item) > 0, 0, part.loss_weight)  # what an image holds is no text
+    weight = np.where(np.asarray(part.item) > 0, 0, part.loss_weight)  # ids within an image are no text
     targets = np.asarray(part.targets)
     rows, most = document.shape[0], int(document.max()) + 1
     number = (np.arange(rows)[:, None] * most + document).ravel()
@@ -123,9 +133,9 @@ def text_bits(task: SequenceTask, params: Params, batches: Iterable[Batch]) -> D
 
 
 def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], seed: int = 0) -> dict[str, Score]:
-    """Bits per code, 'mean', of images spelled in the text's vocabulary, of those after a text; {} without any.
+    """Bits per code, as 'mean', of images that are spelled in the text's vocabulary and follow a text; {} without any.
 
-    Sizes and ends are not counted. Interval: bootstrap over images.
+    Sizes and ends of rows are not counted. Interval: bootstrap over images.
     """
     spelling = task.spec.spelling
     if spelling is None:
@@ -137,7 +147,7 @@ def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], s
         bits = run(params, batch)
         tables.append(_bits_per_item({name: batch[name] for name in names}, bits, spelling, task.tokenizer))
         total += len(tables[-1])
-        if total >= MOST_IMAGES:
+        if total >= ENOUGH_IMAGES:
             break
     table = np.concatenate(tables)
     if not len(table):
@@ -146,7 +156,7 @@ def spelled_bits(task: SequenceTask, params: Params, batches: Iterable[Batch], s
 
 
 def _bits_per_item(batch: Batch, bits: Mapping[str, jax.Array], spelling: Spelling, tokenizer: Tokenizer) -> np.ndarray:
-    """[items, 2]: bits and number of the codes of each item that a text of its document precedes."""
+    """The bits and the number of the codes [items, 2] of each item that follows a text of its document."""
     rows, most = len(batch[TEXT].item), 1 + max(int(np.max(part.item)) for part in batch.values())
     documents = 1 + int(np.max(batch[TEXT].document))
     first_word = np.full((rows, documents), np.inf)
@@ -168,9 +178,9 @@ def _bits_per_item(batch: Batch, bits: Mapping[str, jax.Array], spelling: Spelli
 
 
 def velocity_errors(task: SequenceTask, params: Params, batch: Batch, stream: str, time: jax.Array, key) -> jax.Array:
-    """Squared error of the velocity, mean over a token's numbers, float32 [B, N]; all images of the stream at `time`.
+    """The squared error of the velocity, mean over a token's numbers, float32 [B, N], if all images are at `time`.
 
-    Whatever the head predicts is turned into a velocity, so that models of different predictions compare.
+    Predictions of any kind are turned into velocities, so that models with different predictions can be compared.
     """
     model, draws = task.template.bind(params), clean_draws(task, batch)
     part, config = batch[stream], task.objectives.of_continuous(stream)
@@ -208,14 +218,14 @@ def _by_level(
 ) -> dict[str, Score]:
     """One score per level (a time or a share of masked codes), and 'mean' over the levels; {} without images.
 
-    `per_item(batch, level, key)` gives one number per image. Batches are read until there are `MOST_IMAGES` images. A
+    `per_item(batch, level, key)` gives one number per image. Batches are read until there are `ENOUGH_IMAGES` images. A
     batch has the same key at all levels.
     """
     tables: list[np.ndarray] = []
     for i, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), i)
         tables.append(np.stack([per_item(batch, level, key) for level in levels], 1))
-        if sum(map(len, tables)) >= MOST_IMAGES:
+        if sum(map(len, tables)) >= ENOUGH_IMAGES:
             break
     table = np.concatenate(tables) if tables else np.zeros((0, len(levels)))
     if not len(table):
@@ -227,7 +237,7 @@ def _by_level(
 def code_bits(
     task: SequenceTask, params: Params, batches: Iterable[Batch], stream: str, seed: int = 0
 ) -> dict[str, Score]:
-    """Bits per code of target images, 'mean', of masked codes at each of `SHARES` too; {} without images.
+    """Bits per code of target images, as 'mean'; masked codes also at each share of `SHARES`. {} without images.
 
     Which codes are masked does not depend on the model. Intervals: bootstrap over images.
     """
@@ -242,21 +252,24 @@ def code_bits(
 
 
 def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, share: jax.Array, key) -> tuple:
-    """-log2 probability of each code and which codes count, float32 [B, N] each; `share` of the codes is masked."""
+    """-log2 of the probability of each code, and which codes count, float32 [B, N] each.
+
+    A `share` of them is masked, and only these count. Codes that are not predicted by masking are all asked for (share
+    1), and none is hidden: their objective does not read the mask.
+    """
     model, draws, part = task.template.bind(params), clean_draws(task, batch), batch[stream]
-    counts = jnp.ones(part.tokens.shape)
-    if task.spec.streams[stream].content.hides:
-        hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
-        draws[stream] |= {"mask": hidden}
-        counts = hidden.astype(jnp.float32)
+    hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
+    draws[stream] |= {"mask": hidden}
     encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
-    return nll / math.log(2), counts
+    return nll / math.log(2), hidden.astype(jnp.float32)
 
 
 def _per_item(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
-    """Mean error of each item that training may show at any noise level, from errors [B, N], over the tokens that
-    count."""
+    """The mean of errors [B, N] over the tokens of each item that count.
+
+    Items that training does not show at all noise levels are left out.
+    """
     low = np.asarray(part.time_low)
     rows, items = low.shape
     number = (np.arange(rows)[:, None] * items + np.asarray(part.item)).ravel()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: style sheet, images as data URIs, sections. It needs no script and no other file."""
+"""The parts of a self-contained HTML page, which needs no script and no other file: images are data URIs."""
 
 import base64
 import html
@@ -83,7 +83,7 @@ summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
 @media print { section { break-inside: avoid; } }
 """
 )
-# Nothing may be loaded from elsewhere, whatever a caption or a config holds.
+# The page loads nothing from elsewhere, whatever a caption or a config holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -92,7 +92,7 @@ def escape(text: object) -> str:
 
 
 def page(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """The whole document. A section is (id, heading, HTML); headings and title are escaped, HTML is not."""
+    """The whole page. A section is (id, heading, HTML). Title and headings are escaped here, the HTML is not."""
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
     body = "".join(
         f'<section id="{name}"><h2>{escape(heading)}</h2>{content}</section>\n' for name, heading, content in sections
@@ -107,7 +107,7 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> s
 
 
 def absent(reason: str) -> str:
-    """A visible statement that something is missing, and why."""
+    """A paragraph that says that something is missing, and why."""
     return f'<p class="absent">{escape(reason)}</p>'
 
 
@@ -119,12 +119,12 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def display_size(height: int, least: int) -> int:
-    """Height on the page, in CSS pixels, of an image of `height` pixels: at least about `least`, a whole multiple."""
+    """The height in CSS pixels of an image of `height` pixels: a whole multiple of it, at least about `least`."""
     return min(height * max(1, round(least / height)), max(128, least))
 
 
 def thumbnail(image: np.ndarray, text: str, least: int = 48) -> str:
-    """uint8 [H, W, C] as an <img>, enlarged without smoothing; `text` says what it shows."""
+    """An image uint8 [H, W, C] as an <img>, enlarged without smoothing. `text` says what it shows."""
     height = display_size(image.shape[0], least)
     width = round(height * image.shape[1] / image.shape[0])
     picture = to_picture(image)
@@ -134,7 +134,7 @@ def thumbnail(image: np.ndarray, text: str, least: int = 48) -> str:
 
 
 def plate(picture: Image.Image, text: str) -> str:
-    """A picture that has its own white background."""
+    """A picture on a white background of its own."""
     return (
         f'<div class="plate"><img src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}" '
         f'alt="{escape(text)}"></div>'
@@ -142,7 +142,7 @@ def plate(picture: Image.Image, text: str) -> str:
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Cells are HTML; the first of a row is its header."""
+    """A table. Cells are HTML; the first cell of a row is its header."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>' + "".join(f'<td class="number">{cell}</td>' for cell in rest) + "</tr>"
@@ -152,7 +152,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "
 
 
 def cards(items: Iterable[tuple[str, str, str]]) -> str:
-    """(name, value, small print) each; escaped here."""
+    """Cards with a name, a value and small print each. All texts are escaped here."""
     inner = "".join(
         f'<div class="card"><span class="name">{escape(name)}</span><b>{escape(value)}</b>'
         f"<span>{escape(small)}</span></div>"

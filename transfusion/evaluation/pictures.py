@@ -1,9 +1,10 @@
-"""Pictures for people: the attention mask of a packed row, grids of images with captions, strips. Drawn with Pillow.
+"""Draws pictures for people: the attention mask of a packed row, grids of images with captions, and strips.
 
 mask_picture(batch, spec, row=0, path="mask.png")
 grid(images, columns=8, captions=captions, path="samples.png")
 """
 
+import dataclasses
 import functools
 import io
 import math
@@ -17,25 +18,25 @@ from PIL import Image, ImageDraw, ImageFont
 from transfusion import storage
 from transfusion.errors import UsageError
 from transfusion.sequence import SequenceSpec
-from transfusion.sequence.batch import Batch
+from transfusion.sequence.batch import Batch, StreamSlice
 from transfusion.sequence.masks import metadata, see
 
-# One hue per stream, told apart by colour-blind readers too (Okabe and Ito 2008); more streams start again.
+# One hue per stream, which colour-blind readers can tell apart (Okabe and Ito 2008). Further streams start again.
 HUES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 INK, FAINT, PAPER = (34, 34, 40), (120, 120, 128), (255, 255, 255)
-HIDDEN = (243, 243, 245)  # same document, not seen
-OTHER = (226, 226, 230)  # another document, or padding
+HIDDEN = (243, 243, 245)  # keys of the same document that are not seen
+OTHER = (226, 226, 230)  # keys of another document, or padding
 DOCUMENTS = ((70, 70, 78), (170, 170, 178))
 FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Helvetica.ttc")
 BAND = 9  # pixels of a band beside a mask
 MARGIN = 2 * BAND + 44  # pixels left of and above a mask
-LONGEST = 1200  # pixels of a mask's side; longer rows are reduced to it
-TINY = 96  # pixels: images with a shorter side are enlarged to about it
+LONGEST = 1200  # pixels of a mask's side, to which longer rows are reduced
+TINY = 96  # pixels to which smaller images are about enlarged
 
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A sans-serif font of `size` pixels: the first one that the system has, else the one inside Pillow."""
+    """A sans-serif font of `size` pixels: the first of `FONTS` that the system has, or the font inside Pillow."""
     for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -65,12 +66,12 @@ def mask_picture(
       batch: packed rows, arrays [B, N] per stream.
       spec: the streams and layout that the batch was made with.
       row: which of the B rows.
-      path: where to write it as PNG; None: nowhere.
-      stored: in the order of memory (stream by stream, with padding) instead of the reading order.
-      cell: pixels per token; 0: so many that the picture is about 700 wide.
+      path: where to write the picture as PNG; None writes no file.
+      stored: show tokens in the order of memory (stream by stream, with padding) instead of the reading order.
+      cell: pixels per token; 0 makes the picture about 700 pixels wide.
 
     Raises:
-      UsageError: if there is no such row, or no token in it.
+      UsageError: if the row does not exist or holds no token.
     """
     rows = next(iter(batch.values())).document.shape[0]
     if not 0 <= row < rows:
@@ -103,11 +104,10 @@ def _save(picture: Image.Image, path: str | os.PathLike) -> None:
     storage.write_whole(path, out.getvalue())
 
 
-def _row(part, row: int):
-    return type(part)(**{
-        name: None if (value := getattr(part, name)) is None else np.asarray(value)[row : row + 1]
-        for name in part.__dataclass_fields__
-    })  # fmt: skip
+def _row(part: StreamSlice, row: int) -> StreamSlice:
+    """One row of a stream's slice of a batch."""
+    arrays = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return StreamSlice(**{n: None if a is None else np.asarray(a)[row : row + 1] for n, a in arrays.items()})
 
 
 def _mixed(colour: tuple[int, int, int], other: tuple[int, int, int], share: float) -> np.ndarray:
@@ -152,7 +152,7 @@ def _darker(pixels: np.ndarray) -> np.ndarray:
 
 
 def _framed(plot: Image.Image, fields: dict[str, np.ndarray], streams: list[str], title: str) -> Image.Image:
-    """Adds the bands, the ticks and the legend."""
+    """The plot with bands, ticks and a legend."""
     side, length, small = plot.size[0], len(fields["order"]), font(13)
     margin, band = MARGIN, BAND
     entries = _legend_entries(fields, streams)
@@ -236,7 +236,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
     """uint8 [H, W, 1 or 3] as a Pillow image.
 
     Raises:
-      UsageError: if it is something else.
+      UsageError: if the array is something else.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
@@ -258,9 +258,9 @@ def grid(
     Args:
       images: uint8 [H, W, C] each, C = 1 or 3; sizes may differ.
       captions: one per image, or None.
-      scale: pixels per pixel, without smoothing; 0: such that the longest side is about 96 pixels or more.
-      marks: images to frame in red, one truth value per image.
-      path: where to write it as PNG; None: nowhere.
+      scale: pixels per pixel, without smoothing; 0 makes the longest side about 96 pixels or more.
+      marks: which images get a red frame, one truth value per image.
+      path: where to write the picture as PNG; None writes no file.
 
     Raises:
       UsageError: if there are no images, or not one caption (mark) per image.
@@ -274,7 +274,7 @@ def grid(
     longest = max(max(picture.size) for picture in pictures)
     scale = scale or max(1, round(TINY / longest))
     width, height = (scale * max(picture.size[axis] for picture in pictures) for axis in (0, 1))
-    # Room for a word: captions of tiny images need more than the image's own width.
+    # Captions of tiny images need more than the image's own width, to have room for a word.
     cell = width if captions is None else max(width, 104)
     wrapped = [_wrapped(text, cell) for text in captions or [""] * len(pictures)]
     line, gap = 15, 8
@@ -308,5 +308,5 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def strip(images: Sequence[np.ndarray], *, scale: int = 0, path: str | os.PathLike | None = None) -> Image.Image:
-    """Images uint8 [H, W, C] in one row: the steps of a trajectory."""
+    """Images uint8 [H, W, C] in one row, such as the steps of a trajectory."""
     return grid(images, len(images), scale=scale, path=path)

@@ -1,4 +1,4 @@
-"""How well a trained codec gives held-out images back, and how many bits its latents take."""
+"""Measures a trained codec: how well it reconstructs held-out images, and how many bits its latents take."""
 
 import math
 import pathlib
@@ -19,24 +19,25 @@ from transfusion.model.parameters import Params
 from transfusion.running.metrics import codebook_scores
 from transfusion.tasks import AutoencoderTask
 
-MEANINGS = {
+CODEC_MEANINGS = {
     "psnr": "peak signal-to-noise ratio in dB of held-out images, encoded and decoded (Gaussian latents: their means); "
     "95 % bootstrap over images",
     "ssim": "structural similarity of the same images, windows of 11 pixels; 95 % bootstrap over images",
-    "bits_per_image": "what the latents of an image take: of codes their number times log2 of the vocabulary; of "
-    "Gaussian latents the divergence of their distribution from N(0, 1) in bits, what a drawn latent tells",
-    "psnr_drawn": "as psnr, of Gaussian latents drawn from their distribution: the fidelity that belongs to the bits",
-    "ssim_drawn": "as ssim, of drawn latents",
-    "codebook_use": "share of the codes that occur in the held-out images; the interval is the number itself",
-    "codebook_perplexity": "exp of the entropy of the codes' shares in the held-out images; likewise",
+    "bits_per_image": "bits that the latents of an image take. Codes: their number times log2 of the vocabulary. "
+    "Gaussian latents: the divergence of their distribution from N(0, 1), which is what a drawn latent tells",
+    "psnr_drawn": "psnr of Gaussian latents that are drawn from their distribution, as the bits assume",
+    "ssim_drawn": "ssim of drawn latents",
+    "codebook_use": "share of the codes that occur in the held-out images; its interval is the number itself",
+    "codebook_perplexity": "exp of the entropy of the codes' shares in the held-out images; its interval is the number",
 }
-GRID_IMAGES = 30  # images of the saved grid, each above what is made of it
+GRID_IMAGES = 30  # images of the saved grid, each above its reconstruction
 
 
 def measure(
     task: AutoencoderTask, params: Params, experiment: Experiment, seed: int, path: pathlib.Path
 ) -> dict[str, Any]:
-    """The scores of `MEANINGS` over every held-out image; a grid of images and reconstructions is written to `path`.
+    """The scores of `CODEC_MEANINGS` over all held-out images. A grid of images and reconstructions is written to
+    `path`.
 
     Raises:
       UsageError: if the config names no held-out images.
@@ -58,13 +59,13 @@ def measure(
         result["bits_per_image"] = score(bits, bits, bits, images)
         result |= {f"codebook_{n}": score(value, value, value, images) for n, value in codebook_scores(counts).items()}
     _save(shown, path)
-    return dict.fromkeys(MEANINGS) | result
+    return dict.fromkeys(CODEC_MEANINGS) | result
 
 
 def _reconstructed(
     task: AutoencoderTask, params: Params, experiment: Experiment, seed: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-    """Per batch: images beside what was made of them [b, 2, ..., C], values per image [b] by name, and codes."""
+    """Yields for each batch images beside their reconstructions [b, 2, ..., C], values [b] by name, and codes."""
     gaussian = task.config.form == "kl"
 
     @jax.jit
@@ -91,7 +92,7 @@ def _reconstructed(
 
 
 def _save(pairs: list[np.ndarray], path: pathlib.Path) -> None:
-    """A grid whose rows alternate: images, and what was made of them; of clips the first frame."""
+    """Writes a grid with rows of images above rows of their reconstructions. Clips show their first frames."""
     firsts = [pair if pair.ndim == 4 else pair[:, 0] for pair in pairs]
     columns = min(10, len(firsts))
     rows = [firsts[at : at + columns] for at in range(0, len(firsts), columns)]

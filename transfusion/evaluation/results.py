@@ -1,4 +1,4 @@
-"""Reads evaluation.json, which may be damaged, of another version or anybody's."""
+"""Reads evaluation.json and checks it: the file may be damaged, of another version, or not ours at all."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from absl import logging
 
 from transfusion import storage
 
-# What is shown by name: a score, or null where it was not measured.
+# Scores that are shown by name. A score that was not measured is null.
 NAMED_SCORES = (
     "generation_accuracy", "judge_accuracy", "caption_accuracy", "text_bits_per_byte",
     "bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use",
@@ -17,9 +17,9 @@ _SCORE = ("value", "low", "high", "count")
 
 
 def read_evaluation(path: str | os.PathLike) -> tuple[dict[str, Any] | None, str]:
-    """The content of evaluation.json, or None and why there is none: '' without a file, else what is damaged.
+    """The content of evaluation.json and ''; or None and the reason, which is '' if there is no file.
 
-    A damaged file is warned of and counts as none, because parts of it would be taken for the whole.
+    A damaged file counts as none, with a warning, because its readable parts would be taken for the whole.
 
     Raises:
       StorageError, UsageError: if the file cannot be read.
@@ -37,7 +37,7 @@ def read_evaluation(path: str | os.PathLike) -> tuple[dict[str, Any] | None, str
 
 
 def _check(found: Any) -> None:
-    """Raises ValueError unless all that readers of an evaluation show has its form."""
+    """Raises ValueError unless everything that is shown of an evaluation has its form."""
     if not isinstance(found, dict):
         raise ValueError("not an object")
     for name in ("absent", "config", "retrieval", "velocity_loss", "code_bits"):
@@ -76,7 +76,7 @@ def _check_scores(name: str, value: Any) -> None:
 
 
 def is_score(value: Any) -> bool:
-    """Whether this is a number with its interval and count."""
+    """Whether `value` is a score: a number with its interval and count."""
     return isinstance(value, dict) and all(
         type(value.get(key)) in (int, float) and math.isfinite(value[key]) for key in _SCORE
     )

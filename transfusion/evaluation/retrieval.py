@@ -1,7 +1,7 @@
-"""Does a generated image show what was asked? Its rank among the nearest real images answers, with no classifier.
+"""Does a generated image show what was asked for? Its nearest real images answer, without a classifier.
 
-For each generated image, all M gallery images (every one the prompts could ask for) are sorted by distance; the score
-is the share of images whose asked one comes first, or among the first five.
+For each generated image, all M images of the gallery (every image that prompts can ask for) are sorted by distance. The
+score is the share of generated images for which the asked image comes first, or among the first five.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ RANKS = (1, 5)
 
 
 def squared_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Returns float32 [N, M], squared Euclidean, of vectors [N, F] and [M, F]; never negative."""
+    """Squared Euclidean distances, float32 [N, M], of vectors [N, F] and [M, F]. They are never negative."""
     cross = queries @ gallery.T
     squares = np.square(queries).sum(-1)[:, None] + np.square(gallery).sum(-1)[None]
     return np.maximum(squares - 2 * cross, 0)
 
 
 def distances(generated: np.ndarray, gallery: np.ndarray, embed: Embedding, chunk: int = 512) -> np.ndarray:
-    """Returns float32 [N, M], squared distances of embedded images; the gallery is embedded in chunks."""
+    """Squared distances, float32 [N, M], of embedded images. The gallery is embedded in chunks."""
     queries = embed(generated)
     parts = [squared_distances(queries, embed(gallery[i : i + chunk])) for i in range(0, len(gallery), chunk)]
     return np.concatenate(parts, axis=1)
 
 
 def ranks(distance: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Rank of the asked gallery image of each row of distances [N, M], int [N], 1 is nearest.
+    """The rank of the asked gallery image in each row of distances [N, M], int [N]; 1 is the nearest.
 
-    Ties count against the image, and NaN is the worst rank, so that a constant or broken image cannot score.
+    Ties count against the image, and NaN gives the worst rank, so that a constant or broken image cannot score.
     """
     n, m = distance.shape
     own = distance[np.arange(n), asked]
@@ -42,7 +42,7 @@ def ranks(distance: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def retrieval_scores(distance: np.ndarray, asked: np.ndarray) -> dict[str, Score]:
-    """Shares with Wilson intervals: {'top1': score, 'top5': score} of distances [N, M] and asked indices [N]."""
+    """{'top1': score, 'top5': score}, shares with Wilson intervals, of distances [N, M] and asked indices [N]."""
     rank = ranks(distance, asked)
     return {f"top{k}": wilson(int((rank <= k).sum()), len(rank)) for k in RANKS}
 
@@ -54,9 +54,9 @@ def retrieval(
 
     Args:
       generated: float [N, H, W, C] in [-1, 1].
-      asked: int [N], the gallery index that each was asked to show.
+      asked: int [N], the index of the gallery image that each was asked to show.
       gallery: float [M, H, W, C] in [-1, 1], real images.
-      embeddings: name -> images to vectors; pixels alone by default. `features.VggEmbedding` is another.
+      embeddings: functions from images to vectors, by name; by default pixels only. `features.VggEmbedding` is another.
 
     Returns:
       {name: {'top1': score, 'top5': score}}; a random ranking scores 1 / M and 5 / M.

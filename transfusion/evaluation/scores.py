@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from transfusion.api import Run
+from transfusion.api import Trained
 from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
 from transfusion.errors import UsageError
@@ -19,8 +19,8 @@ from transfusion.evaluation.retrieval import RANKS, Embedding, distances, retrie
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Images that a run drew: uint8 [N, H, W, C], their prompts, and what was asked: a label (-1: none) and a gallery
-    index (-1: none)."""
+    """Images that a run drew, uint8 [N, H, W, C], and their prompts. `asked` are the labels or gallery indices [N] that
+    they should show."""
 
     images: np.ndarray
     prompts: tuple[str, ...]
@@ -28,7 +28,7 @@ class Generated:
 
 
 def normalised(caption: str) -> str:
-    """Lower case, single spaces."""
+    """The caption in lower case with single spaces."""
     return " ".join(caption.lower().split())
 
 
@@ -36,7 +36,10 @@ def normalised(caption: str) -> str:
 
 
 def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.steps) -> Judge:
-    """The workdir's judge; trained on the real labelled images and kept there if there is none of these sizes yet."""
+    """The judge of a workdir.
+
+    If there is none for these sizes yet, one is trained on the real images and kept there.
+    """
     height, width, channels = real.images.shape[1:]
     classes = int(real.labels.max()) + 1
     config = JudgeConfig(height, width, channels, classes, steps=steps)
@@ -53,8 +56,8 @@ def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.s
     return judge
 
 
-def draw_classes(run: Run, real: Examples, count: int, seed: int, **sampler) -> Generated:
-    """`count` images; the prompts are the captions of the classes, in turn."""
+def draw_classes(run: Trained, real: Examples, count: int, seed: int, **sampler) -> Generated:
+    """Draws `count` images. The prompts are the captions of the classes, in turn."""
     captions = class_captions(real)
     labels = np.array([list(captions)[i % len(captions)] for i in range(count)])
     prompts = tuple(captions[label] for label in labels.tolist())
@@ -63,7 +66,7 @@ def draw_classes(run: Run, real: Examples, count: int, seed: int, **sampler) -> 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationScores:
-    """Share of images recognised as asked, over all and by prompt, and which ones were (bool [N])."""
+    """The share of images recognised as asked, over all images and by prompt, and which images were (bool [N])."""
 
     all: Score
     by_prompt: dict[str, Score]
@@ -71,7 +74,7 @@ class GenerationScores:
 
 
 def generation(judge: Judge, drawn: Generated) -> GenerationScores:
-    """What the judge says of drawn images."""
+    """The share of drawn images that the judge recognises as asked."""
     right = judge.predict(to_float(drawn.images)) == drawn.asked
     by_prompt = {}
     for prompt in dict.fromkeys(drawn.prompts):
@@ -81,7 +84,7 @@ def generation(judge: Judge, drawn: Generated) -> GenerationScores:
 
 
 def feature_distance(judge: Judge, drawn: Generated, real: Examples, seed: int) -> dict[str, Score] | None:
-    """Frechet distance in the judge's features, with its real-vs-real floor; None if there are too few images."""
+    """The Frechet distance in the judge's features, with its floor; None if there are too few images."""
     if len(drawn.images) < 4 or len(real) < 8:
         return None
     return frechet_score(judge.features(to_float(drawn.images)), judge.features(to_float(real.images)), seed)
@@ -92,14 +95,17 @@ def feature_distance(judge: Judge, drawn: Generated, real: Examples, seed: int) 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Captions that a run wrote, beside the references."""
+    """Captions that a run wrote, beside the true ones."""
 
     score: Score
     rows: tuple[dict, ...]  # {'index', 'reference', 'caption', 'right'}
 
 
-def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
-    """Greedy captions of the first `count` images; right if they equal the reference but for case and spaces."""
+def captioning(run: Trained, held_out: Examples, count: int, seed: int) -> Captions:
+    """Captions the first `count` images greedily.
+
+    A caption is right if it equals the true one but for case and spaces.
+    """
     count = min(count, len(held_out))
     written = run.caption(list(held_out.images[:count]), seed=seed)
     rows = tuple(
@@ -112,15 +118,15 @@ def captioning(run: Run, held_out: Examples, count: int, seed: int) -> Captions:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def draw_names(run: Run, examples: Examples, count: int, seed: int, **sampler) -> Generated:
-    """Images of `count` of the examples' captions, chosen by the seed; asked are their indices."""
+def draw_names(run: Trained, examples: Examples, count: int, seed: int, **sampler) -> Generated:
+    """Draws images for `count` of the examples' captions, which the seed chooses. `asked` are their indices."""
     chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
     prompts = tuple(examples.captions[i] for i in chosen)
     return Generated(run.draw(prompts, seed=seed, **sampler), prompts, chosen)
 
 
 def embeddings(side: int) -> tuple[dict[str, Embedding], str]:
-    """What images are compared by: pixels, and VGG features where their weights are; and why they are not, or ''."""
+    """The embeddings by which images are compared, and why VGG features are not among them ('' if they are)."""
     found: dict[str, Embedding] = {"pixels": pixel_vectors}
     if side < 16:
         return found, "VGG features need images of 16 pixels or more"
@@ -134,8 +140,10 @@ def embeddings(side: int) -> tuple[dict[str, Embedding], str]:
 def retrieval_by_group(
     groups: dict[str, Generated], gallery: np.ndarray, embed: dict[str, Embedding]
 ) -> dict[str, dict[str, dict[str, Score]]]:
-    """{group: {embedding: {'top1', 'top5'}}} of drawn images among the gallery uint8 [M, H, W, C]; all groups at once,
-    as embedding the gallery is what takes the time."""
+    """{group: {embedding: {'top1', 'top5'}}} of drawn images among the gallery uint8 [M, H, W, C].
+
+    All groups are scored at once, because embedding the gallery takes most of the time.
+    """
     images = to_float(np.concatenate([drawn.images for drawn in groups.values()]))
     asked = np.concatenate([drawn.asked for drawn in groups.values()])
     ends = np.cumsum([len(drawn.images) for drawn in groups.values()])
@@ -149,5 +157,5 @@ def retrieval_by_group(
 
 
 def chance(gallery: int) -> dict[str, float]:
-    """What a random ranking scores."""
+    """The scores of a random ranking."""
     return {f"top{k}": min(1.0, k / gallery) for k in RANKS}

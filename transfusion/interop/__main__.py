@@ -1,12 +1,13 @@
-r"""Weights of released checkpoints in and out.
+r"""Imports released checkpoints into workdirs, and exports workdirs in the form of the released checkpoint.
 
   python -m transfusion.interop import FOLDER --workdir runs/sd_vae
   python -m transfusion.interop export FOLDER --workdir runs/sd_vae
 
-FOLDER is a checkpoint as published: config.json, *.safetensors (in one file or several with an index) and the files of
-the tokenizer. `import` writes a new workdir, which the other programs open as any run (an autoencoder: as codec.path).
-`export` writes FOLDER in the form that was imported, with the files of the tokenizer; of a run that was trained
-further, name the imported workdir with --source. What the form has no place for is refused, or left out with --drop.
+FOLDER is a checkpoint as published: config.json, *.safetensors (one file, or several with an index) and the files of
+the tokenizer. `import` writes a new workdir, which the other programs open like any run (an autoencoder as codec.path).
+`export` writes FOLDER in the form that was imported, with the files of the tokenizer. To export a run that was trained
+from an imported workdir, name that workdir with --source. Parameters that the released form has no place for are
+refused, or left out with --drop.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from absl import flags
 from transfusion import programs
 from transfusion.errors import UsageError, nearest
 from transfusion.interop.export import DTYPE_NAMES, export_checkpoint
-from transfusion.interop.workdir import import_checkpoint
+from transfusion.interop.importing import import_checkpoint
 
 ACTIONS = ("import", "export")
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"{command} needs a folder: python -m transfusion.interop {command} FOLDER --workdir W")
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: give the folder of the run")
-    # Without set_up_jax: it makes malloc keep what is freed, and weights are to leave no trace in memory.
+    # `set_up_jax` is not called: it makes malloc keep freed memory, and all the weights would add up.
     if command == "import":
         family = import_checkpoint(
             folder, FLAGS.workdir, text_as_bytes=FLAGS.bytes, ignore_fields=FLAGS.ignore_field,
@@ -54,11 +55,13 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", None, list(DTYPE_NAMES), "Dtype of the exported arrays (default: as imported).")
     flags.DEFINE_float("max_shard_gb", None, "Split exported weights into files of at most this many GB.")
     flags.DEFINE_multi_string(
-        "drop", [], "Export without these parameters, which the form has no place for: 'parts/image/*'. Repeatable."
+        "drop", [], "Leave out parameters that the form has no place for, such as 'parts/image/*'. Repeatable."
     )
-    flags.DEFINE_bool("bytes", False, "Import a model of text without its tokenizer: text is bytes.")
-    flags.DEFINE_multi_string("ignore_field", [], "Import in spite of this field of config.json. Repeatable.")
-    flags.DEFINE_bool("follow_links", False, "Import through links that lead out of FOLDER.")
+    flags.DEFINE_bool("bytes", False, "Import a text model without its tokenizer: text is then bytes.")
+    flags.DEFINE_multi_string(
+        "ignore_field", [], "Pass over this field of config.json, which is not understood. Repeatable."
+    )
+    flags.DEFINE_bool("follow_links", False, "Follow links that lead out of FOLDER.")
 
 
 FLAGS = flags.FLAGS

@@ -1,7 +1,7 @@
-"""KL autoencoders of latent diffusion, as diffusers publishes them (AutoencoderKL) and under their makers' names.
+"""KL autoencoders of latent diffusion, as diffusers publishes them (AutoencoderKL) and under their makers' own names.
 
-These are latent diffusion's own (CompVis, arXiv 2112.10752), alone or as the first stage of a whole Stable Diffusion
-checkpoint ('first_stage_model.'), and FLUX's 'ae.safetensors', which BAGEL publishes again.
+The makers' names are those of latent diffusion (CompVis, arXiv 2112.10752), alone or as the first stage of a whole
+Stable Diffusion checkpoint ('first_stage_model.'), and of FLUX's 'ae.safetensors', which BAGEL publishes again.
 """
 
 import re
@@ -22,7 +22,7 @@ from transfusion.interop.opening import short
 from transfusion.model.parameters import Template
 
 Rules = tuple[tuple[str, str], ...]
-# Our names, joined with dots -> theirs: regular expressions and what replaces them, one after the other.
+# From our names, joined with dots, to theirs: regular expressions and their replacements, applied one after the other.
 DIFFUSERS: Rules = (
     (r"^(post_)?quant\.", r"\1quant_conv."),
     (r"^encoder\.stages\.", "encoder.down_blocks."), (r"^decoder\.stages\.", "decoder.up_blocks."),
@@ -37,12 +37,12 @@ DIFFUSERS: Rules = (
     (r"\.group\.", ".norm_layer."), (r"\.gain\.", ".conv_y."), (r"\.offset\.", ".conv_b."),
     (r"\.(kernel|scale)$", ".weight"),
 )  # fmt: skip
-# Files from before diffusers 0.12 (2023), among them Stable Diffusion's own.
+# Further rules for files from before diffusers 0.12 (2023), among them Stable Diffusion's own.
 _OLD: Rules = (
     (r"\.to_q\.", ".query."), (r"\.to_k\.", ".key."), (r"\.to_v\.", ".value."),
     (r"\.to_out\.0\.", ".proj_attn."),
 )  # fmt: skip
-# Latent diffusion's own names (taming transformers'), which others keep.
+# Latent diffusion's own names (those of taming transformers), which other makers keep.
 ORIGINAL: Rules = (
     (r"^(post_)?quant\.", r"\1quant_conv."),
     (r"^encoder\.stages\.", "encoder.down."), (r"^decoder\.stages\.", "decoder.up."),
@@ -56,7 +56,7 @@ FIRST_STAGE = "first_stage_model."
 
 
 def renamed(path: tuple[str | int, ...], rules: Rules) -> str:
-    """Their name of the parameter at our path."""
+    """Their name for the parameter at our path."""
     name = ".".join(map(str, path))
     for pattern, other in rules:
         name = re.sub(pattern, other, name)
@@ -64,7 +64,7 @@ def renamed(path: tuple[str | int, ...], rules: Rules) -> str:
 
 
 def finest_first(path: tuple[str | int, ...], stages: int) -> tuple[str | int, ...]:
-    """Our path with the decoder's stages, if it is in one, counted from the one next to the image."""
+    """Our path, in which the decoder's stages are counted from the one next to the image."""
     if path[:2] != ("decoder", "stages"):
         return path
     return (*path[:2], stages - 1 - int(path[2]), *path[3:])
@@ -75,7 +75,7 @@ def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 
 
 def _prefix(keys: Collection[str]) -> str | None:
-    """What stands before the original names; None if they are not there, or belong to a quantised autoencoder."""
+    """The prefix of the original names; None if there are none, or they belong to a quantised autoencoder."""
     for prefix in ("", FIRST_STAGE):
         if f"{prefix}encoder.mid.block_1.norm1.weight" in keys and f"{prefix}quantize.embedding.weight" not in keys:
             return prefix
@@ -86,7 +86,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
     prefix, ignore = _prefix(keys), ()
     if prefix is not None:
-        # Beside a first stage lies the rest of its checkpoint; with either, what only its training needs.
+        # Beside a first stage lies the rest of its checkpoint. Arrays that only training needs are ignored, too.
         rules, ignore = ORIGINAL, (rf"{prefix}(loss|model_ema)\..*", *([rf"(?!{prefix}).*"] if prefix else ()))
     else:
         rules = (*DIFFUSERS, *_OLD) if any(key.endswith(".proj_attn.weight") for key in keys) else DIFFUSERS
@@ -104,8 +104,11 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 
 
 def published(keys: Collection[str], prefix: str) -> dict[str, Any]:
-    """The config of a published file that has none beside it; sizes are those of all, and the rest is told by what the
-    file holds (scales from the makers' inference code)."""
+    """The config of a published file that has none beside it.
+
+    The sizes are the same in all such files. The rest is told from the file's arrays, with scales from the makers'
+    inference code.
+    """
     sizes = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
     if f"{prefix}quant_conv.weight" not in keys:
         scales = (1.5305, 0.0609) if prefix else (0.3611, 0.1159)  # Stable Diffusion 3, FLUX
@@ -115,7 +118,7 @@ def published(keys: Collection[str], prefix: str) -> dict[str, Any]:
 
 
 def original_config(config: Mapping[str, Any], quant: bool) -> AutoencoderConfig:
-    """Our config of their makers' fields: FLUX's, or `ddconfig` of latent diffusion with what stands beside it.
+    """Our config of the makers' fields: FLUX's, or latent diffusion's `ddconfig` with the fields beside it.
 
     Raises:
       UsageError: naming the field that is not understood.
@@ -165,7 +168,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
         "latents_mean": None,
         "latents_std": None,
     }
-    # force_upcast asks for float32, which ours computes in; sample_size is the size of the training images.
+    # force_upcast asks for float32, in which ours computes; sample_size is the size of the training images.
     fields(config, used, ("sample_size", "force_upcast"), fixed)
     images, quant = given(config, "in_channels", default=3), given(config, "use_quant_conv", bool, True)
     for name, other, kind in (("out_channels", images, int), ("use_post_quant_conv", quant, bool)):
@@ -185,7 +188,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderConfig:
 
 
 def _convert(path: tuple[str | int, ...], convolved: bool) -> Convert:
-    """`convolved`: an attention's matrices are convolutions of one pixel."""
+    """The conversion of a parameter. With `convolved`, an attention's matrices are convolutions of one pixel."""
     if path[-1] != "kernel":
         return same()
     linear = pointwise() if convolved else matrix()

@@ -1,7 +1,7 @@
 """BAGEL (arXiv 2505.14683): a mixture of two transformers over text, a vision tower's tokens and latents.
 
-One expert understands (text, the tower's tokens, the marks round images), one generates (latents). An image that is
-drawn is there as noised latents that only it sees, then as clean latents and as the tower's tokens.
+One expert understands (text, the tower's tokens, the marks around images), one generates (latents). A drawn image
+occurs as noised latents that only itself sees, then as clean latents and as the tower's tokens.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     normed, _ = given(llm, "qk_norm", bool, True, "config.json, llm_config"), llm.pop("freeze_und", None)
     llm.pop("qk_norm", None)
     tied = given(llm, "tie_word_embeddings", bool, False) and f"{_HEAD}.weight" not in keys
-    vit.pop("rope", None)  # their code sets it to False, whatever the file says
+    vit.pop("rope", None)  # BAGEL's code sets it to False, whatever the file says
     # The published vit_config.json is SigLIP's own; BAGEL leaves out its last layer.
     stem = "vit_model.vision_model.encoder.layers."
     held = len({key.removeprefix(stem).partition(".")[0] for key in keys if key.startswith(stem)})
@@ -112,7 +112,7 @@ def _leaves(experiment: Experiment) -> list[Leaf]:
     leaves += [
         Leaf(("trunk", "final_norm", UNDERSTANDING), f"{prefix}.norm.weight", same()),
         Leaf(("trunk", "final_norm", GENERATION), f"{prefix}.norm_moe_gen.weight", same()),
-        *token_leaves(f"{prefix}.embed_tokens.weight", None if text.released.tied else f"{_HEAD}.weight"),
+        *token_leaves(f"{prefix}.embed_tokens.weight", f"{_HEAD}.weight", text.released.tied),
     ]
     noised, semantic = ("parts", NOISED), ("parts", SEMANTIC)
     leaves += dense_leaves((*noised, "embed"), "", "vae2llm")

@@ -13,10 +13,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """An exact pair of inverses between an array of theirs and one of ours.
+    """Two functions between an array of theirs and one of ours, each the exact inverse of the other.
 
-    With `axis`, rows of theirs become a slice of ours along that axis, `step` rows for each index, so that a large
-    array can be converted some rows at a time; None: only as a whole.
+    Attributes:
+      to_ours, to_theirs: the functions.
+      axis: the axis of ours along which rows of theirs become a slice, so that a large array can be converted some rows
+        at a time. None converts only whole arrays.
+      step: rows of theirs for each index along the axis.
     """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -26,7 +29,10 @@ class Convert:
 
 
 def same(*shape: int) -> Convert:
-    """As it is; with a `shape`, a vector of theirs is this array of ours (the biases of heads [H * K] -> [H, K])."""
+    """The array as it is.
+
+    With a `shape`, a vector of theirs is an array of ours (biases of heads [H * K] -> [H, K]).
+    """
     if not shape:
         return Convert(lambda x: x, lambda y: y, 0)
     return Convert(lambda x: x.reshape(-1, *shape[1:]), lambda y: y.reshape(-1), 0, math.prod(shape[1:]))
@@ -38,7 +44,7 @@ def reshaped(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Convert:
 
 
 def matrix(*out_shape: int) -> Convert:
-    """[out, in] -> [in, *out_shape]; without a shape [in, out]."""
+    """[out, in] -> [in, *out_shape], or [in, out] without a shape."""
     rest = out_shape[1:]
     return Convert(
         lambda x: x.T.reshape(x.shape[1], -1, *rest), lambda y: y.reshape(y.shape[0], -1).T, 1, math.prod(rest)
@@ -46,7 +52,7 @@ def matrix(*out_shape: int) -> Convert:
 
 
 def matrix_from(*in_shape: int) -> Convert:
-    """[out, in] -> [*in_shape, out], as of an attention's output projection [D, H * K] -> [H, K, D]."""
+    """[out, in] -> [*in_shape, out], such as an attention's output projection [D, H * K] -> [H, K, D]."""
     return Convert(lambda x: x.T.reshape(*in_shape, -1), lambda y: y.reshape(-1, y.shape[-1]).T, len(in_shape))
 
 
@@ -66,7 +72,7 @@ def conv3d() -> Convert:
 
 
 def patches(patch: int) -> Convert:
-    """A convolution [D, C, P, P] that strides by its size -> [P * P * C, D], for patches in (y, x, c) order."""
+    """A convolution [D, C, P, P] whose stride is its size -> [P * P * C, D], for patches in (y, x, c) order."""
     return Convert(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda y: y.reshape(patch, patch, -1, y.shape[1]).transpose(3, 2, 0, 1),
@@ -75,11 +81,13 @@ def patches(patch: int) -> Convert:
 
 
 def permuted(order: Sequence[int], then: Convert) -> Convert:
-    """Row i of what `then` is given is row `order[i]` of theirs (chunks in another order, another RoPE layout)."""
+    """Reorders rows before `then`: its row i is row `order[i]` of theirs (for chunks in another order, or another
+    RoPE).
+    """
     order, back = np.asarray(order), np.argsort(order)
     return Convert(lambda x: then.to_ours(x[order]), lambda y: then.to_theirs(y)[back])
 
 
 def negated(then: Convert) -> Convert:
-    """With the opposite sign, as of a last layer that predicts noise - data where ours predicts data - noise."""
+    """Changes the sign, for a last layer that predicts noise - data where ours predicts data - noise."""
     return Convert(lambda x: -then.to_ours(x), lambda y: then.to_theirs(-y), then.axis, then.step)

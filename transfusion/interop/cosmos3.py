@@ -28,8 +28,7 @@ from transfusion.interop.opening import short
 from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
-MODEL = "Cosmos3OmniTransformer"
-claims = claims_of(MODEL)
+claims = claims_of("Cosmos3OmniTransformer")
 
 
 def _sections(config: Mapping[str, Any], half: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""From a workdir back to a released folder: every parameter is written, or the export is refused.
+"""Exports a workdir in the form of a released checkpoint: every parameter is written, or the export is refused.
 
-A run that was trained on from imported weights may have what the released form has no name for (an image stream of a
-text model), or compute something else with the same arrays (another rotary base). Neither may get lost in silence.
+A run that was trained from imported weights may have parameters that the released form has no name for (an image stream
+beside a text model), or compute something else with the same arrays (another rotary base). Neither is lost in silence.
 """
 
 import dataclasses
@@ -15,28 +15,30 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from transfusion import programs
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.family import CODEC, Imported
+from transfusion.interop.family import Imported
 from transfusion.interop.fields import ignoring
 from transfusion.interop.files import DTYPES, SUFFIX, Checkpoint
+from transfusion.interop.importing import REST, SOURCE, averaged, open_params
 from transfusion.interop.known import FAMILIES
 from transfusion.interop.leaves import lookup, their_shapes, theirs_from
 from transfusion.interop.opening import Folder, check_name
 from transfusion.interop.tokenizer import kept
-from transfusion.interop.workdir import REST, SOURCE, averaged, open_params
 from transfusion.interop.writing import ArrayForm, write_checkpoint
 from transfusion.model.names import by_path, nearest_path
-from transfusion.running.checkpoint import saved_shapes
+from transfusion.running.restore import saved_shapes
+from transfusion.workdir.config_file import read_experiment
+from transfusion.workdir.portable import CODEC
 
-# Names of dtypes in configs and flags -> in safetensors headers.
+# Names of dtypes in configs and flags -> their names in safetensors headers.
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-# Fields of the trunk and of a stream that may differ between a run and what was imported: they say how it is computed
-# and trained, or what else is in the same trunk, and not what the released weights mean.
+# Fields of the trunk that may differ between a run and its imported model. They say how the model is computed and
+# trained, or what else is in the trunk, and do not change what the released weights mean.
 _MODEL_MAY = {"dtype", "remat", "scan", "attention", "streams", "towers", "stages", "untied", "causal", "cross"}
 _MODEL_MAY |= {"rope_axes", "rope_interleaved", "released"}
 _TRUNK_MEANS = ("released.ffn_norm_epsilon", "released.rope_scaling")
+# Fields of a stream and of an autoencoder that do change it.
 _STREAM_MEANS = ("embed", "head", "attention", "time", "table", "head_after", "patch", "channels")
 _STREAM_MEANS += ("released.time", "released.centred", "released.x_first")
 _AUTOENCODER_MEANS = (
@@ -47,15 +49,15 @@ _AUTOENCODER_MEANS = (
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What an imported workdir knows of the released folder.
+    """What an imported workdir knows of the released folder that it comes from.
 
     Attributes:
       folder: the workdir.
       imported: how the released form became ours.
       config: the released config.json.
-      files: of each weight file its metadata and the dtype of each key.
+      files: for each file with weights its metadata and the dtype of each key.
       rest: the arrays that the model does not read; None if there are none.
-      index_metadata: of the released index; None without one.
+      index_metadata: the metadata of the released index; None if there was no index.
     """
 
     folder: pathlib.Path
@@ -67,15 +69,15 @@ class Origin:
 
     @property
     def keys(self) -> dict[str, tuple[str, str]]:
-        """(file, dtype) of every key."""
+        """The file and the dtype of every key."""
         return {key: (file, kind) for file, about in self.files.items() for key, kind in about["keys"].items()}
 
 
 def read_origin(workdir: str | os.PathLike) -> Origin:
-    """What was kept when a workdir was imported.
+    """Reads what an imported workdir kept of the released folder.
 
     Raises:
-      UsageError: if it was not, or what was kept is damaged.
+      UsageError: if the workdir was not imported, or source.json is damaged.
     """
     folder = pathlib.Path(workdir)
     if not (folder / SOURCE).exists():
@@ -106,16 +108,17 @@ def export_checkpoint(
     max_shard_bytes: int | None = None,
     drop: Sequence[str] = (),
 ) -> list[str]:
-    """Writes the newest checkpoint of a workdir as a released folder, part by part: of imported weights no more than a
-    few MiB are held at any time, see `open_params`. The files of the tokenizer go out with it.
+    """Writes the newest checkpoint of a workdir as a released folder, with the files of its tokenizer.
+
+    No more than a few MiB of imported weights are in memory at any time; see `open_params`.
 
     Args:
       workdir: imported, or trained from an imported one.
       folder: must not exist, or be empty.
-      source: the imported workdir whose source.json tells the form; by default `workdir`.
-      dtype: a key of `DTYPE_NAMES`; by default each array has the dtype that it was imported in.
-      max_shard_bytes: by default the files are those that were imported.
-      drop: paths of parameters, or shell patterns of them, that are left out where the form has no place for them.
+      source: the imported workdir whose source.json describes the form; by default `workdir`.
+      dtype: a key of `DTYPE_NAMES`; by default each array has the dtype with which it was imported.
+      max_shard_bytes: the size of the files; by default the weights are split as they were imported.
+      drop: paths or shell patterns of parameters that the form has no place for, which are left out.
 
     Returns:
       The paths of the parameters that were left out.
@@ -154,7 +157,7 @@ def export_checkpoint(
 
 
 def _arrays(params: Mapping, about: Origin) -> Iterator[tuple[str, np.ndarray]]:
-    if about.imported.codec is not None:  # as it was imported: a run of the model does not train it
+    if about.imported.codec is not None:  # the codec goes out as it was imported: runs of the model do not train it
         params = {**params, CODEC: open_params(about.folder / CODEC, about.imported.codec)}
     yield from theirs_from(params, about.imported.whole[0])
     for key in about.rest.keys() if about.rest is not None else ():
@@ -163,10 +166,10 @@ def _arrays(params: Mapping, about: Origin) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _without_place(workdir: str | os.PathLike, imported: Imported, params: Mapping, drop: Sequence[str]) -> list[str]:
-    """The parameters for which the released form has no place, all of which `drop` names.
+    """The parameters for which the released form has no place. `drop` must name all of them.
 
     Raises:
-      UsageError: naming those that it does not, or what of `drop` names none of them.
+      UsageError: if `drop` does not name one of them, or has a pattern that names none of them.
     """
     step, saved = saved_shapes(workdir)
     every = by_path({str(name): node for name, node in _named(saved[averaged(saved)]).items()})
@@ -202,7 +205,7 @@ def _patterns(paths: Sequence[str], placed: Collection[str]) -> list[str]:
 
 
 def _named(node: Mapping) -> dict[str, Any]:
-    """The same tree with names that are text: numbers may have become strings on disk."""
+    """The same tree with all names as strings, since numbers may have become strings on disk."""
     return {str(name): _named(child) if isinstance(child, Mapping) else child for name, child in node.items()}
 
 
@@ -213,7 +216,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _lost_layers(imported: Imported, params: Mapping) -> list[str]:
-    """Arrays of which a layer has no place in the released form (`Leaf.theirs` is None) and is not zero any more."""
+    """Arrays with a layer that has no place in the released form (`Leaf.theirs` is None) and is no longer zero."""
     layers: dict[tuple, set[int]] = {}
     for leaf in imported.leaves:
         if not isinstance(leaf.theirs, str):
@@ -227,12 +230,12 @@ def _lost_layers(imported: Imported, params: Mapping) -> list[str]:
 
 
 def _experiment(workdir: str | os.PathLike) -> Experiment | None:
-    """None for a part, such as a tower, which is no run."""
-    return programs.read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
+    """The experiment of a workdir; None for a part of a model, such as a vision tower, which is no run."""
+    return read_experiment(workdir) if (pathlib.Path(workdir) / "config.json").is_file() else None
 
 
 def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
-    """Refuses a run whose model computes something else than the released config says, with the same arrays."""
+    """Refuses a run that computes something else with the same arrays than the released config says."""
     run, form = _experiment(workdir), about.imported.experiment
     if run is None or form is None:
         return
@@ -260,7 +263,7 @@ def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
 
 
 def _same_tokenizer(workdir: str | os.PathLike, source: pathlib.Path) -> bool:
-    """Whether the run's tokenizer is the one that was imported, and its files may go out with the weights."""
+    """Whether the run's tokenizer is the imported one, so that its files are exported with the weights."""
     if pathlib.Path(workdir).absolute() == source.absolute():
         return True
     run, form = _experiment(workdir), _experiment(source)

@@ -1,4 +1,4 @@
-"""The fields of a released config.json: which are read, which change nothing, and which are refused by name."""
+"""Reads the fields of a released config.json: a field is checked and used, known to change nothing, or refused."""
 
 import math
 import re
@@ -8,11 +8,11 @@ from typing import Any
 from transfusion.errors import UsageError
 from transfusion.interop.opening import near, short
 
-LARGEST_SIZE = 2**31 - 1  # no size of a model is larger
+LARGEST_SIZE = 2**31 - 1  # no model has a larger size
 
-# Fields that say nothing about the function that a model computes: where it comes from, how it was trained and
-# initialised, what a library returns, and the generation settings that older versions of transformers dump into every
-# config.
+# Fields that do not change the function that a model computes. They say where it comes from, how it was trained and
+# initialised, and what a library returns, or are settings of generation, which older versions of transformers write
+# into every config.
 COMMON = frozenset(
     """
     architectures attn_implementation auto_map dtype model_type name_or_path torch_dtype transformers_version
@@ -31,7 +31,7 @@ COMMON = frozenset(
     base_model fp16 bf16 tf32
     """.split()  # noqa: SIM905 - a list would be one name a line
 )
-# The same, by the form of the name; whole names. A leading underscore marks what a library keeps for itself.
+# Further such fields, by the form of their whole names. A leading underscore marks a library's own fields.
 _HARMLESS = re.compile(
     r"""
     _\w+ | unsloth_\w+ | neftune_\w+ | initializer_\w+ | gradient_checkpointing\w* | use_gradient_checkpointing
@@ -41,7 +41,8 @@ _HARMLESS = re.compile(
     """,
     re.VERBOSE,
 )
-# What the families always do: false in such a field is not the absence of an extra, but another model.
+# Names of things that all families have. False in such a field does not mean that an extra is absent: it means another
+# model.
 _ALWAYS = re.compile(
     r"(use_|apply_|with_|has_|enable_|add_|is_|do_)*"
     r"(rope|rotary\w*|rotary|causal\w*|(pos|position|positional)_emb\w*|(rms|layer|pre|final|input)_?norm\w*|norm"
@@ -58,14 +59,14 @@ def fields(
 ) -> None:
     """Refuses a config with a field that is not understood.
 
-    A field that is null is not given, whatever its name. One that is false or empty is the absence of something
-    (`rope_interleaved`, `use_mrope`), unless its name is that of something which all families have (`use_rope`).
+    A field that is null counts as missing. A field that is false or empty means that an extra is absent
+    (`rope_interleaved`, `use_mrope`) and is passed over, unless all families have the thing that it names (`use_rope`).
 
     Args:
       used: fields that the family reads.
-      harmless: fields that change nothing here, besides `COMMON` and the forms of `_HARMLESS`.
-      fixed: fields that must have this value (a tuple: one of these) where they are given.
-      where: names the table in the error.
+      harmless: fields that change nothing in this family, besides `COMMON` and the forms of `_HARMLESS`.
+      fixed: fields that may have only this value (or one of a tuple of values).
+      where: names the table in errors.
 
     Raises:
       UsageError: naming the field.
@@ -103,7 +104,7 @@ def _refuse(name: str, value: Any, where: str, hint: str) -> None:
 
 
 def ignoring(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The config without the fields of these names, in all of its tables; how --ignore_field is done.
+    """The config without the fields of these names, in all of its tables; this is --ignore_field.
 
     Raises:
       UsageError: if a name is nowhere in it.
@@ -125,8 +126,9 @@ def ignoring(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
 def given(
     config: Mapping[str, Any], name: str, kind: type = int, default: Any = None, where: str = "config.json"
 ) -> Any:
-    """A field of the config, checked for its type; `default` where it is missing or null. Whole numbers are positive,
-    numbers are finite.
+    """A field of the config, checked for its type, or `default` if the field is missing or null.
+
+    Whole numbers must be positive, other numbers finite.
 
     Raises:
       UsageError: if it is not of type `kind`, out of range, or missing without a `default`.
@@ -160,7 +162,7 @@ def positive(config: Mapping[str, Any], name: str, default: float | None = None,
 
 
 def whole_numbers(config: Mapping[str, Any], name: str, where: str = "config.json", least: int = 1) -> tuple[int, ...]:
-    """A list of whole numbers from `least` on; () where it is missing or null.
+    """A list of whole numbers of at least `least`; () if the field is missing or null.
 
     Raises:
       UsageError: if it is anything else.

@@ -1,8 +1,8 @@
-"""Released checkpoint folders, read: config.json and safetensors files, one leaf at a time.
+"""Reads released checkpoint folders: config.json and safetensors files, one array at a time.
 
-A safetensors file is the length of its header (8 bytes, little endian), the header (JSON: for each key its dtype, shape
-and the offsets of its bytes) and the bytes. The package's own reader maps whole files into memory; here each leaf, or
-some rows of it, is read by itself, so that no more than that is ever held.
+A safetensors file consists of the length of its header (8 bytes, little endian), the header (JSON: for each key its
+dtype, shape and the offsets of its bytes) and the bytes. The package's own reader maps whole files into memory. Here
+each array, or some of its rows, is read by itself, so that no more than that is ever in memory.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.interop.opening import Folder, check_name, near, parse_table, short
 
-# What each name in a header stands for. Others (8-bit floats and the like) need scales that only their makers know.
+# The dtype of each name in a header. Other dtypes (such as 8-bit floats) need scales that only their makers know.
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
     for name, dtype in {
@@ -36,19 +36,19 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Of the weights, as transformers and diffusers write them, and BAGEL, whose autoencoder lies beside.
+# The names of the files with weights: of transformers, of diffusers, and of BAGEL, whose autoencoder lies beside them.
 WEIGHT_FILES = ("model", "diffusion_pytorch_model", "ema")
-CONFIG_PARTS = ("llm_config", "vit_config")  # of a config, that BAGEL keeps in files of their own
+CONFIG_PARTS = ("llm_config", "vit_config")  # tables of BAGEL's config that are files of their own
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
-# Bytes of a header. The format's own reader takes 100 million, of which Python would make gigabytes; this is room for
-# 100,000 arrays in one file.
+# The most bytes of a header. The package's own reader takes 100 million, of which Python would make gigabytes. This has
+# room for 100,000 arrays in one file.
 _MOST_HEADER = 16_000_000
 _MOST_AXES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """Where an array lies: `start` is its first byte in `file`, `dtype` a key of `DTYPES`."""
+class ArrayEntry:
+    """Where an array lies: `start` is its first byte in `file`; `dtype` is a key of `DTYPES`."""
 
     file: str
     dtype: str
@@ -66,7 +66,7 @@ class Checkpoint:
     Attributes:
       folder: where it is.
       files: opens its files.
-      config: config.json ({} where there is none), with the `CONFIG_PARTS` that lie beside it.
+      config: config.json ({} if there is none), with the `CONFIG_PARTS` that lie beside it.
       entries: where each key's array lies, in the order of the files.
       metadata: the headers' `__metadata__` by file name.
       index_metadata: the index's `metadata`; None without an index.
@@ -84,7 +84,7 @@ class Checkpoint:
             if part not in self.config and self.files.has(f"{part}.json"):
                 self.config[part] = self.files.read_json(f"{part}.json")
         files, weight_map, self.index_metadata = self._files()
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, ArrayEntry] = {}
         self.metadata: dict[str, dict[str, str]] = {}
         for file in files:
             self.metadata[file], entries = read_header(self.files, file)
@@ -128,7 +128,7 @@ class Checkpoint:
     def keys(self) -> list[str]:
         return list(self.entries)
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> ArrayEntry:
         if key not in self.entries:
             raise UsageError(f"{self.folder} has no key {_cut(key)}{near(key, self.entries)}")
         return self.entries[key]
@@ -142,7 +142,7 @@ class Checkpoint:
         return value.astype(np.float32, copy=False) if self.entry(key).dtype in FLOATS else value
 
     def raw(self, key: str, rows: tuple[int, int] | None = None) -> np.ndarray:
-        """As `read`, in the file's dtype."""
+        """The array of a key, or its rows [start, stop), in the file's dtype."""
         entry = self.entry(key)
         dtype, shape, start = DTYPES[entry.dtype], entry.shape, entry.start
         if rows is not None:
@@ -160,7 +160,7 @@ class Checkpoint:
 
 
 def _cut(key: str) -> str:
-    """A key for a message."""
+    """A key, cut for a message."""
     return key if len(key) <= 200 else f"{key[:200]}..."
 
 
@@ -188,7 +188,7 @@ def _one(folder: pathlib.Path, names: list[str], suffix: str) -> str:
     raise UsageError(f"{folder} holds several files and no index: {', '.join(n + suffix for n in names[:20])}")
 
 
-def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, ArrayEntry]]:
     """The metadata of a safetensors file and the entry of each key, checked before any memory is taken for them.
 
     Raises:
@@ -224,8 +224,8 @@ def read_header(folder: Folder, name: str) -> tuple[dict[str, str], dict[str, En
     return metadata, entries
 
 
-def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[Entry, int]:
-    """The entry of one key of a header, and the byte after its last."""
+def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[ArrayEntry, int]:
+    """The entry of one key of a header, and the offset at which its bytes end."""
     where = f"{path}: key {_cut(key)}"
     if not isinstance(about, dict) or not {"dtype", "shape", "data_offsets"} <= about.keys():
         raise UsageError(f"{where} needs dtype, shape and data_offsets")
@@ -238,7 +238,7 @@ def _entry(path: pathlib.Path, key: str, about: Any, begin: int) -> tuple[Entry,
         raise UsageError(f"{where} has a broken shape {short(shape)} or data_offsets {short(offsets)}")
     if len(shape) > _MOST_AXES:
         raise UsageError(f"{where} has {len(shape)} axes, more than {_MOST_AXES}")
-    entry = Entry(path.name, dtype, tuple(shape), begin + offsets[0])
+    entry = ArrayEntry(path.name, dtype, tuple(shape), begin + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise UsageError(
             f"{where} of {dtype}{short(shape)} takes {short(entry.nbytes)} bytes, not those of {short(offsets)}"

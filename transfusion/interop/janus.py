@@ -1,5 +1,7 @@
-"""Janus and Janus-Pro (arXiv 2410.13848, 2501.17811): a text model that reads images by a SigLIP tower and draws them
-as codes, which have an embed and a head of their own."""
+"""Janus and Janus-Pro (arXiv 2410.13848, 2501.17811): a text model that reads images by a SigLIP tower and draws codes.
+
+The codes have an embed and a head of their own.
+"""
 
 import dataclasses
 import math
@@ -21,7 +23,7 @@ from transfusion.model.vit import ViTConfig
 from transfusion.sequence import TEXT, ConnectorConfig, Released, Stream, layouts
 
 _HEAD = "lm_head.weight"
-# What their configs leave out where it is their class's default.
+# Defaults of the classes, which configs leave out.
 _LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
@@ -61,7 +63,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         _equal(codes, name, model.width, where)
     depth = given(codes, "num_hidden_layers", where=where)
     draws = ConnectorConfig(depth, _activation(codes, where))
-    # The flag stands in the text model's config, or for the whole; where a head is there it is read.
+    # The flag is in the text model's config or in that of the whole. If the files hold a head, it is read.
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text)) and _HEAD not in keys
     grid = tuple(tower.patch * side for side in tower.grid)
     streams = {
@@ -76,14 +78,14 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
             budget=math.prod(tower.grid), connector=draws,
         ),
     }  # fmt: skip
-    # Codes are weights and a forward pass only: which token begins an image is said by their tokenizer, not here.
+    # Codes can be computed, but not drawn: which token begins an image is said by Janus's tokenizer and not here.
     experiment = Experiment(model=model, streams=streams, layout=layouts.janus(drawn=""))
     codec = part("JanusVQVAE", given(config, "vq_config", dict, {}), where, "model.vqmodel.")
     return dataclasses.replace(imported(experiment, _leaves(experiment), IGNORED), codec=codec)
 
 
 def _tower(vision: dict[str, Any], width: int) -> tuple[ViTConfig, ConnectorConfig]:
-    """The tower, and the dense layers behind it."""
+    """The vision tower, and the dense layers behind it."""
     where = "config.json, vision_config"
     own = ("mlp_ratio", "attention_bias", "projection_dim", "depth")
     rest = {name: value for name, value in vision.items() if name not in own}
@@ -112,7 +114,7 @@ def _activation(config: Mapping[str, Any], where: str) -> str:
 
 
 def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) -> list[Leaf]:
-    """A `Connector` at the path `at`, from 'fc1' and the list 'hidden_layers'."""
+    """A `Connector` at the path `at`, made of their 'fc1' and the list 'hidden_layers'."""
     keys = [f"{theirs}.fc1", *(f"{theirs}.hidden_layers.{i}" for i in range(config.depth - 1))]
     leaves = dense_leaves(at, "out", keys[-1])
     if config.depth > 1:
@@ -126,7 +128,7 @@ def connector_leaves(at: tuple[str, ...], config: ConnectorConfig, theirs: str) 
 def _leaves(experiment: Experiment) -> list[Leaf]:
     model, streams = experiment.model, experiment.streams
     prefix, expert = "model.language_model", streams[TEXT].expert
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if streams[TEXT].released.tied else _HEAD)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", _HEAD, streams[TEXT].released.tied)
     leaves += block_leaves(model, ("trunk", "blocks", expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", expert), f"{prefix}.norm.weight", same()))
     embed = ("parts", SEMANTIC, "embed")

@@ -1,4 +1,4 @@
-"""The families of released checkpoints that are understood, and which of them a folder belongs to."""
+"""The table of all known families of released checkpoints, and the search for the family of a folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,20 +35,22 @@ FAMILIES: dict[str, Family] = {
         Family("janus", ("JanusForConditionalGeneration",), janus.claims, janus.build),
         Family("language", tuple(language.TEXT_MODELS), language.claims, language.build),
         Family("dit", ("DiTTransformer2DModel",), dit.claims, dit.build),
-        Family("sd3", (sd3.MODEL,), sd3.claims, sd3.build),
-        Family("omnigen", (omnigen.MODEL,), omnigen.claims, omnigen.build),
-        Family("cosmos3", (cosmos3.MODEL,), cosmos3.claims, cosmos3.build),
+        Family("sd3", ("SD3Transformer2DModel",), sd3.claims, sd3.build),
+        Family("omnigen", ("OmniGenTransformer2DModel",), omnigen.claims, omnigen.build),
+        Family("cosmos3", ("Cosmos3OmniTransformer",), cosmos3.claims, cosmos3.build),
         Family("siglip", siglip.MODELS, siglip.claims, siglip.build),
     )
 }
-# Fields that count what has arrays of its own: no model has more layers than its files have arrays.
+# Fields that count layers, each of which has arrays of its own. So no count is larger than the number of arrays.
 _COUNTS = ("num_hidden_layers", "num_layers", "num_diffusion_layers", "layers_per_block", "num_res_blocks", "depth")
 _STAGES = ("block_out_channels", "channel_multiplier", "ch_mult", "down_block_types", "up_block_types")
 
 
 def find_family(checkpoint: Checkpoint, ignore_fields: tuple[str, ...] = ()) -> tuple[Family, Imported]:
-    """The family of a checkpoint, and how it becomes ours; fields of config.json named in `ignore_fields` are passed
-    over.
+    """The family of a checkpoint, and how the checkpoint becomes ours.
+
+    Args:
+      ignore_fields: fields of config.json that are passed over.
 
     Raises:
       UsageError: if no family claims it, or it has a field that its family does not understand.
@@ -65,8 +67,10 @@ def find_family(checkpoint: Checkpoint, ignore_fields: tuple[str, ...] = ()) -> 
 
 
 def _check_counts(config: Mapping[str, Any], arrays: int, where: str = "config.json") -> None:
-    """Refuses a config that asks for more layers than there are arrays in the files, before anything is built of it:
-    a list of a thousand million layers would fill the memory."""
+    """Refuses a config that asks for more layers than the files have arrays, before anything is built.
+
+    A list of a thousand million layers would fill the memory.
+    """
     blocks = 1
     for name in _COUNTS:
         value = config.get(name)

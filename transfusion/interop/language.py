@@ -1,4 +1,4 @@
-"""Text models of transformers: Llama, Qwen2 and Qwen3."""
+"""Text models of transformers: Llama, Qwen2, Qwen3, and Emu3's text model."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Released, Run, Stream
 
-# Class -> what its config.json does not say: biases, whether queries and keys are normed, and defaults of its own.
+# For each class what its config.json does not say: biases, norms of queries and keys, and the class's own defaults.
 TEXT_MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "qk_norm": "none", "biased": False},
     "Qwen2ForCausalLM": {"model_type": "qwen2", "qk_norm": "none", "biased": True},
@@ -44,12 +44,12 @@ _FIXED = {
     "use_rope": True,
     "partial_rotary_factor": 1.0,
 }
-# Buffers that old checkpoints carry, and a head that is the table of tokens again.
+# Buffers that old checkpoints hold.
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
 
 def text_model_of(config: Mapping[str, Any]) -> str | None:
-    """The class of `TEXT_MODELS` that a config names."""
+    """The class of `TEXT_MODELS` that a config names; None if it names none of them."""
     for name, facts in TEXT_MODELS.items():
         if name in class_names(config) or (not class_names(config) and config.get("model_type") == facts["model_type"]):
             return name
@@ -64,26 +64,28 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`."""
     model = trunk_config(config, text_model_of(config))
     config = with_defaults(config, TEXT_MODELS[text_model_of(config)].get("defaults", {}))
-    # A head that is there is read, whatever the config says: it is then a copy, or not tied.
+    # If the files hold a head it is read, whatever the config says: it is a copy of the table, or not tied to it.
     tied = given(config, "tie_word_embeddings", bool, False) and "lm_head.weight" not in keys
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    leaves = token_leaves("model.embed_tokens.weight", None if tied else "lm_head.weight")
+    leaves = token_leaves("model.embed_tokens.weight", "lm_head.weight", tied)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), "model.norm.weight", same()))
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
 
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, with a default where a field is missing or null (what equals its class's default is often left out
-    of a part of a config)."""
+    """The config, with a default where a field is missing or null.
+
+    A part of a config often leaves out fields that equal the defaults of its class.
+    """
     return {**defaults, **{name: value for name, value in config.items() if value is not None}}
 
 
 def trunk_config(
     config: Mapping[str, Any], kind: str, where: str = "config.json", qk_norm: str = ""
 ) -> TransformerConfig:
-    """Our trunk of a text model's config; `qk_norm` replaces what its class has.
+    """Our trunk of a text model's config. `qk_norm` replaces that of its class.
 
     Raises:
       UsageError: naming the field that is not understood.
@@ -122,7 +124,7 @@ def trunk_config(
 
 
 def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float, RopeScaling]:
-    """theta and the scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+    """The rotary base and scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
 
     Raises:
       UsageError: naming the kind or field of scaling that is not understood.
@@ -152,7 +154,7 @@ def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float
 
 @dataclasses.dataclass(frozen=True)
 class _Scaling:
-    """A kind of scaling under their names; `fields` is what their table says of it."""
+    """A kind of rotary scaling; `fields` are the fields that their table has for it."""
 
     name: str
     fields: tuple[str, ...] = ()
@@ -182,13 +184,13 @@ _SCALINGS = {
 
 
 def _factors(table: Mapping[str, Any], name: str, where: str) -> tuple[float, ...]:
-    """One number above 0 for every frequency."""
+    """The numbers above 0 of a table, one for each frequency."""
     values = given(table, name, list, where=where)
     return tuple(positive({name: value}, name, where=where) for value in values)
 
 
 def check_factors(scaling: RopeScaling, head_size: int, where: str) -> None:
-    """Refuses a scaling that does not have one factor for each pair of a head."""
+    """Refuses a scaling that does not have one factor for each pair of a head's numbers."""
     for name, values in (("short_factor", scaling.short), ("long_factor", scaling.long)):
         if scaling.kind == "longrope" and len(values) != head_size // 2:
             raise UsageError(f"{where}: {name} has {len(values)} values, and a head of {head_size} asks for half of it")

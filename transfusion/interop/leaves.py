@@ -1,7 +1,7 @@
-"""The mapping between the arrays of a released checkpoint and ours: a list of `Leaf`, read in both directions.
+"""Maps the arrays of a released checkpoint to ours and back: a list of `Leaf`, read in both directions.
 
-A leaf says where one array of ours comes from and how it is converted (`converts`). Arrays of all layers are one array
-of ours, stacked along a leading axis.
+A leaf says where one array of ours comes from and how it is converted (`converts`). The arrays of all layers are one
+array of ours, stacked along a leading axis.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from transfusion.errors import UsageError, nearest
 from transfusion.interop.converts import Convert
 from transfusion.interop.files import FLOATS, Checkpoint
 
-BLOCK_BYTES = 2**22  # bytes (as float32) of a leaf that are converted at a time
+BLOCK_BYTES = 2**22  # so many bytes (as float32) of a leaf are converted at a time
 ParamPath = tuple[str | int, ...]
 
 
@@ -26,13 +26,13 @@ class Leaf:
     """Where an array of ours comes from.
 
     Attributes:
-      ours: path in our nested dict of parameters.
-      theirs: key in the checkpoint; a tuple of them, one per layer, where ours is stacked along its first axis (None:
-        a layer that has no such array; ours stays zero there).
-      convert: applied to each.
-      rows: (start, stop): these rows of theirs only. The leaves that share a key must cover it. Several leaves with
-        the same key and no rows are tied: each gets the whole array, and export wants them equal.
-      at: static index into ours (after the layer) that is filled; the leaves of one array must cover it.
+      ours: the path of the array in our nested dict of parameters.
+      theirs: the array's key in the checkpoint. If ours is stacked along its first axis, a tuple of keys, one per
+        layer; None stands for a layer that has no such array, where ours stays zero.
+      convert: the conversion of each array.
+      rows: (start, stop) takes only these rows of theirs. The leaves that share a key must cover its rows. If several
+        leaves have the same key and no rows, they are tied: each gets the whole array, and export wants them equal.
+      at: the static index into ours (behind the layer) that is filled. The leaves of one array must cover it.
     """
 
     ours: ParamPath
@@ -44,19 +44,19 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """One key's part in one array of ours."""
+    """The part of one array of ours that comes from one key."""
 
     key: str
     leaf: Leaf
     index: tuple[int | slice, ...]
 
     def of(self, tree: Mapping) -> Any:
-        """The part of ours, as a view."""
+        """This part of our parameters, as a view."""
         return lookup(tree, self.leaf.ours)[(*self.index, ...)]
 
 
 def pieces(leaves: Sequence[Leaf]) -> list[_Piece]:
-    """One entry per key and place, in the order of the leaves."""
+    """The pieces of all leaves: one for each key and place, in the order of the leaves."""
     found = []
     for leaf in leaves:
         keys = [leaf.theirs] if isinstance(leaf.theirs, str) else leaf.theirs
@@ -68,7 +68,7 @@ def pieces(leaves: Sequence[Leaf]) -> list[_Piece]:
 
 
 def lookup(tree: Any, path: ParamPath) -> Any:
-    """The node at a path; numbers may have become strings on disk."""
+    """The node at a path. Numbers in it may have become strings on disk."""
     for name in path:
         tree = tree[name if name in tree else str(name)]
     return tree
@@ -80,10 +80,10 @@ def _blank(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def their_shapes(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int, ...]]:
-    """The shape of each key that the leaves ask for, from our template's shapes.
+    """The shape of each key that the leaves ask for, told from our template's shapes.
 
     Raises:
-      ValueError: if the leaves do not cover the template, or the rows of a key. That is a mistake of the family.
+      ValueError: if the leaves do not cover the template, or the rows of a key: a mistake in the family's code.
     """
     blanks = jax.tree.map(lambda s: _blank(s.shape), dict(shapes))
     wanted: dict[str, tuple[int, ...]] = {}
@@ -107,7 +107,7 @@ def their_shapes(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int
 
 
 def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
-    """Raises ValueError unless every number of ours is filled once."""
+    """Raises ValueError unless the leaves fill every number of ours exactly once."""
     filled: dict[str, list[int]] = {}  # numbers filled, per layer
     empty: dict[str, set[int]] = {}  # layers that have no such array
     for leaf in leaves:
@@ -134,12 +134,16 @@ def _check_cover(leaves: Sequence[Leaf], blanks: Mapping) -> None:
 def check_keys(
     checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()
 ) -> list[str]:
-    """The keys of the checkpoint that match `ignore` (regular expressions of whole keys) and no leaf asks for.
+    """Checks that a checkpoint holds the arrays that the leaves ask for. Returns the keys that no leaf asks for.
+
+    Args:
+      ignore: regular expressions of whole keys that no leaf needs to ask for.
 
     Raises:
-      UsageError: naming the key, if one is missing, has another shape, is no float, or is not asked for at all.
+      UsageError: naming the key, if one is missing, has another shape or holds no floats, or if no leaf asks for it and
+        `ignore` does not match it.
     """
-    # Before any array is made of the shapes, even one without memory: NumPy has no arrays of 2^63 numbers.
+    # This comes before any array is made of the shapes, even one without memory: NumPy has no arrays of 2^63 numbers.
     asked = sum(math.prod(shape.shape) for shape in jax.tree.leaves(dict(shapes)))
     held = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
     if asked > 100 * held + 1_000_000:
@@ -166,8 +170,8 @@ def check_keys(
 
 
 def fill(checkpoint: Checkpoint, leaves: Sequence[Leaf], targets: Mapping) -> None:
-    """Writes every leaf into `targets`, a nested dict of arrays (of numpy or on disk), some rows at a time."""
-    for leaf in leaves:  # a layer without such an array stays zero, or is filled by another leaf below
+    """Writes every leaf into `targets`, a nested dict of arrays (NumPy's or on disk), some rows at a time."""
+    for leaf in leaves:  # layers without such an array become zero, unless another leaf fills them below
         for layer, key in enumerate(() if isinstance(leaf.theirs, str) else leaf.theirs):
             if key is None:
                 whole = lookup(targets, leaf.ours)
@@ -179,7 +183,7 @@ def fill(checkpoint: Checkpoint, leaves: Sequence[Leaf], targets: Mapping) -> No
 
 
 def _blocks(shape: tuple[int, ...], leaf: Leaf) -> Iterator[tuple[tuple[int, int] | None, tuple[slice, ...]]]:
-    """(rows of theirs, or None for all; where they go in ours)."""
+    """Yields (rows of theirs, or None for all; where they go in ours)."""
     convert = leaf.convert
     if not shape or (convert.axis is None and leaf.rows is None):
         yield None, ()
@@ -197,7 +201,7 @@ def _blocks(shape: tuple[int, ...], leaf: Leaf) -> Iterator[tuple[tuple[int, int
 
 
 def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping, ignore: Sequence[str] = ()) -> dict:
-    """Our parameters: a nested dict of float32 arrays of the template's `shapes`.
+    """Reads our parameters: a nested dict of float32 arrays with the template's `shapes`.
 
     Raises:
       UsageError: as `check_keys` does.
@@ -209,10 +213,10 @@ def read_params(checkpoint: Checkpoint, leaves: Sequence[Leaf], shapes: Mapping,
 
 
 def theirs_from(params: Mapping, leaves: Sequence[Leaf]) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, float32 array) of the released form, one key after the other; a large array comes in several parts of its
-    rows, in order, under the same key. Fused keys are joined again.
+    """Yields (key, float32 array) of the released form, one key after the other.
 
-    `params` are nested dicts of arrays (of numpy or on disk), of which no more than a part is asked for at a time.
+    A large array comes in several parts, which are its rows in order, under the same key. Fused keys are joined again.
+    `params` are nested dicts of arrays (NumPy's or on disk), which are read a part at a time.
 
     Raises:
       UsageError: if arrays that are tied in the released form are no longer equal.
@@ -237,7 +241,7 @@ def theirs_from(params: Mapping, leaves: Sequence[Leaf]) -> Iterator[tuple[str, 
 
 
 def _rows_of(piece: _Piece, params: Mapping, rows: tuple[int, int] | None) -> np.ndarray:
-    """These rows of a piece in the released form (None: all of it)."""
+    """The given rows of a piece in the released form; None gives all of it."""
     convert, ours = piece.leaf.convert, piece.of(params)
     if rows is None or convert.axis is None or any(row % convert.step for row in rows):
         whole = convert.to_theirs(np.asarray(ours[(...,)]))
@@ -247,7 +251,7 @@ def _rows_of(piece: _Piece, params: Mapping, rows: tuple[int, int] | None) -> np
 
 
 def chunks(leaves: Sequence[Leaf], shapes: Mapping) -> dict[str, tuple[int, ...]]:
-    """For each array of ours, by its name joined with dots, the shape of what `fill` writes at a time."""
+    """The shape that `fill` writes at a time, for each array of ours by its path joined with dots."""
     blanks, found = jax.tree.map(lambda s: _blank(s.shape), dict(shapes)), {}
     for leaf in leaves:
         whole, stacked = lookup(blanks, leaf.ours), not isinstance(leaf.theirs, str)

@@ -24,16 +24,18 @@ UNDERSTANDING, GENERATION = "understanding", "generation"
 
 
 def claims_of(name: str) -> Callable[[Mapping[str, Any], Collection[str]], bool]:
+    """The `claims` of a family whose config.json names this class."""
     return lambda config, keys: name in class_names(config)
 
 
 def imported(experiment: Experiment, leaves: list[Leaf], ignore: tuple[str, ...] = ()) -> Imported:
+    """A model of ours whose documents need neither a begin nor an end of text."""
     spec = SequenceSpec(experiment.streams, experiment.layout, 0, 0, experiment.model.rope_axes)
     return Imported(model_template(experiment.model, spec), leaves, experiment, ignore)
 
 
 def dense_leaves(at: tuple[str, ...], ours: str, theirs: str, kernel: Convert | None = None) -> list[Leaf]:
-    """A linear layer with a bias: OURS and OURS_bias, or the kernel and bias of a module when `ours` is ''."""
+    """A linear layer with a bias: the arrays OURS and OURS_bias, or 'kernel' and 'bias' if `ours` is ''."""
     names = (f"{ours}", f"{ours}_bias") if ours else ("kernel", "bias")
     return [
         Leaf((*at, names[0]), f"{theirs}.weight", kernel or matrix()),
@@ -42,30 +44,31 @@ def dense_leaves(at: tuple[str, ...], ours: str, theirs: str, kernel: Convert | 
 
 
 def perceptron_leaves(at: tuple[str, ...], hidden: str, out: str) -> list[Leaf]:
-    """A `Perceptron` at the path `at`, from two linear layers."""
+    """A `Perceptron` at the path `at`, made of two linear layers."""
     return dense_leaves(at, "hidden", hidden) + dense_leaves(at, "out", out)
 
 
 def embedder_leaves(at: tuple[str, ...], theirs: str) -> list[Leaf]:
+    """A `Perceptron` at the path `at`, under diffusers' names for the layers of a time embedding."""
     return perceptron_leaves(at, f"{theirs}.linear_1", f"{theirs}.linear_2")
 
 
 def latent_side(config: Mapping[str, Any], default: int = 32) -> int:
-    """The latent side of a square model; rounded down to whole patches."""
+    """The side of a square model's latents, rounded down to whole patches."""
     patch, size = given(config, "patch_size", default=2), given(config, "sample_size", default=default)
     if size < patch:
         raise UsageError(f"config.json: sample_size {size} holds no patch of patch_size {patch}")
     return size // patch * patch
 
 
-def token_leaves(table: str, head: str | None) -> list[Leaf]:
-    """The table and head (None: tied) of the text stream."""
+def token_leaves(table: str, head: str, tied: bool) -> list[Leaf]:
+    """The table and the head of the text stream; one that is `tied` to the table has no array of its own."""
     leaves = [Leaf(("parts", TEXT, "embed", "table"), table, same())]
-    return leaves + ([] if head is None else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
+    return leaves + ([] if tied else [Leaf(("parts", TEXT, "head", "kernel"), head, matrix())])
 
 
 def layer_keys(prefix: str, layers: int) -> Callable[[str], tuple[str, ...]]:
-    """The keys of one array of all layers: 'self_attn.q_proj.weight' -> ('PREFIX.0.self_attn...', ...)."""
+    """A function from an array's name to its keys in all layers: 'q.weight' -> ('PREFIX.0.q.weight', ...)."""
     return lambda name: tuple(f"{prefix}.{i}.{name}" for i in range(layers))
 
 
@@ -84,7 +87,7 @@ def block_leaves(
     keys: Callable[[str], tuple[str, ...]],
     names: Mapping[str, str] = LAYER_NAMES,
 ) -> list[Leaf]:
-    """The leaves of one expert's block at the path `at`; `names` are theirs without '.weight' and '.bias'."""
+    """The blocks of one expert at the path `at`. `names` are their names, without '.weight' and '.bias'."""
     h, g, k = model.heads, model.groups, model.size
     heads = {"q": (h, k), "k": (g, k), "v": (g, k)}
     bias = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "out", "gate": "ffn", "up": "ffn", "down": "ffn"}

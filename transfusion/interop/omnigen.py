@@ -23,8 +23,7 @@ from transfusion.interop.modules import (
 from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
-MODEL = "OmniGenTransformer2DModel"
-claims = claims_of(MODEL)
+claims = claims_of("OmniGenTransformer2DModel")
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:

@@ -1,7 +1,7 @@
-"""Files of a folder that strangers made: opened only if they are plain files of that folder, and read up to a limit.
+"""Opens files of folders that strangers made: only plain files inside the folder, and only up to a size.
 
 A pipe or a device in place of a file would hang the program or never end, and a link may lead to any file of the
-machine. So everything that the importer reads goes through `Folder`.
+machine. So the importer reads everything through `Folder`.
 """
 
 import collections
@@ -17,19 +17,19 @@ from typing import Any, BinaryIO
 from transfusion.errors import UsageError, nearest
 
 MOST_JSON = 32_000_000  # bytes; config.json of Emu3, with its vocabulary of 184,622 tokens, has 7 million
-MOST_DEEP = 50  # tables within tables
-_LONGEST_NAME = 255  # bytes; of a file, in all common file systems
+MOST_DEEP = 50  # tables within tables, at most
+_LONGEST_NAME = 255  # bytes of a file's name, in all common file systems
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def short(value: Any) -> str:
-    """`repr(value)`, cut to fit into an error of one line: a stranger's value may have millions of characters."""
+    """`repr(value)`, cut to fit into an error of one line, since a stranger's value may have millions of characters."""
     return _SHORT.repr(value)
 
 
 def near(name: str, known: collections.abc.Iterable[str]) -> str:
-    """As `errors.nearest`, among names of a sane length and number, since the comparison takes the square of both."""
+    """`errors.nearest` among at most 2,000 names of under 200 characters, as its time grows with the square of both."""
     return nearest(name, [other for other in known if len(other) < 200][:2000]) if len(name) < 200 else ""
 
 
@@ -39,8 +39,8 @@ class Folder:
 
     Attributes:
       path: where it is.
-      follow_links: whether links may lead out of it. Those of a Hugging Face cache, from 'snapshots' into 'blobs' of
-        the same model, always may.
+      follow_links: whether links may lead out of it. The links of a Hugging Face cache, from 'snapshots' into the
+        'blobs' of the same model, always may.
     """
 
     path: pathlib.Path
@@ -53,7 +53,7 @@ class Folder:
         return (here, here.parent.parent / "blobs") if cached else (here,)
 
     def has(self, name: str) -> bool:
-        """Whether there is something of that name, a file or not."""
+        """Whether something has that name, a file or not."""
         return os.path.lexists(self.path / name)
 
     def names(self, suffix: str = "") -> list[str]:
@@ -77,7 +77,7 @@ class Folder:
                     f"{path} is a link that leads out of the folder, to {real}: copy the file, or give --follow_links"
                 )
             _insist_plain(path, os.stat(real))
-            # Should a pipe take the file's place in this moment, opening it does not wait for a writer.
+            # If a pipe takes the file's place at this moment, opening it does not wait for a writer.
             number = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             file = os.fdopen(number, "rb")
             _insist_plain(path, os.fstat(number))
@@ -117,7 +117,7 @@ def _insist_plain(path: pathlib.Path, about: os.stat_result) -> None:
 
 
 def parse_table(data: bytes, what: str) -> dict[str, Any]:
-    """One table of JSON; `what` names it in errors.
+    """The table in a JSON file; `what` names the file in errors.
 
     Raises:
       UsageError: if it is no JSON in UTF-8, is nested too deeply, has a key twice, or is anything but a table.
@@ -162,7 +162,7 @@ def _plain(name: str) -> str:
 
 
 def _insist_unicode(name: str) -> None:
-    """Half of a surrogate pair can be written in JSON, and nowhere else."""
+    """Refuses a name with half of a surrogate pair, which JSON can write and nothing else can."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -170,10 +170,10 @@ def _insist_unicode(name: str) -> None:
 
 
 def check_name(name: Any, suffix: str, where: str) -> str:
-    """The name of a file of the same folder.
+    """Returns `name` if it can be that of a file in the same folder.
 
     Raises:
-      UsageError: if it is anything else, such as a path; `where` says what names it.
+      UsageError: if it is anything else, such as a path. `where` says what gave the name.
     """
     try:
         fits = isinstance(name, str) and len(name.encode()) <= _LONGEST_NAME and name.endswith(suffix)

@@ -27,8 +27,7 @@ from transfusion.interop.opening import short
 from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import Released, Run, Stream, TimeConfig
 
-MODEL = "SD3Transformer2DModel"
-claims = claims_of(MODEL)
+claims = claims_of("SD3Transformer2DModel")
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:

@@ -26,7 +26,7 @@ from transfusion.sequence import TEXT, Released, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
 FLOW = "head"  # the stage that predicts the velocity
-# What their DiffusionHeadConfig says; config.json's `diffusion_head_config` replaces it.
+# The defaults of Show-o2's DiffusionHeadConfig, which `diffusion_head_config` in config.json replaces.
 FLOW_CONFIG = {
     "hidden_size": 2048, "head_dim": 64, "intermediate_size": 8192, "num_attention_heads": 32,
     "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "qk_norm": True,
@@ -42,8 +42,11 @@ def claims(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 
 
 def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
-    """See `transfusion.interop.family.Family`. Beside the published fields config.json must hold what theirs takes from
-    other checkpoints: `llm_config` (Qwen2) and `vision_config` (SigLIP, without the layer that is dropped)."""
+    """See `transfusion.interop.family.Family`.
+
+    Besides the published fields, config.json must hold the configs that Show-o2's code takes from other checkpoints:
+    `llm_config` (Qwen2) and `vision_config` (SigLIP, without the layer that is dropped).
+    """
     used = (
         "llm_vocab_size image_latent_dim image_latent_height image_latent_width patch_size hidden_size clip_latent_dim "
         "num_diffusion_layers llm_config vision_config diffusion_head_config"
@@ -117,7 +120,7 @@ def _leaves(experiment: Experiment, bridged: bool) -> list[Leaf]:
     leaves += dense_leaves(embed, "", "image_embedder_gen.proj", patches(image.patch))
     leaves.append(Leaf((*embed, "norm"), "fusion_proj.0.weight", same()))
     leaves += perceptron_leaves((*embed, "connector"), "fusion_proj.1", "fusion_proj.3")
-    # Their tower has lost its embeddings and its last norm.
+    # Show-o2's tower has neither embeddings nor a last norm of its own.
     renamed = {
         "embeddings.patch_embedding": "image_embedder_und.proj",
         "embeddings.position_embedding": "position_embedding",

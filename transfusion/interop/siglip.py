@@ -1,4 +1,4 @@
-"""SigLIP vision towers (transformers' SiglipVisionModel, or the vision part of a SiglipModel)."""
+"""SigLIP vision towers: transformers' SiglipVisionModel, or the vision part of a SiglipModel."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ ACTIVATION_NAMES = {
     "silu": "silu",
 }
 MODELS = ("SiglipVisionModel", "SiglipModel")
-# What a SiglipModel holds besides the vision tower.
+# The arrays of a SiglipModel besides its vision tower.
 _REST = (r"text_model\..*", "logit_scale", "logit_bias", r"(vision_model\.)?embeddings\.position_ids")
 
 
@@ -73,8 +73,10 @@ def vit_config(config: Mapping[str, Any], where: str = "config.json") -> ViTConf
 
 
 def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = (), flat: bool = False) -> list[Leaf]:
-    """The leaves of a SigLIP tower whose keys begin with `prefix`, for a ViT at the path `at` of our parameters;
-    `flat`: their patches are rows of a linear layer already (NaViT), in (y, x, c) order."""
+    """The leaves of a SigLIP tower whose keys begin with `prefix`, for a ViT at the path `at` of our parameters.
+
+    With `flat`, patches are embedded by a linear layer (NaViT) in (y, x, c) order, not by a convolution.
+    """
     d, h = config.width, config.heads
     heads = (h, d // h)
 
@@ -114,7 +116,7 @@ def vit_leaves(config: ViTConfig, prefix: str = "", at: tuple[str, ...] = (), fl
 
 
 def _head_leaves(leaf, d: int, heads: tuple[int, int]) -> list[Leaf]:
-    """The attention-pool head, whose q, k and v are one array of theirs."""
+    """The leaves of the attention-pool head, whose q, k and v are one array of theirs."""
     leaves = [leaf("probe", "head.probe", reshaped((d,), (1, 1, d)))]
     for i, name in enumerate("qkv"):
         rows = (i * d, (i + 1) * d)

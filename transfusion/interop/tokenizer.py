@@ -1,6 +1,6 @@
-"""The files beside released weights: a tokenizer, with what belongs to it, moves into the workdir and out again.
+"""Keeps the files beside released weights, mostly the tokenizer's: import copies them, and export writes them again.
 
-They are kept in the folder `FILES` of a workdir, under their own names and unchanged, and no code in them is run.
+A workdir has them in the folder `FILES`, under their own names and unchanged. No code in them is run.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from transfusion.sequence.text import TokenizerConfig, recorded, tokens
 FILES = "tokenizer"
 TOKENIZER_FILES = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
 _BYTES = ", or give --bytes: text is then bytes, whose ids mean nothing to released weights"
-MOST_BYTES = 200_000_000  # bytes of one file; the largest tokenizer.json that is published has 35 million
-# What AutoTokenizer, AutoProcessor and generate() look for, and the licence of the weights.
+LARGEST_FILE = 200_000_000  # bytes; the largest tokenizer.json that is published has 35 million
+# The files that AutoTokenizer, AutoProcessor and generate() look for, and the licence of the weights.
 _NAMES = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|generation_config\.json"
     r"|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|tiktoken)|\w+_tokens\.txt|chat_template\.\w+"
@@ -44,15 +44,15 @@ def keep(checkpoint: Checkpoint, target: pathlib.Path) -> None:
     for name in names:
         (target / FILES).mkdir(exist_ok=True)
         with checkpoint.files.open(name) as file, open(target / FILES / name, "wb") as out:
-            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_FILE:
                 raise UsageError(
-                    f"{checkpoint.folder / name} has {size:,} bytes, more than {MOST_BYTES:,}: is it a tokenizer's?"
+                    f"{checkpoint.folder / name} has {size:,} bytes, more than {LARGEST_FILE:,}: is it a tokenizer's?"
                 )
             shutil.copyfileobj(file, out)
 
 
 def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The files that go out with the weights of an imported workdir; older ones hold only what they use of them."""
+    """The files that are exported with the weights of an imported workdir. Old workdirs hold only the tokenizer."""
     inside = workdir / FILES
     if inside.is_dir():
         return [inside / name for name in names_beside(Folder(inside))]
@@ -60,13 +60,12 @@ def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target: pathlib.Path) -> TokenizerConfig:
-    """How text becomes ids with the checkpoint's tokenizer, whose files are in the workdir `target`; the path is
-    relative to it.
+    """The config of the checkpoint's tokenizer, whose files are in the workdir `target`. Its path is relative to it.
 
-    Begin and end of a document are `family.tokens`, or the ids that config.json gives.
+    The tokens that begin and end a document are those of `family.tokens`, or have the ids that config.json gives.
 
     Raises:
-      UsageError: if there is no tokenizer, or none that can be used.
+      UsageError: if there is no tokenizer, or it cannot be used.
     """
     name = next((name for name in TOKENIZER_FILES if (target / FILES / name).is_file()), None)
     if name is None:
@@ -81,7 +80,7 @@ def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target
             number = _number(checkpoint, f"{field}_token_id")
             names |= {field: known[number]} if number in known else {}
         found = recorded(dataclasses.replace(found, **names))
-        _ = dataclasses.replace(experiment, tokenizer=found).spec  # refuses what does not fit the vocabulary
+        _ = dataclasses.replace(experiment, tokenizer=found).spec  # refuses one that does not fit the vocabulary
     except UsageError as error:
         said = str(error).replace(found.path, str(checkpoint.folder / name))
         raise UsageError(f"{said}{_BYTES}") from error
@@ -94,7 +93,7 @@ def has_text(experiment: Experiment | None) -> bool:
 
 
 def _number(checkpoint: Checkpoint, field: str) -> int | None:
-    """An id of config.json, or of the text model that is a part of it; the first, where it lists several."""
+    """An id in config.json, or in the text model's part of it; the first one if it lists several."""
     parts = (checkpoint.config.get(name) for name in ("llm_config", "text_config"))
     for table in (checkpoint.config, *parts):
         value = table.get(field) if isinstance(table, dict) else None

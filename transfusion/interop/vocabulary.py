@@ -1,7 +1,7 @@
-"""Models of one vocabulary for text and image codes: Chameleon (arXiv 2405.09818) and Emu3 (arXiv 2409.18869).
+"""Models with one vocabulary for text and image codes: Chameleon (arXiv 2405.09818) and Emu3 (arXiv 2409.18869).
 
-The trunk is a text model; an image is the tokens that the codes of its VQ model have in the vocabulary. Which token a
-code has is what the checkpoint's vocabulary says; the order is its own.
+The trunk is a text model. An image is written as the tokens that the codes of the VQ model have in the vocabulary. The
+checkpoint's vocabulary says which token a code has; the tokens need not be in the order of the codes.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Released, Run, Stream
 
 CHAMELEON, EMU3 = "ChameleonForConditionalGeneration", "Emu3ForConditionalGeneration"
-# The names that image codes have in a vocabulary -> the code: IMGIMGBCZ is 12, <|visual token 000012|> too.
+# The names of image codes in a vocabulary, and how they give the code: IMGIMGBCZ and <|visual token 000012|> are 12.
 _NAMES: tuple[tuple[str, Callable[[str], int]], ...] = (
     (r"IMGIMG([A-J]+)Z", lambda letters: int("".join(str(ord(letter) - ord("A")) for letter in letters))),
     (r"<\|visual token (\d+)\|>", int),
 )
-# What a config leaves out where it is its class's default.
+# Defaults of the class, which configs leave out.
 _CHAMELEON = {
     "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
@@ -48,8 +48,8 @@ def claims_emu3(config: Mapping[str, Any], keys: Collection[str]) -> bool:
 def build_chameleon(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     """See `transfusion.interop.family.Family`.
 
-    Queries and keys have a LayerNorm per head. A model that was trained on several devices has norms that are equal
-    in each group of heads (`model_parallel_size` groups), which the weights of the heads show by themselves.
+    Queries and keys have a LayerNorm per head. In a model that was trained on several devices, the norms are equal in
+    each group of heads (there are `model_parallel_size` groups); their weights are stored for every head.
     """
     text = dict(config)
     own = ("vq_config", "vocabulary_map", "image_token_id", "swin_norm", "model_parallel_size", "tie_word_embeddings")
@@ -71,7 +71,7 @@ def build_emu3(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     fields(config, ("text_config", "vq_config", "vocabulary_map", "image_token_id", "tie_word_embeddings"))
     text = given(config, "text_config", dict, {})
     old = any(key.startswith("text_model.") for key in keys)
-    # Old releases say it of the text model, new ones of the whole.
+    # Old releases have the flag in the text model's config, new ones in that of the whole.
     tied = any(given(table, "tie_word_embeddings", bool, False) for table in (config, text))
     model = trunk_config(text, "Emu3ForCausalLM", "config.json, text_config")
     vocabulary = given(text, "vocab_size", default=TEXT_MODELS["Emu3ForCausalLM"]["defaults"]["vocab_size"])
@@ -88,7 +88,7 @@ def _imported(
     tied = tied and head not in keys
     text = Stream(vocabulary=vocabulary, budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
-    leaves = token_leaves(f"{prefix}.embed_tokens.weight", None if tied else head)
+    leaves = token_leaves(f"{prefix}.embed_tokens.weight", head, tied)
     leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys(f"{prefix}.layers", model.layers))
     leaves.append(Leaf(("trunk", "final_norm", text.expert), f"{prefix}.norm.weight", same()))
     template = model_template(model, experiment.spec)
@@ -96,10 +96,10 @@ def _imported(
 
 
 def image_tokens(vocabulary: Mapping[str, int], codes: int) -> tuple[int, ...]:
-    """The token of each code of a codebook of `codes`, by the tokens' names.
+    """The token of each of `codes` image codes, found by the tokens' names.
 
     Raises:
-      UsageError: if a code has no token or several, or two codes have the same.
+      UsageError: if a code has no token or several, or two codes have the same token.
     """
     tokens: dict[int, int] = {}
     for name, token in vocabulary.items():

@@ -1,4 +1,4 @@
-"""VQ models: diffusers' VQModel, and those inside Chameleon, Janus and Emu3, alone or as part of the whole."""
+"""VQ models: diffusers' VQModel, and those of Chameleon, Janus and Emu3, alone or as a part of the whole model."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from transfusion.interop.leaves import Leaf
 from transfusion.interop.opening import short
 from transfusion.model.quantizers import QuantizerConfig
 
-# What their configs leave out where it is their class's default.
+# Defaults of the classes, which configs leave out.
 _CHAMELEON = {
     "embed_dim": 256, "num_embeddings": 8192, "latent_channels": 256, "resolution": 512, "in_channels": 3,
     "base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_type": "vanilla",
@@ -42,12 +42,12 @@ _VQMODEL = {
 
 
 def _codes(number: int, channels: int, output: str = "") -> QuantizerConfig:
-    """A codebook as it was released."""
+    """The quantizer of a released codebook, which further training changes by gradients."""
     return QuantizerConfig(codes=number, channels=channels, output=output, codebook="gradient")
 
 
 def _stages(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
-    """A number for each resolution."""
+    """A list of numbers, one for each resolution."""
     numbers = whole_numbers(config, name, where)
     if not numbers:
         raise UsageError(f"{where}: {name} must not be empty")
@@ -55,8 +55,10 @@ def _stages(config: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]
 
 
 def _common(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What all three of transformers say in the same words. 32 groups are theirs; `norm_num_groups` is a field of ours,
-    for small models."""
+    """The fields that all three classes of transformers have in common.
+
+    Their norms have 32 groups. `norm_num_groups` is a field of ours, for small models.
+    """
     number = functools.partial(given, config, where=where)
     base, images = number("base_channels"), number("in_channels")
     multiples = _stages(config, "channel_multiplier", where)
@@ -70,7 +72,7 @@ def _common(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def chameleon_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
-    """Of a ChameleonVQVAEConfig; there is no decoder."""
+    """Our config of a ChameleonVQVAEConfig. There is no decoder."""
     fixed = {"double_latent": False, "attn_type": ("vanilla", "none")}
     fields(config, (*_CHAMELEON, "attn_resolutions", "norm_num_groups"), (), fixed, where)
     attends = config["attn_type"] == "vanilla"
@@ -84,13 +86,16 @@ def chameleon_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig
     )  # fmt: skip
 
 
-# What a Janus model's config says of codes besides their VQ model.
+# Fields of a Janus model's `vq_config` that describe the codes' embed and head, and not the VQ model.
 JANUS_REST = ("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim", "num_patches")
 
 
 def janus_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
-    """Of a JanusVQVAEConfig. As in transformers a latent is compared with codes as they are, and the decoder is given
-    codes of length 1; DeepSeek's own code compares at length 1, too."""
+    """Our config of a JanusVQVAEConfig.
+
+    As in transformers, a latent is compared with the codes as they are, and the decoder gets codes of length 1.
+    DeepSeek's own code compares at length 1 as well.
+    """
     fields(config, (*_JANUS, "norm_num_groups"), JANUS_REST, {"double_latent": False}, where)
     common = _common(config, where)
     last = (len(common["channels"]) - 1,)
@@ -101,7 +106,7 @@ def janus_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
 
 
 def emu3_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
-    """Of an Emu3VQVAEConfig. A still image is a clip that repeats it; what is shown is the first frame."""
+    """Our config of an Emu3VQVAEConfig. An image is a clip that repeats it, and of which the first frame is shown."""
     fields(config, (*_EMU3, "norm_num_groups"), (), {"double_latent": False}, where)
     common = _common(config, where)
     channels, time = common["channels"], given(config, "temporal_downsample_factor", where=where)
@@ -119,7 +124,7 @@ def emu3_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
 
 
 def emu3_own_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
-    """Of the Emu3VisionVQConfig of Emu3's own code, which has other words and no heads."""
+    """Our config of the Emu3VisionVQConfig in Emu3's own code, which has other names and no heads."""
     words = {"ch": "base_channels", "ch_mult": "channel_multiplier", "z_channels": "latent_channels"}
     words |= {"double_z": "double_latent"}
     config = with_defaults({words.get(name, name): value for name, value in config.items()}, _EMU3)
@@ -128,7 +133,7 @@ def emu3_own_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
 
 
 def vqmodel_config(config: Mapping[str, Any], where: str) -> AutoencoderConfig:
-    """Of diffusers' VQModel (latent diffusion's, and with 'spatial' norms Kandinsky's)."""
+    """Our config of diffusers' VQModel: latent diffusion's, or with 'spatial' norms Kandinsky's."""
     harmless = ("sample_size", "force_upcast", "scaling_factor", "lookup_from_codebook")
     images = given(config, "in_channels", where=where)
     fixed = {"act_fn": "silu", "norm_type": ("group", "spatial"), "out_channels": images}
@@ -181,13 +186,14 @@ class Kind:
     """One class of VQ models.
 
     Attributes:
-      name, model_type: of its class, and in its config.
-      config: (config with its class's defaults, where it stands) -> ours.
-      defaults: of its config.
-      rules: from our names to theirs.
-      linear: the convert of a kernel of one pixel.
-      finest_first: whether they number the decoder's stages from the finest on.
-      ignore: keys that are not read.
+      name: the name of the class.
+      model_type: the `model_type` in its config.
+      config: a function that makes their config, with defaults, ours; its second argument names it in errors.
+      defaults: the defaults of its config.
+      rules: the rules from our names to theirs.
+      linear: the conversion of kernels of one pixel.
+      finest_first: whether they number the decoder's stages from the finest one on.
+      ignore: regular expressions of keys that are not read.
     """
 
     name: str
@@ -220,7 +226,7 @@ VQ_MODELS = {kind.name: kind for kind in _KINDS}
 
 
 def vq_model_of(config: Mapping[str, Any]) -> str | None:
-    """The class of `VQ_MODELS` that a config names."""
+    """The class of `VQ_MODELS` that a config names; None if it names none of them."""
     for name, kind in VQ_MODELS.items():
         if name in class_names(config) or (
             not class_names(config) and kind.model_type == config.get("model_type", "-")
@@ -239,7 +245,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
 
 
 def part(name: str, config: Mapping[str, Any], where: str, prefix: str = "") -> Imported:
-    """A VQ model of a class of `VQ_MODELS` whose keys begin with `prefix`.
+    """A VQ model of the class `name`, a key of `VQ_MODELS`. Its keys begin with `prefix`.
 
     Raises:
       UsageError: naming the field that is not understood.
@@ -257,5 +263,5 @@ def part(name: str, config: Mapping[str, Any], where: str, prefix: str = "") -> 
 
 
 def _convert(path: tuple[str | int, ...], axes: int, linear: Callable[[], Convert]) -> Convert:
-    """Of an array of ours with so many axes; what is no kernel stays as it is."""
+    """The conversion of an array of ours with so many axes. An array that is no kernel stays as it is."""
     return {2: linear, 4: conv, 5: conv3d}[axes]() if path[-1] == "kernel" else same()

@@ -1,4 +1,4 @@
-"""Released checkpoint folders, written: config.json, safetensors files and an index, one part of an array at a time."""
+"""Writes released checkpoint folders: config.json, safetensors files and an index, one part of an array at a time."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.interop.files import DTYPES, INDEX, SUFFIX, WEIGHT_FILES, Entry
+from transfusion.interop.files import DTYPES, INDEX, SUFFIX, WEIGHT_FILES, ArrayEntry
 from transfusion.storage import StorageError, lasting
 
 ArrayForm = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
@@ -23,8 +23,10 @@ ArrayForm = tuple[tuple[int, ...], str]  # shape and dtype (a key of DTYPES)
 def write_file(
     path: pathlib.Path, forms: Mapping[str, ArrayForm], leaves: Iterator[tuple[str, np.ndarray]], metadata: Mapping = {}
 ) -> None:
-    """One safetensors file of the arrays that `leaves` yields, in the order and dtypes of `forms`; see
-    `write_checkpoint`."""
+    """Writes one safetensors file of the arrays that `leaves` yields, in the order and dtypes of `forms`.
+
+    The arguments are those of `write_checkpoint`.
+    """
     _write(path.parent, {path.name: dict(forms)}, leaves, {path.name: metadata})
 
 
@@ -41,19 +43,19 @@ def write_checkpoint(
     index_metadata: Mapping[str, Any] | None = None,
     beside: Collection[pathlib.Path] = (),
 ) -> None:
-    """Writes a checkpoint folder, array by array; the folder appears when it is complete.
+    """Writes a checkpoint folder, array by array. The folder appears when it is complete.
 
     Args:
       folder: must not exist, or be empty.
-      config: becomes config.json ({}: none is written).
-      leaves: (key, array) of each key of `forms`, in any order; an array may come in several parts of its rows, in
-        order. They are cast to the dtype of `forms`.
-      forms: shape and dtype of every key, in the order of the file.
-      max_shard_bytes: above it the weights are split into files, with an index.
+      config: becomes config.json; {} writes none.
+      leaves: (key, array) for each key of `forms`, in any order. An array may come in several parts, its rows in order.
+        Arrays are cast to the dtype of `forms`.
+      forms: the shape and dtype of every key, in the order of the file.
+      max_shard_bytes: larger weights are split into several files with an index.
       name: the files are NAME.safetensors, or NAME-00001-of-00002.safetensors and so on.
-      layout: file of each key, instead of `max_shard_bytes` and `name`.
-      metadata: of the headers, by file; by default that of PyTorch's files.
-      index_metadata: of the index; its presence asks for an index even of one file.
+      layout: the file of each key, in place of `max_shard_bytes` and `name`.
+      metadata: the metadata of the headers by file; by default that of PyTorch's files.
+      index_metadata: the metadata of the index. If it is given, even one file has an index.
       beside: further files, which are copied as they are.
 
     Raises:
@@ -79,15 +81,15 @@ def write_checkpoint(
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike, needs: int = 0) -> Iterator[pathlib.Path]:
-    """A folder that takes the name `path` when all went well, and is removed otherwise.
+    """A temporary folder that gets the name `path` if no error was raised, and is removed otherwise.
 
     Args:
       path: must not exist, or be empty.
-      needs: how many bytes are going to be written.
+      needs: how many bytes will be written.
 
     Raises:
-      UsageError: if it holds files, or cannot be written.
-      StorageError: if there is less room on the disk.
+      UsageError: if `path` holds files, or cannot be written.
+      StorageError: if the disk has less room than is needed.
     """
     try:
         target = pathlib.Path(path).expanduser().absolute()
@@ -110,7 +112,7 @@ def new_folder(path: str | os.PathLike, needs: int = 0) -> Iterator[pathlib.Path
 
 
 def shards(forms: Mapping[str, ArrayForm], max_shard_bytes: int, name: str) -> dict[str, str]:
-    """The file of each key: filled in order, each up to `max_shard_bytes` (or one array, where that is larger)."""
+    """The file of each key. Files are filled in order, each up to `max_shard_bytes` (or one array that is larger)."""
     number, used, numbers = 1, 0, {}
     for key, (shape, dtype) in forms.items():
         size = math.prod(shape) * DTYPES[dtype].itemsize
@@ -129,12 +131,12 @@ def _write(
     leaves: Iterator[tuple[str, np.ndarray]],
     metadata: Mapping[str, Mapping[str, str]],
 ) -> None:
-    places: dict[str, Entry] = {}
+    places: dict[str, ArrayEntry] = {}
     for file, forms in files.items():
         header: dict[str, Any] = {"__metadata__": dict(metadata[file])} if metadata.get(file) else {}
         end = 0
         for key, (shape, dtype) in forms.items():
-            places[key] = Entry(file, dtype, tuple(shape), end)
+            places[key] = ArrayEntry(file, dtype, tuple(shape), end)
             header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end := end + places[key].nbytes]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)

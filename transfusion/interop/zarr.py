@@ -1,7 +1,7 @@
-"""Arrays on disk in the form in which a checkpoint's reader wants them (zarr 2, uncompressed), written and read part
-by part.
+"""Arrays on disk that are written and read part by part, in the format of Orbax checkpoints (zarr 2, uncompressed).
 
-tensorstore would do, but its threads keep what they have freed, so that in the end all weights are in memory at once.
+tensorstore could do the same, but its threads keep the memory that they have freed, so that in the end all the weights
+would be in memory at once.
 """
 
 import itertools
@@ -18,10 +18,10 @@ Index = tuple  # of int, slice and one Ellipsis
 _ABOUT = ".zarray"  # the file that says what an array's chunks are
 
 
-class Array:
-    """A float32 array of `shape` in `folder`, which is replaced; what is not written is undefined.
+class DiskArray:
+    """A float32 array of `shape` in `folder`, which is replaced. Parts that are not written are undefined.
 
-    Indexing with numbers and slices of step 1 gives a part; assigning to a part writes it, and `np.asarray` reads it.
+    Indexing with numbers and slices of step 1 gives a part. Assigning to a part writes it, and `np.asarray` reads it.
     """
 
     def __init__(self, folder: pathlib.Path, shape: tuple[int, ...], chunks: tuple[int, ...]):
@@ -35,8 +35,8 @@ class Array:
         self._ranges, self._axes = tuple(range(n) for n in shape), tuple(range(len(shape)))
 
     @classmethod
-    def open(cls, folder: pathlib.Path) -> "Array | None":
-        """The array that was written there by this class; None if there is none."""
+    def open(cls, folder: pathlib.Path) -> "DiskArray | None":
+        """The array that this class wrote in a folder; None if there is none."""
         if not (folder / _ABOUT).is_file():
             return None
         about = json.loads((folder / _ABOUT).read_text())
@@ -53,7 +53,7 @@ class Array:
     def shape(self) -> tuple[int, ...]:
         return tuple(len(self._ranges[axis]) for axis in self._axes)
 
-    def __getitem__(self, index: Index) -> "Array":
+    def __getitem__(self, index: Index) -> "DiskArray":
         where = index.index(Ellipsis)
         rest = (slice(None),) * (len(self._axes) - len(index) + 1)
         ranges, axes = list(self._ranges), []
@@ -65,7 +65,7 @@ class Array:
                     raise ValueError(f"a part of an array on disk has step 1, not {i}")
             else:
                 ranges[axis] = range(ranges[axis][i], ranges[axis][i] + 1)
-        part = object.__new__(Array)
+        part = object.__new__(DiskArray)
         part.folder, part.chunks, part._ranges, part._axes = self.folder, self.chunks, tuple(ranges), tuple(axes)
         return part
 
@@ -87,7 +87,7 @@ class Array:
             self._write_chunk(name, there, value[here])
 
     def _touched(self) -> Iterator[tuple[str, tuple[slice, ...], tuple[slice, ...]]]:
-        """The chunks that hold a part of this: (name, which part of the chunk, which part of this, of all axes)."""
+        """The chunks that hold a part of this array: (name, which part of the chunk, which part of this array)."""
         touched = [range(r.start // c, -(-r.stop // c)) for r, c in zip(self._ranges, self.chunks, strict=True)]
         for chunk in itertools.product(*touched):
             here, there = [], []

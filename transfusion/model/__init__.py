@@ -1,8 +1,11 @@
 """The model: each stream has an embed and a head, and one trunk lies between them.
 
-- `unified` puts the model together from its `config`: `embeds` (how tokens enter), the trunk, `heads` (how they leave).
-- `transformer` is the trunk. A layer is made of the weights in `block`, attention (`attention`, with `blockwise` for
-  long rows and `rope` for positions) and, for some systems, cross-attention (`cross`). `cache` keeps keys and values.
+- `unified` puts the model together from its `config`: the `parts` of each stream (how its tokens enter, by `embeds` and
+  by `vectors` that tell of their item, and leave, by `heads`), and the trunk. `inputs` is what tokens bring along.
+- `transformer` is the trunk. A layer has the weights of `block`, which its `sublayers` use one after the other:
+  `attention` (with `blockwise` for long rows and `rope` for positions), for some systems cross-attention (`cross`), and
+  a feed-forward network. `modulation` lets the noise level scale and shift a layer, `depth` runs all layers, and
+  `cache` keeps keys and values.
 - Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`.
 - `blocks` are convolutional layers, `quantizers` and `multiscale` turn latents into codes; autoencoders use them, too.
 - `parameters` declares parameters with their logical axes, `names` names them in configs.

@@ -12,21 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.model import blockwise
+from transfusion.sequence.arrays import Array, Bool, Float
 from transfusion.sequence.masks import Metadata, see
 
 MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Q H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
     q_metadata: Metadata,
     k_metadata: Metadata,
     *,
-    may: np.ndarray | None = None,
+    may: Bool[np.ndarray, "streams streams"] | None = None,
     backend: str = "dense",
-) -> jax.Array:
+) -> Float[Array, "B Q H K"]:
     """Softmax attention under the rule of `masks.see`; softmax in float32; queries that see nothing give zeros.
 
     Args:
@@ -43,7 +44,7 @@ def attention(
     return chosen.attend(q, k, v, chosen.plan(q_metadata, k_metadata, may))
 
 
-def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
+def grouped(q: Float[Array, "B Q H K"], kv_heads: int) -> Float[Array, "B {kv_heads} _ K"]:
     """[B, Q, H, K] -> scaled [B, G, Q R, K]: the query heads that share a key-value head are adjacent, and stay with
     their token, so that a device has both where tokens are split."""
     b, n, h, size = q.shape
@@ -51,17 +52,22 @@ def grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     return apart.reshape(b, kv_heads, -1, size)
 
 
-def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_attention(
+    q: Float[Array, "B Q H K"], k: Float[Array, "B S G K"], v: Float[Array, "B S G K"], mask: Bool[Array, "B Q S"]
+) -> Float[Array, "B Q H K"]:
     """The reference: attention under an explicit mask bool [B, Q, S], with the whole [B, H, Q, S] score array."""
     return joined_attention(q, [(heads_first(k), heads_first(v), mask)])
 
 
-def heads_first(x: jax.Array) -> jax.Array:
+def heads_first(x: Float[Array, "B S G K"]) -> Float[Array, "B G S K"]:
     """[B, S, G, K] -> [B, G, S, K]: the keys and values that a head's queries meet in one piece."""
     return jnp.swapaxes(x, 1, 2)
 
 
-def joined_attention(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+def joined_attention(
+    q: Float[Array, "B Q H K"],
+    parts: Sequence[tuple[Float[Array, "B G _ K"], Float[Array, "B G _ K"], Bool[Array, "B Q _"]]],
+) -> Float[Array, "B Q H K"]:
     """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values; these
     are [B, G, S, K] here."""
     b, n, h, size = q.shape

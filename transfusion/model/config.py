@@ -33,7 +33,8 @@ TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedTrunk:
-    """What only released weights need of a trunk. The importers set it (`transfusion.interop`).
+    """What only released weights need of a trunk. The importers set it (`transfusion.interop`), and where it is not set
+    it has no effect.
 
     Attributes:
       ffn_norm_epsilon: of the feed-forward layer's norm; 0 means that of the other norms (DiT).

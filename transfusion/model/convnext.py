@@ -22,7 +22,7 @@ from transfusion.model.block import rms_norm
 from transfusion.model.blocks import Linear
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.vit import patchify
-from transfusion.sequence.rows import unpatchify
+from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import by_rows
 
 KERNEL = 7  # side of the depthwise convolutions

@@ -23,7 +23,8 @@ from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ACTIVATIONS, ViT
 from transfusion.sequence import ConnectorConfig, Stream
-from transfusion.sequence.rows import join_items, split_items, unpatchify
+from transfusion.sequence.batch import join_items, split_items
+from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import constrain
 
 

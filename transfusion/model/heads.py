@@ -13,7 +13,12 @@ from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import ACTIVATIONS, patchify
 from transfusion.sequence import Stream
-from transfusion.sequence.rows import join_items, split_items
+from transfusion.sequence.arrays import Array, Float, Int
+from transfusion.sequence.batch import join_items, split_items
+
+Hidden = Float[Array, "B N D"]
+Patches = Float[Array, "B N E"]
+Items = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
 
 
 class Head(nnx.Module):
@@ -34,11 +39,11 @@ class TokenHead(Head):
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Hidden, Float[Array, "D V"]]:
         """What the logits are the product of: [B, N, D] and [D, V]."""
         return hidden, self.kernel[...]
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Float[Array, "B N V"]:
         return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
@@ -52,7 +57,7 @@ class PerceptronHead(TokenHead):
         super().__init__(stream, width, rngs)
         self.bias = param(rngs, (stream.vocabulary,), ("vocab",), zeros)
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Float[Array, "B N D+1"], Float[Array, "D+1 V"]]:
         """With the bias as one more row, which a 1 meets: [B, N, D + 1] and [D + 1, V]."""
         y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
         y = jnp.concatenate([y, jnp.ones_like(y[..., :1])], -1)
@@ -66,7 +71,7 @@ class LinearHead(Head):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), fan_in(width))
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Patches:
         y = dense(hidden, self.kernel[...]).astype(jnp.float32)
         return y + broadcast_to_rank(self.bias[...], y.ndim)
 
@@ -77,10 +82,10 @@ class TiedHead:
     def __init__(self, embed: nnx.Module):
         self.embed = embed
 
-    def factors(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(self, hidden: Hidden) -> tuple[Hidden, Float[Array, "D V"]]:
         return hidden, self.embed.table[...].T
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Float[Array, "B N V"]:
         return dense(*self.factors(hidden)).astype(jnp.float32)
 
 
@@ -98,7 +103,7 @@ class ModulatedHead(Head):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
-    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
         """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
@@ -118,7 +123,7 @@ class RowMajorHead(ModulatedRMSHead):
     """As Show-o2 published it: token k predicts not its patch, but the k-th P * P pixels of the item in raster order.
     What leaves it is in patches, as of every other head. Items of one fixed grid only."""
 
-    def __call__(self, hidden: jax.Array, skips: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
         stream, p = self.stream, self.stream.patch
         out = super().__call__(hidden, skips)
         b, n, e = out.shape
@@ -136,7 +141,7 @@ class NoHead(Head):
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         del stream, width, rngs  # it has no weights
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Hidden:
         return hidden
 
 
@@ -150,7 +155,7 @@ class UNetHead(Head):
         self.stream, sizes = stream, self.sizes(width=stream.coder_width)
         self.up = self.half(stream.channels, stream.patch, width, rngs, config=sizes)
 
-    def __call__(self, hidden: jax.Array, skips) -> jax.Array:
+    def __call__(self, hidden: Hidden, skips) -> Patches:
         latents = self.up(split_items(hidden, self.stream), *skips)
         patches = patchify(latents, self.stream.patch)
         return join_items(patches, self.stream, hidden.shape[0]).astype(jnp.float32)

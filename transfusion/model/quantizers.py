@@ -15,12 +15,13 @@ so that microbatches and devices give what the whole batch gives.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, check
 from transfusion.model.parameters import Params, normal, param, zeros
@@ -152,9 +153,8 @@ class VectorQuantizer(nnx.Module):
         """Vectors float32 [..., c] -> ids int32 [...] of the nearest codes (of equals the first), squared distances."""
         codes = jax.lax.stop_gradient(self.codes())
         highest = jax.lax.Precision.HIGHEST
-        distance = jnp.sum(jnp.square(codes), axis=-1) - 2 * jnp.einsum(
-            "...c,kc->...k", vectors, codes, precision=highest
-        )
+        product = jnp.einsum("...c,kc->...k", vectors, codes, precision=highest)
+        distance = broadcast_to_rank(jnp.sum(jnp.square(codes), axis=-1), product.ndim) - 2 * product
         ids = jnp.argmin(distance, axis=-1).astype(jnp.int32)
         return ids, jnp.sum(jnp.square(vectors - codes[ids]), axis=-1)
 
@@ -178,6 +178,11 @@ class VectorQuantizer(nnx.Module):
 
 
 # --- finite scalar quantization ---------------------------------------------------------------------------------------
+
+
+def per_channel(numbers: Sequence[int] | np.ndarray, ndim: int) -> np.ndarray:
+    """One whole number for each channel, int32, with the axes of arrays [..., c] that have `ndim` of them."""
+    return np.reshape(np.asarray(numbers, np.int32), (1,) * (ndim - 1) + (-1,))
 
 
 class FiniteScalarQuantizer(nnx.Module):
@@ -208,29 +213,28 @@ class FiniteScalarQuantizer(nnx.Module):
 
     def bound(self, z: jax.Array) -> jax.Array:
         """Latents [..., c] -> such that rounding gives each of the levels, -floor(n / 2) the lowest of n."""
-        levels = np.asarray(self.levels, np.float32)
+        levels = per_channel(self.levels, z.ndim).astype(np.float32)
         half = (levels - 1) * np.float32(1.001) / 2  # a little more, so that the outer levels are reached
         offset = np.where(levels % 2, 0, 0.5).astype(np.float32)
         return jnp.tanh(z + np.arctanh(offset / half)) * half - offset
 
     def lookup(self, ids: jax.Array) -> jax.Array:
         """The values of ids: int32 [...] -> float32 [..., c]."""
-        levels = np.asarray(self.levels, np.int32)
-        digits = ids[..., None] // self._basis % levels
+        levels = per_channel(self.levels, ids.ndim + 1)
+        digits = ids[..., None] // self._basis(ids.ndim + 1) % levels
         return (digits - levels // 2) / (levels // 2).astype(np.float32)
 
-    @property
-    def _basis(self) -> np.ndarray:
-        return np.cumprod((1, *self.levels[:-1])).astype(np.int32)
+    def _basis(self, ndim: int) -> np.ndarray:
+        return per_channel(np.cumprod((1, *self.levels[:-1])), ndim)
 
     def ids(self, values: jax.Array) -> jax.Array:
         """The ids of values [..., c] as `lookup` gives them."""
-        half = np.asarray(self.levels, np.int32) // 2
-        return jnp.sum((jnp.round(values * half).astype(jnp.int32) + half) * self._basis, axis=-1)
+        half = per_channel(self.levels, values.ndim) // 2
+        return jnp.sum((jnp.round(values * half).astype(jnp.int32) + half) * self._basis(values.ndim), axis=-1)
 
     def __call__(self, z: jax.Array) -> Quantized:
         """Quantizes latents [B, ..., c]: ids [B, ...]."""
-        half = (np.asarray(self.levels) // 2).astype(np.float32)
+        half = (per_channel(self.levels, z.ndim) // 2).astype(np.float32)
         bounded = self.bound(z.astype(jnp.float32))
         values = (bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)) / half
         fixed = jax.lax.stop_gradient(bounded / half).reshape(z.shape[0], -1, self.channels)

@@ -88,16 +88,14 @@ def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -
 
 
 class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D]; where that of the items is smaller, they have its first
-    rows and columns, or its middle."""
+    """A vector per place of a grid [rows, columns, D], that of the items unless `released.table_grid` says another;
+    items have the first rows and columns of a larger one, or its middle."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
-        self.table = param(rngs, (*stream.released.table_grid, width), (None, None, "embed"), normal(0.02))
-        sides = [side // stream.patch for side in stream.grid]
-        centred = stream.released.centred
-        self.start = tuple(
-            (g - s) // 2 if centred else 0 for g, s in zip(stream.released.table_grid, sides, strict=True)
-        )
+        sides = tuple(side // stream.patch for side in stream.grid)
+        grid = tuple(given or side for given, side in zip(stream.released.table_grid, sides, strict=True))
+        self.table = param(rngs, (*grid, width), (None, None, "embed"), normal(0.02))
+        self.start = tuple((g - s) // 2 if stream.released.centred else 0 for g, s in zip(grid, sides, strict=True))
 
     def __call__(self, place: jax.Array) -> jax.Array:
         """Places [B, N, 2] -> [B, N, D]."""

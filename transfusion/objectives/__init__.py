@@ -1,8 +1,12 @@
-"""What each stream learns. One row of `OBJECTIVES` per objective; all losses are per token, reduced as (sum, weight).
+"""What each stream learns: one row of `OBJECTIVES` per objective. Losses are per token, and reduced as (sum, weight).
 
-An objective has four functions: `draw` makes a step's random numbers for a whole batch (so that they do not depend on
-microbatches or devices), `clean` those under which every item is as it is, `content` what the embed reads, and `loss`
-the loss per token with further reductions.
+- `next_token`: the next id, for text and codes.
+- `masked`: the hidden ones among codes.
+- `continuous`: noised latents, by flow matching or DDPM; `paths` has their algebra.
+
+An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
+neither on microbatches nor on devices. `clean` gives the numbers with which every item stays as it is. `content` gives
+what the embed reads, and `loss` the loss per token with further reductions.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from transfusion.objectives import continuous, masked, next_token
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
+from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.batch import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -67,7 +72,7 @@ def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
 
-def _same(part: StreamSlice, *_: Any) -> jax.Array:
+def _same(part: StreamSlice, *_: Any) -> Shaped[Array, "B N ..."]:
     return part.tokens if part.values is None else part.values
 
 

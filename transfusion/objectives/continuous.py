@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.objectives.paths import PATHS, WEIGHTINGS, ContinuousConfig, interpolate, sample_times, target
+from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sequence.batch import StreamSlice
 
 BUCKETS = 10
+Draws = dict[str, Float[Array, "B ..."]]
 
 
-def spread(per_item: jax.Array, item: jax.Array) -> jax.Array:
+def spread(per_item: Float[Array, "B M"], item: Int[Array, "B N"]) -> Float[Array, "B N 1"]:
     """[B, M] of items -> [B, N, 1] of their tokens."""
     return jnp.take_along_axis(per_item, item, axis=1)[..., None]
 
 
-def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> dict[str, jax.Array]:
+def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> Draws:
     """The random numbers of a step: 'time' [B, M] in [time_low, 1] of each item, and 'noise' [B, N, E].
 
     A capped item's times fill [time_low, 1] (Transfusion, section 4.3.4); a clean item has time 1.
@@ -27,17 +29,22 @@ def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> dict[st
     }
 
 
-def clean(part: StreamSlice) -> dict[str, jax.Array]:
+def clean(part: StreamSlice) -> Draws:
     """Time 1, and no noise."""
     return {"time": jnp.ones_like(part.time_low), "noise": jnp.zeros_like(part.values)}
 
 
-def noised(part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:
+def noised(part: StreamSlice, draws: Draws, config: ContinuousConfig) -> Float[Array, "B N E"]:
     """x_t [B, N, E]."""
     return interpolate(PATHS[config.path], spread(draws["time"], part.item), part.values, draws["noise"])
 
 
-def loss(predicted: jax.Array, part: StreamSlice, draws: dict[str, jax.Array], config: ContinuousConfig) -> jax.Array:
+def loss(
+    predicted: Float[Array, "B N E"],
+    part: StreamSlice,
+    draws: Draws,
+    config: ContinuousConfig,
+) -> Float[Array, "B N"]:
     """Squared error per token, mean over its E numbers, times the weighting of its time: float32 [B, N]."""
     t = spread(draws["time"], part.item)
     wanted = target(PATHS[config.path], config.prediction, t, part.values, draws["noise"])
@@ -45,7 +52,9 @@ def loss(predicted: jax.Array, part: StreamSlice, draws: dict[str, jax.Array], c
     return error if config.weighting == "none" else error * WEIGHTINGS[config.weighting](t[..., 0])
 
 
-def by_time(per_token: jax.Array, part: StreamSlice, draws: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def by_time(
+    per_token: Float[Array, "B N"], part: StreamSlice, draws: Draws
+) -> tuple[Float[Array, "buckets"], Float[Array, "buckets"]]:
     """Sums and weights of a per-token loss in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
     bucket = jnp.clip((spread(draws["time"], part.item)[..., 0] * BUCKETS).astype(jnp.int32), 0, BUCKETS - 1)
     inside = (bucket[..., None] == jnp.arange(BUCKETS)[None, None]) * part.loss_weight[..., None]

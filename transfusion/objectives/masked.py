@@ -10,7 +10,10 @@ import numpy as np
 
 from transfusion.errors import UsageError, check
 from transfusion.sequence import MASKED
+from transfusion.sequence.arrays import Array, Bool, Float, Int, Shaped
 from transfusion.sequence.batch import StreamSlice
+
+Draws = dict[str, Shaped[Array, "B _"]]
 
 # The masked share after the fraction r of the steps (MaskGIT, arXiv 2202.04200, section 3.3).
 MASK_SCHEDULES: dict[str, Callable[..., Any]] = {
@@ -29,7 +32,7 @@ class MaskedConfig:
         check("objectives.masked.schedule", self.schedule, MASK_SCHEDULES)
 
 
-def mask(share: jax.Array, order: jax.Array) -> jax.Array:
+def mask(share: Float[Array, "B M"], order: Float[Array, "B N"]) -> Bool[Array, "B N"]:
     """Which codes are hidden, bool [B, N]: the share of each item, rounded, and at least one code if it is not 0
     (MaskGIT, arXiv 2202.04200, section 3.1; Show-o, arXiv 2408.12528, section 3.2).
 
@@ -43,7 +46,7 @@ def mask(share: jax.Array, order: jax.Array) -> jax.Array:
     return (rank < count[..., None]).reshape(len(share), -1)
 
 
-def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> dict[str, jax.Array]:
+def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> Draws:
     """The random numbers of a step: 'time' [B, M], how much of an item is known, even in [time_low, 1]; and those of
     `hiding`, by the schedule's share at that time. Nothing is hidden at time 1."""
     time_key, order_key = jax.random.split(key)
@@ -52,7 +55,7 @@ def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> dict[str, j
     return {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
 
 
-def hiding(hidden: jax.Array, part: StreamSlice) -> dict[str, jax.Array]:
+def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> Draws:
     """'mask' bool [B, N], which codes are hidden, and the 'weight' [B, N] of each code's loss: only these count.
 
     The weights are such that the loss, which is divided by the weight of all codes, is the mean over the hidden ones of
@@ -62,17 +65,17 @@ def hiding(hidden: jax.Array, part: StreamSlice) -> dict[str, jax.Array]:
     return {"mask": hidden, "weight": hidden * (jnp.sum(part.loss_weight) / jnp.maximum(counted, 1e-6))}
 
 
-def clean(part: StreamSlice) -> dict[str, jax.Array]:
+def clean(part: StreamSlice) -> Draws:
     """Nothing is hidden."""
     return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.tokens.shape, bool), part)
 
 
-def content(part: StreamSlice, draws: dict[str, jax.Array], config: MaskedConfig) -> jax.Array:
+def content(part: StreamSlice, draws: Draws, config: MaskedConfig) -> Int[Array, "B N"]:
     """Ids [B, N], `MASKED` for the hidden codes."""
     return jnp.where(draws["mask"], MASKED, part.tokens)
 
 
-def still_masked(tokens: int, steps: int, schedule: str = "cosine") -> np.ndarray:
+def still_masked(tokens: int, steps: int, schedule: str = "cosine") -> Int[np.ndarray, "{steps}"]:
     """How many of `tokens` tokens are masked after each step: int64 [steps], the last 0.
 
     The floor of the schedule's share (MaskGIT, arXiv 2202.04200, section 3.2), but each step reveals at least one token

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
+from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sharding import flat
 
 
@@ -26,7 +27,9 @@ class NextTokenConfig:
             raise UsageError("next_token: chunk and z_loss must not be negative")
 
 
-def per_token(head: Any, hidden: jax.Array, targets: jax.Array, chunk: int = 0) -> tuple[jax.Array, jax.Array]:
+def per_token(
+    head: Any, hidden: Float[Array, "B N D"], targets: Int[Array, "B N"], chunk: int = 0
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """`cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
     y, kernel = head.factors(hidden)
     nll, log_z = cross_entropy(flat(y), kernel, flat(targets), chunk)
@@ -34,8 +37,8 @@ def per_token(head: Any, hidden: jax.Array, targets: jax.Array, chunk: int = 0) 
 
 
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 0
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"], targets: Int[Array, "*T"], chunk: int = 0
+) -> tuple[Float[Array, "*T"], Float[Array, "*T"]]:
     """Negative log likelihood and log of the softmax sum, float32 [T] each; in place of T there may be several axes.
 
     Args:

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.sequence.arrays import Array, Float
 
 Schedule = Callable[[jax.Array], jax.Array]
+Time = Float[Array, "*#X"] | np.floating | float  # one for all, or with an axis of length one in place of some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Path:
 STEPS = 1000  # of the discrete DDPM schedules
 
 
-def cosine_betas(steps: int = STEPS) -> np.ndarray:
+def cosine_betas(steps: int = STEPS) -> Float[np.ndarray, "{steps}"]:
     """beta float64 [steps] of the cosine schedule (arXiv 2102.09672, section 3.2), none above 0.999."""
     edges = np.arange(steps + 1) / steps
     alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-def signal(betas: np.ndarray, zero_snr: bool = False) -> np.ndarray:
+def signal(betas: Float[np.ndarray, "steps"], zero_snr: bool = False) -> Float[np.ndarray, "steps"]:
     """sqrt(alpha_bar) float64 [steps] after each step of noise, betas [steps].
 
     `zero_snr` moves and scales it so that the last step leaves no signal (arXiv 2305.08891, algorithm 1).
@@ -46,7 +48,7 @@ def signal(betas: np.ndarray, zero_snr: bool = False) -> np.ndarray:
     return (root - root[-1]) * root[0] / (root[0] - root[-1]) if zero_snr else root
 
 
-def discrete(betas: np.ndarray, zero_snr: bool = False) -> Path:
+def discrete(betas: Float[np.ndarray, "steps"], zero_snr: bool = False) -> Path:
     """The path through K steps of DDPM noise (arXiv 2006.11239, section 2): t = 1 - (n + 1) / K after step n = 0..K-1.
 
     Between the steps alpha and sigma are interpolated linearly; t = 1 is the clean data.
@@ -161,7 +163,7 @@ class ContinuousConfig:
             raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+def shift_time(t: Float[Array, "..."] | float, shift: float) -> Float[Array, "..."] | float:
     """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them)."""
     return t / (t + shift * (1 - t))
 
@@ -177,7 +179,7 @@ SHIFTS: dict[str, Callable[[float, int], float]] = {
 }
 
 
-def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig) -> jax.Array:
+def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig) -> Float[Array, "..."]:
     """Training times in [0, 1], float32."""
     density = DENSITIES[config.times]
     return shift_time(density.times(density.draw(key, shape), config), config.shift)
@@ -187,17 +189,19 @@ def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfi
 class Estimates:
     """Three equivalent readings of a prediction at (t, x_t); arrays of x's shape."""
 
-    data: jax.Array
-    noise: jax.Array
-    velocity: jax.Array
+    data: Float[Array, "*X"]
+    noise: Float[Array, "*X"]
+    velocity: Float[Array, "*X"]
 
 
-def interpolate(path: Path, t: jax.Array, data: jax.Array, noise: jax.Array) -> jax.Array:
+def interpolate(path: Path, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """x_t; t broadcasts against the data."""
     return path.alpha(t) * data + path.sigma(t) * noise
 
 
-def target(path: Path, prediction: str, t: jax.Array, data: jax.Array, noise: jax.Array) -> jax.Array:
+def target(
+    path: Path, prediction: str, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]
+) -> Float[Array, "*X"]:
     """What the head shall predict."""
     if prediction == "velocity":
         return path.d_alpha(t) * data + path.d_sigma(t) * noise
@@ -206,7 +210,7 @@ def target(path: Path, prediction: str, t: jax.Array, data: jax.Array, noise: ja
     return {"noise": noise, "data": data}[prediction]
 
 
-def estimates(path: Path, prediction: str, t: jax.Array, x: jax.Array, predicted: jax.Array) -> Estimates:
+def estimates(path: Path, prediction: str, t: Time, x: Float[Array, "*X"], predicted: Float[Array, "*X"]) -> Estimates:
     """Solves x = alpha data + sigma noise with the predicted quantity for the other two.
 
     Denominators are kept away from 0 (noise prediction at t = 0, data prediction at t = 1), where the missing quantity

@@ -1,4 +1,4 @@
-"""The real training step and sampler, compiled for devices that need not be there."""
+"""Compiles the real training step and sampler for devices that need not be there, and reads what they cost."""
 
 import contextlib
 import dataclasses
@@ -20,15 +20,15 @@ from transfusion.errors import UsageError
 from transfusion.planning.cost import Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
-from transfusion.sampling.decoder import Decoder, prepare
-from transfusion.sampling.layout import Prompt
+from transfusion.sampling.decoder import Decoder, decoder_of
+from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
 from transfusion.training.step import abstract_state, jit_step, state_shardings
 
-# Without these libtpu looks for the machine's TPUs, and says at length that there are none; and a second program that
-# compiles beside this one would be refused, as if both wanted the same TPUs.
+# Without these settings libtpu looks for the machine's TPUs and reports at length that there are none. A second program
+# that compiles at the same time would be refused, as if both wanted the same TPUs.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -37,7 +37,7 @@ PROMPT = 64  # text tokens of the sampler's prompts
 
 
 def can_compile(topology: Topology) -> str:
-    """'' if programs for `topology` can be compiled here, else what is missing."""
+    """Says what is missing to compile programs for `topology` here; '' if nothing is."""
     if not topology.is_tpu:
         return "programs for GPUs cannot be compiled without one"
     if importlib.util.find_spec("libtpu") is None:
@@ -49,7 +49,7 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
     """The devices of a topology, slice by slice.
 
     Raises:
-      UsageError: if libtpu does not know it.
+      UsageError: if libtpu does not know the topology.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -62,7 +62,7 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
 
 
 def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
-    """The cost of the training step that `transfusion.train` runs, on `mesh`, whose devices may be a topology's."""
+    """The cost of the training step of `transfusion.train` on `mesh`, whose devices may be those of a topology."""
     shardings = state_shardings(task, experiment, mesh)
     spec = task.batch_spec(experiment.batch_size)
     rows = sharding.batch_shardings(spec, mesh)
@@ -73,14 +73,14 @@ def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_sli
 
 
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
-    """One call of the decoder: a prompt of text for every device of the data axes, sampled as the config says."""
+    """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
-    made, settings = prepare(task, experiment.sampling, (0, 0))
+    made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = _Scanned(made.task, made.limits, made.size)
     text = Segment("text", np.zeros(PROMPT, np.int32))
-    prompts = [Prompt((text,), draw=bool(made.layout.kind) and experiment.sampling.max_images > 0)] * rows
-    given = made.layout.prefill(prompts)
-    conditions = made.layout.conditions(prompts, experiment.sampling, False)
+    prompts = [Prompt((text,), draw=made.way is not None)] * rows
+    given = prefill_of(prompts, task.spec, made.drawable)
+    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling, False)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
@@ -90,7 +90,7 @@ def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_
 
 
 class _Scanned(Decoder):
-    """As it runs on accelerators, whatever this process runs on."""
+    """The decoder as it runs on accelerators, even if this process runs on a CPU."""
 
     unrolled = False
 
@@ -111,17 +111,17 @@ def _cost(lowered: Any, mesh: Mesh, per_slice: int) -> Cost:
         return Cost("compiled", 0.0, peak, peak, False, Program((), 0), "none", time.perf_counter() - start)
     memory = compiled.memory_analysis()
     program, source = Program((), 0), "from shapes"
-    # On some topologies libtpu cannot write down what it has compiled.
+    # For some topologies libtpu cannot print the program that it compiled.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         program, source = read_program(compiled.as_text(), mesh.size, per_slice), "compiled"
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    # All that the program reserves. The compiler's own `peak_memory_in_bytes` does not move with the arguments on TPUs.
+    # The peak is all that the program reserves. On TPUs the compiler's own `peak_memory_in_bytes` ignores arguments.
     peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Cost("compiled", arguments, temporaries, peak, True, program, source, time.perf_counter() - start)
 
 
 def with_estimate(cost: Cost, guess: Cost) -> Cost:
-    """The compiled cost, with what the compiler did not say from the estimate."""
+    """The compiled cost. Numbers that the compiler does not give are taken from the estimate `guess`."""
     if cost.collectives == "compiled":
         return cost
     if cost.fits:

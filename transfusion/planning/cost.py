@@ -1,26 +1,27 @@
-"""What a program costs on one device, and the least time that a chip needs for it."""
+"""The cost of a program on one device, and the least time that a chip needs for it."""
 
 import dataclasses
 
 from transfusion.planning.hlo import Program
 from transfusion.running.chips import Topology
 
-# How often a forward pass is computed in a step, in units of the model's own forward and backward passes.
+# FLOPs of a step with each way of rematerialisation, in units of the model's own forward and backward passes.
 RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one program on one device.
+    """The cost of one program on one device.
 
     Attributes:
-      how: 'compiled', or 'from shapes'.
-      arguments, temporaries, peak: bytes of its memory; arguments are the train state (or parameters) and its inputs,
-        the peak is all that it reserves.
-      fits: whether the chip's memory holds it; where it was compiled, the compiler decides.
-      program: its collectives.
-      collectives: how those are known; 'from shapes' where the compiler gave no text.
-      seconds: that compilation took.
+      how: 'compiled', or estimated 'from shapes'.
+      arguments: bytes of the train state (or the parameters) and of the inputs.
+      temporaries: bytes of temporary arrays.
+      peak: bytes of all memory that the program reserves.
+      fits: whether the chip's memory holds the program. If it was compiled, the compiler has decided that.
+      program: the collectives.
+      collectives: how the collectives are known; 'from shapes' if the compiler gave no text.
+      seconds: how long compilation took.
     """
 
     how: str
@@ -35,7 +36,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds that a step takes at least, by the roofline of the chip: the longest if all three overlap."""
+    """The least seconds of a step by the chip's roofline, for computation, memory and network each."""
 
     compute: float
     memory: float
@@ -43,23 +44,24 @@ class Bounds:
 
     @property
     def step(self) -> float:
+        """The least seconds if all three overlap."""
         return max(self.compute, self.memory, self.network)
 
     @property
     def total(self) -> float:
-        """If nothing overlaps."""
+        """The seconds if nothing overlaps."""
         return self.compute + self.memory + self.network
 
     @property
     def by(self) -> str:
-        """Which one it is."""
+        """The one that takes longest: 'compute', 'memory' or 'network'."""
         return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
 
 
 def bounds(cost: Cost, flops: float, remat: str, topology: Topology) -> Bounds:
-    """Of a training step of `flops` model FLOPs over all devices.
+    """The least time of a training step of `flops` model FLOPs over all devices.
 
-    Memory counts the state read and written once, and the temporaries once each way: at least that much moves.
+    For memory, the state and the temporaries are read and written once: at least so much moves.
     """
     chip = topology.spec
     near, far = cost.program.bytes_sent(far=False), cost.program.bytes_sent(far=True)

@@ -1,7 +1,7 @@
-"""Collectives of a compiled program, read from its HLO text.
+"""Reads the collectives of a compiled program from its HLO text.
 
-The text is that of one device. A computation that is called (the body of a loop, a fusion, a branch) counts as often as
-its callers run it: a loop over layers as often as its condition says.
+The text is the program of one device. A computation that is called (the body of a loop, a fusion, a branch) counts as
+often as its callers run it; the body of a loop counts as often as the loop's condition says.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# What a device sends in a ring of n for `size` bytes: of the result, but for reduce-scatter, where they go in.
+# Bytes that a device sends in a ring of n devices. `size` is the bytes of the result; of the input for reduce-scatter.
 SENT = {
     "all-gather": lambda size, n: size * (n - 1) / n,
     "reduce-scatter": lambda size, n: size * (n - 1) / n,
@@ -19,7 +19,7 @@ SENT = {
     "all-to-all": lambda size, n: size * (n - 1) / n,
     "collective-permute": lambda size, n: size,
 }
-BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # the others' names say it
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # the names of other types end in their bits
 
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
@@ -31,13 +31,13 @@ _IOTA = r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?"
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of the text.
+    """One collective of a program.
 
     Attributes:
       kind: a key of `SENT`.
-      size: bytes of its result on one device (of its operand for a reduce-scatter).
-      group: devices that take part.
-      far: whether a group reaches over several slices.
+      size: bytes of its result on one device; for a reduce-scatter those of its input.
+      group: how many devices take part.
+      far: whether a group spans several slices.
       times: how often a step runs it.
     """
 
@@ -55,17 +55,17 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The collectives of a program, and whether some loop's number of turns is unknown (it is then counted once)."""
+    """The collectives of a program, and how many loops run an unknown number of times (they are counted once)."""
 
     collectives: tuple[Collective, ...]
     unknown_loops: int
 
     def bytes_sent(self, far: bool | None = None) -> float:
-        """Per device and step, over all links; or only those over (`far`) or within slices."""
+        """Bytes that a device sends per step: all of them, or only those between slices (`far`) or within slices."""
         return sum(c.sent for c in self.collectives if far is None or c.far == far)
 
     def by_kind(self) -> dict[str, dict[str, float]]:
-        """Per kind the number of runs per step and the bytes that a device sends."""
+        """For each kind the number of runs per step and the bytes that a device sends."""
         result: dict[str, dict[str, float]] = {}
         for c in self.collectives:
             entry = result.setdefault(c.kind, {"count": 0, "bytes": 0.0})
@@ -75,7 +75,7 @@ class Program:
 
 
 def read_program(text: str, devices: int, per_slice: int) -> Program:
-    """The collectives of `text`, a program for `devices` devices, of which each `per_slice` in a row are a slice."""
+    """The collectives of `text`, a program for `devices` devices. Every `per_slice` devices in a row are a slice."""
     computations, entry = _computations(text)
     times: dict[str, int] = {}
     unknown: set[str] = set()
@@ -100,13 +100,16 @@ def read_program(text: str, devices: int, per_slice: int) -> Program:
 
 
 def _goes_on(name: str, lines: Sequence[str]) -> bool:
-    """Whether a collective here is one that another computation began. TPUs run other work meanwhile: such a collective
-    stands in the fusion that begins it, in those that run beside it and in the one that ends it."""
+    """Whether the collectives of a computation were begun by another one.
+
+    TPUs run other work during a collective. It then occurs in the fusion that begins it, in those that run beside it,
+    and in the one that ends it.
+    """
     return name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in line for line in lines)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Per computation its instructions, and the name of the entry."""
+    """The instructions of each computation, and the name of the entry."""
     result: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -126,7 +129,7 @@ def _after_metadata(line: str) -> str:
 
 
 def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
-    """The computations that an instruction runs, and how often; None: nobody knows."""
+    """The computations that an instruction runs, and how often (None if that is unknown)."""
     kind = _OPCODE.search(line)
     if kind is None or kind[1].endswith(("-done", "-update")):
         return
@@ -141,7 +144,7 @@ def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str,
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler notes, or as far as its condition counts from 0."""
+    """How often a loop runs: as the compiler notes it, or as far as the loop's condition counts from 0."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     condition = computations.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
@@ -157,8 +160,10 @@ def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
 
 
 def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool) -> Iterator[Collective]:
-    """Those among the instructions. On TPUs a reduce-scatter is an all-reduce in a fusion (`scatters`) that takes its
-    part of it."""
+    """The collectives among instructions.
+
+    On TPUs a reduce-scatter is an all-reduce in a fusion (`scatters`) that keeps its part of the result.
+    """
     for line in lines:
         kind = _OPCODE.search(line)
         name = kind[1].removesuffix("-start") if kind else ""
@@ -184,7 +189,7 @@ def _bytes(array: re.Match) -> int:
 
 
 def _groups(line: str, devices: int, per_slice: int) -> tuple[int, bool]:
-    """Devices of a group, and whether some group reaches over several slices."""
+    """How many devices a group has, and whether some group spans several slices."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
         table = np.array([list(map(int, p.split(","))) for p in re.findall(r"\{([\d,]+)\}", pairs[1])])
     elif mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(" + _IOTA + r"\))? \{([^}]*)\}", line):

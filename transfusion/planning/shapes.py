@@ -1,7 +1,7 @@
-"""The cost of a training step told from shapes alone, and the search for a sharding.
+"""Estimates the cost of a training step from shapes alone, and searches for a sharding.
 
-State and collectives follow from the table of shardings; temporaries are a sum of the large arrays that are alive at
-once, which a compiler may lay out better or worse: where a program can be compiled, that decides.
+State and collectives follow from the table of shardings. Temporaries are the sum of the large arrays that are alive at
+once; a compiler may do better or worse. If a program can be compiled, that decides.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from transfusion.running.chips import Topology
 from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 
-# Share of the memory that a program may fill by this estimate; the rest is the runtime's, and fragments.
+# The share of the memory that a program may fill by this estimate. The rest is for the runtime and for fragments.
 USABLE = 0.92
 FLOAT32 = 4
 # Arrays of scores [rows, heads, L, L] in float32 that are alive at once in dense attention's backward pass.
@@ -32,7 +32,7 @@ SCORE_ARRAYS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """Devices along the axes of the mesh, rows of the whole batch, and microbatches that it is cut into."""
+    """The number of devices along each axis of the mesh, the rows of the whole batch, and its microbatches."""
 
     data: int
     fsdp: int
@@ -44,7 +44,7 @@ class Sharding:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the axes of the mesh."""
+        """The sizes of the mesh's axes."""
         return {name: getattr(self, name) for name in AXES}
 
     @property
@@ -53,12 +53,12 @@ class Sharding:
 
     @property
     def gathered(self) -> "Sharding":
-        """As it is where the parameters are in use: split over tensor alone."""
+        """The sharding of parameters that are in use: they are split along the axis 'tensor' only."""
         return dataclasses.replace(self, data=self.data * self.fsdp * self.context, fsdp=1, context=1)
 
     @property
     def rows(self) -> int:
-        """Rows of a device."""
+        """Rows of the batch on one device."""
         return self.batch // (self.slice * self.data * self.fsdp)
 
     def of(self, experiment: Experiment) -> Experiment:
@@ -69,10 +69,10 @@ class Sharding:
 
 
 def sharding_of(experiment: Experiment, devices: int, slices: int = 1) -> Sharding:
-    """The config's own sharding on so many devices, which are of so many slices.
+    """The config's own sharding on `devices` devices in `slices` slices.
 
     Raises:
-      UsageError: if its mesh does not multiply to them, or its rows do not divide.
+      UsageError: if the mesh does not multiply to the number of devices, or the rows do not divide.
     """
     sizes = experiment.mesh.sizes(devices, slices)
     found = Sharding(**sizes, batch=experiment.batch_size, accumulate=experiment.optim.accumulate)
@@ -96,8 +96,7 @@ def local_bytes(axes: Any, shapes: Any, mesh: AbstractMesh) -> float:
 
 
 def state_bytes(task: SequenceTask, experiment: Experiment, on: Sharding) -> dict[str, float]:
-    """Bytes on one device of the parameters, of the optimizer (moments that are not offloaded, average) and of the
-    gradients."""
+    """Bytes on one device of the parameters, the optimizer (moments that are not offloaded, average) and gradients."""
     optim, both = experiment.optim, (task.template.axes, task.template.shapes)
     params, trained = (
         local_bytes(*both, on.mesh),
@@ -113,7 +112,7 @@ def input_bytes(task: SequenceTask, on: Sharding) -> float:
 
 
 def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0) -> Cost:
-    """The cost of a training step; `scale` is that of the temporaries, as another program of the task showed it.
+    """The estimated cost of a training step. `scale` corrects the temporaries, as a compiled program showed it.
 
     Raises:
       UsageError: if an activation or a parameter does not divide.
@@ -129,14 +128,14 @@ def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology:
 
 
 def _trunks(task: SequenceTask) -> Iterator[tuple[TransformerConfig, int]]:
-    """Each trunk with the tokens of a row that pass through it."""
+    """Yields each trunk with the number of tokens of a row that pass through it."""
     for config in (task.model, *(stage.trunk for stage in task.model.stages.values())):
         inside = config.streams or tuple(task.spec.streams)
         yield config, sum(task.spec.streams[name].budget for name in inside)
 
 
 def _activations(task: SequenceTask, on: Sharding) -> float:
-    """What the layers keep for the backward pass, one layer's own arrays, and the logits; of one microbatch."""
+    """Bytes of a microbatch's activations: those kept for the backward pass, one layer's own arrays, and logits."""
     kept, layer, rows = 0.0, 0.0, on.rows // on.accumulate
     for config, length in _trunks(task):
         width = 2 if config.dtype == "bfloat16" else FLOAT32
@@ -154,7 +153,7 @@ def _activations(task: SequenceTask, on: Sharding) -> float:
 
 
 def _weights(task: SequenceTask, on: Sharding) -> float:
-    """One layer's weights from all devices, its gradients before they are scattered, and the largest table."""
+    """Bytes of one layer's gathered weights, its gradients before they are scattered, and the largest table."""
     if on.fsdp * on.context == 1:
         return 0.0
     whole = on.gathered.mesh
@@ -165,10 +164,13 @@ def _weights(task: SequenceTask, on: Sharding) -> float:
 
 
 def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterator[Collective]:
-    """Weights gathered for the forward and for the backward pass, gradients summed, tensor parallelism's sums, and the
-    keys and values that a context gathers."""
+    """Yields the collectives of a step.
+
+    Weights are gathered for the forward and for the backward pass, gradients are summed, tensor parallelism sums
+    activations, and context parallelism gathers keys and values.
+    """
     parts, far, reach = on.accumulate, {}, 1
-    for axis in reversed(AXES):  # neighbours are on the last axis
+    for axis in reversed(AXES):  # neighbours lie along the last axis
         reach *= on.sizes[axis]
         far[axis] = reach > topology.domain
     size = local_bytes(task.template.axes, task.template.shapes, on.gathered.mesh)
@@ -196,8 +198,10 @@ def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterat
 
 
 def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterator[Sharding]:
-    """All factorisations with powers of two along tensor, context and data; rows are split only where there is but one
-    for each device."""
+    """Yields all shardings with powers of two along the axes tensor, context and data.
+
+    Rows are split over a context only if each device has just one row.
+    """
     for tensor, context in itertools.product((2**i for i in range(6)), (1, 2, 4, 8)):
         for data in (2**i for i in range(devices.bit_length())):
             fsdp = devices // (slices * data * tensor * context)
@@ -210,9 +214,9 @@ def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterato
 def search(
     task: SequenceTask, experiment: Experiment, topology: Topology, scale: float = 1.0
 ) -> list[tuple[Sharding, Cost, Bounds]]:
-    """The shardings of the config's batch that fit, the fastest first: by the roofline, then by what may not overlap.
+    """The shardings of the config's batch that fit, the fastest first: by the roofline, then without any overlap.
 
-    More microbatches than the config's are tried only where nothing fits without.
+    More microbatches than the config's are tried only if nothing fits otherwise.
     """
     batch, parts = experiment.batch_size, experiment.optim.accumulate
     flops, found = task.flops(batch), []
@@ -231,7 +235,7 @@ def search(
 def largest_batch(
     task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0
 ) -> Sharding | None:
-    """The sharding with the most rows per device (powers of two) that fit; None if not even one does."""
+    """The sharding with the most rows per device (a power of two) that fit; None if not even one row fits."""
     best, rows = None, on.slice * on.data * on.fsdp * on.accumulate
     while True:
         larger = dataclasses.replace(on, batch=rows)

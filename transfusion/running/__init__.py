@@ -1,6 +1,11 @@
-"""Keeps a run alive, and knows nothing of models or data.
+"""Keeps a run alive and records it. Nothing here knows of models or data.
 
-`checkpoint` saves and reads states, and `seals` tell whether one is intact; `guard` skips losses that are not finite;
-`supervise` restarts; `distributed`, `roll_call` and `addresses` bring processes together; `metrics`, `tensorboard`,
-`throughput` and `chips` log; `provenance` says which source ran; `own_files` locks a workdir.
+- Checkpoints: `checkpoint` saves states, `restore` reads them, `seals` tells whether one is intact, `state_form`
+  whether it fits; `orbax_noise` handles what orbax leaves behind when a save fails.
+- Faults: `guard` skips updates that are not finite, `interruption` turns a signal into a checkpoint, `supervise` starts
+  processes again when one faults, with `ranks` (those processes) and `heartbeat` (what they report).
+- Several processes: `distributed` joins them, after `roll_call` and its `desk` have found them all at one of the
+  `addresses`; `agreement` makes them agree, `local_rows` splits a batch among them.
+- Records: `metrics`, `tensorboard`, `throughput` and `chips` for numbers, `provenance` for commands and versions.
+- The process itself: `jax_setup` sets JAX up, `own_files` opens a program's own files and locks a workdir.
 """

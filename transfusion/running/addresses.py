@@ -1,17 +1,17 @@
-"""HOST:PORT, as users give it."""
+"""Reads addresses of the form HOST:PORT."""
 
 import ipaddress
 import re
 
 from transfusion.errors import UsageError
 
-# Of what resolvers take: labels of at most 63 letters. Others fail in Python's own codec before they are asked.
+# Resolvers take labels of at most 63 letters. Python's own codec fails on others before it asks a resolver.
 _NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
 def parse_address(flag: str, address: str) -> tuple[str, int]:
-    """Host and port of 'HOST:PORT'; an address of version 6 stands in brackets, and is given without.
+    """Host and port of 'HOST:PORT'. An address of version 6 must stand in brackets, which the result leaves out.
 
     Raises:
       UsageError: naming the `flag`, if it is not of that form.

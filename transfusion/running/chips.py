@@ -1,4 +1,4 @@
-"""Accelerators: what one of them computes, holds and moves, and the topologies in which they are rented."""
+"""Accelerators: their speed, memory and links, and the topologies in which they are rented."""
 
 import dataclasses
 import math
@@ -19,8 +19,8 @@ class Chip:
       bandwidth: bytes/s of HBM.
       link: bytes/s that it sends to its neighbours (ICI, NVLink), one way, all links together.
       network: bytes/s that it sends beyond them (data-centre network, InfiniBand), its share of the host's; 0: unknown.
-      shapes: of the slices that exist; () means any number.
-      domain: devices that `link` connects; 0: the whole slice.
+      shapes: the shapes of the slices that exist; () means any number of devices.
+      domain: how many devices `link` connects; 0: the whole slice.
     """
 
     kinds: tuple[str, ...]
@@ -62,7 +62,7 @@ def chip_of(kind: str) -> tuple[str, Chip] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`slices` times a slice of `chip`, whose `shape` is '8x8x8', or a number of GPUs."""
+    """A number of `slices` of `chip`; the `shape` of each is such as '8x8x8', or a number of GPUs."""
 
     chip: str
     shape: str
@@ -82,7 +82,7 @@ class Topology:
 
     @property
     def per_slice(self) -> int:
-        """Devices of one slice."""
+        """How many devices a slice has."""
         return math.prod(map(int, self.shape.split("x")))
 
     @property
@@ -96,10 +96,10 @@ class Topology:
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """The topology 'v5p:8x8x8' or 'h100:64', `slices` times.
+    """Reads a topology such as 'v5p:8x8x8' or 'h100:64', of `slices` slices.
 
     Raises:
-      UsageError: naming those that exist.
+      UsageError: naming the topologies that exist.
     """
     chip, _, shape = name.lower().partition(":")
     check("--topology", chip, CHIPS)

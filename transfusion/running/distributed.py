@@ -1,40 +1,34 @@
-"""Several processes, each with devices of its own, that train one model: how they find each other, agree, and end.
+"""Several processes, each with devices of its own, that train one model: how they find each other, and how they end.
 
-Who they are is told by flags, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what started them
-(Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it. Without any of these there is one process.
+A process learns which one it is from flags, from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+from the launcher (Slurm, Open MPI, Kubernetes, a TPU pod), as jax.distributed finds it; without any of these, it is
+alone.
 """
 
-import collections
 import contextlib
 import glob
 import importlib.util
-import json
 import os
 import re
-import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 
 from transfusion.errors import PassingError, UsageError
 from transfusion.running.addresses import parse_address
 from transfusion.running.roll_call import roll_call
 
-# What says how many processes a launcher has started, and which of them this is.
+# Launcher -> the variables with the number of processes that it has started, and the number of this one.
 LAUNCHERS: dict[str, tuple[str, str]] = {
     "JAX_NUM_PROCESSES": ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
     "Slurm": ("SLURM_NTASKS", "SLURM_PROCID"),
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 }
-_LEAVE = 5.0  # seconds
-_LONGEST_WAIT = 7 * 24 * 3600  # seconds; what a launcher starts has come by then or never will
+_LEAVE = 5.0  # seconds that process 0 stays after it has failed
+_LONGEST_WAIT = 7 * 24 * 3600  # seconds; a process that has not come by then never will
 _MOST = 65536  # processes
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -50,17 +44,17 @@ def define_flags() -> None:
 def start(
     coordinator: str = "", processes: int = 0, process_id: int = -1, timeout: float = 300.0, run: str = ""
 ) -> None:
-    """Joins the other processes, if there are any; before anything uses a device.
+    """Joins the other processes, if there are any. Call it before anything uses a device.
 
     Args:
       coordinator: 'host:port' of process 0.
       processes: how many there are; 1 never looks for others, 0 leaves it to the environment.
       process_id: which of them this is; -1 leaves it to the environment.
       timeout: seconds to wait for the others.
-      run: the same in all of them, such as the workdir: who calls with another belongs to another run.
+      run: the same in all processes of a run, such as its workdir; a process with another value is passed over.
 
     Raises:
-      UsageError: if the others do not come, or not all are told the same.
+      UsageError: if the others do not come, or not all were started with the same numbers.
     """
     if not 0 < timeout <= _LONGEST_WAIT:  # false for nan, too
         raise UsageError(f"--start_timeout={timeout} is not between 0 and {_LONGEST_WAIT} seconds")
@@ -92,7 +86,7 @@ def _start_at(address: str, place: tuple[str, int], processes: int, process_id: 
     if processes == 1:
         return
     listens = roll_call(place, processes, process_id, timeout, run)
-    # Told who it is, a process has all devices that it sees. A launcher's has the one of its place on the machine.
+    # A process that was told its number uses all devices that it sees; one of a launcher uses the device of its rank.
     method = "deactivate" if told else None
     with _deadline(timeout, f"after {timeout:g} seconds not all of {processes} processes have joined {address}"):
         _initialize(
@@ -104,7 +98,7 @@ def _start_at(address: str, place: tuple[str, int], processes: int, process_id: 
 
 
 def _detect(launcher: str, timeout: float) -> None:
-    """As jax.distributed finds it; on a TPU machine alone there is nothing to find."""
+    """Joins the processes that jax.distributed finds. On a TPU machine without others it finds none."""
     with _deadline(timeout, f"after {timeout:g} seconds not all processes have joined that {launcher} was to start"):
         try:
             _initialize(initialization_timeout=int(timeout) + 60)
@@ -118,32 +112,32 @@ def _detect(launcher: str, timeout: float) -> None:
 
 
 def _initialize(**arguments) -> None:
-    # Only some CPU backends could talk to each other; asked for here, as the default has changed before.
+    # Only some CPU backends can talk to each other; this names one because jax's default has changed before.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**arguments)
 
 
 def _told(name: str) -> tuple[int, int] | None:
-    """(processes, process id) as a row of `LAUNCHERS` says, or None.
+    """(number of processes, number of this one) from the variables of a launcher; None if they do not say.
 
     Raises:
-      UsageError: if JAX's variables, which a user has set, cannot be.
+      UsageError: if JAX's variables, which a user sets, do not fit each other.
     """
     (first, count), (second, index) = ((variable, os.environ.get(variable, "")) for variable in LAUNCHERS[name])
     if _NUMBER.fullmatch(count) and _NUMBER.fullmatch(index) and int(index) < int(count) <= _MOST:
         return int(count), int(index)
     if name == "JAX_NUM_PROCESSES" and count and index:
-        raise UsageError(f"{first}={count} and {second}={index} in the environment are not N processes and one below N")
+        raise UsageError(f"{first}={count} and {second}={index} do not fit: set them to N and a number from 0 to N-1")
     return None
 
 
 def _launcher() -> str | None:
-    """What has started several processes and knows where the first is. Looks at the environment only."""
+    """The launcher that has started several processes and knows where the first is, told by the environment alone."""
     has = os.environ.__contains__
     if os.environ.get("JAX_NUM_PROCESSES", "1") not in ("", "1"):
         raise UsageError("JAX_NUM_PROCESSES needs JAX_COORDINATOR_ADDRESS=HOST:PORT, where process 0 listens")
     several = [name for name in LAUNCHERS if (told := _told(name)) and told[0] > 1]
-    # The batch script of a Slurm job has a number, too, but is no step of it.
+    # The batch script of a Slurm job has a number, too, but is not one of its processes.
     if "Slurm" in several and all(map(has, ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"))):
         return "Slurm"
     if "Open MPI" in several:
@@ -163,7 +157,7 @@ def _on_tpu() -> bool:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, line: str) -> Iterator[None]:
-    """Ends the process with `line` when the time is over; past its own deadline jax would abort with a stack trace."""
+    """Ends the process with `line` when the time is over, before jax aborts with a stack trace at its own deadline."""
 
     def end() -> None:
         print(f"error: {line}", file=sys.stderr, flush=True)
@@ -179,10 +173,10 @@ def _deadline(seconds: float, line: str) -> Iterator[None]:
 
 
 def leave(code: int) -> None:
-    """Ends one of several processes at once with `code`; returns where there is only one.
+    """Ends this process at once with `code` if it is one of several; returns if it is the only one.
 
-    The usual way out waits for all others, who may wait for this one in their next step. Process 0 stays a little: when
-    it is gone jax aborts the others, who may be about to say the same.
+    The usual way out would wait for the others, which may wait for this one in their next step. Process 0 stays a few
+    seconds, because jax aborts the others when it is gone, and they may be about to report the same error.
     """
     if not jax.distributed.is_initialized():
         return
@@ -191,125 +185,6 @@ def leave(code: int) -> None:
     timer = threading.Timer(_LEAVE, os._exit, [code])
     timer.daemon = True
     timer.start()
-    if jax.process_index() == 0:  # which never takes longer than the timer, whatever has happened
+    if jax.process_index() == 0:  # this never waits for longer than the timer, whatever has happened
         timer.join()
     os._exit(code)
-
-
-# --- what all must agree on -------------------------------------------------------------------------------------------
-
-
-def gather(value: Any) -> list[Any]:
-    """The JSON `value` of every process, in their order. Collective.
-
-    Raises:
-      UsageError: if one of them has ended.
-    """
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    try:
-        sizes = multihost_utils.process_allgather(np.int32(data.size))
-        # Of few different lengths: each is compiled once.
-        longest = max(1024, 1 << int(sizes.max() - 1).bit_length())
-        everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
-    except jax.errors.JaxRuntimeError as error:
-        raise PassingError(
-            "another process has ended while this one waited for it: its own last lines say why"
-        ) from error
-    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
-
-
-def check_same(facts: Mapping[str, Any]) -> None:
-    """Refuses to go on unless the `facts` (JSON by name) are the same in every process. Collective.
-
-    Raises:
-      UsageError: naming the processes that differ from most, their hosts, and the first such fact.
-    """
-    everyone = gather({"host": socket.gethostname(), "facts": dict(facts)})
-    for name in dict.fromkeys(name for one in everyone for name in one["facts"]):
-        values = [json.dumps(one["facts"].get(name)) for one in everyone]
-        usual = collections.Counter(values).most_common(1)[0][0]  # process 0's, where none is in the majority
-        odd = [i for i, value in enumerate(values) if value != usual]
-        if odd:
-            named = ", ".join(f"process {i} ({everyone[i]['host']})" for i in odd[:3]) + (" and more" * (len(odd) > 3))
-            like = values.index(usual)
-            raise UsageError(
-                f"{name}: {values[odd[0]]} in {named}, but {usual} in process {like} ({everyone[like]['host']}): "
-                "start all with the same config, code and data"
-            )
-
-
-class Interruption:
-    """SIGTERM and Ctrl-C ask for a checkpoint after the running step instead of ending the process at once.
-
-    As a context manager it encloses all that must be done after that step: a launcher may signal more than once, and
-    the checkpoint is written until everything is closed. Until `listen` is called there is nothing to save, and signals
-    end the process as usual. A second SIGTERM asks for nothing new; a second Ctrl-C ends the process at once.
-
-    If there are several processes, it is enough that one is asked: jax's coordinator finds a step, a few later, after
-    which all stop. There jax itself takes the SIGTERM, and a handler of Python's would keep it from that.
-    """
-
-    def __init__(self):
-        self._several = jax.distributed.is_initialized()
-        self._asked = self._interrupted = self.requested = False
-        self._before = {}
-
-    def __enter__(self) -> "Interruption":
-        return self
-
-    def listen(self) -> None:
-        """From now on signals ask for a checkpoint, up to the end of the context."""
-        with contextlib.suppress(ValueError):  # not in the main thread (a notebook's worker): as without this class
-            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step` steps. Every process calls it after each."""
-        self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
-        return self.requested
-
-    def _ask(self, number, frame) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            # Not by print or logging, which the signal may have interrupted.
-            os.write(2, b"\ninterrupted: saves after this step and ends; once more ends it at once\n")
-        if not self._asked and self._several:
-            os.kill(os.getpid(), signal.SIGTERM)
-        self._asked = True
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-# --- which rows of a batch are whose ----------------------------------------------------------------------------------
-
-
-def local_rows(batch: Any, shardings: Any) -> list[int]:
-    """The rows of the global batch that this process' devices hold, ascending; others may hold them too.
-
-    `batch` are the shapes [B, ...] of the global arrays, `shardings` where they lie.
-    """
-    shape, on = jax.tree.leaves(batch)[0].shape, jax.tree.leaves(shardings)[0]
-    parts = on.addressable_devices_indices_map(tuple(shape)).values()
-    return sorted({row for index in parts for row in range(*index[0].indices(shape[0]))})
-
-
-def place(batch: Any, shardings: Any, rows: Sequence[int], total: int) -> Any:
-    """Global arrays [total, ...] of host arrays [len(rows), ...] that hold the ascending `rows`, at least the local."""
-    if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
-    at = {row: i for i, row in enumerate(rows)}
-
-    def one(array: np.ndarray, on: jax.sharding.Sharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            first, last, _ = index[0].indices(total)
-            return array[(slice(at[first], at[first] + last - first), *index[1:])]
-
-        return jax.make_array_from_callback((total, *array.shape[1:]), on, part)
-
-    return jax.tree.map(one, batch, shardings)

@@ -1,6 +1,7 @@
-"""What happens when a loss is not a number: the update is skipped; a run of them rolls back; a run of those stops.
+"""Guards a run against losses that are not finite.
 
-optax.apply_if_finite is no help here: after its limit it applies the poisoned update.
+Such an update is skipped; after several in a row the run goes back to its last checkpoint, and after several of these
+rollbacks it stops. optax.apply_if_finite is not used because it applies the poisoned update after its limit.
 """
 
 import dataclasses
@@ -11,16 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from transfusion.errors import UsageError
-
-PyTree = Any
+from transfusion.sharding import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """Limits of patience.
+    """When a run goes back to a checkpoint, and when it stops.
 
     Attributes:
-      max_consecutive: skipped updates in a row that lead to a rollback.
+      max_consecutive: how many skipped updates in a row lead to a rollback.
       max_rollbacks: rollbacks before the run stops.
       recovery: good updates after which earlier rollbacks are forgotten.
     """
@@ -57,7 +57,7 @@ def count_skips(skips: dict[str, jax.Array], ok: jax.Array) -> dict[str, jax.Arr
 
 
 class Guard:
-    """The host's side: reads the counters now and then and decides.
+    """Decides on the host, from the counters of skipped updates, when to roll back.
 
     A rollback restores parameters and optimizer from the last checkpoint but keeps the data position, so that the
     records which led to the bad updates are not seen again.
@@ -69,11 +69,11 @@ class Guard:
         self._last_rollback: int | None = None
 
     def state(self) -> dict:
-        """JSON, for the checkpoint: a run that is stopped and continued loses no patience and wins none."""
+        """JSON for the checkpoint, so that a run that is stopped and continued counts its rollbacks on."""
         return {"rollbacks": self.rollbacks, "last_rollback": self._last_rollback}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave; an empty state starts anew."""
+        """Continues from what `state` returned; an empty state starts anew."""
         self.rollbacks, self._last_rollback = state.get("rollbacks", 0), state.get("last_rollback")
 
     def should_roll_back(self, step: int, in_a_row: int) -> bool:
@@ -83,7 +83,7 @@ class Guard:
           UsageError: if the run keeps diverging after `max_rollbacks` rollbacks.
         """
         if in_a_row < self.config.max_consecutive:
-            # A good update only: within a bad run the step also grows.
+            # Only a good update forgets: the step number also grows during a series of bad ones.
             recovered = self._last_rollback is not None and step - self._last_rollback >= self.config.recovery
             if recovered and in_a_row == 0:
                 self.rollbacks, self._last_rollback = 0, None

@@ -1,4 +1,4 @@
-"""Numbers of a run: (sum, weight) reductions, metrics.jsonl, TensorBoard, the progress line, speed.
+"""Reduces the metrics of a run, writes them to metrics.jsonl and TensorBoard, and shows its progress.
 
 Means are never averaged: every metric is a pair (sum, weight) until it is written, so that masks, microbatches, devices
 and log intervals of any size give the same number.
@@ -21,10 +21,10 @@ from transfusion.running.tensorboard import Events
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
-    """Returns sum / weight of each metric as a Python float, None where the weight is 0. Waits for the device.
+    """Returns sum / weight of each metric as a Python float, None where the weight is 0. It waits for the device.
 
-    A metric of vectors, such as a loss by noise level, gives one number per entry: name_0, name_1, ... A histogram, a
-    vector of counts with one weight, their sum, gives `codebook_scores`.
+    A metric of vectors, such as a loss by noise level, gives one number per entry: name_0, name_1, ... A histogram,
+    which is a vector of counts with one weight, their sum, gives `codebook_scores`.
     """
     row: dict[str, float | None] = {}
     for name, (total, weight) in jax.device_get(dict(sums)).items():
@@ -38,7 +38,7 @@ def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:
 
 
 def codebook_scores(counts: np.ndarray) -> dict[str, float | None]:
-    """'use', the share of the codes that occur, and 'perplexity', exp of the entropy of their shares, of counts [K]."""
+    """From counts [K]: 'use', the share of codes that occur, and 'perplexity', exp of the entropy of their shares."""
     counts = np.asarray(counts, np.float64)
     if not counts.sum():
         return {"use": None, "perplexity": None}
@@ -49,8 +49,8 @@ def codebook_scores(counts: np.ndarray) -> dict[str, float | None]:
 class MetricWriter:
     """Writes `metrics.jsonl` (one object per logged step) and TensorBoard files; only process 0 does.
 
-    Numbers keep their full precision. A number that is not finite is null, and its name and value ('nan', 'inf',
-    '-inf') stand in the row's field 'nonfinite', so that each row is valid JSON. None is null too: no data.
+    Numbers keep their full precision. A number that is not finite is null, and the row's field 'nonfinite' has its name
+    and value ('nan', 'inf', '-inf'), so that each row is valid JSON. None, which means no data, is null too.
     """
 
     def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
@@ -70,7 +70,7 @@ class MetricWriter:
     def truncate(self, step: int) -> None:
         """Removes the rows after `step`. Call with the step restored (0: none) before writing on from it.
 
-        If lines of the file are damaged, the whole of it is kept beside it as metrics.jsonl.damaged first.
+        If lines of the file are damaged, a copy of the whole file is kept as metrics.jsonl.damaged.
         """
         if jax.process_index() != 0:
             return
@@ -78,8 +78,8 @@ class MetricWriter:
         rows, damaged = storage.read_json_lines(self.path, is_row)
         if damaged:
             kept = self.path.with_name(self.path.name + ".damaged")
-            storage.write_whole(kept, storage.content(self.path))
-            logging.warning("%s, as it was, is kept as %s", self.path, kept.name)
+            storage.write_whole(kept, storage.read_bytes(self.path))
+            logging.warning("a copy of the damaged %s is kept as %s", self.path, kept.name)
         rows = [row for row in rows if row["step"] <= step]
         self._last = _last_step(rows)
         storage.write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -93,7 +93,7 @@ class MetricWriter:
 
         Raises:
           ValueError: if `step` does not increase.
-          StorageError: if the storage fails and goes on failing, or is full.
+          StorageError: if the storage fails time after time, or is full.
           UsageError: if the file cannot be written at all.
         """
         if jax.process_index() != 0:
@@ -126,7 +126,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 
 
 def is_row(row: Any) -> bool:
-    """Whether a line of JSON is a row of metrics: a step that counts, and numbers or null by name."""
+    """Whether a line of JSON is a row of metrics: it has a step, and numbers or null by name."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
         return False
     return all(_is_value(value) for name, value in row.items() if name != "nonfinite")
@@ -156,7 +156,7 @@ def human(number: float) -> str:
 
 
 class Progress:
-    """Shows how far a run is: a line that moves on a terminal, one plain line per log interval elsewhere."""
+    """Shows how far a run is: on a terminal with a line that moves, elsewhere with one plain line per log interval."""
 
     def __init__(self, steps: int, stream: TextIO | None = None):
         self._steps = steps

@@ -1,5 +1,7 @@
-"""What a failed save of orbax and tensorstore leaves behind: hundreds of lines, of which `checkpoint.py` makes one, and
-threads that wait."""
+"""Handles what a failed save of orbax and tensorstore leaves behind: hundreds of log lines, and threads that wait.
+
+`checkpoint.py` logs one line in place of the hundreds.
+"""
 
 import functools
 import logging as std_logging
@@ -16,7 +18,7 @@ class _QuietOrbax(std_logging.Filter):
 
 @functools.cache
 def silence() -> None:
-    """Drops orbax's log records (unless absl's verbosity is debug) and a traceback of its threads, once for all."""
+    """Drops orbax's log records, unless absl's verbosity is debug, and a traceback of its threads, from now on."""
     logging.get_absl_logger().addFilter(_QuietOrbax())
     earlier = sys.unraisablehook
 
@@ -29,7 +31,9 @@ def silence() -> None:
 
 
 def saves_wait_in_vain() -> bool:
-    """Whether threads of a failed save are left, once all checkpoints are closed. They wait minutes for each other's
-    signals, of which the first never comes, and Python does not end before they do."""
+    """Whether threads of a failed save are left; call it once all checkpoints are closed.
+
+    They wait minutes for each other's signals, the first of which never comes, and Python does not end before they do.
+    """
     threads = [thread for thread in threading.enumerate() if not thread.daemon]
     return any(type(thread).__module__.startswith("orbax.") for thread in threads)

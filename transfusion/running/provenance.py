@@ -1,4 +1,4 @@
-"""Where numbers come from: the command, the versions and the machine, written beside them."""
+"""Finds and records where numbers come from: the command, the versions, the source code and the machine."""
 
 import datetime
 import hashlib
@@ -23,13 +23,13 @@ COMMANDS = "commands.jsonl"
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and what computes."""
+    """The versions of Python, of this package, and of the packages that compute."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"transfusion": __version__, "python": platform.python_version()} | found
 
 
 def source_code() -> str:
-    """A digest of this package's source files: two commits of one version differ."""
+    """A digest of this package's source files, which tells two commits of one version apart."""
     folder, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\n" + path.read_bytes())
@@ -37,8 +37,12 @@ def source_code() -> str:
 
 
 def code() -> dict[str, str | bool | None]:
-    """Which source this is: 'commit' of git and whether the checkout is 'dirty' (None: this package is in no checkout,
-    or there is no git), and 'source', the digest of its files."""
+    """Which source code this is.
+
+    Returns:
+      'commit' of git, and whether the checkout is 'dirty'; both are None if this package is in no checkout, or there is
+      no git. 'source' is the digest of the files.
+    """
     here = pathlib.Path(__file__)
     tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)  # a checkout around a venv is another's
     commit = _git(here.parent, "rev-parse", "HEAD") if tracked else None
@@ -47,15 +51,15 @@ def code() -> dict[str, str | bool | None]:
 
 
 def code_text() -> str:
-    """`code` in a few words."""
+    """The result of `code` in a few words."""
     found = code()
     commit = found["commit"] or "no commit known"
     return f"{commit}{', dirty' if found['dirty'] else ''} (source {found['source']})"
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str | None:
-    """What git says of the repository around a folder; None if it fails or is not there."""
-    # Inside of a hook they name the hook's repository.
+    """The output of git on the repository around a folder; None if git fails or is not installed."""
+    # Inside of a hook, git's variables name the repository of the hook.
     around = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -94,8 +98,8 @@ def record_command(workdir: str | os.PathLike, step: int = 0, changes: Sequence[
     """Appends the command, the versions, the code and the machine to the workdir's commands.jsonl.
 
     Args:
-      step: the one that the command goes on from.
-      changes: the fields of the config that are other than before, as {"field", "old", "new", "step"}.
+      step: the step that the command continues from.
+      changes: the fields of the config that have changed, as {"field", "old", "new", "step"}.
 
     Raises:
       UsageError: if it cannot be written.

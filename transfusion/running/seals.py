@@ -1,7 +1,7 @@
 """Checksums of checkpoint folders ("seals"), and the house-keeping of the folder that holds them.
 
 `<root>/300/` is the checkpoint of step 300, `<root>/.seal-300.json` holds the size and SHA-256 of each of its files.
-`<root>/.saving-300` says that this is not so yet: what a process that died has left there was never finished.
+`<root>/.saving-300` is there while the checkpoint is being written; after a crash it marks one that was never finished.
 
 A seal stays when its checkpoint is moved away, so that the checkpoint is whole again once it is moved back.
 """
@@ -36,8 +36,8 @@ def damage(root: epath.Path, step: int) -> str | None:
 
     Only regular files inside the checkpoint's folder are read, after their sizes have been compared: a seal that names
     other files, and a link or a device in the place of a file, are damage. The folder itself may be a link. Files that
-    the seal does not name are passed over: systems put their own into folders (.nfs..., .DS_Store), and what a restore
-    reads is named in sealed files.
+    the seal does not name are ignored: systems put files of their own into folders (.nfs..., .DS_Store), and sealed
+    files name all others that a restore reads.
 
     Raises:
       OSError: if the storage fails in a way that may pass.
@@ -63,8 +63,8 @@ def damage(root: epath.Path, step: int) -> str | None:
 def newest_intact(root: epath.Path, known: Mapping[int, str] = {}) -> tuple[int | None, dict[int, str]]:
     """Returns (newest intact step or None, what is wrong with each newer one).
 
-    A checkpoint that cannot be read now is damaged only if an older one can be read then, time after time. Steps of
-    `known`, with what is wrong with them, are not looked at again.
+    A checkpoint that cannot be read counts as damaged only if, after several tries, an older one can be read. Steps in
+    `known` are damaged, for the reason given there, and are not looked at again.
 
     Raises:
       StorageError: if some cannot be read and no other is intact.
@@ -82,7 +82,7 @@ def newest_intact(root: epath.Path, known: Mapping[int, str] = {}) -> tuple[int 
                     step = candidate
                     break
                 rejected[candidate] = reason
-        except OSError as error:  # of the folder itself
+        except OSError as error:  # the folder itself cannot be read
             if not storage.may_pass(error):
                 raise storage.lasting(f"cannot read the checkpoints in {root}", error) from error
             failing = " ".join(str(error).split())
@@ -99,7 +99,7 @@ def _read_seal(root: epath.Path, step: int) -> dict[str, tuple[int, str]]:
     """(size, digest) by name; raises OSError, or ValueError with what is wrong."""
     path = seal_path(root, step)
     try:
-        seal = storage.parse(storage.content(path, LARGEST_SEAL))
+        seal = storage.parse(storage.read_bytes(path, LARGEST_SEAL))
     except FileNotFoundError:
         raise ValueError("no checksums: it was not finished") from None
     except ValueError as error:
@@ -117,7 +117,7 @@ def _read_seal(root: epath.Path, step: int) -> dict[str, tuple[int, str]]:
 
 
 def _shown(name: str) -> str:
-    """A name of a seal, which may be anybody's, for one line."""
+    """A name from a seal, which may come from anybody, as text that fits on one line."""
     return name if name.isprintable() and len(name) <= 200 else ascii(name)[:200]
 
 
@@ -132,17 +132,17 @@ def write_seal(root: epath.Path, step: int) -> None:
 
 
 def mark_unfinished(root: epath.Path, step: int) -> None:
-    """Says that a checkpoint of `step` comes, until it is sealed; raises OSError.
+    """Marks `step` as being saved, until it is sealed; raises OSError.
 
-    The folder is made anew if it was moved away since. A seal of an earlier checkpoint of this step goes.
+    It makes the folder again if that was moved away, and removes the seal of an earlier checkpoint of this step.
     """
     root.mkdir(parents=True, exist_ok=True)
     storage.put(_saving_path(root, step), "")
     _remove(seal_path(root, step))
 
 
-def finished(root: epath.Path) -> list[int]:
-    """The steps on disk but for those whose saving never ended, which `remove_leftovers` removes."""
+def finished_steps(root: epath.Path) -> list[int]:
+    """The steps on disk, without those that were never finished, which `remove_leftovers` removes."""
 
     def look() -> list[int]:
         begun = {path.name.removeprefix(".saving-") for path in epath.Path(root).glob(".saving-*")}
@@ -194,7 +194,7 @@ def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
 
 def steps_on_disk(root: epath.Path) -> list[int]:
     """Returns the steps that have a folder, ascending, whatever is in it. Raises OSError if `root` cannot be read."""
-    try:  # `is_dir` would take a folder that cannot be read now for none
+    try:  # `is_dir` would say False of a folder that cannot be read now
         names = [path.name for path in epath.Path(root).iterdir() if path.name.isdecimal()]
     except FileNotFoundError:
         return []
@@ -202,7 +202,7 @@ def steps_on_disk(root: epath.Path) -> list[int]:
 
 
 def remove_leftovers(root: epath.Path) -> None:
-    """Removes unfinished saves and what was to be deleted; makes the folder if there is none. Raises OSError."""
+    """Removes unfinished saves and half-deleted checkpoints; makes the folder if there is none. Raises OSError."""
     root.mkdir(parents=True, exist_ok=True)
     for _ in range(20):  # the last writes of a failed save may come later, and bring its folder back
         leftovers = list(epath.Path(root).glob("*.orbax-checkpoint-tmp*"))
@@ -223,7 +223,7 @@ def remove_leftovers(root: epath.Path) -> None:
 
 
 def without_leftovers(root: epath.Path, save: Callable[[], bool]) -> bool:
-    """`save()`, and once more if the last writes of a failed save came after its folder had been removed."""
+    """Calls `save`, and calls it again if the last writes of a failed save came after its folder had been removed."""
     try:
         return save()
     except FileExistsError:
@@ -232,9 +232,9 @@ def without_leftovers(root: epath.Path, save: Callable[[], bool]) -> bool:
 
 
 def move_aside(root: epath.Path, steps: Iterable[int]) -> None:
-    """Renames damaged checkpoints to `damaged-<step>`, in place of those of an earlier call, which go.
+    """Renames damaged checkpoints to `damaged-<step>`, and removes those of an earlier call.
 
-    One that cannot be moved stays, with a warning.
+    It warns of one that cannot be moved, which stays.
     """
     steps = list(steps)
     for old in epath.Path(root).glob("damaged-*") if steps else ():
@@ -248,16 +248,16 @@ def move_aside(root: epath.Path, steps: Iterable[int]) -> None:
 
 
 def discard(root: epath.Path, step: int) -> bool:
-    """Deletes a checkpoint; False if it was moved away, and then its seal stays.
+    """Deletes a checkpoint. Returns False if it was moved away; its seal stays then.
 
-    It loses its name before its files, so that it is never there in part. A folder that is a link is not entered: the
-    link goes.
+    The folder is renamed before its files are deleted, so that no part of a checkpoint is ever taken for the whole. If
+    the folder is a link, only the link is removed.
 
     Raises:
       OSError: if it stays.
     """
     folder, away = root / str(step), root / f".deleting-{step}"
-    if storage.is_bucket(root):  # whose folders have no name of their own
+    if storage.is_bucket(root):  # folders of a bucket cannot be renamed
         seal_path(root, step).unlink(missing_ok=True)
         folder.rmtree()
         return True
@@ -274,7 +274,7 @@ def discard(root: epath.Path, step: int) -> bool:
 
 
 def _remove(path: epath.Path) -> bool:
-    """Removes a file, a link or a folder as far as it goes; whether it is gone."""
+    """Removes a file, a link or a folder, as much of it as can be removed; returns whether it is gone."""
     try:
         if path.is_dir() and not os.path.islink(path):
             path.rmtree()

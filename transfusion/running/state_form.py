@@ -1,4 +1,4 @@
-"""Whether the state of a checkpoint is of the form that a run wants."""
+"""Checks that the state of a checkpoint has the leaves, shapes and dtypes that a run needs."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ import jax
 import numpy as np
 
 from transfusion.errors import UsageError, nearest
+from transfusion.sharding import PyTree
 
-PyTree = Any
 
-
-def check_form(step: int, saved: PyTree, wanted: PyTree) -> None:
+def check_fits(step: int, saved: PyTree, wanted: PyTree) -> None:
     """Raises UsageError naming the first leaf that differs. Orbax would cast another dtype without a word."""
     have = {_name(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in jax.tree_util.tree_leaves_with_path(saved)}
     want = {_name(path): _stored_form(x) for path, x in jax.tree_util.tree_leaves_with_path(wanted)}

@@ -1,4 +1,4 @@
-"""TensorBoard's files: a view of metrics.jsonl for people, so that its faults never stop a run."""
+"""Writes TensorBoard's files. They only show metrics.jsonl to people, so a fault here never stops a run."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ FLUSH_EVERY = 120.0  # seconds between two writes to the disk; the first comes a
 
 
 class Events:
-    """Writes numbers by name and step. If that cannot be done, it says so once and does nothing from then on.
+    """Writes numbers by name and step. If that fails, it warns once and writes nothing from then on.
 
-    tensorboardX's own SummaryWriter is not used: it writes in a thread, of which an error is a traceback, and behind
-    which the program waits for ever once it has died.
+    tensorboardX's own SummaryWriter is not used: it writes in a thread, whose errors are tracebacks, and for which the
+    program waits for ever once it has died.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -70,7 +70,8 @@ class Events:
         try:
             yield
         except (ImportError, OSError) as error:  # ImportError: it is optional, and so is what it needs for buckets
-            logging.warning("no TensorBoard files in %s: %s; metrics.jsonl goes on", self._folder, one_line(error))
+            reason = f"{one_line(error)}; metrics.jsonl is still written"
+            logging.warning("TensorBoard files cannot be written to %s: %s", self._folder, reason)
             self._on = False
             writer, self._writer = self._writer, None
             if writer is not None:

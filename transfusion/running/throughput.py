@@ -1,4 +1,4 @@
-"""How fast training is, and what share of the hardware's peak that is."""
+"""Measures how fast training is, and which share of the hardware's peak that is."""
 
 import contextlib
 import dataclasses

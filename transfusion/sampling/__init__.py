@@ -1,10 +1,13 @@
 """Draws text, codes and images from a model: it continues documents, as training packs them, token by token.
 
-- `config` has the settings. `layout` says from a run's layout table which tokens the decoder appends, and `prompt` what
-  a row begins with.
+- `config` has the settings, and `settings` what of them the compiled code reads.
+- A layout table says which kind of segment the model draws (`drawable`), and which tokens the decoder appends for it
+  (`parts`). `prompts` lays out what a row begins with, and `place` a part behind what a row has.
 - `decoder` is the loop over a batch of prompts, compiled once; `state` is what it carries, `memory` what that takes.
-- Text: `choose` takes the next id; `grammar` and `spelled` write images as ids of the text's vocabulary.
-- Images: `drawing` chooses the way by the stream's objective: `solvers` for latents (`trajectory` keeps the steps),
-  `codes` for codes. `job` is what all ways share, `guidance` compares with fewer conditions.
+- Text: `writer` puts out a token a step, which `choose` draws from the logits.
+- Images: `ways` has the two ways of drawing. `speller` writes an image as ids of the text's vocabulary, by a `grammar`.
+  `painter` draws it by a stream of its own, as `drawing` says for the stream's objective: by `solvers` for latents
+  (`trajectory` keeps the steps), by `codes` for codes. `request` is what all of them share; `guidance` compares with
+  fewer conditions.
 - `reference` and `reference_codes` are the same decoder written plainly and slowly; tests hold the two equal.
 """

@@ -15,18 +15,23 @@ NEVER = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """The filters in use; the same compiled decoder serves all temperatures and all top-p.
+class Filters:
+    """Which ids may be drawn; the same compiled decoder serves all temperatures and all top-p.
 
     Attributes:
-      greedy: the likeliest token.
-      top_k: of the k likeliest tokens only; 0: of all.
-      nucleus: of the fewest likeliest tokens whose probabilities sum to top-p or more (arXiv 1904.09751).
+      greedy: the likeliest id alone.
+      top_k: only the k likeliest ids; 0: all.
+      nucleus: only the fewest likeliest ids whose probabilities sum to top-p or more (arXiv 1904.09751).
     """
 
     greedy: bool = False
     top_k: int = 0
     nucleus: bool = False
+
+    @classmethod
+    def of(cls, temperature: float, top_k: int, top_p: float) -> "Filters":
+        """The filters of a config's settings."""
+        return cls(greedy=temperature == 0, top_k=top_k, nucleus=top_p < 1)
 
     def choose(self, logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
         """Draws ids int32 [B] from logits float32 [B, V], row by row with the keys [B]."""
@@ -54,8 +59,11 @@ class Choice:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit as text, bool [V]: text and the end of a document; no begin of one, no closer, no
-    opener but `opener` (-1: none), no code and nothing else that stands inside an item."""
+    """Which ids the decoder may emit as text, bool [V].
+
+    These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers,
+    closers, codes and whatever else stands inside an item are not among them.
+    """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
     for runs in spec.layout.values():

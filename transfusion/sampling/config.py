@@ -7,7 +7,7 @@ import numpy as np
 from transfusion.errors import UsageError, check, shown
 from transfusion.objectives.paths import SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
-from transfusion.sampling.solvers import SPACINGS, time_grid
+from transfusion.sampling.solvers import SOLVERS, SPACINGS, time_grid
 from transfusion.sequence import text
 
 MOST_STEPS = 100_000
@@ -15,7 +15,7 @@ MOST_TOKENS = 2**24
 MOST_IMAGES = 4096
 LARGE = 1e6  # no setting means anything beyond it, and float32 would soon be infinite
 # Least and most of each number, both of them allowed but for those that `OPEN` names. Others lie in [-LARGE, LARGE].
-RANGES: dict[str, tuple[float, float]] = {
+LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, MOST_STEPS),
     "shift": (0, LARGE),
     "temperature": (0, LARGE),
@@ -56,7 +56,7 @@ class SamplerConfig:
       top_k, top_p: 0 and 1 keep all tokens.
       code_temperature, code_top_k, code_top_p: the same of the codes of images.
       unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
-        again; see `transfusion.sampling.codes.unmask_plan`.
+        again; see `transfusion.sampling.codes.unmask_schedule`.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -97,8 +97,14 @@ class SamplerConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        tables = {"shift_by": SHIFTS, "spacing": SPACINGS, "renorm": RENORMS, "without_text": text.UNSEEN}
-        tables["image_against"] = AGAINST
+        tables = {
+            "solver": SOLVERS,
+            "shift_by": SHIFTS,
+            "spacing": SPACINGS,
+            "renorm": RENORMS,
+            "without_text": text.UNSEEN,
+            "image_against": AGAINST,
+        }
         for field, known in tables.items():
             check(f"sampling.{field}", getattr(self, field), known)
         if self.spacing in ("leading", "trailing") and self.steps > STEPS:
@@ -137,7 +143,7 @@ def _checked(field: dataclasses.Field, value: object) -> object:
     whole = field.type is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise UsageError(f"{name}={shown(repr(value))} must be a {'whole ' if whole else ''}number")
-    low, high = RANGES.get(field.name, (-LARGE, LARGE))
+    low, high = LIMITS.get(field.name, (-LARGE, LARGE))
     if not low <= value <= high or value == OPEN.get(field.name):  # a NaN is in no range
         edge = OPEN.get(field.name)
         least = f"{'more than' if edge == low else 'at least'} {low:.12g}"

@@ -15,63 +15,74 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import codes
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.job import Job, predict
-from transfusion.sampling.layout import Layout
+from transfusion.sampling.parts import PaintedParts
+from transfusion.sampling.request import Request, predict
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
-from transfusion.sequence.rows import unpatchify
+
+Drawn = jax.Array  # what the tokens of the images hold: patches [B, N, E] or ids [B, N]
+# The same, and of all steps x_t and the estimate of the data, [steps, B, N, E] each.
+Recorded = tuple[Drawn, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """`plan(objectives, layout, config)` -> arrays that may change without compiling anew; `draw(job)` -> what the
-    tokens of the images hold, patches [B, N, E] or ids [B, N]; `words`: for people, of a config."""
+    """How the streams of an objective draw.
 
-    plan: Callable[[ObjectivesConfig, Layout, SamplerConfig], Any]
-    draw: Callable[[Job], jax.Array]
-    words: str
-
-
-def times(objectives: ObjectivesConfig, layout: Layout, config: SamplerConfig) -> np.ndarray:
-    """The solver's time grid [steps + 1]."""
-    prediction = objectives.of_continuous(layout.run.stream).prediction
-    return config.times(prediction, layout.tokens - layout.stream.time_tokens)
-
-
-def solve(job: Job, record: bool = False) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """Draws images [B, N, E] by a solver; the plan is its `times`.
-
-    With `record` x_t and the data estimates of all steps are returned too, [steps, B, N, E] each.
+    Attributes:
+      schedule: makes of a config the arrays that may change without compiling anew.
+      draw: draws one image for each row of a request.
+      words: for people, of a config.
+      record: the same as `draw`, with what the images pass through; None where they begin with no noise.
     """
-    layout, solver = job.layout, SOLVERS[job.solver]
-    config = job.objectives.of_continuous(layout.run.stream)
-    path, shape = PATHS[config.path], layout.content.shape
+
+    schedule: Callable[[ObjectivesConfig, PaintedParts, SamplerConfig], Any]
+    draw: Callable[[Request, PaintedParts], Drawn]
+    words: str
+    record: Callable[[Request, PaintedParts], Recorded] | None = None
+
+
+def times(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> np.ndarray:
+    """The solver's time grid [steps + 1]."""
+    prediction = objectives.of_continuous(parts.name).prediction
+    return config.times(prediction, parts.tokens - parts.stream.content.lead)
+
+
+def solve(request: Request, parts: PaintedParts) -> Drawn:
+    """Draws images [B, N, E] by a solver; the schedule is its `times`."""
+    return _solve(request, parts, lambda x, data: None)[0]
+
+
+def solve_recorded(request: Request, parts: PaintedParts) -> Recorded:
+    """The same with x_t and the data estimates of all steps."""
+    return _solve(request, parts, lambda x, data: (x, data))
+
+
+def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax.Array], Any]) -> tuple[Drawn, Any]:
+    """The images, and what is `kept` of each step."""
+    solver, schedule = SOLVERS[request.solver], request.schedule
+    config = request.objectives.of_continuous(parts.name)
+    path, shape = PATHS[config.path], parts.held.shape
 
     def field(x, t):
-        predicted = job.guided(t, lambda prefix: predict(job.model, layout, prefix, x, t))
+        predicted = request.guided(t, lambda prefix: predict(request.model, parts, prefix, x, t))
         return estimates(path, config.prediction, t, x, predicted)
 
-    def step(x, scanned):
-        number, t, s = scanned
-        after, data = solver.step(field, path, x, t, s, lambda: step_noise(job.keys, job.drawn, number, shape))
-        return after, ((x, data) if record else None)
+    def step(carry, scanned):
+        (x, memory), (number, t, s) = carry, scanned
+        noise = lambda: step_noise(request.keys, request.drawn, number, shape)  # noqa: E731
+        after, data, memory = solver.step(field, path, x, t, s, noise, memory)
+        return (after, memory), kept(x, data)
 
-    steps = jnp.arange(len(job.plan) - 1)
-    noise = first_noise(job.keys, job.drawn, shape)
-    return jax.lax.scan(step, noise, (steps, job.plan[:-1], job.plan[1:]))
-
-
-def latents_of(layout: Layout, patches: np.ndarray) -> np.ndarray:
-    """Patches [..., N, E] to latents [..., *sides, C], or ids [..., N] to codes."""
-    if layout.stream.discrete:
-        return patches[..., layout.stream.lead_tokens :].reshape(*patches.shape[:-1], *layout.shape)
-    patches = patches[..., layout.stream.time_tokens :, :]
-    return np.asarray(unpatchify(patches, layout.shape[:-1], layout.stream.patch_sides))
+    steps = jnp.arange(len(schedule) - 1)
+    noise = first_noise(request.keys, request.drawn, shape)
+    (x, _), path_taken = jax.lax.scan(step, (noise, solver.first_memory(noise)), (steps, schedule[:-1], schedule[1:]))
+    return x, path_taken
 
 
 DRAWINGS: dict[str, Drawing] = {
-    "continuous": Drawing(times, lambda job: solve(job)[0], "{config.solver}, {config.steps} steps"),
-    "masked": Drawing(codes.unmask_plan, codes.unmask, "{config.steps} steps of unmasking"),
-    "next_token": Drawing(codes.plan, codes.one_after_another, "Code by code"),
-    "next_scale": Drawing(codes.plan, codes.scale_by_scale, "Scale by scale"),
+    "continuous": Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded),
+    "masked": Drawing(codes.unmask_schedule, codes.unmask, "{config.steps} steps of unmasking"),
+    "next_token": Drawing(codes.code_schedule, codes.one_after_another, "Code by code"),
+    "next_scale": Drawing(codes.code_schedule, codes.scale_by_scale, "Scale by scale"),
 }

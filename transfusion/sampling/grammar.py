@@ -15,7 +15,7 @@ from transfusion.sampling.choose import NEVER
 from transfusion.sequence import Run
 from transfusion.sequence.spelling import CODE, Grid
 
-OUTSIDE, OPENED = range(2)  # states: of no item, where everything may stand, and after its opener
+OUTSIDE, OPENED = range(2)  # states: outside of any item, where every id may stand, and behind an opener
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class Grammar:
     """An automaton over classes of ids, so that its table does not grow with the vocabulary.
 
     Attributes:
-      classes: int32 [V], of the ids; all codes are one class, and what never stands inside an item is class 0.
+      classes: int32 [V], the class of each id. All codes are one class; what never stands inside an item is class 0.
       following: int32 [S, K], the state after an id of a class; -1: it may not stand there.
-      longest: ids of the longest item, its closer included.
+      longest: how many ids the longest item has, its closer included.
     """
 
     classes: np.ndarray

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from transfusion.errors import UsageError
 from transfusion.learner import Learner
-from transfusion.sampling.layout import bucket
+from transfusion.sampling.prompts import bucket
 
 SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -37,8 +37,11 @@ def check_memory(task: Learner, rows: int, length: int, room: int, drawn: int) -
 
 
 def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -> int:
-    """The cache of keys and values, and the scores of one layer with their weights: of a drawing, and where attention
-    is dense, of the prompt. It is less than what is really taken, so that nothing is refused that would fit."""
+    """What the decoder takes at least: the cache of keys and values, and the scores of one layer with their weights.
+
+    These are the scores of a drawing and, where attention is dense, of the prompt. More than this is really taken, so
+    that nothing is refused that would fit. The arguments are those of `check_memory`.
+    """
     trunks = [task.model, *(stage.trunk for stage in task.model.stages.values())]
     cache = scores = 0
     for trunk in trunks:
@@ -51,7 +54,7 @@ def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -
 
 
 def memory_bytes() -> int:
-    """Of the device that decodes: its own, or on a CPU what the machine has or the process may use."""
+    """How much memory the decoder may take: that of its device, or on a CPU what the process may use."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

@@ -16,13 +16,15 @@ from transfusion.model.inputs import inputs_of
 from transfusion.model.parameters import Params
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
-from transfusion.sampling.choose import NEVER, Choice, emittable
+from transfusion.sampling.choose import NEVER, Filters, emittable
 from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.drawable import Drawable, drawable_of
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout
-from transfusion.sampling.prompt import Prompt, has_images, without_images, without_text
+from transfusion.sampling.parts import PaintedParts, spelled_grids
+from transfusion.sampling.prompts import Prompt, has_images, without_images, without_text
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
+from transfusion.sampling.ways import Way, way_of
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
 from transfusion.sequence.patches import patchify, unpatchify
 from transfusion.sequence.rows import assemble, expand
@@ -47,10 +49,20 @@ class _Row:
     task: Learner
     params: Params
     config: SamplerConfig
-    layout: Layout
+    drawable: Drawable | None
+    way: Way | None
     key: jax.Array
     prompt: Prompt
     document: Document
+
+    @property
+    def opener(self) -> int:
+        return self.drawable.opener if self.drawable else -1
+
+    @property
+    def parts(self) -> PaintedParts:
+        """How large an item is."""
+        return self.way.parts
 
     def outputs(
         self,
@@ -66,9 +78,10 @@ class _Row:
         batch = assemble([[part]], spec)
         times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
         if last_time != 1.0:
-            times[self.layout.run.stream][0, part.items[self.layout.run.stream] - 1] = last_time
+            name = self.drawable.run.stream
+            times[name][0, part.items[name] - 1] = last_time
         if hidden is not None:
-            name = self.layout.run.stream
+            name = self.drawable.run.stream
             last = slice(part.cost[name] - len(hidden), part.cost[name])
             batch[name].tokens[0, last] = np.where(hidden, MASKED, batch[name].tokens[0, last])
         out = _forward(self.task, self.params, batch, times)
@@ -78,20 +91,20 @@ class _Row:
         """The next id."""
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
-        allowed = emittable(self.task.spec, self.layout.opener if may else -1)
+        allowed = emittable(self.task.spec, self.opener if may else -1)
         how = (self.config.temperature, self.config.top_k, self.config.top_p)
         return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count, *how)
 
     def choose(self, logits: np.ndarray, count: int, temperature: float, top_k: int, top_p: float) -> int:
         """An id from logits [V], after `count` ids."""
-        choice = Choice(temperature == 0, top_k, top_p < 1)
+        filters = Filters.of(temperature, top_k, top_p)
         key = text_keys(self.key, jnp.array([count]))
-        return int(choice.choose(logits[None], key, temperature, top_p)[0])
+        return int(filters.choose(logits[None], key, temperature, top_p)[0])
 
     def spelled(self, count: int) -> tuple[np.ndarray, int]:
         """One image of codes [*grid], id by id from the first of those that fit, and the number of ids put out before
         it and in it, its closer included."""
-        config, run = self.config, self.layout.run
+        config, run = self.config, self.drawable.run
         documents = [self.document]
         by_images = has_images(self.prompt) and config.image_guidance != 1
         if by_images or config.guidance != 1:
@@ -99,7 +112,7 @@ class _Row:
         if by_images:
             texts = without_images(self.prompt, self.task.spec).segments
             documents.append(texts if config.image_against == "text" else ())
-        fitting = [(*run.spelling.template(grid), run.closer) for grid in self.layout.grids]
+        fitting = [(*run.spelling.template(grid), run.closer) for grid in spelled_grids(self.drawable, (0, 0))]
         written: list[int] = []
         while not written or written[-1] != run.closer:
             spans = [_span(template[len(written)], run.spelling) for template in fitting]
@@ -114,9 +127,9 @@ class _Row:
 
     def after(self, document: Document, written: list[int]) -> np.ndarray:
         """Logits [V] after the opener and the ids of an image that has begun."""
-        run, spec = self.layout.run, self.task.spec
+        run, spec = self.drawable.run, self.task.spec
         spec = dataclasses.replace(spec, layout={**spec.layout, "written": (Run(run.stream),)})
-        opened = Segment("text", np.array([run.opener], np.int32))
+        opened = Segment(TEXT, np.array([run.opener], np.int32))
         rest = (Segment("written", np.array(written, np.int32)),) if written else ()
         out, cost = self.outputs((*document, opened, *rest), spec=spec)
         name = run.stream if written else TEXT
@@ -137,20 +150,25 @@ class _Row:
         return w + image * (u - w) + config.guidance * (c - u)
 
     def predicted(self, prompt: Prompt, x: jax.Array, t: jax.Array) -> jax.Array:
-        layout, stream = self.layout, self.layout.stream
-        latents = np.asarray(unpatchify(x, layout.shape[:-1], stream.patch_sides))[0]
-        drawn = Segment(layout.kind, latents, "target", prompt.label, pooled=prompt.pooled)
+        latents = np.asarray(unpatchify(x, self.parts.shape[:-1], self.drawable.stream.patch_sides))[0]
+        drawn = Segment(self.drawable.kind, latents, "target", prompt.label, pooled=prompt.pooled)
         out, cost = self.outputs((*prompt.segments, drawn), float(t))
-        name, n = layout.run.stream, x.shape[1]
+        name, n = self.drawable.run.stream, x.shape[1]
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
 
     def guided(self, t: float, predict: Callable[[Prompt], jax.Array], ramp: float = 1.0) -> jax.Array:
         """What `predict` says after the document, guided at the time t by `ramp` times the guidance."""
         config, v = self.config, predict(dataclasses.replace(self.prompt, segments=self.document))
         by_images = has_images(self.prompt) and config.image_guidance != 1
-        scales = (1 + ramp * (config.guidance - 1), config.guidance_low, config.guidance_high)
-        scales += (config.image_guidance, config.renorm_least)
-        guidance = Guidance(*scales, config.renorm, config.image_against)
+        guidance = Guidance(
+            scale=1 + ramp * (config.guidance - 1),
+            low=config.guidance_low,
+            high=config.guidance_high,
+            image=config.image_guidance,
+            least=config.renorm_least,
+            renorm=config.renorm,
+            against=config.image_against,
+        )
         if not (by_images or config.guidance != 1) or not guidance.applies(t):
             return v
         u = predict(without_text(self.prompt, config.without_text))
@@ -159,27 +177,27 @@ class _Row:
 
     def image(self, drawn: int) -> np.ndarray:
         """One image [h, w, C], or its codes."""
-        return IMAGES[self.layout.stream.objective](self, drawn)
+        return IMAGES[self.drawable.stream.objective](self, drawn)
 
     def solved(self, drawn: int) -> np.ndarray:
         """One image [h, w, C] by a solver."""
-        config, continuous = self.config, self.task.objectives.of_continuous(self.layout.run.stream)
+        config, continuous = self.config, self.task.objectives.of_continuous(self.drawable.run.stream)
         path = PATHS[continuous.path]
 
         def field(x, t):
             v = self.guided(t, lambda prompt: self.predicted(prompt, x, t))
             return estimates(path, continuous.prediction, t, x, v)
 
-        stream = self.layout.stream
-        n, features = patchify(np.zeros(self.layout.shape), stream.patch_sides).shape
-        number, extra = jnp.array([drawn]), stream.time_tokens
+        stream, solver = self.drawable.stream, SOLVERS[config.solver]
+        n, features = patchify(np.zeros(self.parts.shape), stream.patch_sides).shape
+        number, extra = jnp.array([drawn]), stream.content.lead
         shape = (extra + n, features)  # noise falls on a time token too, where there is one
         x = first_noise(self.key, number, shape)[:, extra:]
-        times = config.times(continuous.prediction, n)
+        times, memory = config.times(continuous.prediction, n), solver.first_memory(x)
         for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
             noise = lambda i=i: step_noise(self.key, number, i, shape)[:, extra:]  # noqa: E731
-            x, _ = SOLVERS[config.solver].step(field, path, x, t, s, noise)
-        return np.asarray(unpatchify(x, self.layout.shape[:-1], stream.patch_sides))[0]
+            x, _, memory = solver.step(field, path, x, t, s, noise, memory)
+        return np.asarray(unpatchify(x, self.parts.shape[:-1], stream.patch_sides))[0]
 
 
 IMAGES = {"continuous": _Row.solved} | reference_codes.IMAGES
@@ -194,7 +212,10 @@ def generate_one(
     task: Learner, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
     """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
-    row = _Row(task, params, config, Layout(task.spec), row_keys(seed, np.array([number])), prompt, prompt.segments)
+    drawn_kind = drawable_of(task.spec)
+    way = way_of(task.spec, drawn_kind, (0, 0), config.goes_on) if drawn_kind and config.max_images else None
+    key = row_keys(seed, np.array([number]))
+    row = _Row(task, params, config, drawn_kind, way, key, prompt, prompt.segments)
     made: list[Segment] = []
     count = written = drawn = 0
     thinks, opened = prompt.draw and config.think > 0, prompt.draw and not config.think
@@ -205,25 +226,25 @@ def generate_one(
             token = task.spec.eos if thinks and written == config.think else row.token(count, drawn)
             if token == task.spec.eos and not thinks:
                 break
-            opened = token in (row.layout.opener, task.spec.eos)
+            opened = token in (row.opener, task.spec.eos)
         count += 1
         if opened:
-            if row.layout.spelled:
+            if row.drawable.spelled:
                 content, count = row.spelled(count)
             else:
                 content = row.image(drawn)
-            new = Segment(row.layout.kind, content, "context", prompt.label, pooled=prompt.pooled)
+            new = Segment(row.drawable.kind, content, "context", prompt.label, pooled=prompt.pooled)
             drawn += 1
-            if (not config.max_tokens and drawn >= least) or not row.layout.goes_on:
+            if (not config.max_tokens and drawn >= least) or not row.way.goes_on:
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:
-            new = Segment("text", np.array([token], np.int32))
+            new = Segment(TEXT, np.array([token], np.int32))
             written += 1
         opened = False
         row.document = (*row.document, new)
-        if made and made[-1].kind == new.kind == "text":
-            made[-1] = Segment("text", np.append(made[-1].value, new.value))
+        if made and made[-1].kind == new.kind == TEXT:
+            made[-1] = Segment(TEXT, np.append(made[-1].value, new.value))
         else:
             made.append(new)
     return tuple(made)

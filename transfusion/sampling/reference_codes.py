@@ -10,29 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.objectives.masked import still_masked
-from transfusion.sampling.choose import Choice
-from transfusion.sampling.prompt import Prompt
+from transfusion.sampling.choose import Filters
+from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.state import step_keys
 from transfusion.sequence import Segment
 
 
 def _logits(row: Any, prompt: Prompt, codes: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
     """Of all tokens of an image of these codes [n], drawn after the prompt; start token included: [1, N, V]."""
-    layout = row.layout
-    image = Segment(layout.kind, codes.reshape(layout.shape).astype(np.int32), "target")
+    image = Segment(row.drawable.kind, codes.reshape(row.parts.shape).astype(np.int32), "target")
     out, cost = row.outputs((*prompt.segments, image), hidden=hidden)
-    name = layout.run.stream
-    return jnp.asarray(out[name][cost[name] - layout.tokens : cost[name]])[None]
+    name = row.drawable.run.stream
+    return jnp.asarray(out[name][cost[name] - row.parts.tokens : cost[name]])[None]
 
 
 def _choose(row: Any, logits: jax.Array, key: jax.Array) -> np.ndarray:
     """One id for each of the logits [1, n, V], one after the other."""
     config = row.config
-    choice = Choice(config.code_temperature == 0, config.code_top_k, config.code_top_p < 1)
+    filters = Filters.of(config.code_temperature, config.code_top_k, config.code_top_p)
     keys = jax.random.split(key, logits.shape[1])
     temperature, top_p = config.code_temperature, config.code_top_p
     return np.array([
-        int(choice.choose(logits[:, i], keys[i : i + 1], temperature, top_p)[0]) for i in range(logits.shape[1])
+        int(filters.choose(logits[:, i], keys[i : i + 1], temperature, top_p)[0]) for i in range(logits.shape[1])
     ])  # fmt: skip
 
 
@@ -42,7 +41,7 @@ def _key(row: Any, drawn: int, step: int) -> jax.Array:
 
 def unmasked(row: Any, drawn: int) -> np.ndarray:
     """As Show-o decodes."""
-    config, n = row.config, row.layout.tokens
+    config, n = row.config, row.parts.tokens
     codes, hidden = np.zeros(n, np.int64), np.ones(n, bool)
     noise = config.unmask_noise
     for step, left in enumerate(still_masked(n, config.steps, row.task.objectives.masked.schedule)):
@@ -56,23 +55,23 @@ def unmasked(row: Any, drawn: int) -> np.ndarray:
         unsure = sorted((place for place in range(n) if hidden[place]), key=lambda place: sure[place])
         hidden[:] = False
         hidden[unsure[:left]] = True
-    return codes.reshape(row.layout.shape).astype(np.int32)
+    return codes.reshape(row.parts.shape).astype(np.int32)
 
 
 def one_after_another(row: Any, drawn: int) -> np.ndarray:
     """As Janus decodes."""
-    n = row.layout.tokens - 1
+    n = row.parts.tokens - 1
     codes = np.zeros(n, np.int64)
     for i in range(n):
         logits = row.guided(i / n, lambda p: _logits(row, p, codes))
         codes[i] = _choose(row, logits[:, i : i + 1], _key(row, drawn, i))[0]
-    return codes.reshape(row.layout.shape).astype(np.int32)
+    return codes.reshape(row.parts.shape).astype(np.int32)
 
 
 def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
     """As VAR decodes."""
-    scales, first = row.layout.stream.scales, 0
-    codes = np.zeros(row.layout.tokens, np.int64)
+    scales, first = row.drawable.stream.scales, 0
+    codes = np.zeros(row.parts.tokens, np.int64)
     for k, side in enumerate(scales):
         logits = row.guided(k / len(scales), lambda p: _logits(row, p, codes), k / max(len(scales) - 1, 1))
         here = slice(first, first + side * side)

@@ -5,29 +5,48 @@ A solver sees the model as a field: `field(x, t) -> Estimates` of x's shape at t
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transfusion.objectives.paths import STEPS, Estimates, Path, shift_time
+from transfusion.sequence.arrays import Array, Float
 
 Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
+Memory = Any  # a pytree of arrays of one structure
+Scalar = Float[Array, ""] | np.floating | float
+Latents = Float[Array, "*X"]
 
 # A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
 NOISE_START = 1e-2
 
 
 class Solver(Protocol):
-    """`step` goes from t to s > t: x [B, ...] -> (x at s, estimate of the data at t); `noise()` is fresh."""
+    """Goes from noise to data in steps, from t to s > t each.
+
+    A solver may remember what its earlier steps have found (a multistep method does): `first_memory` makes it for
+    noise x [B, ...], and each step takes and returns it. `step` returns x at s, the estimate of the data at t, and the
+    memory; `noise()` is fresh.
+    """
+
+    def first_memory(self, x: jax.Array) -> Memory: ...
 
     def step(
-        self, field: Field, path: Path, x: jax.Array, t: jax.Array, s: jax.Array, noise: Noise
-    ) -> tuple[jax.Array, jax.Array]: ...
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]: ...
 
     def evaluations(self, steps: int) -> int: ...
+
+
+class OneStep:
+    """A solver that remembers nothing."""
+
+    def first_memory(self, x: jax.Array) -> Memory:
+        del x
+        return ()
 
 
 Spacing = Callable[[int, float], np.ndarray]
@@ -49,7 +68,7 @@ SPACINGS: dict[str, Spacing] = {
 
 def time_grid(
     steps: int, shift: float = 1.0, prediction: str = "velocity", spacing: str = "even", terminal: float = 0.0
-) -> np.ndarray:
+) -> Float[np.ndarray, "{steps}+1"]:
     """Times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
 
     Args:
@@ -68,67 +87,75 @@ def time_grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
+class Euler(OneStep):
     """First order; one evaluation a step."""
 
-    def step(self, field, path, x, t, s, noise):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
-        return x + (s - t) * now.velocity, now.data
+        return x + (s - t) * now.velocity, now.data, memory
 
     def evaluations(self, steps: int) -> int:
         return steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Heun:
+class Heun(OneStep):
     """Second order; two evaluations a step, one in the last (EDM, arXiv 2206.00364, algorithm 1).
 
     The last step is Euler's because no path defines all three estimates at t = 1; one such step keeps the order.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         guess = x + (s - t) * now.velocity
         velocity = jax.lax.cond(s < 1, lambda: (now.velocity + field(guess, s).velocity) / 2, lambda: now.velocity)
-        return x + (s - t) * velocity, now.data
+        return x + (s - t) * velocity, now.data, memory
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class DDIM:
+class DDIM(OneStep):
     """Mixes the estimated data and noise anew (arXiv 2010.02502, equation 12 with sigma = 0); one evaluation a step.
 
     On the linear path it is Euler.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
-        return path.alpha(s) * now.data + path.sigma(s) * now.noise, now.data
+        return path.alpha(s) * now.data + path.sigma(s) * now.noise, now.data, memory
 
     def evaluations(self, steps: int) -> int:
         return steps
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM:
+class DDPM(OneStep):
     """Ancestral sampling: draws x_s from q(x_s | x_t, data); one evaluation a step.
 
     DDPM (arXiv 2006.11239, equations 6 and 7), written for any path as in VDM (arXiv 2107.00630, section 3.2), with the
     variance of the posterior.
     """
 
-    def step(self, field, path, x, t, s, noise):
+    def step(
+        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Latents, Latents, Memory]:
         now = field(x, t)
         mean, std = posterior(path, x, now.data, t, s)
-        return mean + std * noise(), now.data
+        return mean + std * noise(), now.data, memory
 
     def evaluations(self, steps: int) -> int:
         return steps
 
 
-def posterior(path: Path, x: jax.Array, data: jax.Array, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior(path: Path, x: Latents, data: Latents, t: Scalar, s: Scalar) -> tuple[Latents, Scalar]:
     """Mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
     # The variance that x_t has beyond the scaled x_s.

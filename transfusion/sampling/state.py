@@ -5,7 +5,6 @@ Shape letters: B rows, S slots of the cache, T ids put out, M images, N tokens o
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,14 @@ import numpy as np
 from transfusion.model.cache import KeyValues
 from transfusion.model.inputs import Encoded, Inputs
 from transfusion.model.unified import UnifiedModel
-from transfusion.sampling.layout import Place, Prefill
+from transfusion.sampling.place import Place
+from transfusion.sampling.prompts import Prefill
+from transfusion.sequence import TEXT
 from transfusion.sequence.rows import Expanded
 
 WRITING, DRAWING, DONE = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers
+NO_IMAGES = jax.ShapeDtypeStruct((0, 0, 0), np.float32)  # of rows that draw none, or spell what they draw
 
 
 @jax.tree_util.register_dataclass
@@ -27,18 +29,18 @@ class State:
     """Everything that the loop carries. A row's values depend on that row only.
 
     Attributes:
-      cache: keys and values of S slots; those not yet written are padding in its metadata. The last one stays padding:
-        what rows that wait would write goes there, which costs less than not to write it.
-      used: int32 [B] slots written; prompts fill the same number in every row.
+      cache: keys and values of S slots. Slots that are not yet written are padding in its metadata. The last slot stays
+        padding: rows that wait write there, which costs less than not to write.
+      used: int32 [B] how many slots are written; prompts fill the same number in every row.
       place: where each row stands in its document.
       mode: int32 [B] WRITING, DRAWING or DONE.
       thinks: bool [B] what is written is the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.
-      count: int32 [B] of them.
-      written: int32 [B] of them that are text; counted anew after the text before an image that must come.
+      count: int32 [B] how many ids are put out.
+      written: int32 [B] how many of these are text, counted anew after the text before an image that must come.
       images: float32 [B, M, N, E] images drawn, as patches, or int32 [B, M, N], as codes.
-      drawn: int32 [B] of them.
+      drawn: int32 [B] how many images are drawn.
     """
 
     cache: KeyValues
@@ -54,16 +56,19 @@ class State:
     drawn: jax.Array
 
 
-def start(
-    prefix: KeyValues,
-    prompts: Prefill,
-    room: int,
-    ids: int,
-    images: tuple[int, ...],
-    opener: int,
-    dtype: Any = np.float32,
+def first_state(
+    prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: jax.ShapeDtypeStruct, opener: int
 ) -> State:
-    """The state after the prompts: `room` free slots, buffers for `ids` ids and images of shape (M, N, E) or (M, N)."""
+    """The state behind the prompts.
+
+    Args:
+      prefix: keys and values of the prompts.
+      prompts: where their rows stand.
+      room: free slots of the cache.
+      ids: how many ids are put out at most.
+      images: shape [M, N, E] or [M, N] and dtype of the images that a row puts out.
+      opener: the id that begins a drawing; -1 if nothing is drawn.
+    """
     place, draw = prompts.place, prompts.draw
     b, used = prefix.metadata.order.shape
     zero = jnp.zeros(b, jnp.int32)
@@ -75,7 +80,7 @@ def start(
         buffer = buffer.at[:, 0].set(drawing * opener)
     mode = jnp.where(draw, DRAWING, WRITING)
     thinks = jnp.asarray(prompts.thinks)
-    drawn = jnp.zeros((b, *images), dtype)
+    drawn = jnp.zeros((b, *images.shape), images.dtype)
     return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, drawn, zero)
 
 
@@ -105,6 +110,17 @@ def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
     at = jnp.where(rows, state.drawn, state.images.shape[1])
     buffer = state.images.at[jnp.arange(len(images)), at].set(images, mode="drop")
     return dataclasses.replace(state, images=buffer, drawn=state.drawn + rows)
+
+
+def last_image(state: State) -> jax.Array:
+    """The image [B, N, E] or [B, N] that each row has put out last."""
+    return state.images[jnp.arange(len(state.drawn)), state.drawn - 1]
+
+
+def logits_at(model: UnifiedModel, encoded: Encoded, last: jax.Array) -> jax.Array:
+    """Logits [B, V] at the tokens last int32 [B] of the text stream."""
+    hidden = jnp.take_along_axis(encoded.hidden, jnp.asarray(last)[:, None, None], axis=1)
+    return model.head(TEXT, dataclasses.replace(encoded, hidden=hidden))[:, 0]
 
 
 def row_keys(seed: int, numbers: np.ndarray) -> jax.Array:

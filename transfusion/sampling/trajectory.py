@@ -9,9 +9,9 @@ from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.decoder import prepare
-from transfusion.sampling.drawing import latents_of
-from transfusion.sampling.prompt import Prompt, has_images
+from transfusion.sampling.decoder import decoder_of
+from transfusion.sampling.drawing import DRAWINGS
+from transfusion.sampling.prompts import Prompt, conditions_of, has_images, prefill_of
 from transfusion.sampling.state import row_keys
 
 __all__ = ["Prompt", "Trajectory", "trajectory"]
@@ -41,16 +41,18 @@ def trajectory(
     `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
 
     Raises:
-      UsageError: if the model draws codes.
+      UsageError: if the model draws nothing, or codes.
     """
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
-    made, settings = prepare(task, config, size)
-    if made.layout.stream.discrete:
-        raise UsageError("codes are drawn without noise: there is no trajectory from noise to an image")
+    made, settings = decoder_of(task, config, size)
     prompt = dataclasses.replace(prompt, draw=True)
-    conditions, prefill = made.layout.conditions([prompt], config, has_images(prompt)), made.layout.prefill([prompt])
+    prefill = prefill_of([prompt], task.spec, made.drawable)
+    if DRAWINGS[made.drawable.stream.objective].record is None:
+        raise UsageError("codes are drawn without noise: there is no trajectory from noise to an image")
+    conditions = conditions_of([prompt], task.spec, made.drawable, config, has_images(prompt))
     last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
     steps = list(range(config.steps) if at is None else at)
-    x, data, last = (latents_of(made.layout, np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
+    x, data, last = (made.way.parts.media(np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
     end = last[None]
-    return Trajectory(settings.plan[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
+    times = settings.schedule[[*steps, -1]]
+    return Trajectory(times, np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))

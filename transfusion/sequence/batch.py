@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.spec import SequenceSpec
 from transfusion.sequence.stream import Stream
 
@@ -74,12 +75,12 @@ def empty_batch(spec: SequenceSpec, rows: int) -> Batch:
     return result
 
 
-def split_items(x: jax.Array, stream: Stream) -> jax.Array:
+def split_items(x: Shaped[Array, "B N E"], stream: Stream) -> Shaped[Array, "items n E"]:
     """Tokens [B, N, E] of a stream of one fixed grid -> its patches [B * M, n, E], time tokens left out."""
     return x.reshape(-1, stream.tokens_per_item, x.shape[-1])[:, stream.content.lead :]
 
 
-def join_items(items: jax.Array, stream: Stream, rows: int) -> jax.Array:
+def join_items(items: Shaped[Array, "items n E"], stream: Stream, rows: int) -> Shaped[Array, "{rows} N E"]:
     """Patches of items [B * M, n, E] -> tokens [B, N, E], zeros for time tokens; inverse of `split_items`."""
     tokens = jnp.pad(items, ((0, 0), (stream.content.lead, 0), (0, 0)))
     return tokens.reshape(rows, -1, items.shape[-1])

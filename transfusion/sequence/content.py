@@ -9,7 +9,7 @@ Shape letters: see `transfusion.sequence`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,49 @@ def _learned(ids: np.ndarray, weight: np.ndarray) -> Columns:
     return {"loss_weight": weight, "targets": np.where(weight > 0, ids, 0).astype(np.int32)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a packed row knows of each item besides its tokens: the least noise level, and where the stream has them
+    its class (`classes` is how many there are, and stands for none) and a vector of `pooled` numbers."""
+
+    classes: int = 0
+    pooled: int = 0
+
+    def check(self, segment: Segment) -> None:
+        """Raises UsageError if the segment has another class or vector than the stream takes."""
+        if self.classes and segment.label >= self.classes:
+            raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {self.classes} classes")
+        if self.pooled and segment.pooled is not None and np.shape(segment.pooled) != (self.pooled,):
+            found = list(np.shape(segment.pooled))
+            raise UsageError(f"{segment.kind}: the pooled vector has shape {found}, not [{self.pooled}]")
+
+    def of(self, segment: Segment, time_low: float) -> dict[str, np.ndarray]:
+        """The facts of one item, by fields of a `StreamSlice`."""
+        pooled = np.zeros(self.pooled, np.float32) if segment.pooled is None else segment.pooled
+        asked = self.asked(np.int32(segment.label), np.asarray(pooled, np.float32))
+        return {"time_low": np.float32(time_low)} | asked
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        """The fields of a `StreamSlice` that say what is asked of items, where this stream has them.
+
+        Args:
+          label: classes [...], -1 for none.
+          pooled: vectors [..., C].
+          xp: the module of the arrays, numpy or jax.numpy.
+        """
+        fields = {"label": xp.where(label < 0, self.classes, label)} if self.classes else {}
+        return fields | ({"pooled": pooled} if self.pooled else {})
+
+    def empty(self, rows: int, items: int) -> dict[str, np.ndarray]:
+        """Those of rows without an item: clean, of no class."""
+        facts = {"time_low": np.ones((rows, items), np.float32)}
+        if self.classes:
+            facts["label"] = np.full((rows, items), self.classes, np.int32)
+        if self.pooled:
+            facts["pooled"] = np.zeros((rows, items, self.pooled), np.float32)
+        return facts
+
+
 class Content:
     """What every content answers. The values here are those of plain text.
 
@@ -79,6 +122,7 @@ class Content:
         first code.
       hides: an id may be `MASKED`.
       left_out: the share of fake documents without such an item.
+      words: what it is, for people.
     """
 
     source: str = "value"
@@ -94,6 +138,7 @@ class Content:
     starts: bool = False
     hides: bool = False
     left_out: ClassVar[float] = 0.0
+    words: str = ""
 
     def check(self, segment: Segment) -> None:
         """Raises UsageError if the segment is nothing that this content can hold."""
@@ -114,6 +159,18 @@ class Content:
     def opener(self, item: int) -> int:
         """The column `item` of the opener of that item; -1: it is text of no item."""
         return -1
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        """See `Facts.asked`."""
+        return {}
+
+    def usual_tokens(self, budget: int, items: int) -> int:
+        """Tokens of an item, on average where items differ, of a row that holds so many tokens and items."""
+        return budget // items
+
+    def slots(self, tokens: int, items: int) -> int:
+        """How many slots of a row hold so many tokens, of so many items."""
+        return tokens
 
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         """What tokens and items of a stream of this name take of a row."""
@@ -143,6 +200,10 @@ class Text(Content):
     """Ids in reading order, of which each predicts the next."""
 
     vocabulary: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.vocabulary:,} ids"
 
     def check(self, segment: Segment) -> None:
         if np.ndim(segment.value) != 1:

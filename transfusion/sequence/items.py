@@ -12,45 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.sequence.content import Columns, Content, Tokens, successors, themselves
+from transfusion.sequence.content import Columns, Content, Facts, Tokens, successors, themselves
 from transfusion.sequence.patches import patchify, places, unpatchify
 from transfusion.sequence.segment import Segment
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What a packed row knows of each item besides its tokens: the least noise level, and where the stream has them
-    its class (`classes` is how many there are, and stands for none) and a vector of `pooled` numbers."""
-
-    classes: int = 0
-    pooled: int = 0
-
-    def check(self, segment: Segment) -> None:
-        """Raises UsageError if the segment has another class or vector than the stream takes."""
-        if self.classes and segment.label >= self.classes:
-            raise UsageError(f"{segment.kind}: class {segment.label} of a stream of {self.classes} classes")
-        if self.pooled and segment.pooled is not None and np.shape(segment.pooled) != (self.pooled,):
-            found = list(np.shape(segment.pooled))
-            raise UsageError(f"{segment.kind}: the pooled vector has shape {found}, not [{self.pooled}]")
-
-    def of(self, segment: Segment, time_low: float) -> dict[str, np.ndarray]:
-        """The facts of one item, by fields of a `StreamSlice`."""
-        facts = {"time_low": np.float32(time_low)}
-        if self.classes:
-            facts["label"] = np.int32(self.classes if segment.label < 0 else segment.label)
-        if self.pooled:
-            zeros = np.zeros(self.pooled, np.float32)
-            facts["pooled"] = zeros if segment.pooled is None else np.asarray(segment.pooled, np.float32)
-        return facts
-
-    def empty(self, rows: int, items: int) -> dict[str, np.ndarray]:
-        """Those of rows without an item: clean, of no class."""
-        facts = {"time_low": np.ones((rows, items), np.float32)}
-        if self.classes:
-            facts["label"] = np.full((rows, items), self.classes, np.int32)
-        if self.pooled:
-            facts["pooled"] = np.zeros((rows, items, self.pooled), np.float32)
-        return facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +53,26 @@ class Items(Content):
 
     def counted_in(self, stream: str) -> str:
         return stream
+
+    @property
+    def words(self) -> str:
+        sides = " x ".join(map(str, self.grid)) if self.aligned else "any size"
+        classes = f", {self.facts.classes} classes" if self.facts.classes else ""
+        return f"{sides}, {self._numbers}{classes}"
+
+    @property
+    def _numbers(self) -> str:
+        """What the numbers of an item are, for people."""
+        raise NotImplementedError
+
+    def asked(self, label: Any, pooled: Any, xp: Any = np) -> dict[str, Any]:
+        return self.facts.asked(label, pooled, xp)
+
+    def usual_tokens(self, budget: int, items: int) -> int:
+        return self.per_item if self.aligned else budget // items
+
+    def slots(self, tokens: int, items: int) -> int:
+        return items * self.per_item if self.aligned else tokens
 
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         return {name: tokens} | ({f"{name}:items": items} if self.mixed else {})
@@ -185,6 +169,10 @@ class Codes(Items):
     def per_item(self) -> int:
         return self.lead + math.prod(self.item_shape())
 
+    @property
+    def _numbers(self) -> str:
+        return f"{self.vocabulary:,} codes"
+
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (sum(s * s for s in self.scales),) if self.scales else tuple(sides or self.grid)
 
@@ -247,6 +235,10 @@ class Latents(Items):
     @property
     def per_item(self) -> int:
         return self.lead + math.prod(self._counts(self.grid))
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels > 1)}"
 
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         return (*(sides or self.grid), self.channels)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.sequence.arrays import Array, Bool, Int
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.spec import SequenceSpec
 
@@ -16,11 +17,11 @@ from transfusion.sequence.spec import SequenceSpec
 class Metadata:
     """What attention knows of each token: int32 [B, L] each (see `StreamSlice`); `stream` is its stream's number."""
 
-    document: jax.Array
-    order: jax.Array
-    span: jax.Array
-    private: jax.Array
-    stream: jax.Array
+    document: Int[Array, "B *L"]
+    order: Int[Array, "B *L"]
+    span: Int[Array, "B *L"]
+    private: Int[Array, "B *L"]
+    stream: Int[Array, "B *L"]
 
 
 def metadata(batch: Batch, spec: SequenceSpec, streams: list[str] | None = None) -> Metadata:
@@ -40,7 +41,7 @@ def causal(tokens: Metadata) -> Metadata:
     return dataclasses.replace(tokens, span=jnp.zeros_like(tokens.span))
 
 
-def see(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> jax.Array:
+def see(q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"] | None = None) -> Bool[Array, "B Q K"]:
     """Whether each query sees each key: bool [B, Q, K].
 
     A token sees its own span, and every earlier token that is not private and that `may` lets its stream see; never

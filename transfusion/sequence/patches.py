@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from transfusion.sequence.arrays import Array, Int, Shaped
 
-def patchify(latents: Any, patch: Sequence[int]) -> Any:
+
+def patchify(latents: Shaped[Array, "... C"], patch: Sequence[int]) -> Shaped[Array, "... n E"]:
     """Latents [..., *sides, C] -> patches [..., n, E] in raster order; `patch` has the sides [S] of one."""
     s = len(patch)
     *lead, c = latents.shape
@@ -19,7 +20,9 @@ def patchify(latents: Any, patch: Sequence[int]) -> Any:
     return split.reshape(*lead, math.prod(counts), math.prod(patch) * c)
 
 
-def unpatchify(patches: Any, grid: Sequence[int], patch: int | Sequence[int]) -> Any:
+def unpatchify(
+    patches: Shaped[Array, "... n E"], grid: Sequence[int], patch: int | Sequence[int]
+) -> Shaped[Array, "... C"]:
     """Patches [..., n, E] in raster order -> latents [..., *grid, C]; inverse of `patchify`."""
     patch = (patch,) * len(grid) if isinstance(patch, int) else patch
     counts = [side // p for side, p in zip(grid, patch, strict=True)]
@@ -29,6 +32,6 @@ def unpatchify(patches: Any, grid: Sequence[int], patch: int | Sequence[int]) ->
     return x.transpose(*range(len(lead)), *(len(lead) + axis for axis in axes)).reshape(*lead, *grid, x.shape[-1])
 
 
-def places(counts: Sequence[int]) -> np.ndarray:
+def places(counts: Sequence[int]) -> Int[np.ndarray, "n S"]:
     """The places int32 [n, S] of patches or codes in raster order, of which an item has `counts` on its sides."""
     return np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from transfusion.errors import UsageError
-from transfusion.sequence.batch import Batch, empty_batch, join_items, split_items  # noqa: F401
+from transfusion.sequence.batch import Batch, empty_batch
 from transfusion.sequence.content import TEXT, Content, Tokens
-from transfusion.sequence.patches import unpatchify  # noqa: F401
 from transfusion.sequence.position import POSITIONS
 from transfusion.sequence.segment import Document, Segment
 from transfusion.sequence.spans import ATTENTIONS

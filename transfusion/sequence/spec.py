@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfusion.errors import UsageError, nearest
+from transfusion.errors import UsageError, check, nearest
 from transfusion.sequence.content import TEXT, Content, Spelled
 from transfusion.sequence.position import POSITIONS
 from transfusion.sequence.segment import Segment
@@ -50,6 +50,9 @@ class Run:
     position: str = "advance"
     loss: bool = True
     spelling: Spelling = Spelling()
+
+    def __post_init__(self):
+        check("layout: boundary", self.boundary, ("outside", "inside"))
 
 
 class Entry(NamedTuple):
@@ -167,9 +170,6 @@ class SequenceSpec:
             return None
         may = [[not s.visible_to or q in s.visible_to for s in self.streams.values()] for q in names]
         return np.array(may)
-
-    def sides(self, run: Run) -> int:  # until all callers ask `content`
-        return self.content(run).sides
 
 
 def _check_stream(where: str, name: str, streams: Mapping[str, Stream]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import cached_property
 
 from transfusion.errors import UsageError, check
-from transfusion.sequence.content import Content, Text
-from transfusion.sequence.items import PREDICTIONS, Codes, Facts, Latents, Prediction, Queries
+from transfusion.sequence.content import Content, Facts, Text
+from transfusion.sequence.items import PREDICTIONS, Codes, Latents, Prediction, Queries
 from transfusion.sequence.spans import ATTENTIONS
 from transfusion.sequence.times import TIMES
 
@@ -182,34 +182,13 @@ class Stream:
     @property
     def span_tokens(self) -> int:
         """Tokens that see each other whatever their order: of an item, or of a frame of one; 1 of causal streams."""
-        item = self.tokens_per_item if self.content.aligned else self.budget // self.max_items
+        item = self.content.usual_tokens(self.budget, self.max_items)
         return ATTENTIONS[self.attention].size(item, max(self.grid[0] // self.patch_sides[0], 1))
 
     @property
     def max_items(self) -> int:
         """Items of a packed row (M)."""
         return self.items or self.budget // max(self.tokens_per_item, 1)
-
-    # Earlier names of the above, until all callers ask `content`, `released` or `TIMES`.
-    discrete = property(lambda self: self.vocabulary > 0)
-    media = property(lambda self: self.content.sides > 0)
-    codes = property(lambda self: isinstance(self.content, Codes))
-    may_hide = property(lambda self: self.content.hides)
-    start_tokens = property(lambda self: int(self.content.starts))
-    lead_tokens = property(lambda self: self.content.lead)
-    time_tokens = property(lambda self: int(TIMES[self.time].token))
-    modulates = property(lambda self: TIMES[self.time].modulates)
-    mixed_sizes = property(lambda self: self.content.mixed)
-    aligned = property(lambda self: self.content.aligned)
-    time_embedding = property(lambda self: self.released.time)
-    condition = property(lambda self: self.released.condition)
-    pooled = property(lambda self: self.released.pooled)
-    out_channels = property(lambda self: self.released.out_channels)
-    tied = property(lambda self: self.released.tied)
-    table_grid = property(lambda self: self.released.table_grid)
-
-    def item_shape(self, sides=()):
-        return self.content.item_shape(sides)
 
 
 def _fits_text(stream: Stream) -> None:

@@ -1,5 +1,6 @@
-"""What one run of training is made of: the loop itself is `transfusion.train`.
+"""The parts of training; the loop itself is `transfusion.train`.
 
-`step` has the train state, one update of it, and where its parts lie on the devices; `held_out` computes losses of
-held-out data between updates; `run_log` writes rows of metrics and the progress line.
+`step` has the train state, one update of it, and where its parts lie on the devices; `saving` saves and restores it
+together with the position in the data; `held_out` computes losses of held-out data between updates; `run_log` writes
+rows of metrics and the progress line.
 """

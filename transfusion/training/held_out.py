@@ -1,8 +1,7 @@
-"""Held-out losses while a run trains."""
+"""Computes losses of held-out data while a run trains."""
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,23 @@ import numpy as np
 from transfusion import sharding
 from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment
-from transfusion.running import distributed
+from transfusion.running.local_rows import place
 from transfusion.running.metrics import means
+from transfusion.sharding import PyTree
 from transfusion.tasks import Task
 
-PyTree = Any
+HeldOut = Callable[[PyTree], dict[str, float | None]]
 
 
-def held_out_losses(task: Task, experiment: Experiment, rows: PyTree):
-    """`held_out(params) -> {name: mean}` over the held-out batches with fixed draws; None without held-out sources."""
+def held_out_losses(task: Task, experiment: Experiment, rows: PyTree) -> HeldOut | None:
+    """Returns `held_out(params) -> {name: mean}`, over the held-out batches and always with the same random numbers.
+
+    Args:
+      rows: the shardings of a batch.
+
+    Returns:
+      The function, or None if the experiment has no held-out sources, or never evaluates.
+    """
     if not experiment.eval.sources or not experiment.eval.every:
         return None
     batches: list[PyTree] = []
@@ -32,11 +39,11 @@ def held_out_losses(task: Task, experiment: Experiment, rows: PyTree):
         parts.pop(STATISTICS, None)
         return parts | {"loss": (loss, jnp.ones(()))}
 
-    def held_out(params: PyTree) -> dict[str, float]:
+    def held_out(params: PyTree) -> dict[str, float | None]:
         batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
         total = None
         for i, batch in enumerate(batches):
-            placed = distributed.place(batch, rows, range(total_rows), total_rows)
+            placed = place(batch, rows, range(total_rows), total_rows)
             new = jax.device_get(sums(params, placed, np.int32(i)))
             total = new if total is None else jax.tree.map(lambda a, b: a + b, total, new)
         return means(total)

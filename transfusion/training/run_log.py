@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: rows of metrics, its speed, the progress line."""
+"""Logs a run while it trains: rows of metrics, its speed, the progress line."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from transfusion.config import Experiment
-from transfusion.optim import schedule
+from transfusion.optim import learning_rate
 from transfusion.running.metrics import MetricWriter, Progress, means
 from transfusion.running.throughput import Throughput, model_flops_utilisation, peak_flops
 from transfusion.tasks import Task
@@ -22,7 +22,7 @@ class RunLog:
         self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
         self._peak = peak_flops()
         self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
-        self._schedule = schedule(experiment.optim, experiment.steps)
+        self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written = 0
         self.clock = Throughput()
 
@@ -34,20 +34,23 @@ class RunLog:
         self._writer.close()
 
     def start(self, at: int) -> None:
-        """Begins or begins again after `at` steps: later rows of an earlier attempt are removed."""
+        """Begins to log after `at` steps, and removes later rows, which an earlier attempt has left."""
         self._writer.truncate(at)
         self._written = at
 
     def due(self, at: int) -> bool:
-        """Whether the step is logged; an evaluation is a reason too."""
+        """Whether the step is logged, as the config says, or because held-out losses are computed after it."""
         config = self._experiment
         self._progress.step(at)
         evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
         return at % config.log_every == 0 or at == config.steps or bool(evaluated)
 
     def write(self, at: int, state: Any, stats: dict, held_out: dict) -> tuple[Any, int]:
-        """Writes the means since the last row; returns the `TrainState` with empty sums, and how many updates in a row
-        were skipped."""
+        """Writes a row with the means since the last one.
+
+        Returns:
+          (the `TrainState` with empty sums, how many updates in a row were skipped).
+        """
         sums, skips = jax.device_get((state.log, state.skips))
         self.clock.add(self._tokens * (at - self._written), at - self._written)
         rates = self.clock.rates()

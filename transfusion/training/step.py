@@ -4,7 +4,6 @@ The step knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +15,20 @@ from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment
 from transfusion.optim import average, make_optimizer, merge, split
 from transfusion.running import guard
+from transfusion.sharding import PyTree
 from transfusion.tasks import Task
-
-PyTree = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a checkpoint holds of the model.
+    """The arrays of a run, all of which a checkpoint holds.
 
     Attributes:
       step: int32, updates made (skipped ones included).
       params: float32.
       ema: their moving average, or None.
-      opt_state: optax's, of the parameters that are not frozen.
+      opt_state: optax's state, for the parameters that are not frozen.
       skips: see `transfusion.running.guard.zero_skips`.
       log: Sums since the last logged step, so that a resumed run logs the same numbers.
     """
@@ -44,7 +42,7 @@ class TrainState:
 
     @property
     def best(self) -> PyTree:
-        """What samplers use: the average if there is one."""
+        """The parameters that samplers use: the average if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -52,7 +50,7 @@ class TrainState:
 
 
 def make_step(task: Task, experiment: Experiment):
-    """`step(state, batch) -> state`, a pure function; keys are folded from (seed, step)."""
+    """Returns `step(state, batch) -> state`, a pure function whose random keys are folded from (seed, step)."""
     config = experiment.optim
     optimizer = make_optimizer(config, experiment.steps)
 
@@ -82,14 +80,16 @@ def make_step(task: Task, experiment: Experiment):
 
 
 def jit_step(task: Task, experiment: Experiment, shardings: TrainState, rows: PyTree):
-    """The jitted step; `shardings` are of the state, `rows` of the batch. The state that goes in is given up."""
+    """The jitted step. `shardings` are those of the state, `rows` those of the batch. It donates the old state."""
     step = make_step(task, experiment)
     return jax.jit(step, in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0)
 
 
 def _accumulate(gradient, params, batch, draws, totals, parts: int):
-    """Sums loss, Sums and gradients over `parts` slices of the rows. Each slice takes every parts-th row, so that every
-    device keeps its share of each."""
+    """Sums loss, Sums and gradients over `parts` slices of the rows.
+
+    Each slice takes every parts-th row, so that every device keeps its share of each slice.
+    """
     sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, draws))
 
     def add(total, part):
@@ -104,7 +104,7 @@ def _accumulate(gradient, params, batch, draws, totals, parts: int):
 
 
 def make_init(task: Task, experiment: Experiment):
-    """`init(given) -> TrainState` from the experiment's seed, but for the parameters of `given` (see `initial`)."""
+    """Returns `init(given) -> TrainState`, drawn from the experiment's seed except for the parameters in `given`."""
     optim = experiment.optim
 
     def init(given: dict[str, jax.Array] | None = None) -> TrainState:
@@ -122,9 +122,10 @@ def make_init(task: Task, experiment: Experiment):
 
 
 def compile_init(task: Task, experiment: Experiment, shardings: TrainState):
-    """`init` jitted, so that every device makes its own part of the state.
+    """The jitted `init`, in which every device makes its own part of the state.
 
-    It runs once, and on a CPU compiling random numbers well takes several times as long as drawing them badly.
+    On a CPU it is compiled without optimization: it runs once, and to optimize the drawing of random numbers takes
+    several times as long as to draw them.
     """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(make_init(task, experiment), out_shardings=shardings, compiler_options=options)
@@ -146,7 +147,10 @@ def _zero_log(task: Task, experiment: Experiment) -> PyTree:
 
 
 def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """NamedShardings of the train state: parameters, their average and moments by the table; the rest whole.
+    """The NamedShardings of the train state.
+
+    The parameters, their average and their moments are split by the table in `transfusion.sharding`; every device has
+    all of the rest.
 
     Raises:
       UsageError: if rows, activations or parameters do not divide over the mesh.
@@ -169,6 +173,6 @@ def state_shardings(task: Task, experiment: Experiment, mesh: Mesh) -> TrainStat
 
 
 def abstract_state(task: Task, experiment: Experiment, shardings: TrainState) -> TrainState:
-    """Shapes of the train state, with where they lie."""
+    """The train state as ShapeDtypeStructs with their shardings."""
     shapes = jax.eval_shape(make_init(task, experiment))
     return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), shapes, shardings)

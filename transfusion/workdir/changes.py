@@ -1,6 +1,7 @@
-"""What differs between two experiments, and what each difference means for a run that goes on: a table.
+"""Finds the fields in which two experiments differ, and says what each difference means for a run that continues.
 
-The rules say which fields give weights their meaning. They may change only on purpose; all others are said and logged.
+A table of rules says which fields give the weights their meaning. Those may change only on purpose; all other changes
+are logged.
 """
 
 import dataclasses
@@ -16,18 +17,18 @@ from transfusion.workdir import portable
 
 
 class Rule(enum.Enum):
-    """What a field that differs from the checkpoint's means for a run that goes on."""
+    """What it means for a run that continues that a field differs from the checkpoint's."""
 
     MEANING = "it gives the weights their meaning: refused, unless --allow_change names it"
     POSITION = "the position in the data is counted with it: refused"
     GROWS = "half-filled rows of the data position have its size: it may become larger"
-    FREE = "said and logged"
+    FREE = "it may change, and the change is logged"
     BY_CONTENT = "a path: what lies there is compared elsewhere"
 
 
-# Field -> its rule; the first row that fits decides. '*' stands for one name, '**' for any rest. A named entry that is
-# there on one side only has a path of its own, such as data.sources.mine. A new field needs a row, which a test sees.
-RULES: dict[str, Rule] = {
+# Field -> its rule; the first row that fits decides. '*' stands for one name, '**' for any rest. A table's entry that
+# only one of the two experiments has is a field, such as data.sources.mine. A test checks that every field has a row.
+FIELD_RULES: dict[str, Rule] = {
     "task": Rule.MEANING,
     "seed": Rule.POSITION,
     "batch_size": Rule.POSITION,
@@ -82,7 +83,7 @@ RULES: dict[str, Rule] = {
 def rule_of(field: str) -> Rule | None:
     """The rule of a field such as 'streams.image.patch' or 'layout.image[0].opener'; None if no row fits."""
     plain = re.sub(r"\[\d+\]", "", field)
-    return next((rule for pattern, rule in RULES.items() if _regex(pattern).fullmatch(plain)), None)
+    return next((rule for pattern, rule in FIELD_RULES.items() if _regex(pattern).fullmatch(plain)), None)
 
 
 def _regex(pattern: str) -> re.Pattern:
@@ -93,7 +94,7 @@ def _regex(pattern: str) -> re.Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A field that differs: of the checkpoint (`old`) and of the experiment that goes on (`new`); None: not there."""
+    """A field whose value in the checkpoint (`old`) and in the experiment (`new`) differ; None: it is not there."""
 
     field: str
     old: Any
@@ -112,21 +113,21 @@ class Change:
 
 
 def differences(old: Experiment, new: Experiment) -> list[Change]:
-    """The fields in which two experiments differ, but for where the tokenizer and the codec lie."""
-    # A stream without an entry has the default, and is the same as one whose entry says so.
+    """The fields in which two experiments differ. Where the tokenizer and the codec lie does not count."""
+    # A stream without an entry has the default, so that it equals one whose entry has the default's values.
     streams = {name: ContinuousConfig() for one in (old, new) for name in one.objectives.continuous}
     trees = []
     for one in (old, new):
         objectives = dataclasses.replace(one.objectives, continuous=streams | dict(one.objectives.continuous))
-        complete = dataclasses.replace(portable.recorded(one), objectives=objectives)
+        complete = dataclasses.replace(portable.as_recorded(one), objectives=objectives)
         trees.append(json.loads(to_json(complete)))
-    # A relative path of an older workdir is shown as it stands there: from which folder it counts is not known.
+    # A relative path in an older workdir is shown as it is, because nothing says to which folder it is relative.
     found = _walk("", *trees, json.loads(to_json(old)))
     return [change for change in found if change.rule is not Rule.BY_CONTENT]
 
 
 def _walk(field: str, old: Any, new: Any, shown: Any) -> Iterator[Change]:
-    """Compares `old` with `new`; `shown` is `old` as the user is to see it."""
+    """Compares `old` with `new`; `shown` is `old` as a message shows it."""
     if isinstance(old, dict) and isinstance(new, dict):
         shown = shown if isinstance(shown, dict) else old
         for name in [*old, *(name for name in new if name not in old)]:
@@ -140,6 +141,7 @@ def _walk(field: str, old: Any, new: Any, shown: Any) -> Iterator[Change]:
 
 
 def tables(value: Any) -> bool:
+    """Whether a value is a list of tables, such as the runs of a layout."""
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
@@ -151,5 +153,6 @@ def _shown(value: Any) -> str:
 
 
 def listed(changes: Sequence[Change], most: int = 3) -> str:
+    """The first changes as text, and how many more there are."""
     rest = f" and {len(changes) - most} more" if len(changes) > most else ""
     return "; ".join(map(str, changes[:most])) + rest

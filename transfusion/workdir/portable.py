@@ -1,7 +1,7 @@
-"""A workdir that can be moved, renamed, and read from any folder.
+"""Makes a workdir one that can be moved, renamed, and read from any folder.
 
-The files that a run cannot do without, its tokenizer's and its codec, are copied into the workdir when training starts,
-and config.json names them relative to itself. The other paths in it, of data and of other runs, are absolute, or URLs.
+A run needs the file of its tokenizer and its codec. They are copied into the workdir when training starts, and
+config.json names them relative to itself. Its other paths, of data and of other runs, are absolute, or URLs.
 """
 
 import dataclasses
@@ -18,16 +18,17 @@ from transfusion.errors import UsageError
 from transfusion.running import seals
 
 CODEC = "codec"  # the folder of a codec in the workdir of the model that uses it
-TOKENIZERS = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # kind -> the file's name there
+# Kind of tokenizer -> the name of its file in the workdir.
+FILE_OF_TOKENIZER = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 CONFIG = "config.json"
 
 
 def absolute(path: str) -> str:
-    """The same place, whatever the current folder is; '' and URLs are as they are."""
+    """The path of the same place, whatever the current folder is; '' and URLs stay as they are."""
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def recorded(experiment: Experiment) -> Experiment:
+def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     codec, tokenizer = experiment.codec, experiment.tokenizer
     if _has_codec(experiment):
@@ -38,10 +39,10 @@ def recorded(experiment: Experiment) -> Experiment:
 
 
 def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
-    """What a config.json in `folder` means: its tokenizer and its codec as they can be opened from here.
+    """The experiment of a config.json in `folder`, with paths of tokenizer and codec that can be opened from here.
 
-    A relative path is looked for in the folder, then, as in older workdirs, from where the program runs; a path that is
-    no longer there, by its last name in the folder, which may have been moved.
+    A relative path is looked for in the folder and then, as in older workdirs, in the current folder. If nothing is
+    there, its last name is looked for in the folder, which may have been moved.
     """
 
     def find(path: str) -> str:
@@ -56,8 +57,8 @@ def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
     return _with_paths(experiment, find(experiment.tokenizer.path), find(experiment.codec.path))
 
 
-def given(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
-    """The experiment of a command line; a tokenizer or codec that is gone is the copy in the workdir."""
+def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
+    """The experiment of a command line; where its tokenizer or codec is gone, it names the copy in the workdir."""
 
     def find(path: str, copy: str) -> str:
         kept = epath.Path(workdir) / copy
@@ -69,7 +70,7 @@ def given(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
 
 
 def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
-    """Copies the tokenizer's file and the codec into the workdir, unless they are there. One process calls it.
+    """Copies the tokenizer's file and the codec into the workdir, unless they are there. Only one process calls it.
 
     Raises:
       StorageError, UsageError: if they cannot be read or written.
@@ -85,8 +86,10 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
 
 
 def codec_differs(trained: Experiment, experiment: Experiment, workdir: str | os.PathLike) -> bool:
-    """Whether the codec that the experiment names has other weights than the one that the run was trained with: the
-    copy in its workdir or, in older workdirs, what lies at the path."""
+    """Whether the experiment names a codec with other weights than the run was trained with.
+
+    The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
+    """
     kept = epath.Path(workdir) / CODEC
     if not _has_codec(experiment) or not _has_codec(trained) or _same(experiment.codec.path, kept):
         return False
@@ -101,7 +104,7 @@ def _has_codec(experiment: Experiment) -> bool:
 
 def _name(experiment: Experiment) -> str:
     config = experiment.tokenizer
-    return TOKENIZERS.get(config.kind, os.path.basename(config.path)) if config.path else ""
+    return FILE_OF_TOKENIZER.get(config.kind, os.path.basename(config.path)) if config.path else ""
 
 
 def _with_paths(experiment: Experiment, tokenizer: str, codec: str) -> Experiment:
@@ -113,7 +116,7 @@ def _with_paths(experiment: Experiment, tokenizer: str, codec: str) -> Experimen
 
 
 def _elsewhere(experiment: Experiment, change: Callable[[str], str]) -> Experiment:
-    """The experiment with the paths of what does not lie in its workdir changed."""
+    """Changes the paths of everything that is not kept in the workdir: data, the codec's run, the run to start from."""
 
     def source(config: SourceConfig) -> SourceConfig:
         return dataclasses.replace(config, path=change(config.path), latents=change(config.latents))
@@ -155,7 +158,7 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def _copy_codec(source: str, target: epath.Path) -> None:
-    """The newest intact checkpoint of a codec's run, then its config.json: with that the copy is whole."""
+    """Copies the newest intact checkpoint of a codec's run, and last its config.json: with that the copy is whole."""
     if _same(source, target):
         return
     step, files = _newest_seal(source)

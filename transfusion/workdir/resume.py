@@ -1,14 +1,14 @@
-"""Going on with a run: what its weights mean must stay, and what else changes is said.
+"""Compares a run with the experiment that is to continue it, before anything is written in the workdir.
 
-The config inside the newest intact checkpoint is what the weights were trained with, whatever config.json says. Before
-anything is written in the workdir it is compared with the experiment that is to go on.
+Fields that give the weights their meaning must stay as they were; all other changes are logged. The run's fields are
+read from the config inside its newest intact checkpoint, because the weights were trained with those, whatever
+config.json says now.
 """
 
 import dataclasses
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,21 +17,22 @@ from absl import logging
 
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.errors import UsageError, nearest
-from transfusion.optim import schedule
-from transfusion.programs import read_experiment
-from transfusion.running.checkpoint import find_newest
+from transfusion.optim import learning_rate
+from transfusion.running.restore import find_newest
 from transfusion.workdir import portable
 from transfusion.workdir.changes import Change, Rule, differences, listed, tables
+from transfusion.workdir.config_file import read_experiment
+from transfusion.workdir.place import check_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Going:
-    """A run that goes on from a checkpoint.
+class Continuation:
+    """How an experiment continues a run.
 
     Attributes:
-      step: that checkpoint's.
-      trained: the experiment that its weights were trained with; its paths are those of the checkpoint.
-      changes: what is different from now on.
+      step: the step of the checkpoint that it continues.
+      trained: the experiment that the checkpoint's weights were trained with; its paths are those of the checkpoint.
+      changes: the fields that differ from now on.
     """
 
     step: int
@@ -57,10 +58,12 @@ def trained_with(config: Mapping[str, Any]) -> Experiment:
 
 
 def as_trained(experiment: Experiment, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
-    """What to build a model with: the `experiment` of config.json, unless its weights were trained with another.
+    """The experiment to build a model with for the weights of a checkpoint.
+
+    That is `experiment`, from config.json, unless the weights were trained with one in which they mean something else.
 
     Args:
-      config: of the checkpoint that is read. One of an older version, or none, is not compared.
+      config: the config of the checkpoint. If it is of an older version, or empty, it is not compared.
     """
     try:
         trained = trained_with(config)
@@ -79,20 +82,20 @@ def as_trained(experiment: Experiment, config: Mapping[str, Any], workdir: str |
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
-def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequence[str] = ()) -> Going | None:
-    """Compares an experiment with the workdir's newest intact checkpoint; writes nothing. Collective.
+def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequence[str] = ()) -> Continuation | None:
+    """Compares an experiment with the workdir's newest intact checkpoint; all processes call it. It writes nothing.
 
     Args:
-      allowed: fields, or what stands before their last dots, that may differ though they give weights their meaning.
+      allowed: fields that may differ though they give the weights their meaning, or tables of such fields.
 
     Returns:
-      What is gone on from; None if there is no checkpoint.
+      How the experiment continues the run; None if there is no checkpoint.
 
     Raises:
       UsageError: naming the fields that may not differ, or if more steps are made than `experiment.steps`.
     """
     if jax.process_index() == 0:
-        _check_folder(workdir)
+        check_folder(workdir)
     newest = find_newest(workdir)
     if newest is None:
         return None
@@ -108,25 +111,11 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
             f"{workdir} has made {step} steps, and --config.steps={experiment.steps} are fewer: give at least "
             f"{step}, or another --workdir"
         )
-    return Going(step, trained, tuple(changes))
-
-
-def _check_folder(workdir: str | os.PathLike) -> None:
-    """Refuses at once a workdir that can be none: looking for checkpoints would wait for storage to come back."""
-    if "://" in str(workdir):
-        return
-    try:
-        there = os.stat(workdir)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"--workdir={workdir}: {error.strerror}") from error
-    if not stat.S_ISDIR(there.st_mode):
-        raise UsageError(f"--workdir={workdir} is no folder")
+    return Continuation(step, trained, tuple(changes))
 
 
 def _believed(step: int, config: Mapping[str, Any], workdir: str | os.PathLike) -> Experiment:
-    """The checkpoint's experiment; where this version cannot read it, that of config.json, which can be mended."""
+    """The checkpoint's experiment, or that of config.json, which a user can mend, if this version cannot read it."""
     try:
         return trained_with(config)
     except UsageError as error:
@@ -136,11 +125,14 @@ def _believed(step: int, config: Mapping[str, Any], workdir: str | os.PathLike) 
 
 
 def _refuse(changes: Sequence[Change], step: int, workdir: str | os.PathLike, allowed: Sequence[str]) -> None:
+    """Raises UsageError if a change may not be."""
     bound = [c for c in changes if c.rule in (Rule.POSITION, Rule.GROWS)]
     if bound:
+        useless = any(_covers(a, c.field) for a in allowed for c in bound)
         raise UsageError(
             f"{listed(bound)} (the checkpoint of step {step} -> now): the position in the data is counted with it, so "
-            f"this run goes on with the old value; a new --workdir with --config.init.path={workdir} takes its weights"
+            f"this run needs the old value; to take its weights, give a new --workdir and --config.init.path={workdir}"
+            + ("; --allow_change never helps for such a field" if useless else "")
         )
     wrong = [
         c for c in changes
@@ -155,10 +147,12 @@ def _refuse(changes: Sequence[Change], step: int, workdir: str | os.PathLike, al
 
 
 def _covers(allowed: str, field: str) -> bool:
+    """Whether `allowed` is the field, or a table that holds it."""
     return field == allowed or field.startswith((f"{allowed}.", f"{allowed}["))
 
 
 def _check_allowed(allowed: Sequence[str], *experiments: Experiment) -> None:
+    """Refuses names that are no field of any of the experiments."""
     known = {name for one in experiments for name in _names("", json.loads(to_json(one)))}
     for name in allowed:
         if re.sub(r"\[\d+\]", "", name) not in known:
@@ -166,6 +160,7 @@ def _check_allowed(allowed: Sequence[str], *experiments: Experiment) -> None:
 
 
 def _names(field: str, value: Any) -> Iterator[str]:
+    """The names of a field and of all fields below it, without places in lists."""
     if field:
         yield field
     if isinstance(value, dict):
@@ -175,20 +170,20 @@ def _names(field: str, value: Any) -> Iterator[str]:
         yield from (name for name in _names(field, inner) if name != field)
 
 
-def say(going: Going, experiment: Experiment) -> None:
-    """Logs what changes at this step, a line each, and a learning rate that jumps."""
-    for change in going.changes:
-        logging.info("%s from step %d", change, going.step)
-    old, new = going.trained, experiment
-    before, after = (float(schedule(e.optim, e.steps)(going.step)) for e in (old, new))
+def log_changes(continued: Continuation, experiment: Experiment) -> None:
+    """Logs each change in a line of its own, and a learning rate that jumps."""
+    for change in continued.changes:
+        logging.info("%s from step %d", change, continued.step)
+    old, new = continued.trained, experiment
+    before, after = (float(learning_rate(e.optim, e.steps)(continued.step)) for e in (old, new))
     if abs(after - before) > 0.01 * max(before, after):
         logging.info(
             "learning rate goes from %.2e (step %d, %s over %d steps) to %.2e (%s over %d steps)",
-            before, going.step, old.optim.schedule, old.steps, after, new.optim.schedule, new.steps,
+            before, continued.step, old.optim.schedule, old.steps, after, new.optim.schedule, new.steps,
         )  # fmt: skip
 
 
-def rows(going: Going | None) -> list[dict[str, Any]]:
-    """The changes for commands.jsonl; [] for a new run."""
-    changes = going.changes if going else ()
-    return [{"field": c.field, "old": c.old, "new": c.new, "step": going.step} for c in changes]
+def change_rows(continued: Continuation | None) -> list[dict[str, Any]]:
+    """The changes as commands.jsonl holds them; [] for a new run."""
+    changes = continued.changes if continued else ()
+    return [{"field": c.field, "old": c.old, "new": c.new, "step": continued.step} for c in changes]

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
 from transfusion.objectives import ObjectivesConfig
-from transfusion.sampling.choose import Choice
+from transfusion.sampling.choose import Filters
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.layout import Layout, Place, lay
+from transfusion.sampling.parts import PaintedParts
+from transfusion.sampling.place import Place, lay
 
 
 @jax.tree_util.register_dataclass
@@ -28,13 +29,13 @@ class Prefix:
     rows: jax.Array
 
 
-def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:
-    """The prefix with what is computed once before the noised tokens: learned queries."""
-    part = layout.before
+def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> Prefix:
+    """The prefix with what is computed once before the noised tokens (learned queries)."""
+    part = parts.preamble
     if not part.length:
         return prefix
     rows, used = prefix.rows, prefix.cache.metadata.order.shape[1]
-    inputs = lay(part, layout.spec, prefix.place, rows, {}, jnp.ones(len(rows)))
+    inputs = lay(part, parts.spec, prefix.place, rows, {}, jnp.ones(len(rows)))
     slots = {}
     for name, piece in inputs.items():
         b, n = piece.metadata.order.shape
@@ -44,18 +45,18 @@ def begin(model: UnifiedModel, layout: Layout, prefix: Prefix) -> Prefix:
     return Prefix(model.extend(inputs, cache, slots)[1], prefix.place.after(part, rows), rows)
 
 
-def predict(model: UnifiedModel, layout: Layout, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
+def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
     """What the head says of x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
-    name = layout.run.stream
+    name = parts.name
     time = jnp.broadcast_to(t, x.shape[:1])
-    inputs = lay(layout.noisy, layout.spec, prefix.place, prefix.rows, {name: x}, time)
+    inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
     encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: nothing moves it, and it counts in no length.
-    return model.head(name, encoded[name]).at[:, : layout.stream.time_tokens].set(0.0)
+    return model.head(name, encoded[name]).at[:, : parts.stream.content.lead].set(0.0)
 
 
 def broadcast(prefix: Prefix, rows: int) -> Prefix:
-    """A prefix of one row, for all rows."""
+    """Repeats a prefix of one row for all rows."""
 
     def spread(x):
         return jnp.broadcast_to(x, (rows, *x.shape[1:]))
@@ -67,31 +68,31 @@ def broadcast(prefix: Prefix, rows: int) -> Prefix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Request:
     """One image to be drawn for each row that waits for it.
 
     Attributes:
-      model, layout, objectives: of the task.
+      model: compiled for the loops.
+      objectives: of the task.
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
-      choice: the filters of codes.
+      filters: which codes may be drawn.
       prefix: what the images are drawn after.
       without_text, without_images: the same without a condition; None where it does not guide.
       guidance: of the text and of the images.
-      plan: what the way of drawing has made of the config, see `transfusion.sampling.drawing.Drawing`.
+      schedule: what the way of drawing has made of the config, see `transfusion.sampling.drawing.Drawing`.
       keys: of the rows [B].
       drawn: which image of its row this is, int32 [B].
     """
 
     model: UnifiedModel
-    layout: Layout
     objectives: ObjectivesConfig
     solver: str
-    choice: Choice
+    filters: Filters
     prefix: Prefix
     without_text: Prefix | None
     without_images: Prefix | None
     guidance: Guidance
-    plan: Any
+    schedule: Any
     keys: jax.Array
     drawn: jax.Array
 

@@ -94,6 +94,9 @@ def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
                 line = text.readline(TEXT_BYTES + 1)
     except UnicodeError as error:
         raise ValueError(f"line {number + 1} is not {encoding.upper()} text: {ADVICE}") from error
+    finally:
+        if not file.closed:
+            text.detach()  # the file is the caller's to close
 
 
 def parse_json(text: str) -> object:

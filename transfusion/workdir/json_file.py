@@ -1,13 +1,13 @@
 """A config file that reads an experiment from JSON.
 
-Use it as `--config transfusion/config/json_file.py:runs/digits/config.json`.
+Use it as `--config transfusion/workdir/json_file.py:runs/digits/config.json`.
 """
 
 import pathlib
 
 from transfusion.config import to_config_dict
 from transfusion.errors import UsageError
-from transfusion.programs import read_config_file
+from transfusion.workdir.config_file import read_config_file
 
 
 def get_config(path: str = ""):

@@ -1,10 +1,14 @@
-"""From a released checkpoint folder to a workdir of ours; `export` is the way back.
+"""Imports a released checkpoint folder into a workdir; `export` is the way back.
 
-An imported workdir holds config.json (if our programs can open the model), the folder 'tokenizer' (its tokenizer's
-files, as they were), a checkpoint of step 0 with the item 'params', source.json (family, released config, and which
-file held which key in which dtype, so that export gives the same files back) and source.safetensors (arrays that the
-model does not read, if there are any). The codec of a model of image codes is a workdir inside it, 'codec'. Paths in
-config.json are relative to the workdir, which can be moved.
+An imported workdir holds:
+
+- config.json, if our programs can open the model. Its paths are relative, so that the workdir can be moved.
+- A checkpoint of step 0 with the item 'params'.
+- 'tokenizer', a folder with the tokenizer's files as they were.
+- source.json: the family, the released config, and which file held which key in which dtype, so that export gives the
+  same files back.
+- source.safetensors: arrays that the model does not read, if there are any.
+- 'codec', a workdir of its own, if the model draws image codes.
 """
 
 import dataclasses
@@ -24,17 +28,18 @@ from absl import logging
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment, to_json
 from transfusion.errors import UsageError
-from transfusion.interop.family import CODEC, Family, Imported
+from transfusion.interop.family import Family, Imported
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.known import find_family
 from transfusion.interop.leaves import check_keys, chunks, fill, lookup, pieces
 from transfusion.interop.tokenizer import adopt, has_text, keep
 from transfusion.interop.writing import new_folder, write_file
-from transfusion.interop.zarr import Array
-from transfusion.running.checkpoint import restore_leaves, saved_shapes
+from transfusion.interop.zarr import DiskArray
 from transfusion.running.orbax_noise import silence
+from transfusion.running.restore import restore_leaves, saved_shapes
 from transfusion.running.seals import write_seal
 from transfusion.sequence.text import TokenizerConfig
+from transfusion.workdir.portable import CODEC
 
 SOURCE, REST = "source.json", "source.safetensors"
 
@@ -47,13 +52,13 @@ def import_checkpoint(
     ignore_fields: Sequence[str] = (),
     follow_links: bool = False,
 ) -> Family:
-    """Writes a workdir from a released checkpoint; no more than a few MiB of the weights are held at any time.
+    """Writes a workdir from a released checkpoint. No more than a few MiB of the weights are in memory at any time.
 
     Args:
       folder: config.json, *.safetensors and the files of the tokenizer.
       workdir: must not exist, or be empty.
-      text_as_bytes: do without the tokenizer; the ids of text mean nothing then.
-      ignore_fields: fields of config.json, in any of its tables, that are passed over, with a warning.
+      text_as_bytes: import without the tokenizer. Text is then bytes, whose ids mean nothing to the weights.
+      ignore_fields: fields of config.json, in any of its tables, that are passed over with a warning.
       follow_links: whether links in the folder may lead out of it.
 
     Raises:
@@ -63,7 +68,7 @@ def import_checkpoint(
     checkpoint = Checkpoint(folder, follow_links)
     family, imported = find_family(checkpoint, tuple(ignore_fields))
     for name in ignore_fields:
-        logging.warning("config.json: %s is passed over; if it changes the model, what is imported is another", name)
+        logging.warning("config.json: %s is passed over; if it changes the model, another model is imported", name)
     rest = check_keys(checkpoint, *imported.whole, imported.ignore)
     _check_computed(checkpoint, imported, rest)
     with new_folder(workdir, _bytes_of(checkpoint, imported, rest)) as target:
@@ -87,14 +92,14 @@ def import_checkpoint(
 
 
 def _bytes_of(checkpoint: Checkpoint, imported: Imported, rest: list[str]) -> int:
-    """What the workdir's arrays take: float32, and the rest as it is."""
+    """The bytes that the workdir's arrays take: our parameters in float32, and the rest as it is."""
     shapes = jax.tree.leaves(dict(imported.whole[1]))
     return 4 * sum(math.prod(s.shape) for s in shapes) + sum(checkpoint.entry(key).nbytes for key in rest)
 
 
 def _write_part(target: pathlib.Path, checkpoint: Checkpoint, imported: Imported) -> None:
     experiment = imported.experiment
-    if experiment is not None:  # there are parameters and no average of them
+    if experiment is not None:  # a released checkpoint has parameters and no average of them
         experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema=0.0))
     write_params(target, checkpoint, imported, experiment)
     if experiment is not None:
@@ -126,10 +131,10 @@ def _source(family: Family, checkpoint: Checkpoint, ignore_fields: Sequence[str]
 def write_params(
     workdir: pathlib.Path, checkpoint: Checkpoint, imported: Imported, experiment: Experiment | None
 ) -> None:
-    """A sealed checkpoint of step 0 with the item 'params', filled block by block.
+    """Writes a sealed checkpoint of step 0 with the item 'params', block by block.
 
-    Orbax wants all arrays in memory. So it writes a skeleton, a number for each array, and the arrays are put in its
-    place in the format (zarr) in which it reads them.
+    Orbax wants all arrays in memory. So it writes only a skeleton, one number for each array, and the arrays then
+    replace these numbers in the format in which Orbax reads them (zarr).
     """
     silence()
     root, shapes = workdir / "checkpoints", imported.template.shapes
@@ -144,9 +149,9 @@ def write_params(
         writer.save(root / "0", args=arguments)
     chunk = chunks(imported.leaves, shapes)
 
-    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> Array:
+    def open_array(path: tuple, shape: jax.ShapeDtypeStruct) -> DiskArray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return Array(root / "0" / "state" / f"params.{name}", shape.shape, chunk[name])
+        return DiskArray(root / "0" / "state" / f"params.{name}", shape.shape, chunk[name])
 
     fill(checkpoint, imported.leaves, jax.tree_util.tree_map_with_path(open_array, shapes))
     write_seal(root, 0)
@@ -154,7 +159,7 @@ def write_params(
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An array of a checkpoint that `read` reads as a whole, whatever part is asked for."""
+    """An array of a checkpoint. `read` reads all of it, whichever part is asked for."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -164,17 +169,19 @@ class Saved:
 
 
 def averaged(saved: Mapping) -> str:
-    """The part of a state that is exported: the averaged parameters, where the run keeps an average."""
+    """The name of the parameters that are exported: 'ema' if the run keeps an average of them, else 'params'."""
     return "ema" if jax.tree.leaves(saved.get("ema")) else "params"
 
 
 def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
-    """The parameters of the newest checkpoint (averaged, where the run keeps an average), as nested dicts of arrays of
-    which a part is read when it is asked for, by an index that ends in an Ellipsis. What was imported is read in parts;
-    of what was trained since, as many whole arrays are held as are fused in one of the released form.
+    """The parameters of the newest checkpoint as nested dicts of arrays that are read when a part of them is asked for.
+
+    The parameters are the averaged ones if the run keeps an average. The index of a part ends in an Ellipsis. Imported
+    arrays are read in parts. Arrays that were trained since are read as a whole; as many of them are kept in memory as
+    are fused into one array of the released form.
 
     Raises:
-      UsageError: if there is none, or a parameter has another shape than `imported` says.
+      UsageError: if there is no checkpoint, or a parameter has another shape than `imported` says.
     """
     step, saved = saved_shapes(workdir)
     part = averaged(saved)
@@ -201,14 +208,14 @@ def open_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
             wanted = {name: wanted}
         return np.asarray(lookup(restore_leaves(workdir, step, wanted)[part], path))
 
-    def open_array(keys: tuple, form: Any) -> Array | Saved:
+    def open_array(keys: tuple, form: Any) -> DiskArray | Saved:
         path = tuple(key.key for key in keys)
         folder = pathlib.Path(workdir).expanduser() / "checkpoints" / str(step) / "state" / ".".join((part, *path))
-        return Array.open(folder) or Saved(tuple(form.shape), functools.partial(read, path))
+        return DiskArray.open(folder) or Saved(tuple(form.shape), functools.partial(read, path))
 
     return jax.tree_util.tree_map_with_path(open_array, saved[part])
 
 
 def load_params(workdir: str | os.PathLike, imported: Imported) -> Mapping:
-    """As `open_params`, in host memory as a whole."""
+    """The parameters of `open_params`, all read into host memory."""
     return jax.tree.map(lambda array: np.asarray(array[(...,)]), open_params(workdir, imported))

@@ -1,0 +1,210 @@
+"""Prompts of the decoder, what of them guidance leaves out, and the forward pass' inputs that they become.
+
+Shape letters: B rows, C numbers of a pooled vector.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from transfusion.errors import UsageError
+from transfusion.model.inputs import Inputs, inputs_of
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.drawable import Drawable
+from transfusion.sampling.place import Asked, Place
+from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, text
+from transfusion.sequence.rows import Expanded, assemble, expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What a row begins with.
+
+    Attributes:
+      segments: text and clean images in reading order.
+      draw: an image must be drawn, at once or, with `SamplerConfig.think`, after a text.
+      negative: what guidance by the text compares with in the text's place.
+      label, pooled: of what is drawn, see `Segment`; guidance by the text compares with neither.
+    """
+
+    segments: Document = ()
+    draw: bool = False
+    negative: Document = ()
+    label: int = -1
+    pooled: np.ndarray | None = None
+
+
+def has_images(prompt: Prompt) -> bool:
+    return any(segment.kind != TEXT for segment in prompt.segments)
+
+
+def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
+    """The same about to draw, without its text.
+
+    In the text's place stands `negative` or, without one, what `text.UNSEEN[how]` makes of the text.
+    """
+    parts = []
+    for segment in prompt.segments:
+        if segment.kind != TEXT:
+            parts.append(segment)
+        elif not prompt.negative and (ids := text.UNSEEN[how](segment.value)) is not None:
+            parts.append(dataclasses.replace(segment, value=ids))
+    return Prompt((*parts, *prompt.negative), draw=True)
+
+
+def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:
+    """The same about to draw, without its images: its texts stay at their positions."""
+
+    def dropped(segment: Segment) -> Segment:
+        return dataclasses.replace(segment, dropped=tuple(run.stream for run in spec.runs(segment)))
+
+    segments = tuple(s if s.kind == TEXT else dropped(s) for s in prompt.segments)
+    return dataclasses.replace(prompt, segments=segments, draw=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Prompts of B rows, padded to one batch.
+
+    Attributes:
+      inputs: of the forward pass.
+      last: int32 [B], the last token of text.
+      draw: bool [B], which rows draw at once.
+      thinks: bool [B], which rows draw after a text.
+      place: where the rows stand behind their prompts.
+    """
+
+    inputs: dict[str, Inputs]
+    last: jax.Array
+    draw: jax.Array
+    thinks: jax.Array
+    place: Place
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What guidance compares a prompt with.
+
+    Attributes:
+      without_text: the prompts' images alone; one row for all where they are the same.
+      without_images: the prompts' texts alone, or nothing; None if images do not guide.
+      images: bool [B], which prompts have images.
+    """
+
+    without_text: Prefill
+    without_images: Prefill | None
+    images: jax.Array
+
+
+def conditions_of(
+    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, config: SamplerConfig, with_images: bool
+) -> Conditions | None:
+    """What guidance compares the prompts with, all about to draw; None without guidance.
+
+    Images left out still take their rotary indices, text does not, as in BAGEL's condition dropout. `with_images` says
+    whether some prompt has images, here or in another part of the batch.
+    """
+    images_guide = with_images and config.image_guidance != 1
+    if drawn is None or not config.max_images or not (images_guide or config.guidance != 1):
+        return None
+    images = [has_images(prompt) for prompt in prompts]
+    rows = [without_text(prompt, config.without_text) for prompt in prompts]
+    if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
+        rows = rows[:1]
+    plain = prefill_of(rows, spec, drawn)
+    if not images_guide:
+        return Conditions(plain, None, np.array(images))
+    keeps = config.image_against == "text"
+    others = [without_images(prompt, spec) if keeps else Prompt(draw=True) for prompt in prompts]
+    return Conditions(plain, prefill_of(others, spec, drawn), np.array(images))
+
+
+def prefill_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False) -> Prefill:
+    """Lays prompts out as one padded batch; lengths are rounded up to powers of two, to compile seldom.
+
+    With `think` those that draw write first.
+
+    Raises:
+      UsageError: if an image does not fit its stream or the model reads none, or a prompt ends where no text can
+        follow.
+    """
+    thinks = np.array([prompt.draw and think for prompt in prompts])
+    draw = np.array([prompt.draw and not think for prompt in prompts])
+    expanded = [expand_prompt(p.segments, spec, drawn, at_once) for p, at_once in zip(prompts, draw, strict=True)]
+    fitting, names = _fitting(spec, expanded)
+    batch = assemble([[part] for part in expanded], fitting)
+    inputs = {}
+    for name in names:
+        part = batch[name]
+        content = part.tokens if part.values is None else part.values
+        time = None if part.time_low is None else np.ones_like(part.time_low)
+        inputs[name] = inputs_of(name, batch, fitting, content, time)
+    last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
+    where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
+    return Prefill(inputs, last, draw, thinks, Place(*where, _asked(prompts, spec)))
+
+
+def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[SequenceSpec, list[str]]:
+    """The same tables with budgets that the prompts fit, and the names of the streams that they use."""
+    streams = {}
+    for name, stream in spec.streams.items():
+        tokens = max(part.cost.get(name, 0) for part in expanded)
+        items = bucket(max(part.items.get(name, 0) for part in expanded), 1)
+        if tokens:
+            budget = stream.content.slots(bucket(tokens, 16), items)
+            streams[name] = dataclasses.replace(stream, budget=budget, items=items)
+    return dataclasses.replace(spec, streams=dict(spec.streams) | streams), list(streams)
+
+
+def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
+    """What the prompts ask of their drawings.
+
+    Raises:
+      UsageError: if the model has no such classes or vectors.
+    """
+    streams = spec.streams.values()
+    classes = min((stream.labels for stream in streams if stream.labels), default=0)
+    size = max((stream.released.pooled for stream in streams), default=0)
+    for prompt in prompts:
+        if prompt.label >= classes:
+            known = f"its classes are 0 to {classes - 1}" if classes else "it has no classes"
+            raise UsageError(f"this model draws nothing of class {prompt.label}: {known}")
+        if prompt.pooled is not None and np.shape(prompt.pooled) != (size,):
+            raise UsageError(
+                f"a pooled vector of shape {list(np.shape(prompt.pooled))}: this model's has {size} numbers"
+            )
+    label = np.array([prompt.label for prompt in prompts], np.int32) if classes else None
+    zeros = np.zeros(size, np.float32)
+    pooled = np.stack([zeros if p.pooled is None else np.float32(p.pooled) for p in prompts]) if size else None
+    return Asked(label, pooled)
+
+
+def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool) -> Expanded:
+    """The tokens of a prompt's segments, with the opener behind them if it is an ordinary token and an item follows.
+
+    Raises:
+      UsageError: as `prefill_of`.
+    """
+    for segment in segments:
+        if not spec.reads(segment.kind):
+            raise UsageError(f"this model reads no {segment.kind}s: its layout gives them no tokens")
+    if draw and drawn is None:
+        raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
+    if draw and drawn.opener_is_text:
+        segments = (*segments, Segment(TEXT, np.array([drawn.opener], np.int32)))
+    part = expand(segments, spec, end=False)
+    if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
+        raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
+    return part
+
+
+def bucket(count: int, least: int) -> int:
+    """The power of two times `least` that holds `count`."""
+    size = least
+    while size < count:
+        size *= 2
+    return size

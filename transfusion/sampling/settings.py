@@ -1,0 +1,82 @@
+"""What the compiled decoder reads of a `SamplerConfig`: what may change from call to call, and what is compiled in."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from transfusion.sampling.choose import Filters
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.guidance import Guidance
+from transfusion.sampling.prompts import bucket
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a config may change without compiling anew: scalars, and the `schedule` of a drawing."""
+
+    schedule: Any
+    guidance: Guidance
+    temperature: jax.Array
+    top_p: jax.Array
+    think: jax.Array
+    max_tokens: jax.Array
+    min_images: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What of a config the compiled code depends on besides the shapes.
+
+    Attributes:
+      solver: a key of `transfusion.sampling.solvers.SOLVERS`.
+      text: which ids of text may be drawn.
+      codes: which codes of images may be drawn.
+      ids: the room for text tokens.
+      images: images drawn at most; 0 if the model draws nothing.
+      goes_on: whether anything may follow an image.
+    """
+
+    solver: str
+    text: Filters
+    codes: Filters
+    ids: int
+    images: int
+    goes_on: bool
+
+
+def limits_of(config: SamplerConfig, draws: bool) -> Limits:
+    """The limits of a config, for a model that `draws` or does not."""
+    tokens = config.think + config.max_tokens
+    return Limits(
+        solver=config.solver,
+        text=Filters.of(config.temperature, config.top_k, config.top_p),
+        codes=Filters.of(config.code_temperature, config.code_top_k, config.code_top_p),
+        ids=bucket(tokens, 16) if tokens else 0,
+        images=config.max_images if draws else 0,
+        goes_on=config.goes_on,
+    )
+
+
+def settings_of(config: SamplerConfig, schedule: Any) -> Settings:
+    """The settings of a config; `schedule` is what the way of drawing makes of it."""
+    guidance = Guidance(
+        scale=np.float32(config.guidance),
+        low=np.float32(config.guidance_low),
+        high=np.float32(config.guidance_high),
+        image=np.float32(config.image_guidance),
+        least=np.float32(config.renorm_least),
+        renorm=config.renorm,
+        against=config.image_against,
+    )
+    return Settings(
+        schedule=schedule,
+        guidance=guidance,
+        temperature=np.float32(config.temperature),
+        top_p=np.float32(config.top_p),
+        think=np.int32(config.think),
+        max_tokens=np.int32(config.max_tokens),
+        min_images=np.int32(config.min_images),
+    )

@@ -1,0 +1,71 @@
+"""The two ways of drawing an item: by a stream of its own, or id by id in the text's vocabulary.
+
+Shape letters: B rows, V vocabulary, M images of a row.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from transfusion.model.unified import UnifiedModel
+from transfusion.objectives import ObjectivesConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sampling.drawable import Drawable
+from transfusion.sampling.painter import Painter
+from transfusion.sampling.parts import Size, painted_parts, spelled_parts
+from transfusion.sampling.prompts import Prompt
+from transfusion.sampling.request import Prefix, Request
+from transfusion.sampling.speller import Speller
+from transfusion.sampling.state import State
+from transfusion.sequence import Document, SequenceSpec
+
+
+class Way(Protocol):
+    """How items are drawn between the tokens of a text.
+
+    Attributes:
+      parts: what is appended to a prompt.
+      goes_on: whether text may follow an item, so that what is drawn has to be in the cache.
+      together: how many tokens of an item are computed at once, besides those in the cache; 0 if none are.
+    """
+
+    parts: Any
+    goes_on: bool
+    together: int
+
+    def schedule(self, objectives: ObjectivesConfig, config: SamplerConfig) -> Any:
+        """What of a config may change without compiling anew, as arrays."""
+
+    def room(self, ids: int, images: int) -> int:
+        """Slots of the cache for so many ids of text and images."""
+
+    def outputs(self, ids: int, images: int) -> tuple[int, jax.ShapeDtypeStruct]:
+        """How many ids are put out for so many ids of text and images, and the images of a row, [M, ...]."""
+
+    def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
+        """The prefix with what is computed once before an item is drawn."""
+
+    def draw(self, request: Request, state: State) -> State:
+        """Puts out one item for each row that waits for it."""
+
+    def go_on(
+        self, model: UnifiedModel, state: State, rows: jax.Array, then: Callable[[State, jax.Array], State]
+    ) -> State:
+        """Makes the rows bool [B] ready to write behind the item that they have just drawn. `then` chooses the next id
+        from the state and the logits [B, V], where these are known already."""
+
+    def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
+        """What a row has put out as segments, ids int32 [n] and images [M, ...]."""
+
+
+def way_of(spec: SequenceSpec, drawable: Drawable, size: Size, goes_on: bool) -> Way:
+    """The way of drawing items of this size; `goes_on` says whether anything is to follow them.
+
+    Raises:
+      UsageError: if the model draws no items of this size, or nothing can follow a drawing.
+    """
+    if drawable.spelled:
+        return Speller(spelled_parts(spec, drawable, size, goes_on))
+    return Painter(painted_parts(spec, drawable, size, goes_on))
