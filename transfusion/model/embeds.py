@@ -14,14 +14,14 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, check
-from transfusion.model.block import dense, per_token, rms_norm
+from transfusion.model.block import ACTIVATIONS, dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.multiscale import MultiScaleQuantizer
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
-from transfusion.model.vit import ACTIVATIONS, ViT
+from transfusion.model.vit import ViT
 from transfusion.sequence import ConnectorConfig, Stream
 from transfusion.sequence.batch import join_items, split_items
 from transfusion.sequence.patches import unpatchify
@@ -92,7 +92,7 @@ class ScaleEmbed(Embed):
         return jnp.take_along_axis(tokens, (inputs.item * n + at)[..., None], axis=1), None
 
 
-class Queries(Embed):
+class QueryEmbed(Embed):
     """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
     2504.06256, section 3); the same for all items."""
 
@@ -260,5 +260,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed, "queries": Queries, "codes": CodeEmbed, "scales": ScaleEmbed,
+    "dual": DualEmbed, "queries": QueryEmbed, "codes": CodeEmbed, "scales": ScaleEmbed,
 }  # fmt: skip
