@@ -71,7 +71,10 @@ def test_checkpoints_in_a_bucket_are_sealed_and_checked(bucket):
 def test_what_cannot_be_written_is_one_clear_line(tmp_path):
     with sole_use(epath.Path("gs://bucket/run")):
         pass
-    for workdir, message in (("", "--workdir is missing"), ("s3://bucket/run", "buckets are gs://BUCKET/FOLDER only")):
+    for workdir, message in (
+        ("", "--workdir is missing"),
+        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+    ):
         with pytest.raises(UsageError, match=message):
             check_workdir(workdir)
     check_workdir(str(tmp_path))

@@ -196,7 +196,7 @@ def test_the_average_of_frozen_parameters_does_not_drift():
     [
         ([("trunk/txt", 0.0)], r"'trunk/txt' covers no parameter \(did you mean 'trunk/text'\?\)"),
         ([("", 0.0)], "'' covers no parameter"),
-        ([("trunk", 0.5), ("trunk/text", 0.0)], "earlier groups have every parameter that 'trunk/text' covers"),
+        ([("trunk", 0.5), ("trunk/text", 0.0)], "every parameter that 'trunk/text' covers is in an earlier group"),
         ([("trunk|head", 0.0)], "nothing to train"),
         ([("trunk(", 0.0)], "no regular expression"),
         ([("trunk", -0.1)], "must not be negative"),

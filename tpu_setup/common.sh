@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034 # what it sets, the programs read
-# What the programs of this folder share: flags, one-line errors, --dry-run, retries, and the source code as a commit.
+# Shared by the programs of this folder: flags, one-line errors, --dry-run, retries, and the source code as a commit.
 # A program declares its flags with `flag` and `switch`, calls `parse "$@"`, and reads ${FLAGS[name]}.
 set -euo pipefail
 
@@ -61,7 +61,7 @@ usage() {
   done
 }
 
-# parse ARGUMENT...: fills FLAGS and EXTRA_FLAGS, checks every value.
+# parse ARGUMENT...: fills FLAGS and EXTRA_FLAGS, and checks every value.
 parse() {
   local name value
   while (($#)); do
@@ -114,8 +114,8 @@ need() {
   done
 }
 
-# training_arguments: sets ARGUMENTS to those of transfusion.train, and VALUES to its environment, of which @env is what
-# the machines have of --env-file.
+# training_arguments: sets ARGUMENTS to those of transfusion.train, and VALUES to its environment; @env in it stands for
+# the lines of --env-file, which the machines have as a file.
 training_arguments() {
   ARGUMENTS=(--config "${FLAGS[config]}" --workdir "${FLAGS[workdir]}" "${EXTRA_FLAGS[@]}")
   values env
@@ -128,8 +128,8 @@ values() {
   [[ -z ${FLAGS[$1]} ]] || mapfile -t VALUES <<<"${FLAGS[$1]}"
 }
 
-# need_training: a config, a workdir that outlives the machines, and variables that can be. What is wrong with a line of
-# --env-file is said without the line, which may hold a key.
+# need_training: requires a config, a workdir that outlives the machines, and variables with proper names. An error in
+# --env-file gives the number of the line only, because the line may hold a key.
 need_training() {
   local workdir=${FLAGS[workdir]} file=${FLAGS[env-file]} line count=0
   need config workdir
@@ -144,7 +144,7 @@ need_training() {
   done <"$file"
 }
 
-# environment_file: sets ENVIRONMENT_FILE to a copy of --env-file with its variables alone, which nobody else may read.
+# environment_file: sets ENVIRONMENT_FILE to a copy of --env-file without its comments, which only this user can read.
 environment_file() {
   scratch
   ENVIRONMENT_FILE=$SCRATCH/env
@@ -163,21 +163,21 @@ run() {
   if dry; then printf '%s\n' "$(quoted "$@")"; else "$@"; fi
 }
 
-# run_from FILE COMMAND...: with FILE as its input.
+# run_from FILE COMMAND...: does the same with FILE as the command's input.
 run_from() {
   local file=$1
   shift
   if dry; then printf '%s\n' "$(quoted "$@") < $(quoted "$file")"; else "$@" <"$file"; fi
 }
 
-# ask ASSUMED COMMAND...: sets REPLY to what the command prints; with --dry-run to ASSUMED, and prints the command.
+# ask ASSUMED COMMAND...: sets REPLY to the output of the command; with --dry-run to ASSUMED, and prints the command.
 ask() {
   local assumed=$1
   shift
   if dry; then run "$@"; REPLY=$assumed; else REPLY=$("$@"); fi
 }
 
-# retry COMMAND...: up to 5 times, with waits that double.
+# retry COMMAND...: runs it up to 5 times, until it works, with waits that double.
 retry() {
   local attempt wait=${FLAGS[retry-seconds]}
   for attempt in 1 2 3 4 5; do
@@ -198,7 +198,8 @@ scratch() {
 
 # --- the source code --------------------------------------------------------------------------------------------------
 
-# source_commit: sets COMMIT to what is sent, and SOURCE to its name: only what git tracks, so no data and no keys.
+# source_commit: sets COMMIT to the commit that is sent, and SOURCE to its name. It holds only files that git tracks, so
+# no data and no keys.
 source_commit() {
   local changes new
   git -C "$REPOSITORY" rev-parse --quiet --verify HEAD >/dev/null || misuse "$REPOSITORY is not a git repository"
@@ -211,7 +212,7 @@ source_commit() {
     new=$(grep '^??' <<<"$changes" || true)
     [[ -z $new ]] || new_files "$new"
     in_index git -C "$REPOSITORY" add --all "$(git -C "$REPOSITORY" rev-parse --show-cdup)." ||
-      fail "git cannot add what has changed"
+      fail "git cannot add the changed files"
     COMMIT=$(in_index git -C "$REPOSITORY" write-tree)
     SOURCE=dirty-${COMMIT:0:12}
   fi
@@ -220,7 +221,7 @@ source_commit() {
   go_not_along env-file
 }
 
-# new_files LINES: says which of git status are sent though git does not know them; refuses what is no source code.
+# new_files LINES: lists files of git status that are sent although git does not know them; refuses too many bytes.
 new_files() {
   local kibibytes total=0
   while read -r kibibytes _; do
@@ -231,7 +232,7 @@ new_files() {
   say "sends new files, too: $(summary "$1")"
 }
 
-# summary LINES: the files of some lines of git status, of many the first three.
+# summary LINES: prints the files in lines of git status; if there are many, the first three.
 summary() {
   local -a lines
   mapfile -t lines <<<"$1"
@@ -239,14 +240,15 @@ summary() {
   [[ -z ${lines[3]:-} ]] || printf ' and %d more' $((${#lines[@]} - 3))
 }
 
-# in_index COMMAND...: with an index of its own, which begins as what COMMIT holds. The user's stays as it is.
+# in_index COMMAND...: runs git with an index of its own, which begins with the content of COMMIT. The user's index does
+# not change.
 in_index() {
   scratch
   [[ -e $SCRATCH/index ]] || GIT_INDEX_FILE=$SCRATCH/index git -C "$REPOSITORY" read-tree "$COMMIT"
   GIT_INDEX_FILE=$SCRATCH/index "$@"
 }
 
-# found FILE: sets FOUND to the whole path of a file that is named from the repository or from here.
+# found FILE: sets FOUND to the whole path of a file whose path is relative to the repository or to the current folder.
 found() {
   FOUND=$1
   [[ $FOUND == /* ]] || { FOUND=$REPOSITORY/$1; [[ -f $FOUND ]] || FOUND=$PWD/$1; }
@@ -264,8 +266,8 @@ inside() {
 
 is_sent() { git -C "$REPOSITORY" cat-file -e "$COMMIT:./$1" 2>/dev/null; }
 
-# go_along FLAG: what a flag names must be in what is sent; from outside of the repository it is added as
-# sent-along/FLAG/<its name>. Sets the flag to its place there.
+# go_along FLAG: makes sure that the file of a flag is sent, and sets the flag to its path there. A file from outside of
+# the repository is added as sent-along/FLAG/<its name>.
 go_along() {
   local name=$1 value=${FLAGS[$1]:-} file form='' prefix blob
   [[ -n $value ]] || return 0
@@ -285,7 +287,7 @@ go_along() {
   ! is_sent "sent-along/$name" || misuse "--$name: $REPOSITORY holds a sent-along/$name, which is where $file would go"
   prefix=$(git -C "$REPOSITORY" rev-parse --show-prefix)
   blob=$(git -C "$REPOSITORY" hash-object -w --no-filters -- "$FOUND") || fail "git cannot add $FOUND"
-  # From the top folder, as its paths are.
+  # Paths in the index are relative to the top folder.
   in_index git -C "$REPOSITORY/$(git -C "$REPOSITORY" rev-parse --show-cdup)" update-index --add \
     --cacheinfo "100644,$blob,${prefix}sent-along/$name/$file"
   COMMIT=$(in_index git -C "$REPOSITORY" write-tree)
@@ -293,7 +295,7 @@ go_along() {
   FLAGS[$name]=sent-along/$name/$file$form
 }
 
-# go_not_along FLAG: what a flag names holds keys, and must not be in what is sent.
+# go_not_along FLAG: refuses a flag's file that would be sent, because it holds keys.
 go_not_along() {
   local value=${FLAGS[$1]:-}
   [[ -n $value && -f $value ]] || return 0
@@ -309,8 +311,8 @@ pack() {
   [[ -e $ARCHIVE ]] || run git -C "$REPOSITORY" archive --format=tar.gz --output="$ARCHIVE" "$COMMIT"
 }
 
-# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine. It may be
-# tried again on all when it failed on some. An ARCHIVE of '-' is standard input; EXTRA is the package's extra.
+# unpack_command FOLDER ARCHIVE EXTRA: sets REPLY to the shell command that unpacks and installs on a machine. It can be
+# run again on all machines after it has failed on some. An ARCHIVE of '-' is standard input; EXTRA is the package's.
 unpack_command() {
   local folder=$1 archive target=$1/src-$SOURCE
   archive=$(quoted "$2")

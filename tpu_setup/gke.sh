@@ -38,10 +38,10 @@ settle() {
   need cluster project zone
   NAME=${FLAGS[name]} CLUSTER=${FLAGS[cluster]}
   WHERE=(--project="${FLAGS[project]}" --zone="${FLAGS[zone]}" --cluster="$CLUSTER")
-  ASSUMED_CLUSTER=RUNNING ASSUMED_JOB="" # what --dry-run takes as answers
+  ASSUMED_CLUSTER=RUNNING ASSUMED_JOB="" # the answers that --dry-run assumes
 }
 
-# cluster_state: sets STATE to the cluster's, or ABSENT, and LOCATION to its region or zone.
+# cluster_state: sets STATE to the state of the cluster, or ABSENT, and LOCATION to its region or zone.
 cluster_state() {
   local name location state
   retry ask "$CLUSTER"$'\t'"${FLAGS[zone]%-*}"$'\t'"$ASSUMED_CLUSTER" \
@@ -53,7 +53,7 @@ cluster_state() {
   done <<<"$REPLY"
 }
 
-# job_state: sets JOB to ABSENT, RUNNING (or waiting), Completed or Failed. JobSets end in one of the two last.
+# job_state: sets JOB to ABSENT, RUNNING (which includes waiting), Completed or Failed; a JobSet ends in the last two.
 job_state() {
   cluster_state
   JOB=ABSENT
@@ -80,7 +80,8 @@ create() {
   say "$CLUSTER is created"
 }
 
-# submit: the commit as a layer on the image, and a JobSet that begins again when a machine or the training fails.
+# submit: adds the commit to the image as a layer, and submits a JobSet that starts again when a machine or the training
+# fails.
 submit() {
   local -a environment=() options
   local value
@@ -97,8 +98,8 @@ submit() {
   for value in JAX_PLATFORMS=tpu,cpu "${VALUES[@]}"; do
     [[ $value == @env ]] || environment+=(--env="$value")
   done
-  # 1 is what Python ends with after an error: one machine's crash ends the others so. 2, a mistake in the config, is
-  # not begun again; 143 (stopped, saved) and other signals' codes are, by default.
+  # Python ends with 1 after an error, also on machines that end because another one crashed. The JobSet starts again
+  # after 1, and by default after 143 (stopped and saved) and other signals, but not after 2, a mistake in the config.
   run xpk workload create "${WHERE[@]}" --workload="$NAME" --tpu-type="${FLAGS[type]}" --num-slices="${FLAGS[slices]}" \
     --base-docker-image="${FLAGS[image]}" --script-dir="$SCRATCH/source" "${environment[@]}" \
     --max-restarts="${FLAGS[restarts]}" --restart-on-exit-codes=1 --termination-grace-period-seconds="${FLAGS[grace]}" \
@@ -106,7 +107,7 @@ submit() {
   say "$NAME is submitted: $SOURCE on ${FLAGS[slices]} x ${FLAGS[type]}"
 }
 
-# plain_values: xpk writes the variables between double quotes into YAML.
+# plain_values: refuses values that xpk, which writes them between double quotes into YAML, would break.
 plain_values() {
   local value
   values env
@@ -123,7 +124,7 @@ launch() {
   job_state
   [[ $STATE != ABSENT ]] || fail "there is no cluster $CLUSTER: 'create' makes it"
   [[ $JOB != RUNNING ]] || fail "$NAME runs or waits already: see 'tail' and 'status', or 'delete' it"
-  [[ $JOB == ABSENT ]] || withdraw # a name is free when the workload before is gone
+  [[ $JOB == ABSENT ]] || withdraw # the name is free only when the earlier workload is gone
   submit
 }
 

@@ -38,10 +38,10 @@ settle() {
   need name folder
   NAME=${FLAGS[name]}
   ROOT=${FLAGS[folder]%/}/$NAME
-  ASSUMED_JOB="" # what --dry-run takes as answer
+  ASSUMED_JOB="" # the answer that --dry-run assumes
 }
 
-# there WITH ARGUMENT...: WITH is one of run, ask ANSWER, run_from FILE; what follows is done on the login node.
+# there WITH ARGUMENT...: runs a command on the login node; WITH is one of run, ask ANSWER, run_from FILE.
 there() {
   local -a with=("$1")
   shift
@@ -77,7 +77,7 @@ submit() {
   there run mkdir -p "$ROOT/logs"
   values sbatch-option
   request=(--parsable --job-name="$NAME" --nodes="${FLAGS[nodes]}" --ntasks-per-node="${FLAGS[gpus]}"
-    # Not --gpus-per-task: every process must see all GPUs of its node, of which JAX takes the one of its rank.
+    # Not --gpus-per-task: every process must see all GPUs of its node, and JAX takes the one of its rank.
     --gpus-per-node="${FLAGS[gpus]}" --time="${FLAGS[time]}" --signal="B:USR1@${FLAGS[grace]}"
     --requeue --open-mode=append --chdir="$ROOT/src-$SOURCE" --output="$ROOT/logs/job.log")
   [[ -z ${FLAGS[partition]} ]] || request+=(--partition="${FLAGS[partition]}")

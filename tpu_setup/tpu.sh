@@ -15,7 +15,7 @@ readonly ABOUT="tpu_setup/tpu.sh COMMAND --name=N --project=P --zone=Z ...: trai
   status   of the request, the slices and the workers
   delete   the slices and the request; nothing if there are none"
 
-# What boots on each generation's machines (Google's list of TPU software versions).
+# The software that the machines of each generation boot (Google's list of TPU software versions).
 declare -A RUNTIMES=(
   [v2]=tpu-ubuntu2204-base [v3]=tpu-ubuntu2204-base [v4]=tpu-ubuntu2204-base
   [v5litepod]=v2-alpha-tpuv5-lite [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e
@@ -57,12 +57,12 @@ settle() {
   WHERE=(--project="${FLAGS[project]}" --zone="${FLAGS[zone]}")
   values ssh-option
   REMOTE=("${WHERE[@]}" "${VALUES[@]}")
-  ASSUMED_STATE=ACTIVE ASSUMED_JOB=NONE # what --dry-run takes as answers
+  ASSUMED_STATE=ACTIVE ASSUMED_JOB=NONE # the answers that --dry-run assumes
 }
 
 # --- slices -----------------------------------------------------------------------------------------------------------
 
-# queue_state: sets STATE to the request's, or ABSENT.
+# queue_state: sets STATE to the state of the request, or ABSENT.
 queue_state() {
   local name state
   retry ask "$NAME"$'\t'"$ASSUMED_STATE" "${QUEUE[@]}" list "${WHERE[@]}" \
@@ -73,8 +73,8 @@ queue_state() {
   done <<<"$REPLY"
 }
 
-# nodes: sets NODES to the slices' states, one each, SLICES to what they are together (READY, LOST or WAITING), and
-# WORKERS to the number of their machines.
+# nodes: sets NODES to the state of each slice, SLICES to that of all together (READY, LOST or WAITING), and WORKERS to
+# the number of their machines.
 nodes() {
   local name state workers
   retry ask "$NAME"$'\t'READY$'\t'1 gcloud compute tpus tpu-vm list "${WHERE[@]}" \
@@ -139,7 +139,7 @@ delete() {
 
 # --- workers ----------------------------------------------------------------------------------------------------------
 
-# on_workers ASSUMED COMMAND: runs it on all; sets ANSWERS to what their worker.sh answered, one each.
+# on_workers ASSUMED COMMAND: runs the command on all workers, and sets ANSWERS to the answer of each one's worker.sh.
 on_workers() {
   local line
   local -a words
@@ -152,7 +152,7 @@ on_workers() {
   done <<<"$REPLY"
 }
 
-# all_workers WORD COMMAND: the same, and every worker must have answered WORD. gcloud itself goes on without those that
+# all_workers WORD COMMAND: does the same, and fails unless each worker answers WORD; gcloud itself ignores workers that
 # it cannot reach.
 all_workers() {
   local answer
@@ -163,7 +163,7 @@ all_workers() {
   done
 }
 
-# job_state: sets JOB to NONE, RUNNING, DONE, STOPPED or FAILED ... if all workers agree, or to PARTIAL, UNREACHABLE.
+# job_state: sets JOB to NONE, RUNNING, DONE, STOPPED or FAILED ... if all workers agree, else PARTIAL or UNREACHABLE.
 job_state() {
   local answer script=$ROOT/worker.sh
   local command="if [ -f $script ]; then bash $script status $ROOT; else echo transfusion-worker new NONE; fi"
@@ -175,13 +175,13 @@ job_state() {
     [[ $answer != FAILED* ]] || { JOB=$answer; return 0; }
     case "$JOB $answer" in
       "$answer $answer") ;;
-      "RUNNING DONE" | "DONE RUNNING") JOB=RUNNING ;; # the last step is over on some
+      "RUNNING DONE" | "DONE RUNNING") JOB=RUNNING ;; # some workers have made their last step
       *) JOB=PARTIAL ;;
     esac
   done
 }
 
-# active: the slices must be there, and all ready.
+# active: fails unless all slices are there and ready.
 active() {
   queue_state || fail "$NAME: gcloud does not answer"
   nodes || fail "$NAME: gcloud does not answer"
@@ -199,17 +199,17 @@ install() {
   say "$SOURCE is installed on $WORKERS workers of $NAME"
 }
 
-# begin: installs and starts, after stopping what still runs on some.
+# begin: stops what still runs on some workers, then installs and starts the training on all.
 begin() {
   local -a order
   [[ $JOB == NONE ]] || end || return 1
   install || return 1
-  if [[ -n ${FLAGS[env-file]} ]]; then # once the folder is there; its mode goes along
+  if [[ -n ${FLAGS[env-file]} ]]; then # the folder is there now; the file keeps its mode
     environment_file
     retry run "${QUEUE[@]}" scp "$ENVIRONMENT_FILE" "$NAME:$ROOT/env" "${REMOTE[@]}" --node=all --worker=all || return 1
   fi
   training_arguments
-  # Without JAX_PLATFORMS, a worker whose TPU does not start would go on with its CPU.
+  # Without JAX_PLATFORMS, a worker whose TPU does not start would train on its CPU.
   order=(bash "$ROOT/worker.sh" start "$ROOT" "$SOURCE" "JAX_PLATFORMS=tpu,cpu" "${VALUES[@]}" -- "${ARGUMENTS[@]}")
   all_workers STARTED "$(quoted "${order[@]}")" || return 1
   ASSUMED_JOB=DONE
@@ -258,7 +258,7 @@ follow() {
 
 # --- up ---------------------------------------------------------------------------------------------------------------
 
-# look: one round of `up`, which brings the run a step further. Returns 0 when the training is done.
+# look: makes one round of `up`, which brings the run one step further. Returns 0 when the training is done.
 look() {
   SLICES=READY
   queue_state || { note "gcloud does not answer"; return 1; }
@@ -276,7 +276,7 @@ look() {
 
 renew() { { delete && create; } || failure "the slices cannot be requested"; }
 
-# tend: looks after the training on slices that are there. Returns 0 when it is done.
+# tend: starts the training, or starts it again, on slices that are there. Returns 0 when it is done.
 tend() {
   job_state
   note "training is $JOB"
@@ -305,7 +305,7 @@ failure() {
   }
 }
 
-# note TEXT: says it when it is news.
+# note TEXT: prints the text if it differs from the last one.
 note() {
   [[ $1 == "${NOTED:-}" ]] || say "$(date -u +%FT%TZ) $NAME $1"
   NOTED=$1

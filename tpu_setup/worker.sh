@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On one machine: installs the source code, and keeps one training of a run. ROOT is the run's folder: src-<commit>/,
-# worker.log, and lock, which is held as long as any process of the training lives.
+# Runs on each machine: installs the source code, and runs one training. ROOT is the folder of the run; it holds
+# src-<commit>/, worker.log, and lock, which is held as long as any process of the training lives.
 #
 #   worker.sh install ROOT SOURCE EXTRA SETUP BUCKET         what src-SOURCE needs; BUCKET mounted as src-SOURCE/bucket
 #   worker.sh start   ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...    transfusion.train, in a session of its own
@@ -8,10 +8,10 @@
 #   worker.sh stop    ROOT SECONDS                           SIGTERM, so that it saves; SIGKILL after SECONDS
 #   worker.sh here    EXTRA [NAME=VALUE...] -- ARGUMENT...   installs and trains in the foreground (in a container)
 #
-# Of the NAME=VALUEs one may be @env: those of the file ROOT/env, which stand on no command line.
+# @env among the NAME=VALUEs stands for the lines of the file ROOT/env, which no command line may show.
 #
 # Each answers one line "transfusion-worker <host> <INSTALLED|STARTED|NONE|RUNNING|DONE|STOPPED|FAILED ...>". A training
-# that SIGTERM ended is STOPPED (code 143) although it saved and left with 0: only DONE has made all its steps.
+# that SIGTERM ended is STOPPED (code 143) although it has saved and ended with 0; DONE means that all steps are made.
 set -euo pipefail
 
 answer() { printf 'transfusion-worker %s %s\n' "$(hostname)" "$*"; }
@@ -20,7 +20,7 @@ install() {
   local root=$1 source=$2 extra=$3 setup=$4 bucket=$5 folder
   folder=$root/src-$source
   (
-    flock 8 # one of several machines that share the folder
+    flock 8 # one machine at a time, where several share the folder
     cd "$folder"
     [[ ! -e .installed ]] || exit 0
     [[ -z $setup ]] || bash "$setup"
@@ -32,7 +32,7 @@ install() {
     touch .installed
   ) 8>>"$root/install.lock"
   [[ -z $bucket ]] || mount_bucket "$root" "$folder" "$bucket"
-  # Replaced as a whole: the one before may be running.
+  # The file is replaced as a whole, because the earlier one may be running.
   cp "$folder/tpu_setup/worker.sh" "$root/worker.sh.new"
   mv "$root/worker.sh.new" "$root/worker.sh"
   answer INSTALLED
@@ -54,14 +54,14 @@ start() {
   echo STARTING >"$root/state"
   setsid bash "$root/worker.sh" run "$@" </dev/null >>"$root/worker.log" 2>&1 & # inherits the lock
   echo $! >"$root/pid"
-  for ((i = 0; i < 200; i++)); do # until it hears SIGTERM
+  for ((i = 0; i < 200; i++)); do # until the training listens for SIGTERM
     [[ $(cat "$root/state") == STARTING ]] || break
     sleep 0.05
   done
   answer STARTED
 }
 
-# run ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...: what `start` leaves behind.
+# run ROOT SOURCE [NAME=VALUE...] -- ARGUMENT...: the process that `start` leaves in the background.
 run() {
   local root code=0
   hear_term
@@ -79,11 +79,11 @@ run() {
   printf '%s ends: %s\n' "$(date -u +%FT%TZ)" "$(cat "$root/state")"
 }
 
-# SIGTERM is handed on to the training, also if it comes before that has begun.
+# SIGTERM is passed on to the training, even if it comes before the training has begun.
 child='' stopped=''
 hear_term() { trap 'stopped=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM; }
 
-# set_environment FILE [NAME=VALUE...]: @env means the lines of FILE.
+# set_environment FILE [NAME=VALUE...]: sets the variables; @env stands for the lines of FILE.
 set_environment() {
   local file=$1 word
   shift
@@ -96,7 +96,7 @@ set_environment() {
   done
 }
 
-# train FILE PYTHON [NAME=VALUE...] -- ARGUMENT...: to its end; hands SIGTERM on, and then returns 143.
+# train FILE PYTHON [NAME=VALUE...] -- ARGUMENT...: trains to the end; passes SIGTERM on, and then returns 143.
 train() {
   local file=$1 python=$2 code
   local -a environment=()
@@ -109,7 +109,7 @@ train() {
   [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
   while :; do
     code=0
-    wait "$child" || code=$? # also ends when the signal comes: then the child may still be saving
+    wait "$child" || code=$? # `wait` also ends at a signal, when the child may still be saving
     kill -0 "$child" 2>/dev/null || break
   done
   [[ -z $stopped ]] || return 143

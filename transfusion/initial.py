@@ -37,7 +37,7 @@ class InitConfig:
 
     def __post_init__(self):
         if (self.copy or self.fresh) and not self.path:
-            raise UsageError("init.copy and init.fresh are about parameters of a run: set init.path to its workdir")
+            raise UsageError("init.copy and init.fresh choose parameters of another run: set init.path to its workdir")
         try:
             re.compile(self.fresh)
         except re.error as error:

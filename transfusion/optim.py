@@ -198,7 +198,7 @@ def _factors(paths: Mapping[str, Any], groups: tuple[LearningRateGroup, ...]) ->
         if not matches:
             raise UsageError(f"optim.groups: {group.pattern!r} covers no parameter{nearest_path(group.pattern, paths)}")
         if not left:
-            raise UsageError(f"optim.groups: earlier groups have every parameter that {group.pattern!r} covers")
+            raise UsageError(f"optim.groups: every parameter that {group.pattern!r} covers is in an earlier group")
         result |= dict.fromkeys(left, group.factor)
     result = dict.fromkeys(paths, 1.0) | result
     if not any(result.values()):

@@ -90,7 +90,7 @@ def read_sweep(path: str, workdir: str | os.PathLike, fields: Mapping[str, Any])
         except UsageError as error:
             raise UsageError(f"{path}, {name}: {error}") from error
         if any(member.name == name for member in members) or pathlib.Path(name).name != name:
-            raise UsageError(f"{path}: {name!r} is no name of its own for a folder")
+            raise UsageError(f"{path}: {name!r} cannot be the name of a member's folder: use plain names that differ")
         members.append(Member(name, experiment, pathlib.Path(workdir) / name))
     if not members:
         raise UsageError(f"{path}: get_sweep() names no experiment")
@@ -156,7 +156,7 @@ def _seconds(member: Member) -> float:
     try:
         found = storage.read_json(path)
     except ValueError as error:
-        logging.warning("%s is damaged (%s): the time before counts as none", path, error)
+        logging.warning("%s is damaged (%s): the time of earlier attempts is not counted", path, error)
         found = None
     seconds = found.get("seconds") if isinstance(found, dict) else None
     return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e12 else 0.0

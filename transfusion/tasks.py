@@ -1,37 +1,33 @@
-"""What can be trained: a task turns a config into parameters, a loss and a count of FLOPs. The loop knows no objective.
+"""The two tasks: each turns a config into parameters, a loss and data. The training loop knows no objective.
 
-A task has
+A task is a learner (`transfusion.learner`, `transfusion.codecs.learner`), which knows batches only, with the data that
+training needs. It has
   template: `Template`, the parameters' shapes and logical axes, and `init(key)`
   batch_spec(rows), fake_batch(rows)
   draw(batch, key): the step's random numbers, for the whole batch
   totals(batch): the weight of each term of the loss, from the data alone
   loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log; an entry
     `STATISTICS` of them is for the next function only
-  after_step(old, new, statistics): the trained parameters `new` that the optimizer made of `old`, with what statistics
-    of the whole batch change and no gradient does
-  activations(rows): logical axes and shapes of what is split over devices, by the field of the config
-  tokens(rows), flops(rows): of one step
+  after_step(old, new, statistics): the trained parameters `new`, which the optimizer made of `old`, after the changes
+    that come from statistics of the whole batch and not from a gradient
+  activations(rows): logical axes and shapes of the arrays that are split over devices, by the field of the config
+  tokens(rows), flops(rows): the tokens and the FLOPs of one step
   open_data(experiment, rows), held_out(experiment): batches of numpy arrays
   start(experiment, given): the parameters to start from, by path, with those that are measured on the data
-so that gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
+Gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
 """
 
 import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transfusion import initial
-from transfusion.codecs import losses, semantic
-from transfusion.codecs.autoencoder_config import AutoencoderConfig
-from transfusion.codecs.features import lpips
-from transfusion.codecs.vq_autoencoder import autoencoder_template
+from transfusion.codecs import semantic
+from transfusion.codecs.learner import CodecLearner
 from transfusion.config import Experiment
 from transfusion.data.check import check_data
 from transfusion.data.config import DataConfig, Record
@@ -41,10 +37,7 @@ from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, check_resolutions, open_codec
-from transfusion.learner import Activations, Learner
-from transfusion.model import quantizers
-from transfusion.model.parameters import Params
-from transfusion.objectives import Sums
+from transfusion.learner import Learner
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.text import open_tokenizer
 
@@ -97,91 +90,8 @@ class SequenceTask(Learner):
             )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AutoencoderTask:
-    """Training a codec; a batch is float32 images [B, H, W, C] in [-1, 1] with a weight [B].
-
-    `sides` are (height, width), of clips (frames, height, width).
-    """
-
-    config: AutoencoderConfig
-    sides: tuple[int, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "template", autoencoder_template(self.config))
-        self.static.code_shape(*self.sides)  # refuses what the codec cannot represent
-        weight, layers = self.config.perceptual_weight, self.config.perceptual_layers
-        object.__setattr__(self, "perceptual", lpips(layers, min(self.sides[-2:])) if weight else None)
-
-    @property
-    def static(self) -> Any:
-        """The codec without its arrays."""
-        return self.template.bind(self.template.shapes)
-
-    def batch_spec(self, rows: int) -> dict[str, Any]:
-        shape = (rows, *self.sides, self.config.image_channels)
-        return {
-            "images": jax.ShapeDtypeStruct(shape, jnp.float32),
-            "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
-        }
-
-    def fake_batch(self, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-        spec = self.batch_spec(rows)["images"]
-        images = np.random.default_rng(seed).uniform(-1, 1, spec.shape).astype(np.float32)
-        return {"images": images, "weight": np.ones(rows, np.float32)}
-
-    def draw(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        return self.static.draw(key, batch["weight"].shape[0], self.sides)
-
-    def totals(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"images": jnp.maximum(jnp.sum(batch["weight"]), 1e-6)}
-
-    def loss(self, params: Params, batch, draws, totals) -> tuple[jax.Array, Sums]:
-        """The mean over the images of all terms (see `codecs.losses.codec_loss`), and the reductions for the log."""
-        model = self.template.bind(params)
-        total, sums = losses.codec_loss(model, batch["images"], draws, batch["weight"], self.perceptual)
-        return total / totals["images"], sums
-
-    def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
-        """Updates the codebook's averages, revives unused codes, and counts the discriminator's steps."""
-        result = dict(new)
-        if statistics is not None and "codebook" in new.get("quantizer", {}):
-            update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
-            result["quantizer"] = update
-        if "age" in new.get("discriminator", {}):
-            result["discriminator"] = new["discriminator"] | {"age": old["discriminator"]["age"] + 1}
-        return result
-
-    def activations(self, rows: int) -> Activations:
-        """The images. There are no tokens that a context could split."""
-        return {"task 'autoencoder'": (("batch", "tokens"), (rows, 1))}
-
-    def tokens(self, rows: int) -> int:
-        """Pixels of one step."""
-        return rows * math.prod(self.sides)
-
-    def flops(self, rows: int) -> float:
-        """Model FLOPs of one step: 3 x those of encoding and decoding, as the compiler counts them.
-
-        Of a frozen tower the compiler counts one layer. The networks that only judge the result do not count.
-        """
-        batch = self.batch_spec(rows)
-
-        def forward(params, images):
-            model = self.template.bind(params)
-            return model.decode(model.encode(images))
-
-        return 3.0 * jax.jit(forward).lower(self.template.shapes, batch["images"]).cost_analysis()["flops"]
-
-    @property
-    def medium(self) -> str:
-        """The key of a record that it reads."""
-        return "video" if self.config.frames else "image"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of an image, or a clip, that it reads."""
-        return (*self.sides, self.config.image_channels)
+class AutoencoderTask(CodecLearner):
+    """Training an autoencoder on images or clips."""
 
     def open_data(self, experiment: Experiment, rows: Sequence[int] | None = None) -> contextlib.AbstractContextManager:
         medium, shape = self.medium, self.shape

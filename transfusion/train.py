@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
     check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
-    supervise.patience()  # its flags are checked without --supervise, too
+    supervise.patience()  # refuses wrong flags even without --supervise
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)

@@ -8,6 +8,8 @@ import tiny
 
 from transfusion.config import Experiment, from_config, from_json, to_json
 from transfusion.errors import UsageError
+from transfusion.model.config import ReleasedTrunk, Stage, TransformerConfig
+from transfusion.model.rope import RopeScaling
 from transfusion.sequence import Released, TimeConfig
 
 
@@ -57,3 +59,16 @@ def test_what_is_wrong_in_an_earlier_config_is_still_named():
 def test_config_files_and_flags_have_the_names_of_today():
     with pytest.raises(UsageError, match="config.streams.image: unknown field 'tied'"):
         from_config(json.loads(flat(tied=False)))
+
+
+def test_fields_of_a_trunk_that_moved_are_read_where_they_are_now():
+    released = ReleasedTrunk(1e-6, (), (2, 1, 1), RopeScaling("linear", factor=2.0), (0, 1), "image")
+    trunk = TransformerConfig(width=16, layers=2, heads=2, released=released)
+    stages = {"flow": Stage(dataclasses.replace(trunk, streams=("image",)))}
+    streams = {"text": tiny.text_stream(), "image": tiny.image_stream()}
+    model = dataclasses.replace(trunk, stages=stages)
+    experiment = Experiment(model=model, streams=streams, layout=dict(tiny.spec().layout))
+    config = json.loads(to_json(experiment))
+    for table in (config["model"], config["model"]["stages"]["flow"]["trunk"]):
+        table |= table.pop("released")
+    assert from_json(json.dumps(config)) == experiment

@@ -12,7 +12,7 @@ from transfusion.interop.export import export_checkpoint
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.importing import import_checkpoint, load_params
 from transfusion.interop.known import FAMILIES, find_family
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.workdir.config_file import read_experiment
 
 N, M, WIDTH, HEADS, GROUPS, SIZE, LAYERS, THETA = 5, 4, 16, 4, 2, 6, 2, 100.0
@@ -78,7 +78,7 @@ def test_text_with_and_without_norms_of_queries_and_keys(tmp_path, normed):
     import_checkpoint(folder, tmp_path / "work", text_as_bytes=True)
     export_checkpoint(tmp_path / "work", tmp_path / "back")
     assert_same_checkpoint(folder, tmp_path / "back")
-    absent = read_experiment(tmp_path / "work").model.qk_norm_absent
+    absent = read_experiment(tmp_path / "work").model.released.qk_norm_absent
     assert absent == (() if normed else ("understanding",))
     _, imported = find_family(Checkpoint(folder))
 
@@ -115,4 +115,4 @@ def test_what_cannot_be_computed_is_refused():
 
 def test_experts_without_norms_own_their_weights():
     with pytest.raises(UsageError, match="qk_norm_absent: the experts must own all"):
-        TransformerConfig(qk_norm="rms", qk_norm_absent=("a",), untied=("qkv",))
+        TransformerConfig(qk_norm="rms", released=ReleasedTrunk(qk_norm_absent=("a",)), untied=("qkv",))

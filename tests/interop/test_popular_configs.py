@@ -137,9 +137,9 @@ def test_what_may_be_another_model_is_refused(field, value):
 def test_rotary_settings_are_read():
     of = {name: built(LANGUAGE[name][0])[1].experiment.model for name in LANGUAGE}
     assert of["SmolLM2 135M Instruct"].rope_theta == of["SmolLM2 360M of transformers 5"].rope_theta == 100000
-    scaling = of["Llama 3.2 1B"].rope_scaling
+    scaling = of["Llama 3.2 1B"].released.rope_scaling
     assert (scaling.kind, scaling.factor, scaling.low, scaling.high, scaling.original) == ("llama3", 32, 1, 4, 8192)
-    scaling = of["Vicuna with a longer context"].rope_scaling
+    scaling = of["Vicuna with a longer context"].released.rope_scaling
     assert (scaling.kind, scaling.factor) == ("linear", 4.0)
     assert of["Qwen2.5 7B"].rope_theta == 1e6 and of["Qwen2.5 7B"].norm_epsilon == 1e-6
 

@@ -135,7 +135,7 @@ FLAGS = {"coordinator": "host:1", "processes": 2, "process_id": 1}
         ({}, {"coordinator": "host:1", "processes": 2, "process_id": 2}, "--process_id=2 is not below --processes=2"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
         ({"JAX_NUM_PROCESSES": "two"}, {}, "needs JAX_COORDINATOR_ADDRESS"),
-        (JAX | {"JAX_PROCESS_ID": "2"}, {}, "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=2 in the environment are not"),
+        (JAX | {"JAX_PROCESS_ID": "2"}, {}, "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=2 do not fit"),
         ({}, {"timeout": float("nan")}, "--start_timeout=nan is not between 0 and"),
         ({}, FLAGS | {"timeout": float("inf")}, "--start_timeout=inf is not between 0 and"),
     ],

@@ -98,8 +98,8 @@ def test_strangers_are_passed_over_and_named_once(said):
     assert roll_call(first.address, 2, 1, 20, RUN + "/") == ""
     assert first.end() == f"127.0.0.1:{first.address[1]}"
     assert said == [
-        "passed over at the start: somebody at 127.0.0.1 speaks another language",
-        "passed over at the start: somebody at 127.0.0.1 (process 1 on x) was started with another --workdir",
+        "a caller from 127.0.0.1 is ignored: it sent no message of a process",
+        "a caller from 127.0.0.1 is ignored: process 1 on x was started with another --workdir",
     ]
 
 
@@ -112,7 +112,7 @@ def test_many_who_connect_and_say_nothing_do_not_hold_the_others_up(said):
         assert roll_call(first.address, 2, 1, 20, RUN) == ""
         assert time.monotonic() - begin < 4
         first.end()
-    assert said == ["passed over at the start: somebody at 127.0.0.1 has said nothing"]
+    assert said == ["a caller from 127.0.0.1 is ignored: it sent nothing"]
 
 
 def test_a_process_of_another_run_is_told_so_at_once():
@@ -168,11 +168,11 @@ def test_an_address_of_another_machine_is_said(said, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(PassingError, match="have not started"):
         roll_call(("elsewhere", port), 2, 0, 0.1)
-    assert said == [f"elsewhere is no address of this machine: process 0 listens at port {port} of all that it has"]
+    assert said == [f"elsewhere is not this machine's: process 0 listens at port {port} of all its addresses"]
 
 
 def test_a_name_that_nobody_knows_and_a_port_that_is_taken_are_one_line():
-    with pytest.raises(PassingError, match="nothing is known of the host 'nowhere.invalid'"):
+    with pytest.raises(PassingError, match="the host 'nowhere.invalid' is unknown"):
         roll_call(("nowhere.invalid", 1234), 2, 0, 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

@@ -178,7 +178,7 @@ def test_tensorboard_on_a_disk_that_fills_up_stops_nothing(tmp_path, messages, m
             writer.write(step, {"loss": 1.0})
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 29
     (said,) = messages
-    assert "no TensorBoard files in" in said and "no space left on the disk; metrics.jsonl goes on" in said
+    assert "TensorBoard files cannot be written to" in said and "no space left on the disk" in said
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_a_name_that_is_no_field_is_refused(run):
 
 def test_allowing_a_field_that_counts_the_data_is_said_to_be_useless(run):
     experiment, workdir = run
-    with pytest.raises(UsageError, match=r"^seed: .* goes on with the old value.*; --allow_change never helps"):
+    with pytest.raises(UsageError, match=r"^seed: .* this run needs the old value.*; --allow_change never helps"):
         train.train(replaced(experiment, "seed", 7), workdir, ["seed"])
 
 

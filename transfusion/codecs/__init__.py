@@ -3,7 +3,7 @@
 - Without training: `pixels` (the pixels are the latents), `mel` (log-mel frames of sounds), `levels` (rounded values).
 - Autoencoders (`autoencoder_config`): `kl_autoencoder` (Gaussian latents), `vq_autoencoder` (codes; `movq` adds time)
   and `semantic` (the features of a vision tower). `convolutions` has their encoder and decoder.
-- Their training: `losses`, `discriminator` and `features` (the network of the perceptual loss).
+- Their training: `learner`, with `losses`, `discriminator` and `features` (the network of the perceptual loss).
 
 `transfusion.latents` opens the codec that a `CodecConfig` names.
 """

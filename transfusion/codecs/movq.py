@@ -24,9 +24,11 @@ class FrozenBatchNorm(nnx.Module):
         self.variance = param(rngs, (channels,), (None,), ones)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean, variance = (jax.lax.stop_gradient(p[...]) for p in (self.mean, self.variance))
+        mean, variance, scale, bias = (
+            broadcast_to_rank(weight[...], x.ndim) for weight in (self.mean, self.variance, self.scale, self.bias)
+        )
+        mean, variance = jax.lax.stop_gradient((mean, variance))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = (broadcast_to_rank(weight[...], y.ndim) for weight in (self.scale, self.bias))
         return (y * scale + bias).astype(x.dtype)
 
 

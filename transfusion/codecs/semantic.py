@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.lax import broadcast_to_rank
 
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.convolutions import PixelDecoder
@@ -44,7 +45,10 @@ class SemanticAutoencoder(Autoencoder):
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The normalised features, and the log variance of the noise that training adds, float32 [B, h, w, c]."""
         features = self.features(images).astype(jnp.float32)
-        mean = (features - self.latent_mean[...]) / self.latent_deviation[...]
+        centre, deviation = (
+            broadcast_to_rank(statistic[...], features.ndim) for statistic in (self.latent_mean, self.latent_deviation)
+        )
+        mean = (features - centre) / deviation
         logvar = jnp.full_like(mean, 2 * np.log(max(self.config.noise, 1e-15)))
         return mean, jnp.clip(logvar, *self.config.logvar_range)
 

@@ -16,6 +16,17 @@ MOVED: dict[str, dict[str, str]] = {
         "tied": "released.tied",
         "table_grid": "released.table_grid",
     },
+    **dict.fromkeys(
+        ("model", "model.stages.*.trunk"),
+        {
+            "ffn_norm_epsilon": "released.ffn_norm_epsilon",
+            "qk_norm_absent": "released.qk_norm_absent",
+            "rope_sections": "released.rope_sections",
+            "rope_scaling": "released.rope_scaling",
+            "dual_layers": "released.dual_layers",
+            "dual_expert": "released.dual_expert",
+        },
+    ),
 }
 # Table -> field -> a value that it had -> the fields that say the same now.
 SAID: dict[str, dict[str, dict[str, dict[str, Any]]]] = {

@@ -25,7 +25,7 @@ from transfusion.interop.modules import (
     layer_keys,
 )
 from transfusion.interop.opening import short
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
 claims = claims_of("Cosmos3OmniTransformer")
@@ -69,10 +69,11 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         width=d, layers=n, heads=heads, kv_heads=given(config, "num_key_value_heads"),
         head_size=size, ffn=given(config, "intermediate_size"),
         norm_epsilon=positive(config, "rms_norm_eps", 1e-6), qk_norm="rms",
-        qk_norm_absent=() if text_norm else (UNDERSTANDING,),
         biases=("qkv", "out") if given(config, "attention_bias", bool, False) else (),
-        rope_theta=positive(config, "rope_theta", 5e6), rope_axes=3, rope_sections=_sections(config, size // 2),
-        rope_interleaved=True,
+        rope_theta=positive(config, "rope_theta", 5e6), rope_axes=3, rope_interleaved=True,
+        released=ReleasedTrunk(
+            qk_norm_absent=() if text_norm else (UNDERSTANDING,), rope_sections=_sections(config, size // 2)
+        ),
     )  # fmt: skip
     channels = given(config, "latent_channel")
     if given(config, "patch_latent_dim", default=channels * patch**2) != channels * patch**2:

@@ -16,7 +16,7 @@ from transfusion.interop.modules import (
     latent_side,
     layer_keys,
 )
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sequence import Released, Run, Stream, TimeConfig
@@ -48,7 +48,7 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
         width=d, layers=n, heads=heads, head_size=size, ffn=4 * d, ffn_kind="gelu_tanh", norm="plain",
         final_norm=False, biases=("qkv", "out", "ffn") if biased else ("out", "ffn"), rope_theta=0.0,
         # Their field is of the norm before the feed-forward layer only.
-        norm_epsilon=1e-6, ffn_norm_epsilon=positive(config, "norm_eps", 1e-5),
+        norm_epsilon=1e-6, released=ReleasedTrunk(ffn_norm_epsilon=positive(config, "norm_eps", 1e-5)),
     )  # fmt: skip
     grid = (latent_side(config),) * 2
     released = Released(

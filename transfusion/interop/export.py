@@ -36,7 +36,8 @@ DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64"
 # Fields of the trunk that may differ between a run and its imported model. They say how the model is computed and
 # trained, or what else is in the trunk, and do not change what the released weights mean.
 _MODEL_MAY = {"dtype", "remat", "scan", "attention", "streams", "towers", "stages", "untied", "causal", "cross"}
-_MODEL_MAY |= {"rope_axes", "rope_sections", "rope_interleaved", "qk_norm_absent", "dual_layers", "dual_expert"}
+_MODEL_MAY |= {"rope_axes", "rope_interleaved", "released"}
+_TRUNK_MEANS = ("released.ffn_norm_epsilon", "released.rope_scaling")
 # Fields of a stream and of an autoencoder that do change it.
 _STREAM_MEANS = ("embed", "head", "attention", "time", "table", "head_after", "patch", "channels")
 _STREAM_MEANS += ("released.time", "released.centred", "released.x_first")
@@ -245,6 +246,7 @@ def _check_meaning(workdir: str | os.PathLike, about: Origin) -> None:
         if name in run.model.stages
     ]
     means = [field.name for field in dataclasses.fields(form.model) if field.name not in _MODEL_MAY]
+    means += _TRUNK_MEANS
     pairs = [(f"{where}.{name}", ours, theirs, name) for where, ours, theirs in trunks for name in means]
     for name, stream in form.streams.items():
         if name in run.streams:

@@ -12,7 +12,7 @@ from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.leaves import Leaf
 from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
 from transfusion.interop.opening import short
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Released, Run, Stream
@@ -119,7 +119,7 @@ def trunk_config(
         qk_norm=qk_norm or facts["qk_norm"],
         biases=biases,
         rope_theta=theta,
-        rope_scaling=scaling,
+        released=ReleasedTrunk(rope_scaling=scaling),
     )
 
 

@@ -20,7 +20,7 @@ from transfusion.interop.modules import (
     imported,
     layer_keys,
 )
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import TEXT, Released, Run, Stream, TimeConfig
 
 claims = claims_of("OmniGenTransformer2DModel")
@@ -46,7 +46,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     check_factors(scaling, d // heads, "config.json, rope_scaling")
     model = TransformerConfig(
         width=d, layers=n, heads=heads, kv_heads=given(config, "num_key_value_heads", default=32), ffn=f,
-        norm_epsilon=positive(config, "rms_norm_eps", 1e-5), rope_theta=theta, rope_scaling=scaling,
+        norm_epsilon=positive(config, "rms_norm_eps", 1e-5), rope_theta=theta,
+        released=ReleasedTrunk(rope_scaling=scaling),
     )  # fmt: skip
     channels, patch = given(config, "in_channels", default=4), given(config, "patch_size", default=2)
     table = given(config, "pos_embed_max_size", default=192)

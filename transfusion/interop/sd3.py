@@ -24,7 +24,7 @@ from transfusion.interop.modules import (
     layer_keys,
 )
 from transfusion.interop.opening import short
-from transfusion.model.config import TransformerConfig
+from transfusion.model.config import ReleasedTrunk, TransformerConfig
 from transfusion.sequence import Released, Run, Stream, TimeConfig
 
 claims = claims_of("SD3Transformer2DModel")
@@ -49,7 +49,8 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     model = TransformerConfig(
         width=d, layers=n, heads=heads, head_size=size, ffn=4 * d, ffn_kind="gelu_tanh", norm="plain",
         final_norm=False, biases=("qkv", "out", "ffn"), rope_theta=0.0, norm_epsilon=1e-6,
-        qk_norm="rms" if config.get("qk_norm") else "none", dual_layers=dual, dual_expert=IMAGE if dual else "",
+        qk_norm="rms" if config.get("qk_norm") else "none",
+        released=ReleasedTrunk(dual_layers=dual, dual_expert=IMAGE if dual else ""),
     )  # fmt: skip
     channels, patch = given(config, "in_channels", default=16), given(config, "patch_size", default=2)
     table = given(config, "pos_embed_max_size", default=96)
@@ -83,7 +84,7 @@ def _leaves(model: TransformerConfig, image: Stream) -> list[Leaf]:
     leaves += embedder_leaves((*part, "condition", "time"), "time_text_embed.timestep_embedder")
     leaves += embedder_leaves((*part, "condition", "pooled"), "time_text_embed.text_embedder")
     leaves += dense_leaves(("parts", CONTEXT, "embed"), "", "context_embedder")
-    leaves += _block_leaves(model, layer, model.dual_layers)
+    leaves += _block_leaves(model, layer, model.released.dual_layers)
     # Their last layer has (scale, shift).
     leaves += _swapped((*part, "head"), ("modulation", "modulation_bias"), "norm_out.linear", d)
     leaves.append(Leaf((*part, "head", "kernel"), "proj_out.weight", negated(matrix())))

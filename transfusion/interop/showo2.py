@@ -21,7 +21,7 @@ from transfusion.interop.modules import (
     perceptron_leaves,
 )
 from transfusion.interop.siglip import vit_config, vit_leaves
-from transfusion.model.config import Stage, TransformerConfig
+from transfusion.model.config import ReleasedTrunk, Stage, TransformerConfig
 from transfusion.sequence import TEXT, Released, Stream, TimeConfig
 from transfusion.sequence.layouts import transfusion as transfusion_layout
 
@@ -87,8 +87,8 @@ def _flow(config: Mapping[str, Any]) -> TransformerConfig:
         width=number("hidden_size"), layers=given(config, "num_diffusion_layers", default=10),
         heads=number("num_attention_heads"), kv_heads=number("num_key_value_heads"), head_size=number("head_dim"),
         ffn=number("intermediate_size"), norm_epsilon=positive(head, "rms_norm_eps", where=where), final_norm=False,
-        qk_norm="rms" if number("qk_norm", bool) else "none", rope_theta=theta, rope_scaling=scaling,
-        streams=(TEXT, IMAGE),
+        qk_norm="rms" if number("qk_norm", bool) else "none", rope_theta=theta,
+        streams=(TEXT, IMAGE), released=ReleasedTrunk(rope_scaling=scaling),
     )  # fmt: skip
 
 

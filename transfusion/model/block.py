@@ -118,7 +118,7 @@ class Block(nnx.Module):
             config.width, config.heads, config.groups, config.size, config.hidden, config.layers,
         )  # fmt: skip
         self.norm = Norm(config.norm, config.norm_epsilon)
-        self.ffn_norm_rule = Norm(config.norm, config.ffn_norm_epsilon or config.norm_epsilon)
+        self.ffn_norm_rule = Norm(config.norm, config.released.ffn_norm_epsilon or config.norm_epsilon)
         self.post, self.activation = config.norm_place == "post", config.ffn_kind
         rule, unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
         self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
@@ -189,7 +189,7 @@ class Block(nnx.Module):
         elif self.qk_scale is not None:
             # Attention divides by sqrt(K), which has no place here.
             scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
-            q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
+            q, k = unit(q) * scale[None, None, :, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:

@@ -32,6 +32,29 @@ TABLES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class ReleasedTrunk:
+    """What only released weights need of a trunk. The importers set it (`transfusion.interop`), and where it is not set
+    it has no effect.
+
+    Attributes:
+      ffn_norm_epsilon: of the feed-forward layer's norm; 0 means that of the other norms (DiT).
+      qk_norm_absent: experts whose queries and keys are not normed all the same (the text of some Cosmos 3 models).
+      rope_sections: how many frequencies turn with each axis, see `transfusion.model.rope.axis_of`.
+      rope_scaling: how frequencies are stretched for longer contexts.
+      dual_layers: layers in which the tokens of `dual_expert` attend once more, to each other only, with weights of
+        their own (Stable Diffusion 3.5).
+      dual_expert: that expert.
+    """
+
+    ffn_norm_epsilon: float = 0.0
+    qk_norm_absent: tuple[str, ...] = ()
+    rope_sections: tuple[int, ...] = ()
+    rope_scaling: RopeScaling = RopeScaling()
+    dual_layers: tuple[int, ...] = ()
+    dual_expert: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Shape of the trunk.
 
@@ -43,15 +66,16 @@ class TransformerConfig:
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
       norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
       norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
-      norm_epsilon, ffn_norm_epsilon: of the norms; 0 means that the feed-forward layer's is the others'.
+      norm_epsilon: of the norms.
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
       qk_norm: a key of `transfusion.model.block.QK_NORMS`: 'none', 'rms' (RMSNorm of queries and keys over the head
         size), 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon), or 'l2' (both have length 1 per
         head, and a learned factor per head, 4 at first and 100 at most, takes the place of 1 / sqrt(K); VAR).
-      qk_norm_absent: experts whose queries and keys are not normed all the same (the text of some Cosmos 3 models).
       untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
-      rope_theta, rope_sections, rope_interleaved, rope_scaling: see `transfusion.model.rope`; theta 0: no rotation.
+      rope_theta: base of the wave lengths of the rotary positions, see `transfusion.model.rope`; 0: no rotation.
+      rope_axes: coordinates of a position, as many as the sequence has.
+      rope_interleaved: the axes take turns in the frequencies.
       streams: those that enter this trunk; () means all.
       causal: streams that are causal in this trunk, whatever their `attention`: learned queries are read like text by a
         language model, and see each other in the connector behind it.
@@ -59,12 +83,11 @@ class TransformerConfig:
         `transfusion.model.cross`), and not by self-attention.
       stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
-      dual_layers, dual_expert: layers in which the tokens of that expert attend once more, to each other only, with
-        weights of their own (Stable Diffusion 3.5).
       dtype: of the computation ('float32' or 'bfloat16'); parameters stay float32.
       remat: 'none', 'full' (keep nothing of a layer) or 'dots' (keep its matrix products).
       scan: one compiled layer for all (fast compilation), or unrolled (a few per cent faster on tiny models).
       attention: a key of `transfusion.model.attention.BACKENDS`.
+      released: what only released weights need, see `ReleasedTrunk`.
     """
 
     width: int = 256
@@ -80,17 +103,11 @@ class TransformerConfig:
     final_norm: bool = True
     biases: tuple[str, ...] = ()
     qk_norm: str = "none"
-    qk_norm_absent: tuple[str, ...] = ()
     untied: tuple[str, ...] = GROUPS
     norm_epsilon: float = 1e-5
-    ffn_norm_epsilon: float = 0.0
     rope_theta: float = 10_000.0
     rope_axes: int = 1
-    rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
-    rope_scaling: RopeScaling = RopeScaling()
-    dual_layers: tuple[int, ...] = ()
-    dual_expert: str = ""
     towers: Mapping[str, ViTConfig] = dataclasses.field(default_factory=dict)
     streams: tuple[str, ...] = ()
     causal: tuple[str, ...] = ()
@@ -100,14 +117,15 @@ class TransformerConfig:
     remat: str = "none"
     scan: bool = True
     attention: str = "dense"
+    released: ReleasedTrunk = ReleasedTrunk()
 
     def __post_init__(self):
         for field, known in TABLES.items():
             values = getattr(self, field)
             for value in values if isinstance(values, tuple) else (values,):
                 check(f"model.{field}", value, known)
-        if self.qk_norm_absent and {*self.untied} != {*GROUPS}:
-            raise UsageError("model.qk_norm_absent: the experts must own all of their weights (model.untied)")
+        if self.released.qk_norm_absent and {*self.untied} != {*GROUPS}:
+            raise UsageError("model.released.qk_norm_absent: the experts must own all of their weights (model.untied)")
         if min(self.width, self.layers, self.heads) < 1:
             raise UsageError("model: width, layers and heads must be positive")
         if not self.head_size and self.width % self.heads:

@@ -33,7 +33,7 @@ class RopeScaling:
     long: tuple[float, ...] = ()
 
     def __post_init__(self):
-        check("model.rope_scaling.kind", self.kind, SCALINGS)
+        check("model.released.rope_scaling.kind", self.kind, SCALINGS)
 
     @property
     def magnitude(self) -> float:

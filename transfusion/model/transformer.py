@@ -90,10 +90,11 @@ class Trunk(nnx.Module):
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
         own = {name: GROUPS if name == self.first else config.untied for name in names}
-        for name in config.qk_norm_absent:
-            check("model.qk_norm_absent", name, names)
-        plain = dataclasses.replace(config, qk_norm="none", qk_norm_absent=())
-        kinds = {name: plain if name in config.qk_norm_absent else config for name in names}
+        released = config.released
+        for name in released.qk_norm_absent:
+            check("model.released.qk_norm_absent", name, names)
+        plain = dataclasses.replace(config, qk_norm="none", released=dataclasses.replace(released, qk_norm_absent=()))
+        kinds = {name: plain if name in released.qk_norm_absent else config for name in names}
         self.blocks = nnx.Dict({name: Block(kinds[name], rngs, own[name]) for name in names})
         norm = Norm(config.norm, config.norm_epsilon)
         finals = {name: norm.declare(rngs, (), config.width) for name in names if "final_norm" in own[name]}
@@ -103,12 +104,11 @@ class Trunk(nnx.Module):
         n, d = config.layers, config.width
         self.modulation = nnx.Dict({name: Modulation(n, d, MODULATIONS, rngs) for name in modulated})
         self.cross = CrossAttention(config, rngs) if config.cross else None
-        if config.dual_layers and config.dual_expert not in names:
-            raise UsageError(f"model.dual_expert: no expert {config.dual_expert!r}")
-        few = len(config.dual_layers)
-        fewer = dataclasses.replace(config, layers=few, dual_layers=()) if few else config
-        self.dual = Block(fewer, rngs, ("qkv", "o", "qk_norm") if few else ())
-        streams = [s for s in modulated if few and experts[s] == config.dual_expert]
+        if released.dual_layers and released.dual_expert not in names:
+            raise UsageError(f"model.released.dual_expert: no expert {released.dual_expert!r}")
+        few = len(released.dual_layers)
+        self.dual = Block(dataclasses.replace(config, layers=few or 1), rngs, ("qkv", "o", "qk_norm") if few else ())
+        streams = [s for s in modulated if few and experts[s] == released.dual_expert]
         self.dual_modulation = nnx.Dict({s: Modulation(few, config.width, 3, rngs) for s in streams})
 
     def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
@@ -180,8 +180,8 @@ class Trunk(nnx.Module):
 
     def _sublayers(self) -> list[Sublayer]:
         sublayers: list[Sublayer] = [SelfAttention()]
-        if self.config.dual_layers:
-            sublayers.append(SecondAttention(self.dual, self.config.dual_expert, self.config.dtype))
+        if self.config.released.dual_layers:
+            sublayers.append(SecondAttention(self.dual, self.config.released.dual_expert, self.config.dtype))
         if self.cross is not None:
             sublayers.append(OverContext(self.cross))
         return [*sublayers, FeedForward()]
@@ -213,7 +213,7 @@ class Trunk(nnx.Module):
 
     def _block(self, expert: str, weights: Mapping[str, dict[str, jax.Array]]) -> Block:
         """An expert with one layer's weights: what it does not own is the first expert's."""
-        if self.config.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
+        if self.config.released.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
             return bound(self.blocks[expert], weights[expert])
         return bound(self.blocks[self.first], weights[self.first] | weights[expert])
 
@@ -230,21 +230,22 @@ class Trunk(nnx.Module):
         return inside + [stream for stream in streams if stream not in self.experts]
 
     def _turn(self, position: jax.Array) -> Turn:
-        config = self.config
+        config, released = self.config, self.config.released
         if not config.rope_theta:
             return None
         angle = rope.angles(
-            position, config.size, config.rope_theta, config.rope_sections, config.rope_interleaved,
-            config.rope_scaling,
+            position, config.size, config.rope_theta, released.rope_sections, config.rope_interleaved,
+            released.rope_scaling,
         )  # fmt: skip
-        return rope.turns(angle, config.rope_scaling.magnitude)
+        return rope.turns(angle, released.rope_scaling.magnitude)
 
     def _seconds(self) -> dict[int, dict[str, Any]]:
         """Weights of the second attention, by the number of each layer that has it."""
-        if not self.config.dual_layers:
+        layers = self.config.released.dual_layers
+        if not layers:
             return {}
         stacked = {"block": pure(self.dual), "modulation": {s: pure(m) for s, m in self.dual_modulation.items()}}
-        return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(self.config.dual_layers)}
+        return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(layers)}
 
     def _final(self, y: jax.Array, expert: str) -> jax.Array:
         config = self.config

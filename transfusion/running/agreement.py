@@ -50,7 +50,7 @@ def gather(value: Any) -> list[Any]:
         everyone = multihost_utils.process_allgather(np.pad(data, (0, longest - data.size)))
     except jax.errors.JaxRuntimeError as error:
         raise PassingError(
-            "another process has ended while this one waited for it: its own last lines say why"
+            "another process has ended while this one waited for it: the last lines of its log say why"
         ) from error
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
 

@@ -81,7 +81,7 @@ class Desk:
                 self._hear(key.data)
         for caller in silent:
             if caller in self._callers and caller.process is None and caller.until < time.monotonic():
-                self._dismiss(caller, "has said nothing")
+                self._dismiss(caller, "it sent nothing")
 
     def _accept(self) -> None:
         try:
@@ -94,7 +94,7 @@ class Desk:
         self._selector.register(line, selectors.EVENT_READ, caller)
         silent = [caller for caller in self._callers if caller.process is None]
         if len(silent) > _MOST_SILENT:
-            self._dismiss(silent[0], "has said nothing")
+            self._dismiss(silent[0], "it sent nothing")
 
     def _hear(self, caller: _Caller) -> None:
         try:
@@ -110,7 +110,7 @@ class Desk:
             return
         caller.data += more
         if not more or len(caller.data) > LONGEST_MESSAGE:
-            self._dismiss(caller, "speaks another language")
+            self._dismiss(caller, "it sent no message of a process")
         elif caller.data.endswith(b"\n"):
             self._admit(caller)
 
@@ -118,16 +118,16 @@ class Desk:
         """Admits the caller as one of the processes, or passes it over, or sets `answer` if the two disagree."""
         other = read_process(caller.data)
         if other is None:
-            self._dismiss(caller, "speaks another language")
+            self._dismiss(caller, "it sent no message of a process")
             return
         if other.run != self._me.run:
             send_answer(
                 caller.line, f"the process at this address, on {self._me.host}, was started with another --workdir"
             )
-            self._dismiss(caller, f"(process {other.index} on {other.host}) was started with another --workdir")
+            self._dismiss(caller, f"process {other.index} on {other.host} was started with another --workdir")
             return
         if other.count == self._me.count and not other.index < other.count:
-            self._dismiss(caller, "has a number that no process has")
+            self._dismiss(caller, "its number is not below the number of processes")
             return
         if (known := self.present.get(other.index)) is not None and known.token == other.token:
             self._dismiss(next(one for one in self._callers if one.process == known))
@@ -141,7 +141,7 @@ class Desk:
         if why and why not in self._passed_over and len(self._passed_over) < MOST_NAMED:
             self._passed_over.add(why)
             with contextlib.suppress(OSError):
-                logging.warning("passed over at the start: somebody at %s %s", caller.line.getpeername()[0], why)
+                logging.warning("a caller from %s is ignored: %s", caller.line.getpeername()[0], why)
         self._selector.unregister(caller.line)
         self._callers.remove(caller)
         caller.line.close()

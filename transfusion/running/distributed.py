@@ -127,7 +127,7 @@ def _told(name: str) -> tuple[int, int] | None:
     if _NUMBER.fullmatch(count) and _NUMBER.fullmatch(index) and int(index) < int(count) <= _MOST:
         return int(count), int(index)
     if name == "JAX_NUM_PROCESSES" and count and index:
-        raise UsageError(f"{first}={count} and {second}={index} in the environment are not N processes and one below N")
+        raise UsageError(f"{first}={count} and {second}={index} do not fit: set them to N and a number from 0 to N-1")
     return None
 
 

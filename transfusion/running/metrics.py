@@ -79,7 +79,7 @@ class MetricWriter:
         if damaged:
             kept = self.path.with_name(self.path.name + ".damaged")
             storage.write_whole(kept, storage.read_bytes(self.path))
-            logging.warning("%s, as it was, is kept as %s", self.path, kept.name)
+            logging.warning("a copy of the damaged %s is kept as %s", self.path, kept.name)
         rows = [row for row in rows if row["step"] <= step]
         self._last = _last_step(rows)
         storage.write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -93,7 +93,7 @@ class MetricWriter:
 
         Raises:
           ValueError: if `step` does not increase.
-          StorageError: if the storage fails and goes on failing, or is full.
+          StorageError: if the storage fails time after time, or is full.
           UsageError: if the file cannot be written at all.
         """
         if jax.process_index() != 0:

@@ -21,7 +21,7 @@ def open_own(path: str | os.PathLike, flags: int) -> int:
       flags: of os.open, such as os.O_RDWR.
 
     Raises:
-      StorageError: if the storage fails and goes on failing, or is full.
+      StorageError: if the storage fails time after time, or is full.
       UsageError: if something else than a regular file is there, or the file cannot be opened.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

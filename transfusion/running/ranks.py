@@ -19,11 +19,11 @@ POLL = 0.05  # seconds
 
 
 class Rank:
-    """One running process and what is known of it.
+    """One running process, with its log and its heartbeat.
 
     Attributes:
       number: the rank's.
-      log: the file that gets what it writes.
+      log: the file with its output.
       step, doing: what its last heartbeat says; -1 and 'starts' before the first.
       stepped: whether it has made a step.
     """

@@ -1,4 +1,4 @@
-"""Reading checkpoints: which one is the newest intact, and what is in it. Nothing in the folder changes.
+"""Reads checkpoints: finds the newest intact one, and returns all or parts of it. Nothing in the folder changes.
 
 `restore_params` and `read_config` are safe while another process trains in the same work directory. The process that
 trains uses `Checkpoints.restore`, which also moves damaged checkpoints aside.
@@ -55,7 +55,7 @@ def restore_params(
 
 
 def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
-    """Returns (step, nested dicts of what the newest intact state holds); raises UsageError if there is none."""
+    """Returns (step, nested dicts of the shapes in the newest intact state); raises UsageError if there is none."""
     _, step, metadata = _newest(workdir)
     return step, metadata
 
@@ -133,7 +133,7 @@ def choose_intact(root: epath.Path, known: dict[int, str]) -> tuple[int | None, 
     """Chooses the newest intact checkpoint; every process gets the choice of process 0.
 
     Args:
-      known: steps that are damaged although their files are as they were sealed, with what is wrong.
+      known: why steps are damaged whose files are as they were sealed.
 
     Returns:
       (its step, or None if there are no checkpoints; the newer damaged steps, in process 0).

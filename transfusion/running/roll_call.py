@@ -84,7 +84,7 @@ def _server(address: tuple[str, int], me: Process, deadline: float) -> tuple[soc
                 continue
             raise _cannot_listen(port, me, error) from error
         return server, f"[{place[0]}]:{port}" if ":" in place[0] else f"{place[0]}:{port}"
-    logging.warning("%s is no address of this machine: process 0 listens at port %d of all that it has", host, port)
+    logging.warning("%s is not this machine's: process 0 listens at port %d of all its addresses", host, port)
     six = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if six else socket.AF_INET
     try:
@@ -105,7 +105,7 @@ def _resolved(host: str, port: int, deadline: float) -> list[tuple]:
             return sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda found: found[0])
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise PassingError(f"--coordinator: nothing is known of the host {host!r}: {error.strerror}") from error
+                raise PassingError(f"--coordinator: the host {host!r} is unknown: {error.strerror}") from error
         time.sleep(0.2)
 
 

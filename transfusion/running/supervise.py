@@ -128,7 +128,7 @@ class Supervisor:
         self.newest = self._newest_sealed()
 
     def run(self) -> int:
-        """Runs until the training has ended, or cannot go on.
+        """Runs until the training ends, or is given up.
 
         Returns:
           The exit code: 0 at the end of the training or after a SIGTERM that was passed on, 2 if a rank says that it

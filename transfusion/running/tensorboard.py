@@ -70,7 +70,8 @@ class Events:
         try:
             yield
         except (ImportError, OSError) as error:  # ImportError: it is optional, and so is what it needs for buckets
-            logging.warning("no TensorBoard files in %s: %s; metrics.jsonl goes on", self._folder, one_line(error))
+            reason = f"{one_line(error)}; metrics.jsonl is still written"
+            logging.warning("TensorBoard files cannot be written to %s: %s", self._folder, reason)
             self._on = False
             writer, self._writer = self._writer, None
             if writer is not None:

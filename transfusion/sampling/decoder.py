@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.errors import UsageError, check
+from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.model.cache import KeyValues
 from transfusion.model.depth import by_layer
@@ -39,7 +39,6 @@ from transfusion.sampling.prompts import (
 )
 from transfusion.sampling.request import Prefix, Request, broadcast
 from transfusion.sampling.settings import Limits, Settings, limits_of, settings_of
-from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import DONE, DRAWING, NO_IMAGES, WRITING, State, first_state, logits_at, row_keys
 from transfusion.sampling.ways import Way, way_of
 from transfusion.sampling.writer import Writer
@@ -234,9 +233,8 @@ def decoder_of(task: Learner, config: SamplerConfig, size: Size) -> tuple[Decode
     """The decoder for a config, and what of it may change without compiling anew.
 
     Raises:
-      UsageError: on an unknown solver, or if what a prompt leaves behind depends on what is drawn after it.
+      UsageError: if what a prompt leaves behind depends on what is drawn after it.
     """
-    check("sampling.solver", config.solver, SOLVERS)
     for name, stream in task.spec.streams.items():
         if stream.released.condition:
             raise UsageError(
@@ -277,7 +275,7 @@ def generate(
       turn's prompt.
 
     Raises:
-      UsageError: on an unknown solver, or a prompt that does not fit the model or the memory.
+      UsageError: if a prompt does not fit the model or the memory.
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")

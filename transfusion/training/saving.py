@@ -33,7 +33,7 @@ class Saver:
         self._first = 0  # the step that was restored
 
     def restore(self, abstract: TrainState) -> tuple[int, TrainState] | None:
-        """(step, state) of the newest intact checkpoint, None without one. Data and guard go on from there, too."""
+        """Returns (step, state) of the newest intact checkpoint, or None; data and guard continue from it, too."""
         restored = self._checkpoints.restore(abstract)
         if restored is None:
             return None
@@ -74,9 +74,9 @@ class Saver:
             raise
 
     def roll_back(self, abstract: TrainState, at: int, skips: PyTree) -> tuple[int, TrainState]:
-        """(step, state) of the newest intact checkpoint, but for the count of skipped updates, which goes on.
+        """Returns (step, state) of the newest intact checkpoint, with the present count of skipped updates.
 
-        The data position stays: the records that led here are not seen again.
+        The data position does not change, so that the records that led here are not seen again.
 
         Raises:
           UsageError: if there is no checkpoint.

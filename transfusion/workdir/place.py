@@ -20,7 +20,7 @@ def check_workdir(workdir: str) -> None:
     if not workdir:
         raise UsageError("--workdir is missing: a folder for checkpoints and metrics, for example runs/digits")
     if workdir.startswith("~"):  # some libraries would expand it, and others make a folder of that name
-        raise UsageError(f"--workdir={workdir}: the shell has left ~ as it is: write $HOME, or a space for the '='")
+        raise UsageError(f"--workdir={workdir}: ~ is not expanded after '=': write $HOME, or a space for the '='")
     # Python shows a byte of an argument that is not UTF-8 as a surrogate, which the checkpoints' storage cannot write.
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in workdir):
         raise UsageError(f"--workdir={ascii(workdir)}: the name holds a control character, or is not UTF-8")
@@ -29,7 +29,7 @@ def check_workdir(workdir: str) -> None:
         scheme = url[1]
         if scheme not in BUCKET_SCHEMES:
             known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKET_SCHEMES)
-            raise UsageError(f"--workdir={workdir}: buckets are {known} only, other storage is mounted as a folder")
+            raise UsageError(f"--workdir={workdir}: the only buckets are {known}: mount other storage as a folder")
         if not re.match(rf"{scheme}://[A-Za-z0-9]", workdir):
             raise UsageError(f"--workdir={workdir} is not of the form {scheme}://BUCKET/FOLDER")
         require(*BUCKET_SCHEMES[scheme])

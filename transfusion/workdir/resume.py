@@ -131,7 +131,7 @@ def _refuse(changes: Sequence[Change], step: int, workdir: str | os.PathLike, al
         useless = any(_covers(a, c.field) for a in allowed for c in bound)
         raise UsageError(
             f"{listed(bound)} (the checkpoint of step {step} -> now): the position in the data is counted with it, so "
-            f"this run goes on with the old value; a new --workdir with --config.init.path={workdir} takes its weights"
+            f"this run needs the old value; to take its weights, give a new --workdir and --config.init.path={workdir}"
             + ("; --allow_change never helps for such a field" if useless else "")
         )
     wrong = [
