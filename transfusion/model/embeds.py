@@ -85,7 +85,7 @@ class ScaleEmbed(Embed):
         tokens = dense(features, self.kernel[...], self.bias[...])
         start = jnp.broadcast_to(self.start[...], (len(tokens), sizes[0], tokens.shape[-1]))
         level = jnp.repeat(self.level[...], sizes, axis=0, total_repeat_length=n)
-        tokens = jnp.concatenate([start, tokens], 1) + level + self.token[...]
+        tokens = jnp.concatenate([start, tokens], 1) + level[None] + self.token[...][None]
         scale, y, x = jnp.moveaxis(inputs.place, -1, 0)
         at = jnp.asarray(np.cumsum(sizes) - sizes)[scale] + y * jnp.asarray(sides)[scale] + x
         tokens = tokens.reshape(len(inputs.content), -1, tokens.shape[-1])
