@@ -14,7 +14,7 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.painter import Painter
-from transfusion.sampling.parts import Size, painted_parts, spelled_parts
+from transfusion.sampling.parts import PaintedParts, Size, SpelledParts, painted_parts, spelled_parts
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request
 from transfusion.sampling.speller import Speller
@@ -31,7 +31,7 @@ class Way(Protocol):
       together: how many tokens of an item are computed at once, besides those in the cache; 0 if none are.
     """
 
-    parts: Any
+    parts: PaintedParts | SpelledParts
     goes_on: bool
     together: int
 
