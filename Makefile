@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation seque
   test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
 # The part of the tests that takes two minutes: all that is quick, of the files that need no trained run.
 CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
-  running/test_metrics.py running/test_guard.py test_storage.py)
+  running/test_metrics.py running/test_guard.py test_storage.py test_house.py)
 
 .PHONY: demo test check portable soak lint install clean
 

@@ -2,9 +2,8 @@
 
 What: the data and codes of `configs/showo.py` (7x7 codes of `configs/vq_digits.py` for 28x28 pixels, which move by up
 to 2) behind a caption, all causal. Blocks are Llama's: RMSNorm, SwiGLU, no biases. Rotary positions have two axes, y
-and x of a code in its image (section 3.2). Training leaves out one caption in ten, and guidance compares with that. The
-model
-only draws: captions have no loss, and no image precedes its caption.
+and x of a code in its image (section 3.2). Training leaves out one caption in ten, and guidance compares with that.
+The model only draws: captions have no loss, and no image precedes its caption.
 Original: it begins with a frozen T5's features of the caption, or with one vector for a class, and the last of these
 predicts the first code. Here the caption's bytes are tokens of the same trunk, whose positions go on counting where the
 original does not rotate them, and a start token predicts the first code. There is no dropout, and nothing stands in

@@ -75,12 +75,16 @@ class Kinds:
         `LISTS`; what is annotated as one; and a variable that holds one of these. In their own classes it is `self`. It
         `raises` if it is an `if` that holds nothing but a `raise` and what prepares its message.
         """
-        return [
-            found
-            for name, tree in self.trees.items()
-            if not _is_table(name)
-            for found in self._conditions(name, tree, "", _words(name))
-        ]
+        return [found for found in self._all if not _is_table(found.module)]
+
+    @cached_property
+    def in_tables(self) -> list[Condition]:
+        """The questions that the tables' own modules ask."""
+        return [found for found in self._all if _is_table(found.module)]
+
+    @cached_property
+    def _all(self) -> list[Condition]:
+        return [found for name, tree in self.trees.items() for found in self._conditions(name, tree, "", _words(name))]
 
     def _conditions(self, module: str, node: ast.AST, function: str, names: set[str]) -> Iterator[Condition]:
         if isinstance(node, ast.ClassDef):

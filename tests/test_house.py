@@ -76,7 +76,6 @@ LONG_MODULE, LONG_FUNCTION = 300, 60
 # Longer modules that are one subject: what each is, in five words at most.
 LONG: dict[str, str] = {
     "transfusion.evaluation.pictures": "pictures drawn for people",
-    "transfusion.model.quantizers": "quantizers",
     "transfusion.running.checkpoint": "checkpoints",
     "transfusion.storage": "storage that fails",
 }

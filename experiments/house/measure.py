@@ -124,7 +124,9 @@ def asked(house: House) -> dict[str, str]:
     wings = (f"questions of kind in {wing}" for wing in (*WINGS, "the rest"))
     acts, raises = counts["questions of kind"]
     whole = {"questions of kind that code acts upon, and that only raise": f"{acts}, {raises}"}
-    return whole | {name: "{}, {}".format(*counts[name]) for name in wings}
+    tables = [sum(found.raises is raises for found in house.kinds.in_tables) for raises in (False, True)]
+    by_wing = {name: "{}, {}".format(*counts[name]) for name in wings}
+    return whole | by_wing | {"questions of kind inside of the tables": "{}, {}".format(*tables)}
 
 
 def named(house: House, key: str, module: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfusion.errors import UsageError
-from transfusion.model import quantizers
+from transfusion.model import codebooks
 from transfusion.model.multiscale import MultiScaleQuantizer, cubic_matrix
 from transfusion.model.parameters import Template
 from transfusion.model.quantizers import FiniteScalarQuantizer, QuantizerConfig, VectorQuantizer
@@ -151,15 +151,15 @@ def step(template, params, z, draws, weight, parts):
     total = None
     for rows in np.split(np.arange(len(z)), parts):
         mine = jax.tree.map(lambda x, rows=rows: x[rows], draws)
-        part = quantizers.statistics(template.bind(params)(z[rows]), EMA, mine, weight[rows])
+        part = codebooks.statistics(template.bind(params)(z[rows]), EMA, mine, weight[rows])
         total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total, quantizers.update(EMA, params, params, total)
+    return total, codebooks.update(EMA, params, params, total)
 
 
 def test_the_update_is_that_of_the_whole_batch_and_equals_its_definition():
     _, template, params = make(VectorQuantizer, EMA)
     z, weight = latents(4, 2, 2, 3), jnp.array([1.0, 1.0, 1.0, 0.0])
-    draws = quantizers.draw_statistics(jax.random.key(3), 4, 4)
+    draws = codebooks.draw_statistics(jax.random.key(3), 4, 4)
     seen, whole = step(template, params, z, draws, weight, 1)
     _, halves = step(template, params, z, draws, weight, 2)
     assert_close(halves, whole, 32)
@@ -182,7 +182,7 @@ def test_the_update_is_that_of_the_whole_batch_and_equals_its_definition():
 def test_dead_codes_become_latents_of_the_batch():
     _, template, params = make(VectorQuantizer, EMA)
     z, weight = latents(4, 2, 2, 3), jnp.array([1.0, 1.0, 1.0, 0.0])
-    draws = quantizers.draw_statistics(jax.random.key(3), 4, 4)
+    draws = codebooks.draw_statistics(jax.random.key(3), 4, 4)
     seen, new = step(template, params, z, draws, weight, 1)
     dead = np.flatnonzero(seen.counts == 0)
     assert 0 < len(dead) <= 6  # 3 images of 2 candidates
@@ -191,11 +191,11 @@ def test_dead_codes_become_latents_of_the_batch():
         assert distance.min() < 1e-6 and new["counts"][code] > 0
         assert_close(new["sums"][code] / new["counts"][code], new["codebook"][code], 16)
     kept = dataclasses.replace(EMA, revive=0.0)
-    still = quantizers.update(kept, params, params, seen)
+    still = codebooks.update(kept, params, params, seen)
     np.testing.assert_array_equal(still["codebook"][dead], params["codebook"][dead])
     # Over many steps every code finds latents, as there are more latents than codes.
     for i in range(12):
-        draws = quantizers.draw_statistics(jax.random.key(i), 4, 4)
+        draws = codebooks.draw_statistics(jax.random.key(i), 4, 4)
         seen, params = step(template, params, z, draws, weight, 1)
     assert (seen.counts > 0).all()
 

@@ -49,11 +49,7 @@ WRONG = [
     ("model.rope_theta", -1e4, "config.model.rope_theta must be at least 0, not -10000"),
     ("model.layers", 99_999_999, "config.model.layers must be at most 4096, not 99999999"),
     ("model.ffn_multiple", 0, "config.model.ffn_multiple must be at least 1, not 0"),
-    (
-        "model.released.rope_scaling.original",
-        0,
-        "config.model.released.rope_scaling.original must be at least 1, not 0",
-    ),
+    ("model.released.rope_scaling.low", -1, "config.model.released.rope_scaling.low must be at least 0, not -1"),
     ("streams.image.patch", 0, "config.streams.image.patch must be at least 1, not 0"),
     ("streams.image.weight", -1, "config.streams.image.weight must be at least 0, not -1"),
     ("layout.text", [{}], "config.layout.text[0]: the field 'stream' is missing"),

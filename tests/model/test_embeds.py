@@ -12,6 +12,7 @@ from transfusion.model.block import per_token
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.unified import model_template
 from transfusion.model.vectors import sincos_table
+from transfusion.sequence import Released
 
 
 def shapes_in(jaxpr):
@@ -84,9 +85,17 @@ def test_every_place_has_its_own_position():
         ({"embed": "linaer"}, f"embed: 'linaer' is none of {', '.join(EMBEDS)} (did you mean 'linear'?)"),
         ({"head": "unet"}, "go together"),
         ({"time": "add"}, "did you mean 'added'?"),
+        ({"table": "learned", "grid": (0, 0), "items": 3}, "table 'learned' needs a fixed `grid`"),
     ],
 )
 def test_parts_that_do_not_exist_or_fit(changes, message):
     with pytest.raises(UsageError) as error:
         model_template(tiny.model(), tiny.spec({"text": tiny.text_stream(), "image": tiny.image_stream(**changes)}))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("released, grid", [(Released(), (2, 2)), (Released(table_grid=(8, 6)), (8, 6))])
+def test_a_learned_table_has_the_grid_of_the_items_unless_a_release_has_another(released, grid):
+    image = tiny.image_stream(table="learned", released=released)
+    template = model_template(tiny.model(), tiny.spec({"text": tiny.text_stream(), "image": image}))
+    assert template.shapes["parts"]["image"]["table"]["table"].shape == (*grid, 32)

@@ -11,7 +11,7 @@ from closeness import assert_close, trunk_operations
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Template
-from transfusion.model.vit import ViT, ViTConfig, cubic_weights, patchify
+from transfusion.model.vit import ViT, ViTConfig, cubic_weights, patches_of
 
 TINY = ViTConfig(width=12, ffn=20, layers=3, heads=3, patch=2, grid=(3, 4))
 # In sequence: the tower's layers are those of a trunk, over the 12 patches of a row.
@@ -40,11 +40,11 @@ def pixels(height, width, seed=0):
 
 def test_patches_are_in_reading_order():
     x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    got = patchify(jnp.asarray(x), 2)
+    got = patches_of(jnp.asarray(x), 2)
     assert got.shape == (2, 6, 12)
     np.testing.assert_array_equal(got[1, 4], x[1, 2:4, 2:4].ravel())
     with pytest.raises(UsageError, match="5x6"):
-        patchify(jnp.zeros((1, 5, 6, 3)), 2)
+        patches_of(jnp.zeros((1, 5, 6, 3)), 2)
 
 
 def test_cubic_interpolation():
@@ -70,19 +70,19 @@ def test_packed_images_give_what_each_gives_alone():
     first, second = pixels(6, 8), pixels(4, 4, seed=1)
     places = np.stack(np.meshgrid(np.arange(3), np.arange(4), indexing="ij"), -1).reshape(-1, 2)
     corner = np.stack(np.meshgrid(np.arange(2), np.arange(2), indexing="ij"), -1).reshape(-1, 2)
-    row = jnp.concatenate([patchify(first, 2), patchify(second, 2), jnp.full((2, 2, 12), 9.0)], 1)
+    row = jnp.concatenate([patches_of(first, 2), patches_of(second, 2), jnp.full((2, 2, 12), 9.0)], 1)
     image = np.array([1] * 12 + [2] * 4 + [0] * 2)  # 0: padding
     mask = (image[:, None] == image) & (image > 0)
     places = np.concatenate([places, corner, np.zeros((2, 2), int)])
     both = jitted("packed")(params(), row, jnp.tile(places, (2, 1, 1)), jnp.tile(mask, (2, 1, 1)))
     alone = jitted()(params(), first)
     assert_close(both.hidden[:, :, :12], alone.hidden, OPERATIONS)
-    other = jitted("packed")(params(), patchify(second, 2), jnp.tile(corner, (2, 1, 1)), jnp.ones((2, 4, 4), bool))
+    other = jitted("packed")(params(), patches_of(second, 2), jnp.tile(corner, (2, 1, 1)), jnp.ones((2, 4, 4), bool))
     assert_close(both.last[:, 12:16], other.last, OPERATIONS)
 
 
 def test_padding_does_not_reach_the_pooled_output():
-    row, places = patchify(pixels(6, 8), 2), np.zeros((2, 12, 2), int)
+    row, places = patches_of(pixels(6, 8), 2), np.zeros((2, 12, 2), int)
     real = np.arange(12) < 8
     mask = jnp.tile(real[:, None] & real, (2, 1, 1))
     padded = jitted("packed")(params(), row.at[:, 8:].set(7.0), places, mask).pooled

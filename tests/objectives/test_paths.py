@@ -10,7 +10,7 @@ from transfusion.errors import UsageError
 from transfusion.objectives.paths import (
     BETAS,
     PATHS,
-    PREDICTIONS,
+    PREDICTED,
     SHIFTS,
     STEPS,
     WEIGHTINGS,
@@ -69,7 +69,7 @@ def test_discrete_schedules_hold_the_steps_of_ddpm(name):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTED)
 def test_a_perfect_prediction_gives_back_all_three(name, prediction):
     path = PATHS[name]
     data, noise = np.random.default_rng(0).standard_normal((2, 25)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_a_perfect_prediction_gives_back_all_three(name, prediction):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", PREDICTED)
 def test_the_ends_stay_finite(name, prediction):
     for t in (0.0, 1.0):
         got = estimates(PATHS[name], prediction, jnp.array(t), jnp.ones(3), jnp.ones(3))

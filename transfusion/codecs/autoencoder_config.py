@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from transfusion.codecs.discriminator import AdversarialConfig
 from transfusion.errors import UsageError, check
-from transfusion.model.blocks import TIMES
+from transfusion.model.blocks import FRAME_PADDING
 from transfusion.model.multiscale import QUANTIZERS
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.vit import ViTConfig
@@ -45,7 +45,7 @@ class AutoencoderConfig:
       noise: standard deviation of the noise that training adds to a tower's features.
       quantizer: how latents become codes; unused by 'kl'.
       adversarial: the discriminator, if there is one.
-      frames: '' reads images; a key of `blocks.TIMES` reads clips [B, T, H, W, C].
+      frames: '' reads images; a key of `blocks.FRAME_PADDING` reads clips [B, T, H, W, C].
       time_down: by how much the number of frames shrinks, a power of two; the first halvings shrink it, too.
     """
 
@@ -83,7 +83,7 @@ class AutoencoderConfig:
         self._check_sizes()
         check("codec.reconstruction", self.reconstruction, RECONSTRUCTIONS)
         check("codec.form", self.form, FORMS)
-        check("codec.frames", self.frames, ("", *TIMES))
+        check("codec.frames", self.frames, ("", *FRAME_PADDING))
         self._check_frames()
         if not self.quant_convs and self.code_channels != self.latent_channels:
             raise UsageError(

@@ -15,7 +15,7 @@ from transfusion.codecs import losses
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.features import lpips
 from transfusion.codecs.vq_autoencoder import autoencoder_template
-from transfusion.model import quantizers
+from transfusion.model import codebooks
 from transfusion.model.parameters import Params
 from transfusion.objectives import Sums
 
@@ -74,11 +74,11 @@ class CodecLearner:
         total, sums = losses.codec_loss(model, batch["images"], draws, batch["weight"], self.perceptual)
         return total / totals["images"], sums
 
-    def after_step(self, old: Params, new: Params, statistics: quantizers.Statistics | None) -> Params:
+    def after_step(self, old: Params, new: Params, statistics: codebooks.Statistics | None) -> Params:
         """Updates the codebook's averages, revives unused codes, and counts the discriminator's steps."""
         result = dict(new)
         if statistics is not None and "codebook" in new.get("quantizer", {}):
-            update = quantizers.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
+            update = codebooks.update(self.config.quantizer, old["quantizer"], new["quantizer"], statistics)
             result["quantizer"] = update
         if "age" in new.get("discriminator", {}):
             result["discriminator"] = new["discriminator"] | {"age": old["discriminator"]["age"] + 1}

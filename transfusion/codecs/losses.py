@@ -10,7 +10,7 @@ import numpy as np
 from transfusion.codecs.autoencoder_config import RECONSTRUCTIONS
 from transfusion.codecs.discriminator import hinge
 from transfusion.codecs.kl_autoencoder import Coder
-from transfusion.model.quantizers import histogram, statistics
+from transfusion.model.codebooks import histogram, statistics
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 """A function of two batches of images [N, H, W, C] that gives their distances [N]."""

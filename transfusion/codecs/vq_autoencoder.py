@@ -18,9 +18,9 @@ from transfusion.codecs.movq import TimeDecoder, TimeEncoder
 from transfusion.codecs.semantic import SemanticAutoencoder
 from transfusion.errors import UsageError
 from transfusion.model.blocks import Conv
+from transfusion.model.codebooks import draw_statistics
 from transfusion.model.multiscale import QUANTIZERS
 from transfusion.model.parameters import Template
-from transfusion.model.quantizers import draw_statistics
 
 
 class VqAutoencoder(Coder):

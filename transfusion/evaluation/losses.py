@@ -57,7 +57,7 @@ def token_bits(task: SequenceTask, params: Params, batch: Batch, stream: str = T
     model, draws = task.template.bind(params), clean_draws(task, batch)
     encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
     chunk = task.objectives.next_token.chunk
-    nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, batch[stream].targets, chunk)
+    nll, _ = next_token.token_losses(model.head_of(stream), encoded[stream].hidden, batch[stream].targets, chunk)
     return nll / math.log(2)
 
 
@@ -261,7 +261,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
     hidden = mask(jnp.full(part.time_low.shape, share), jax.random.uniform(key, part.tokens.shape))
     draws[stream] |= {"mask": hidden}
     encoded = model.encode({name: task.inputs(name, batch, draws) for name in task.spec.streams})
-    nll, _ = next_token.per_token(model.head_of(stream), encoded[stream].hidden, part.targets)
+    nll, _ = next_token.token_losses(model.head_of(stream), encoded[stream].hidden, part.targets)
     return nll / math.log(2), hidden.astype(jnp.float32)
 
 

@@ -4,6 +4,7 @@ Shape letters: see `transfusion.model.transformer`. A parameter with the leading
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -21,10 +22,13 @@ from transfusion.sharding import constrain, flat
 GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
 MODULATIONS = 6  # shift, scale, gate of attention, then of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2)
 ACTIVATIONS = {
-    "swiglu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
 }
+# The kinds of feed-forward layers of a trunk, and the activation of each.
+FFN_KINDS = {"swiglu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh"}
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -119,7 +123,7 @@ class Block(nnx.Module):
         )  # fmt: skip
         self.norm = Norm(config.norm, config.norm_epsilon)
         self.ffn_norm_rule = Norm(config.norm, config.released.ffn_norm_epsilon or config.norm_epsilon)
-        self.post, self.activation = config.norm_place == "post", config.ffn_kind
+        self.post, self.activation = config.norm_place == "post", FFN_KINDS[config.ffn_kind]
         rule, unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
         self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
         # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).

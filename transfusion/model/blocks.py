@@ -1,8 +1,8 @@
 """Convolutional building blocks of the image and clip coders.
 
-Layout: images [B, h, w, c] with kernels HWIO; clips [B, T, h, w, c] with kernels THWIO. What a block does along time is
-a key of `TIMES`: '' knows images only, 'plain' mixes all frames, 'causal' lets no frame see a later one (with strides:
-no later group of frames).
+Layout: images [B, h, w, c] with kernels HWIO; clips [B, T, h, w, c] with kernels THWIO. The argument `time` says what a
+block does along time: '' knows images only, and of the keys of `FRAME_PADDING` 'plain' mixes all frames, and 'causal'
+lets no frame see a later one (with strides, no later group of frames).
 
 Kernels are cast to the dtype of their input, so the caller chooses the compute dtype by the dtype of the image; norms
 and softmax run in float32.
@@ -23,16 +23,18 @@ from transfusion.sharding import by_rows
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 # Padding along time of a kernel of `size` frames that moves by `stride`: so many frames of zeros before and after.
-TIMES: dict[str, Callable[[int, int], tuple[int, int]]] = {
+FRAME_PADDING: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "plain": lambda size, stride: ((size - stride) // 2, (size - stride + 1) // 2),
     "causal": lambda size, stride: (size - stride, 0),
 }
 
 
 class Conv(nnx.Module):
-    """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs], or of clips with `time`, a key of `TIMES`:
-    [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T divides by `time_stride` and T' is the quotient;
-    `time_size` frames are the kernel's, by default as many as it has rows."""
+    """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs].
+
+    With `time`, a key of `FRAME_PADDING`, it is one of clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T
+    divides by `time_stride` and T' is the quotient. The kernel has `time_size` frames, by default as many as rows.
+    """
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class Conv(nnx.Module):
             around = ((size - 1) // 2, size // 2)
             space = (around, around) if isinstance(padding, str) else padding
             sides, self.strides = (frames, size, size), (time_stride, stride, stride)
-            self.padding = (TIMES[time](frames, time_stride), *space)
+            self.padding = (FRAME_PADDING[time](frames, time_stride), *space)
         self.kernel = param(
             rngs, (*sides, inputs, outputs), (*(None,) * len(sides), *axes), init or fan_in(math.prod(sides) * inputs)
         )

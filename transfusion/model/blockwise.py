@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec
 from transfusion.sequence.masks import Metadata, see
 from transfusion.sharding import fitting, per_device
 
-MASKED = -1e30
+UNSEEN = -1e30  # finite, so that a query without keys gives numbers, not NaN
 BLOCK = 128
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """What all layers share: the metadata of the blocks [B, n or m, T], and which key blocks each query block needs."""
 
     q: Metadata
@@ -35,32 +35,32 @@ class Plan:
     may: tuple[tuple[bool, ...], ...] | None = dataclasses.field(metadata={"static": True})
 
 
-def plan(q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK) -> Plan:
+def plan(q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK) -> BlockPlan:
     """Cuts the row, or a device's share of its queries, into blocks of `block` tokens and lists the needed pairs; see
     `schedule`."""
     static = None if may is None else tuple(map(tuple, may.tolist()))
 
-    def make(q_metadata: Metadata, k_metadata: Metadata) -> Plan:
+    def make(q_metadata: Metadata, k_metadata: Metadata) -> BlockPlan:
         q = jax.tree.map(partial(_blocks, block=block), q_metadata)
         k = jax.tree.map(partial(_blocks, block=block), k_metadata)
-        return Plan(q, k, *schedule(q, k, may), static)
+        return BlockPlan(q, k, *schedule(q, k, may), static)
 
     queries = fitting(q_metadata.order.shape, "batch", "tokens")
     keys = fitting(k_metadata.order.shape, "batch", None)
-    return per_device(make, (queries, keys), Plan(queries, keys, queries, queries, static))(q_metadata, k_metadata)
+    return per_device(make, (queries, keys), BlockPlan(queries, keys, queries, queries, static))(q_metadata, k_metadata)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: BlockPlan) -> jax.Array:
     """As `transfusion.model.attention.attention`; every device works off its own rows, heads and queries."""
     split = any(fitting(k.shape[2:3], "act_heads"))
     heads = "act_heads" if split else None
     keys = fitting(k.shape, "batch", None, heads, None)
     queries = fitting(q.shape, "batch", "tokens", heads, None)
-    plans = Plan(*(PartitionSpec(*spec[:2]) for spec in (queries, keys, queries, queries)), plan.may)
+    plans = BlockPlan(*(PartitionSpec(*spec[:2]) for spec in (queries, keys, queries, queries)), plan.may)
     return per_device(_attend_all, (queries, keys, keys, plans), queries)(q, k, v, plan)
 
 
-def _attend_all(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+def _attend_all(q: jax.Array, k: jax.Array, v: jax.Array, plan: BlockPlan) -> jax.Array:
     b, n, h, size = q.shape
     groups, block = k.shape[2], plan.q.document.shape[-1]
     q_blocks = _blocks(q * size**-0.5, block).reshape(b, -1, block, groups, h // groups, size)
@@ -123,7 +123,7 @@ def _block_mask(q_meta: Metadata, k_meta: Metadata, i, j, may) -> jax.Array:
 def _scores(q, k, mask) -> jax.Array:
     """q [G, R, T, K], k [G, T, K], mask [T, T] -> float32 [G, R, T, T]."""
     scores = jnp.einsum("grtk,gsk->grts", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(mask, scores, MASKED)
+    return jnp.where(mask, scores, UNSEEN)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -154,7 +154,7 @@ def _forward(q, k, v, plan, may):
                 return new_top, total * shrink + weights.sum(-1), out
 
             shape = qi.shape[:-1]
-            start = (jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape), jnp.zeros(qi.shape, jnp.float32))
+            start = (jnp.full(shape, UNSEEN, jnp.float32), jnp.zeros(shape), jnp.zeros(qi.shape, jnp.float32))
             top, total, out = jax.lax.fori_loop(0, count[i], add, start)
             total = jnp.where(total > 0, total, 1)  # a query that sees nothing gives zeros
             return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)

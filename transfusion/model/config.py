@@ -7,7 +7,7 @@ import jax
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.attention import BACKENDS
-from transfusion.model.block import ACTIVATIONS, BIASES, GROUPS, NORMS, QK_NORMS
+from transfusion.model.block import BIASES, FFN_KINDS, GROUPS, NORMS, QK_NORMS
 from transfusion.model.rope import RopeScaling
 from transfusion.model.vit import ViTConfig
 
@@ -22,7 +22,7 @@ TABLES = {
     "dtype": ("float32", "bfloat16"),
     "remat": REMAT,
     "attention": BACKENDS,
-    "ffn_kind": ACTIVATIONS,
+    "ffn_kind": FFN_KINDS,
     "norm": NORMS,
     "norm_place": ("pre", "post"),
     "qk_norm": QK_NORMS,

@@ -21,7 +21,7 @@ from transfusion.errors import UsageError
 from transfusion.model.block import rms_norm
 from transfusion.model.blocks import Linear
 from transfusion.model.parameters import fan_in, ones, param, zeros
-from transfusion.model.vit import patchify
+from transfusion.model.vit import patches_of
 from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import by_rows
 
@@ -136,7 +136,7 @@ class ConvNeXtDown(nnx.Module):
           UsageError: if P does not divide the sides of the latents.
         """
         M, h, w, _ = latents.shape
-        x = self.inward(patchify(latents, self.patch)).reshape(M, h // self.patch, w // self.patch, -1)
+        x = self.inward(patches_of(latents, self.patch)).reshape(M, h // self.patch, w // self.patch, -1)
         for block in self.blocks:
             x = block(x, condition)
         return self.out(x).reshape(M, -1, self.out.kernel.shape[-1]), (x,)

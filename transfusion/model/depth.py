@@ -8,10 +8,10 @@ import jax
 from transfusion.model.cache import Layers, Pair, stacked
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.parameters import Params
+from transfusion.model.sublayers import ExpertTokens
 
-Tokens = dict[str, jax.Array]
 Kept = tuple[Layers, Layers] | None
-Function = Callable[..., tuple[Tokens, Pair | None]]
+Function = Callable[..., tuple[ExpertTokens, Pair | None]]
 """One layer: from the tokens, its part of `each`, of the context and of the cache, and the weights of its second
 attention to the tokens and to the keys and values that are kept."""
 
@@ -33,12 +33,12 @@ def by_layer(params: Params) -> Params:
 def through(
     layer: Function,
     config: TransformerConfig,
-    tokens: Tokens,
+    tokens: ExpertTokens,
     each: dict[str, Any],
     context: Pair | None,
     cached: Kept,
     seconds: dict[int, dict[str, Any]],
-) -> tuple[Tokens, Kept]:
+) -> tuple[ExpertTokens, Kept]:
     """Runs all layers.
 
     Args:

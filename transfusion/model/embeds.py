@@ -14,14 +14,14 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, check
-from transfusion.model.block import dense, per_token, rms_norm
+from transfusion.model.block import ACTIVATIONS, dense, per_token, rms_norm
 from transfusion.model.config import TransformerConfig
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.multiscale import MultiScaleQuantizer
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.unet import UNetConfig, UNetDown
-from transfusion.model.vit import ACTIVATIONS, ViT
+from transfusion.model.vit import ViT
 from transfusion.sequence import ConnectorConfig, Stream
 from transfusion.sequence.batch import join_items, split_items
 from transfusion.sequence.patches import unpatchify
@@ -85,14 +85,14 @@ class ScaleEmbed(Embed):
         tokens = dense(features, self.kernel[...], self.bias[...])
         start = jnp.broadcast_to(self.start[...], (len(tokens), sizes[0], tokens.shape[-1]))
         level = jnp.repeat(self.level[...], sizes, axis=0, total_repeat_length=n)
-        tokens = jnp.concatenate([start, tokens], 1) + level + self.token[...]
+        tokens = jnp.concatenate([start, tokens], 1) + level[None] + self.token[...][None]
         scale, y, x = jnp.moveaxis(inputs.place, -1, 0)
         at = jnp.asarray(np.cumsum(sizes) - sizes)[scale] + y * jnp.asarray(sides)[scale] + x
         tokens = tokens.reshape(len(inputs.content), -1, tokens.shape[-1])
         return jnp.take_along_axis(tokens, (inputs.item * n + at)[..., None], axis=1), None
 
 
-class Queries(Embed):
+class QueryEmbed(Embed):
     """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
     2504.06256, section 3); the same for all items."""
 
@@ -260,5 +260,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed, "queries": Queries, "codes": CodeEmbed, "scales": ScaleEmbed,
+    "dual": DualEmbed, "queries": QueryEmbed, "codes": CodeEmbed, "scales": ScaleEmbed,
 }  # fmt: skip

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.lax import broadcast_to_rank
 
-from transfusion.model.block import dense, layer_norm, per_token, rms_norm
+from transfusion.model.block import ACTIVATIONS, dense, layer_norm, per_token, rms_norm
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
 from transfusion.model.parameters import fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
-from transfusion.model.vit import ACTIVATIONS, patchify
+from transfusion.model.vit import patches_of
 from transfusion.sequence import Stream
 from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sequence.batch import join_items, split_items
@@ -157,7 +157,7 @@ class UNetHead(Head):
 
     def __call__(self, hidden: Hidden, skips) -> Patches:
         latents = self.up(split_items(hidden, self.stream), *skips)
-        patches = patchify(latents, self.stream.patch)
+        patches = patches_of(latents, self.stream.patch)
         return join_items(patches, self.stream, hidden.shape[0]).astype(jnp.float32)
 
 

@@ -22,7 +22,7 @@ from transfusion.model.parameters import bound
 from transfusion.sequence.masks import Metadata, see
 from transfusion.sharding import by_heads, cut, join
 
-Tokens = dict[str, jax.Array]
+ExpertTokens = dict[str, jax.Array]
 """The tokens of each expert [B, N, D]: those of its streams, joined along the row."""
 Turn = tuple[jax.Array, jax.Array] | None
 """Cosines and sines of rotary positions, see `transfusion.model.rope.turns`."""
@@ -115,14 +115,14 @@ class Layer:
     second: dict[str, Any] | None = None
     context: Pair | None = None
     cached: Pair | None = None
-    start: Tokens = dataclasses.field(default_factory=dict)
+    start: ExpertTokens = dataclasses.field(default_factory=dict)
     kept: Pair | None = None
 
 
 class Sublayer(Protocol):
     def shared(self, run: Pass) -> Any: ...
 
-    def apply(self, x: Tokens, layer: Layer, shared: Any) -> tuple[Tokens, Layer]: ...
+    def apply(self, x: ExpertTokens, layer: Layer, shared: Any) -> tuple[ExpertTokens, Layer]: ...
 
 
 def joined(metadata: Mapping[str, Metadata], streams: list[str], shares: int = 1) -> Metadata:
@@ -140,7 +140,7 @@ class SelfAttention:
         new = None if run.keep.writes else tokens
         return run, attention_over(tokens, new, run.cache, run.may, run.backend)
 
-    def apply(self, x: Tokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[Tokens, Layer]:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
         qkv = [b.queries_keys_values(x[e], run.turn[e], layer.modulations[e]) for e, b in layer.blocks.items()]
         q, k, v = by_heads(*(join(t, run.shares) for t in zip(*qkv, strict=True)))
@@ -164,7 +164,7 @@ class ContextAlone:
     def shared(self, run: Pass) -> Keep:
         return run.keep
 
-    def apply(self, x: Tokens, layer: Layer, shared: Keep) -> tuple[Tokens, Layer]:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: Keep) -> tuple[ExpertTokens, Layer]:
         return x, dataclasses.replace(layer, kept=shared.of(layer.cached, layer.context)[1])
 
 
@@ -183,7 +183,7 @@ class SecondAttention:
         tokens = run.metadata_of(self.expert)
         return run, see(tokens, tokens, run.may)
 
-    def apply(self, x: Tokens, layer: Layer, shared: tuple[Pass, jax.Array | None]) -> tuple[Tokens, Layer]:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, jax.Array | None]) -> tuple[ExpertTokens, Layer]:
         (run, mask), expert = shared, self.expert
         if mask is None or layer.second is None:
             return x, layer
@@ -209,7 +209,7 @@ class OverContext:
         tokens, new = run.metadata_of(*run.groups), None if run.keep.writes else run.context
         return run, attention_over(tokens, new, run.cache, run.may_cross, run.backend)
 
-    def apply(self, x: Tokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[Tokens, Layer]:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
         if attend is None:
             return x, layer
@@ -225,5 +225,5 @@ class FeedForward:
     def shared(self, run: Pass) -> None:
         return None
 
-    def apply(self, x: Tokens, layer: Layer, shared: None) -> tuple[Tokens, Layer]:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: None) -> tuple[ExpertTokens, Layer]:
         return {e: block.add_feed_forward(x[e], layer.modulations[e]) for e, block in layer.blocks.items()}, layer

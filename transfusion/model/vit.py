@@ -18,16 +18,10 @@ from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
-from transfusion.model.block import layer_norm
+from transfusion.model.block import ACTIVATIONS, layer_norm
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.sharding import by_heads, constrain
 
-ACTIVATIONS = {
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "silu": jax.nn.silu,
-}
 CUBIC = -0.75  # PyTorch's; jax.image.resize has -0.5
 
 
@@ -40,7 +34,7 @@ class ViTConfig:
       patch: P, the side of a patch in pixels.
       channels: C of the image.
       grid: rows and columns of the table of positions.
-      activation: a key of `ACTIVATIONS`.
+      activation: a key of `transfusion.model.block.ACTIVATIONS`.
       epsilon: of the norms.
       final_norm: whether `last` is normalised.
       pool: whether there is a pooled output.
@@ -89,7 +83,7 @@ class Features:
     pooled: jax.Array | None
 
 
-def patchify(pixels: jax.Array, patch: int) -> jax.Array:
+def patches_of(pixels: jax.Array, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B, N, P * P * C], patches in reading order, each in (y, x, c) order.
 
     Raises:
@@ -203,7 +197,7 @@ class ViT(nnx.Module):
           UsageError: if the patch does not divide a side.
         """
         b, height, width, _ = pixels.shape
-        patches = patchify(pixels, self.config.patch)
+        patches = patches_of(pixels, self.config.patch)
         n = patches.shape[1]
         positions = self.resized(height // self.config.patch, width // self.config.patch)
         return self.features(patches, positions[None], jnp.ones((b, n, n), bool))

@@ -51,14 +51,14 @@ class Objective:
 
 
 def _next_token_loss(head, encoded, part: StreamSlice, draws, config: NextTokenConfig):
-    nll, log_z = next_token.per_token(head, encoded.hidden, part.targets, config.chunk)
+    nll, log_z = next_token.token_losses(head, encoded.hidden, part.targets, config.chunk)
     weight = part.loss_weight
     extra = {"nll": (jnp.sum(nll * weight), weight.sum())}
     return nll + config.z_loss * jnp.square(log_z), extra
 
 
 def _masked_loss(head, encoded, part: StreamSlice, draws, config: MaskedConfig):
-    nll, _ = next_token.per_token(head, encoded.hidden, part.targets)
+    nll, _ = next_token.token_losses(head, encoded.hidden, part.targets)
     weight = part.loss_weight * draws["mask"]
     return nll * draws["weight"], {"nll": (jnp.sum(nll * weight), weight.sum())}
 

@@ -27,7 +27,7 @@ class NextTokenConfig:
             raise UsageError("next_token: chunk and z_loss must not be negative")
 
 
-def per_token(
+def token_losses(
     head: Any, hidden: Float[Array, "B N D"], targets: Int[Array, "B N"], chunk: int = 0
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """`cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""

@@ -98,7 +98,7 @@ PATHS: dict[str, Path] = {
     **{f"{name}_zero_snr": discrete(betas, zero_snr=True) for name, betas in BETAS.items()},
 }
 # 'v' is alpha noise - sigma data (arXiv 2202.00512, section 4), known at both ends of a variance-preserving path.
-PREDICTIONS = ("velocity", "v", "noise", "data")
+PREDICTED = ("velocity", "v", "noise", "data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class ContinuousConfig:
 
     Attributes:
       path: a key of `PATHS`.
-      prediction: what the head gives: one of `PREDICTIONS`.
+      prediction: what the head gives: one of `PREDICTED`.
       times: a key of `DENSITIES`.
       mean, std: of the logit-normal.
       shift: s > 1 moves times towards noise: with s' = 1 - t, s' -> shift s' / (1 + (shift - 1) s').
@@ -153,7 +153,7 @@ class ContinuousConfig:
     weighting: str = "none"
 
     def __post_init__(self):
-        known = {"path": PATHS, "prediction": PREDICTIONS, "times": DENSITIES, "weighting": WEIGHTINGS}
+        known = {"path": PATHS, "prediction": PREDICTED, "times": DENSITIES, "weighting": WEIGHTINGS}
         for field, values in known.items():
             check(f"continuous.{field}", getattr(self, field), values)
         if self.shift <= 0 or self.std <= 0:
