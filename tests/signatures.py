@@ -8,7 +8,6 @@ import jaxtyping
 MODULES = (
     "sequence.batch",
     "sequence.masks",
-    "sequence.patches",
     "sequence.rows",
     "objectives",
     "model.attention",

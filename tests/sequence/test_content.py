@@ -1,6 +1,8 @@
 """What each kind of content answers, and the tables of rules that streams and runs name."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,3 +146,9 @@ def test_a_stream_is_the_same_whether_or_not_it_was_asked_for_its_content():
     assert asked.content is asked.content
     assert asked == other and hash(asked) == hash(other)
     assert dataclasses.replace(asked, grid=(2, 2)).content.per_item == 1
+
+
+def test_the_tables_of_a_config_load_no_jax():
+    loads = "import transfusion.sequence, sys; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,14 +1,14 @@
-"""Latents and pixels in patches, one per token. The functions take NumPy and JAX arrays."""
+"""Latents and pixels in patches, one per token. The functions take NumPy and JAX arrays, and need neither by name: the
+tables of a config import this module, and load no JAX."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from transfusion.sequence.arrays import Array, Int, Shaped
 
-
-def patchify(latents: Shaped[Array, "... C"], patch: Sequence[int]) -> Shaped[Array, "... n E"]:
+def patchify(latents: Any, patch: Sequence[int]) -> Any:
     """Latents [..., *sides, C] -> patches [..., n, E] in raster order; `patch` has the sides [S] of one."""
     s = len(patch)
     *lead, c = latents.shape
@@ -20,9 +20,7 @@ def patchify(latents: Shaped[Array, "... C"], patch: Sequence[int]) -> Shaped[Ar
     return split.reshape(*lead, math.prod(counts), math.prod(patch) * c)
 
 
-def unpatchify(
-    patches: Shaped[Array, "... n E"], grid: Sequence[int], patch: int | Sequence[int]
-) -> Shaped[Array, "... C"]:
+def unpatchify(patches: Any, grid: Sequence[int], patch: int | Sequence[int]) -> Any:
     """Patches [..., n, E] in raster order -> latents [..., *grid, C]; inverse of `patchify`."""
     patch = (patch,) * len(grid) if isinstance(patch, int) else patch
     counts = [side // p for side, p in zip(grid, patch, strict=True)]
@@ -32,6 +30,6 @@ def unpatchify(
     return x.transpose(*range(len(lead)), *(len(lead) + axis for axis in axes)).reshape(*lead, *grid, x.shape[-1])
 
 
-def places(counts: Sequence[int]) -> Int[np.ndarray, "n S"]:
+def places(counts: Sequence[int]) -> np.ndarray:
     """The places int32 [n, S] of patches or codes in raster order, of which an item has `counts` on its sides."""
     return np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)
