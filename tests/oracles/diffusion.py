@@ -65,8 +65,9 @@ def dit(oracle: Oracle) -> dict[str, np.ndarray]:
     def pieces(model: UnifiedModel, inputs):
         condition = model.conditions(inputs)["image"]
         embedded, _ = model.embed("image", inputs["image"], condition.vector)
-        table = model.embed("image", dataclasses.replace(inputs["image"], content=0 * inputs["image"].content),
-                            condition.vector)[0] - model.parts["image"].embed.bias[...]  # fmt: skip
+        blank = dataclasses.replace(inputs["image"], content=0 * inputs["image"].content)
+        bias = model.parts["image"].embed.bias[...]
+        table = model.embed("image", blank, condition.vector)[0] - bias[None, None]
         return embedded, table[:1], condition.vector[0, :, 0]
 
     embedded, table, vector = run(imported, params, pieces, inputs)

@@ -15,7 +15,8 @@ from transfusion.sequence.masks import Metadata
 def meta(shape: tuple[int, ...], **fields) -> Metadata:
     """One document in reading order, all causal, but for the given fields."""
     zeros = jnp.zeros(shape, jnp.int32)
-    columns = {"document": zeros + 1, "order": jnp.broadcast_to(jnp.arange(shape[-1]), shape), "span": zeros, "private": zeros}
+    order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+    columns = {"document": zeros + 1, "order": order, "span": zeros, "private": zeros}
     columns |= {"stream": zeros} | {name: jnp.broadcast_to(jnp.asarray(x), shape) for name, x in fields.items()}
     return Metadata(**columns)
 

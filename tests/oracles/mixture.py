@@ -49,7 +49,7 @@ def feed_forward(oracle: Oracle) -> dict[str, np.ndarray]:
     names |= {"down": "local_experts.{}.w2.weight", "ffn_norm": "local_experts_ffn_norm.{}.weight"}
 
     def call(block: Block, rows: dict[str, jax.Array]):
-        return [block.after(block.feed_forward(block.before(rows["x"], "ffn_norm", None)), "ffn_norm", None)]
+        return [block.ffn_norm_rule(block.feed_forward(rows["x"]), block.ffn_norm[...], None)]
 
     return {"y": by_modality(oracle, config, names, call)[0]}
 
@@ -68,7 +68,7 @@ def projections(oracle: Oracle) -> dict[str, np.ndarray]:
     def call(block: Block, rows: dict[str, jax.Array]):
         q, k, v = block.queries_keys_values(rows["x"], None)
         context = rows["ctx"].reshape(*rows["ctx"].shape[:2], heads, size)
-        return [q, k, v, block.after(block.project(context), "attention_norm", None)]
+        return [q, k, v, block.norm(block.project(context), block.attention_norm[...], None)]
 
     return dict(zip(("q", "k", "v", "out"), by_modality(oracle, config, names, call), strict=True))
 

@@ -5,9 +5,9 @@ round here, at the border. Its json states no settings, so they are read from th
 lengths, and, where the name is silent (terminal level, average, densities), from one or two of the numbers.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from transfusion.objectives.paths import (
 from transfusion.optim import OptimConfig, average, ema_decay
 from transfusion.sampling.solvers import SOLVERS, time_grid
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
+from transfusion.sequence.batch import StreamSlice
 from transfusion.sequence.masks import metadata, see
 from transfusion.sequence.rows import assemble, expand
 
@@ -136,7 +137,7 @@ def denoise(oracle: Any, path, solver: str, prediction: str, spacing: str, steps
 
 def ddim(oracle: Any, name: str, schedule: str, prediction: str, spacing: str) -> Outputs:
     betas, recorded = BETAS[SCHEDULES[schedule]], oracle.outputs[f"{name}.alphas_cumprod"]
-    path = discrete(betas, zero_snr=recorded[-1] == 0)
+    path = discrete(betas, zero_snr=bool(recorded[-1] == 0))
     steps = len(oracle.outputs[f"{name}.timesteps"])
     n, x = denoise(oracle, path, "ddim", PREDICTIONS[prediction], spacing, steps)
     alphas = path.alpha(time_of(np.arange(STEPS))) ** 2
@@ -287,10 +288,11 @@ def transfusion_losses(oracle: Any) -> Outputs:
     the patch's size as the stream's weight. The block (FiLM, value gates, attention over layers) is not the paper's and
     not ours, so that what comes out of it is not reproduced.
     """
-    data, noise = oracle.inputs["im"][None], oracle.inputs["noise"][None]
-    part = SimpleNamespace(values=data, item=np.zeros(data.shape[:2], np.int32))
-    draws = {"time": oracle.inputs["times"], "noise": noise}
-    per_token = continuous.loss(oracle.outputs["pred_flow"][None], part, draws, ContinuousConfig())
+    data, noise = (jnp.asarray(oracle.inputs[name][None]) for name in ("im", "noise"))
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(StreamSlice))
+    part = StreamSlice(**fields | {"values": data, "item": jnp.zeros(data.shape[:2], jnp.int32)})
+    draws = {"time": jnp.asarray(oracle.inputs["times"]), "noise": noise}
+    per_token = continuous.loss(jnp.asarray(oracle.outputs["pred_flow"][None]), part, draws, ContinuousConfig())
     # Around the image stand its shape in digits between two tokens, and a closer; around the row, its begin and end.
     count, size = data.shape[1:]
     tokens = len(oracle.inputs["txt1"]) + count + len(oracle.inputs["txt2"]) + len(str(count)) + 5
