@@ -15,7 +15,8 @@ from transfusion.sequence.masks import Metadata
 def meta(shape: tuple[int, ...], **fields) -> Metadata:
     """One document in reading order, all causal, but for the given fields."""
     zeros = jnp.zeros(shape, jnp.int32)
-    columns = {"document": zeros + 1, "order": zeros + jnp.arange(shape[-1]), "span": zeros, "private": zeros}
+    columns = {"document": zeros + 1, "order": zeros, "span": zeros, "private": zeros}
+    columns["order"] = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
     columns |= {"stream": zeros} | {name: jnp.broadcast_to(jnp.asarray(x), shape) for name, x in fields.items()}
     return Metadata(**columns)
 
