@@ -165,7 +165,7 @@ def test_tensorboard_that_cannot_be_written_stops_nothing(tmp_path, messages):
         writer.truncate(10)
         writer.write(11, {"loss": 1.0})
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 11
-    assert [f"no TensorBoard files in {tmp_path / 'tensorboard'}" in text for text in messages] == [True]
+    assert [f"TensorBoard files cannot be written to {tmp_path / 'tensorboard'}" in text for text in messages] == [True]
 
 
 def test_tensorboard_on_a_disk_that_fills_up_stops_nothing(tmp_path, messages, monkeypatch):
