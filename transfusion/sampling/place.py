@@ -84,17 +84,19 @@ def _slice(name: str, part: Expanded, spec: SequenceSpec, place: Place, rows: ja
     """One stream of a part that is appended at `place`, as if it were packed: a row holds one item at most."""
     piece = part.pieces[name]
     b, n = len(rows), len(piece["order"])
-    order, span, position = (piece[field][None] for field in ("order", "span", "position"))  # of every row
+
+    def of_rows(x: np.ndarray) -> jax.Array:
+        return jax.lax.broadcast_to_rank(jnp.asarray(x), x.ndim + 1)
 
     def spread(x: np.ndarray) -> jax.Array:
         return jnp.broadcast_to(jnp.asarray(x), (b, *x.shape))
 
     return StreamSlice(
         document=jnp.broadcast_to(rows[:, None], (b, n)).astype(jnp.int32),
-        order=place.order[:, None] + order,
-        span=jnp.where(span > 0, place.spans[:, None] + span, 0),
+        order=place.order[:, None] + of_rows(piece["order"]),
+        span=jnp.where(of_rows(piece["span"] > 0), place.spans[:, None] + of_rows(piece["span"]), 0),
         private=spread(piece["private"]),
-        position=place.counter[:, None, None] + position,
+        position=place.counter[:, None, None] + of_rows(piece["position"]),
         item=jnp.zeros((b, n), jnp.int32),
         loss_weight=spread(piece["loss_weight"]),
         **{field: spread(piece[field]) for field in ("tokens", "values", "place") if field in piece},
