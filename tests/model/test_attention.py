@@ -68,7 +68,7 @@ def test_attention_equals_a_loop_over_queries(backend, may):
 def weighted(q, k, v, meta, weight, block):
     if block is None:
         return jnp.sum(attention(q, k, v, meta, meta) * weight)
-    return jnp.sum(blockwise.attend(q, k, v, blockwise.plan(meta, meta, None, block)) * weight)
+    return jnp.sum(blockwise.attend(q, k, v, blockwise.plan_blocks(meta, meta, None, block)) * weight)
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,7 +92,7 @@ def test_schedule_skips_only_forbidden_blocks(seed):
     rng = np.random.default_rng(seed)
     meta = random_metadata(rng, 2, 32)
     may = rng.random((3, 3)) < 0.7
-    plan = blockwise.plan(meta, meta, may, 8)
+    plan = blockwise.plan_blocks(meta, meta, may, 8)
     order, count = np.asarray(plan.order), np.asarray(plan.count)
     mask = np.asarray(see(meta, meta, may)).reshape(2, 4, 8, 4, 8).any((2, 4))
     for b, i in np.ndindex(2, 4):
@@ -102,4 +102,4 @@ def test_schedule_skips_only_forbidden_blocks(seed):
     document = jnp.repeat(jnp.arange(1, 4), 8)[None]
     zero = jnp.zeros_like(document)
     plain = Metadata(document, jnp.arange(24)[None], zero, zero, zero)
-    assert np.asarray(blockwise.plan(plain, plain, None, 8).count).tolist() == [[1, 1, 1]]
+    assert np.asarray(blockwise.plan_blocks(plain, plain, None, 8).count).tolist() == [[1, 1, 1]]

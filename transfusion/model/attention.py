@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.model import blockwise
-from transfusion.model.blockwise import UNSEEN
+from transfusion.model.blockwise import UNSEEN_SCORE
 from transfusion.sequence.arrays import Array, Bool, Float
 from transfusion.sequence.masks import Metadata, see
 
@@ -76,7 +76,7 @@ def joined_attention(
     scores = [jnp.einsum("bgqk,bgsk->bgqs", qg, k, preferred_element_type=jnp.float32) for k, _, _ in parts]
     scores = jnp.concatenate(scores, -1).reshape(b, groups, n, h // groups, -1)
     mask = jnp.concatenate([part[2] for part in parts], -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, UNSEEN), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, UNSEEN_SCORE), axis=-1)
     weights = jnp.split(
         weights.astype(q.dtype).reshape(b, groups, -1, mask.shape[-1]), _ends([k for k, _, _ in parts]), axis=-1
     )
@@ -102,5 +102,5 @@ class Backend:
 # Kernels for TPUs and GPUs are further rows: the same arguments, the same result.
 BACKENDS: dict[str, Backend] = {
     "dense": Backend(see, masked_attention),
-    "blockwise": Backend(blockwise.plan, blockwise.attend),
+    "blockwise": Backend(blockwise.plan_blocks, blockwise.attend),
 }

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from transfusion.sequence.masks import Metadata, see
 from transfusion.sharding import fitting, per_device
 
-UNSEEN = -1e30  # finite, so that a query without keys gives numbers, not NaN
+UNSEEN_SCORE = -1e30  # finite, so that a query without keys gives numbers, not NaN
 BLOCK = 128
 
 
@@ -35,7 +35,9 @@ class BlockPlan:
     may: tuple[tuple[bool, ...], ...] | None = dataclasses.field(metadata={"static": True})
 
 
-def plan(q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK) -> BlockPlan:
+def plan_blocks(
+    q_metadata: Metadata, k_metadata: Metadata, may: np.ndarray | None = None, block: int = BLOCK
+) -> BlockPlan:
     """Cuts the row, or a device's share of its queries, into blocks of `block` tokens and lists the needed pairs; see
     `schedule`."""
     static = None if may is None else tuple(map(tuple, may.tolist()))
@@ -123,7 +125,7 @@ def _block_mask(q_meta: Metadata, k_meta: Metadata, i, j, may) -> jax.Array:
 def _scores(q, k, mask) -> jax.Array:
     """q [G, R, T, K], k [G, T, K], mask [T, T] -> float32 [G, R, T, T]."""
     scores = jnp.einsum("grtk,gsk->grts", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(mask, scores, UNSEEN)
+    return jnp.where(mask, scores, UNSEEN_SCORE)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -154,7 +156,7 @@ def _forward(q, k, v, plan, may):
                 return new_top, total * shrink + weights.sum(-1), out
 
             shape = qi.shape[:-1]
-            start = (jnp.full(shape, UNSEEN, jnp.float32), jnp.zeros(shape), jnp.zeros(qi.shape, jnp.float32))
+            start = (jnp.full(shape, UNSEEN_SCORE, jnp.float32), jnp.zeros(shape), jnp.zeros(qi.shape, jnp.float32))
             top, total, out = jax.lax.fori_loop(0, count[i], add, start)
             total = jnp.where(total > 0, total, 1)  # a query that sees nothing gives zeros
             return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)

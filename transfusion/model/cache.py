@@ -59,7 +59,7 @@ def merged(new: Pair) -> Pair:
     return k, v
 
 
-def write(cached: Pair, new: Pair, at: jax.Array) -> Pair:
+def write_layer(cached: Pair, new: Pair, at: jax.Array) -> Pair:
     """One layer of a cache with the new tokens in the slots at int32 [B, N], all of them inside it."""
     at = jnp.repeat(at, new[0].shape[2], axis=0)
     row = jnp.arange(len(at))[:, None]

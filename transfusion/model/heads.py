@@ -18,7 +18,7 @@ from transfusion.sequence.batch import join_items, split_items
 
 Hidden = Float[Array, "B N D"]
 Patches = Float[Array, "B N E"]
-Items = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
+OfItems = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
 
 
 class Head(nnx.Module):
@@ -103,7 +103,7 @@ class ModulatedHead(Head):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), zeros)
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
-    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
+    def __call__(self, hidden: Hidden, skips: OfItems) -> Patches:
         """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
@@ -123,7 +123,7 @@ class RowMajorHead(ModulatedRMSHead):
     """As Show-o2 published it: token k predicts not its patch, but the k-th P * P pixels of the item in raster order.
     What leaves it is in patches, as of every other head. Items of one fixed grid only."""
 
-    def __call__(self, hidden: Hidden, skips: Items) -> Patches:
+    def __call__(self, hidden: Hidden, skips: OfItems) -> Patches:
         stream, p = self.stream, self.stream.patch
         out = super().__call__(hidden, skips)
         b, n, e = out.shape

@@ -15,7 +15,7 @@ import numpy as np
 
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import Block
-from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write
+from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write_layer
 from transfusion.model.cross import CrossAttention
 from transfusion.model.modulation import Condition, modulate
 from transfusion.model.parameters import bound
@@ -53,7 +53,7 @@ def written(at: jax.Array) -> Keep:
     then would be copied in a loop."""
 
     def of(cached: Pair, new: Pair) -> tuple[Pair, Pair]:
-        cached = write(cached, new, at)
+        cached = write_layer(cached, new, at)
         return cached, cached
 
     return Keep(of, writes=True)

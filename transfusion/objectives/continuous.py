@@ -8,7 +8,7 @@ from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sequence.batch import StreamSlice
 
 BUCKETS = 10
-Draws = dict[str, Float[Array, "B ..."]]
+StreamDraws = dict[str, Float[Array, "B ..."]]
 
 
 def spread(per_item: Float[Array, "B M"], item: Int[Array, "B N"]) -> Float[Array, "B N 1"]:
@@ -16,7 +16,7 @@ def spread(per_item: Float[Array, "B M"], item: Int[Array, "B N"]) -> Float[Arra
     return jnp.take_along_axis(per_item, item, axis=1)[..., None]
 
 
-def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> Draws:
+def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> StreamDraws:
     """The random numbers of a step: 'time' [B, M] in [time_low, 1] of each item, and 'noise' [B, N, E].
 
     A capped item's times fill [time_low, 1] (Transfusion, section 4.3.4); a clean item has time 1.
@@ -29,12 +29,12 @@ def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> Draws:
     }
 
 
-def clean(part: StreamSlice) -> Draws:
+def clean(part: StreamSlice) -> StreamDraws:
     """Time 1, and no noise."""
     return {"time": jnp.ones_like(part.time_low), "noise": jnp.zeros_like(part.values)}
 
 
-def noised(part: StreamSlice, draws: Draws, config: ContinuousConfig) -> Float[Array, "B N E"]:
+def noised(part: StreamSlice, draws: StreamDraws, config: ContinuousConfig) -> Float[Array, "B N E"]:
     """x_t [B, N, E]."""
     return interpolate(PATHS[config.path], spread(draws["time"], part.item), part.values, draws["noise"])
 
@@ -42,7 +42,7 @@ def noised(part: StreamSlice, draws: Draws, config: ContinuousConfig) -> Float[A
 def loss(
     predicted: Float[Array, "B N E"],
     part: StreamSlice,
-    draws: Draws,
+    draws: StreamDraws,
     config: ContinuousConfig,
 ) -> Float[Array, "B N"]:
     """Squared error per token, mean over its E numbers, times the weighting of its time: float32 [B, N]."""
@@ -53,7 +53,7 @@ def loss(
 
 
 def by_time(
-    per_token: Float[Array, "B N"], part: StreamSlice, draws: Draws
+    per_token: Float[Array, "B N"], part: StreamSlice, draws: StreamDraws
 ) -> tuple[Float[Array, "buckets"], Float[Array, "buckets"]]:
     """Sums and weights of a per-token loss in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
     bucket = jnp.clip((spread(draws["time"], part.item)[..., 0] * BUCKETS).astype(jnp.int32), 0, BUCKETS - 1)

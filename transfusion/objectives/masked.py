@@ -13,7 +13,7 @@ from transfusion.sequence import MASKED
 from transfusion.sequence.arrays import Array, Bool, Float, Int, Shaped
 from transfusion.sequence.batch import StreamSlice
 
-Draws = dict[str, Shaped[Array, "B _"]]
+StreamDraws = dict[str, Shaped[Array, "B _"]]
 
 # The masked share after the fraction r of the steps (MaskGIT, arXiv 2202.04200, section 3.3).
 MASK_SCHEDULES: dict[str, Callable[..., Any]] = {
@@ -46,7 +46,7 @@ def mask(share: Float[Array, "B M"], order: Float[Array, "B N"]) -> Bool[Array, 
     return (rank < count[..., None]).reshape(len(share), -1)
 
 
-def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> Draws:
+def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> StreamDraws:
     """The random numbers of a step: 'time' [B, M], how much of an item is known, even in [time_low, 1]; and those of
     `hiding`, by the schedule's share at that time. Nothing is hidden at time 1."""
     time_key, order_key = jax.random.split(key)
@@ -55,7 +55,7 @@ def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> Draws:
     return {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
 
 
-def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> Draws:
+def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:
     """'mask' bool [B, N], which codes are hidden, and the 'weight' [B, N] of each code's loss: only these count.
 
     The weights are such that the loss, which is divided by the weight of all codes, is the mean over the hidden ones of
@@ -65,12 +65,12 @@ def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> Draws:
     return {"mask": hidden, "weight": hidden * (jnp.sum(part.loss_weight) / jnp.maximum(counted, 1e-6))}
 
 
-def clean(part: StreamSlice) -> Draws:
+def clean(part: StreamSlice) -> StreamDraws:
     """Nothing is hidden."""
     return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.tokens.shape, bool), part)
 
 
-def content(part: StreamSlice, draws: Draws, config: MaskedConfig) -> Int[Array, "B N"]:
+def content(part: StreamSlice, draws: StreamDraws, config: MaskedConfig) -> Int[Array, "B N"]:
     """Ids [B, N], `MASKED` for the hidden codes."""
     return jnp.where(draws["mask"], MASKED, part.tokens)
 

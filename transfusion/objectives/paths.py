@@ -15,18 +15,18 @@ import numpy as np
 from transfusion.errors import UsageError, check
 from transfusion.sequence.arrays import Array, Float
 
-Schedule = Callable[[jax.Array], jax.Array]
-Time = Float[Array, "*#X"] | np.floating | float  # one for all, or with an axis of length one in place of some
+OfTime = Callable[[jax.Array], jax.Array]
+Times = Float[Array, "*#X"] | np.floating | float  # one for all, or with an axis of length one in place of some
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
     """alpha, sigma and their derivatives as functions of t."""
 
-    alpha: Schedule
-    sigma: Schedule
-    d_alpha: Schedule
-    d_sigma: Schedule
+    alpha: OfTime
+    sigma: OfTime
+    d_alpha: OfTime
+    d_sigma: OfTime
 
 
 STEPS = 1000  # of the discrete DDPM schedules
@@ -120,7 +120,7 @@ DENSITIES: dict[str, Density] = {
 }
 
 # Factors of the loss at the time t; the densities' counterparts, for times that are drawn evenly.
-WEIGHTINGS: dict[str, Schedule] = {
+WEIGHTINGS: dict[str, OfTime] = {
     "none": jnp.ones_like,
     # The squared inverse of the noise level, which is not taken below one of `STEPS` levels.
     "inverse_square": lambda t: jnp.maximum(1 - t, 1 / STEPS) ** -2,
@@ -194,13 +194,13 @@ class Estimates:
     velocity: Float[Array, "*X"]
 
 
-def interpolate(path: Path, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]) -> Float[Array, "*X"]:
+def interpolate(path: Path, t: Times, data: Float[Array, "*X"], noise: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """x_t; t broadcasts against the data."""
     return path.alpha(t) * data + path.sigma(t) * noise
 
 
 def target(
-    path: Path, prediction: str, t: Time, data: Float[Array, "*X"], noise: Float[Array, "*X"]
+    path: Path, prediction: str, t: Times, data: Float[Array, "*X"], noise: Float[Array, "*X"]
 ) -> Float[Array, "*X"]:
     """What the head shall predict."""
     if prediction == "velocity":
@@ -210,7 +210,7 @@ def target(
     return {"noise": noise, "data": data}[prediction]
 
 
-def estimates(path: Path, prediction: str, t: Time, x: Float[Array, "*X"], predicted: Float[Array, "*X"]) -> Estimates:
+def estimates(path: Path, prediction: str, t: Times, x: Float[Array, "*X"], predicted: Float[Array, "*X"]) -> Estimates:
     """Solves x = alpha data + sigma noise with the predicted quantity for the other two.
 
     Denominators are kept away from 0 (noise prediction at t = 0, data prediction at t = 1), where the missing quantity

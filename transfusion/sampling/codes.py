@@ -22,7 +22,7 @@ from transfusion.sequence import MASKED
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class CodeSchedule:
     """What drawing codes reads of a config.
 
     Attributes:
@@ -37,10 +37,10 @@ class Schedule:
     noise: jax.Array | None = None
 
 
-def code_schedule(objectives: ObjectivesConfig, parts: Any, config: SamplerConfig) -> Schedule:
+def code_schedule(objectives: ObjectivesConfig, parts: Any, config: SamplerConfig) -> CodeSchedule:
     """The schedule of the ways that have as many steps as the image has codes or scales."""
     del objectives, parts
-    return Schedule(np.float32(config.code_temperature), np.float32(config.code_top_p))
+    return CodeSchedule(np.float32(config.code_temperature), np.float32(config.code_top_p))
 
 
 def choose_codes(request: Request, logits: jax.Array, keys: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def choose_codes(request: Request, logits: jax.Array, keys: jax.Array) -> jax.Ar
 # --- unmasking --------------------------------------------------------------------------------------------------------
 
 
-def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> Schedule:
+def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> CodeSchedule:
     """The schedule of unmasking: after step i of S the objective's share of the codes is still masked.
 
     The noise on the confidence has the factor `unmask_noise` times the product of 1 - j / S over the steps j up to i

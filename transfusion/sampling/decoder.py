@@ -39,7 +39,7 @@ from transfusion.sampling.prompts import (
 )
 from transfusion.sampling.request import Prefix, Request, broadcast
 from transfusion.sampling.settings import Limits, Settings, limits_of, settings_of
-from transfusion.sampling.state import DONE, DRAWING, NO_IMAGES, WRITING, State, first_state, logits_at, row_keys
+from transfusion.sampling.state import DRAWING, FINISHED, NO_IMAGES, WRITING, State, first_state, logits_at, row_keys
 from transfusion.sampling.ways import Way, way_of
 from transfusion.sampling.writer import Writer
 from transfusion.sequence import TEXT, Document, Segment
@@ -211,7 +211,7 @@ class Decoder:
                 state = jax.lax.cond((state.mode == DRAWING).any(), draw, lambda s: s, state)
             return state
 
-        state = jax.lax.while_loop(lambda s: (s.mode != DONE).any(), phase, state)
+        state = jax.lax.while_loop(lambda s: (s.mode != FINISHED).any(), phase, state)
         return state.ids, state.count, state.images
 
     def _trace(

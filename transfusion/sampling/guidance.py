@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-Prediction = Callable[[], jax.Array]
+Evaluate = Callable[[], jax.Array]
 # Over which axes of a prediction [B, N, E] its length is kept: of a whole image, or of each token.
 RENORMS = {"none": (), "global": (-2, -1), "channel": (-1,), "text_channel": (-1,)}
 # What the third prediction still has of the prompt.
@@ -48,8 +48,8 @@ class Guidance:
         self,
         t: jax.Array,
         conditional: jax.Array,
-        without_text: Prediction,
-        without_images: Prediction | None = None,
+        without_text: Evaluate,
+        without_images: Evaluate | None = None,
     ) -> jax.Array:
         """The guided prediction [B, N, E] at the time t (scalar)."""
 

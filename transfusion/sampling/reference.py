@@ -177,7 +177,7 @@ class _Row:
 
     def image(self, drawn: int) -> np.ndarray:
         """One image [h, w, C], or its codes."""
-        return IMAGES[self.drawable.stream.objective](self, drawn)
+        return PAINTERS[self.drawable.stream.objective](self, drawn)
 
     def solved(self, drawn: int) -> np.ndarray:
         """One image [h, w, C] by a solver."""
@@ -200,7 +200,7 @@ class _Row:
         return np.asarray(unpatchify(x, self.parts.shape[:-1], stream.patch_sides))[0]
 
 
-IMAGES = {"continuous": _Row.solved} | reference_codes.IMAGES
+PAINTERS = {"continuous": _Row.solved} | reference_codes.CODE_PAINTERS
 
 
 def _span(symbol: int, spelling: Spelling) -> range:

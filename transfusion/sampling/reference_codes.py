@@ -80,4 +80,4 @@ def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
     return codes.astype(np.int32)
 
 
-IMAGES = {"masked": unmasked, "next_token": one_after_another, "next_scale": scale_by_scale}
+CODE_PAINTERS = {"masked": unmasked, "next_token": one_after_another, "next_scale": scale_by_scale}

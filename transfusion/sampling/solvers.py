@@ -18,7 +18,7 @@ Field = Callable[[jax.Array, jax.Array], Estimates]
 Noise = Callable[[], jax.Array]
 Memory = Any  # a pytree of arrays of one structure
 Scalar = Float[Array, ""] | np.floating | float
-Latents = Float[Array, "*X"]
+Noised = Float[Array, "*X"]
 
 # A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
 NOISE_START = 1e-2
@@ -35,8 +35,8 @@ class Solver(Protocol):
     def first_memory(self, x: jax.Array) -> Memory: ...
 
     def step(
-        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
-    ) -> tuple[Latents, Latents, Memory]: ...
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]: ...
 
     def evaluations(self, steps: int) -> int: ...
 
@@ -91,8 +91,8 @@ class Euler(OneStep):
     """First order; one evaluation a step."""
 
     def step(
-        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
-    ) -> tuple[Latents, Latents, Memory]:
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]:
         now = field(x, t)
         return x + (s - t) * now.velocity, now.data, memory
 
@@ -108,8 +108,8 @@ class Heun(OneStep):
     """
 
     def step(
-        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
-    ) -> tuple[Latents, Latents, Memory]:
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]:
         now = field(x, t)
         guess = x + (s - t) * now.velocity
         velocity = jax.lax.cond(s < 1, lambda: (now.velocity + field(guess, s).velocity) / 2, lambda: now.velocity)
@@ -127,8 +127,8 @@ class DDIM(OneStep):
     """
 
     def step(
-        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
-    ) -> tuple[Latents, Latents, Memory]:
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]:
         now = field(x, t)
         return path.alpha(s) * now.data + path.sigma(s) * now.noise, now.data, memory
 
@@ -145,8 +145,8 @@ class DDPM(OneStep):
     """
 
     def step(
-        self, field: Field, path: Path, x: Latents, t: Scalar, s: Scalar, noise: Noise, memory: Memory
-    ) -> tuple[Latents, Latents, Memory]:
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]:
         now = field(x, t)
         mean, std = posterior(path, x, now.data, t, s)
         return mean + std * noise(), now.data, memory
@@ -155,7 +155,7 @@ class DDPM(OneStep):
         return steps
 
 
-def posterior(path: Path, x: Latents, data: Latents, t: Scalar, s: Scalar) -> tuple[Latents, Scalar]:
+def posterior(path: Path, x: Noised, data: Noised, t: Scalar, s: Scalar) -> tuple[Noised, Scalar]:
     """Mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
     # The variance that x_t has beyond the scaled x_s.

@@ -13,7 +13,7 @@ import numpy as np
 from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
 from transfusion.objectives import ObjectivesConfig
-from transfusion.sampling.codes import Schedule, code_schedule
+from transfusion.sampling.codes import CodeSchedule, code_schedule
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.grammar import OPENED, OUTSIDE
 from transfusion.sampling.parts import SpelledParts
@@ -57,7 +57,7 @@ class Speller:
     def goes_on(self) -> bool:
         return self.parts.goes_on
 
-    def schedule(self, objectives: ObjectivesConfig, config: SamplerConfig) -> Schedule:
+    def schedule(self, objectives: ObjectivesConfig, config: SamplerConfig) -> CodeSchedule:
         return code_schedule(objectives, self.parts, config)
 
     def room(self, ids: int, images: int) -> int:

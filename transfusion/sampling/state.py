@@ -18,7 +18,7 @@ from transfusion.sampling.prompts import Prefill
 from transfusion.sequence import TEXT
 from transfusion.sequence.rows import Expanded
 
-WRITING, DRAWING, DONE = range(3)
+WRITING, DRAWING, FINISHED = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers
 NO_IMAGES = jax.ShapeDtypeStruct((0, 0, 0), np.float32)  # of rows that draw none, or spell what they draw
 
@@ -33,7 +33,7 @@ class State:
         padding: rows that wait write there, which costs less than not to write.
       used: int32 [B] how many slots are written; prompts fill the same number in every row.
       place: where each row stands in its document.
-      mode: int32 [B] WRITING, DRAWING or DONE.
+      mode: int32 [B] WRITING, DRAWING or FINISHED.
       thinks: bool [B] what is written is the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.

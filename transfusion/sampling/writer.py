@@ -16,7 +16,7 @@ from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.parts import token_of_text
 from transfusion.sampling.place import lay
 from transfusion.sampling.settings import Limits, Settings
-from transfusion.sampling.state import DONE, DRAWING, WRITING, State, append, put_ids, text_keys
+from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, append, put_ids, text_keys
 from transfusion.sequence import TEXT, SequenceSpec
 from transfusion.sequence.rows import Expanded
 
@@ -75,7 +75,7 @@ class Writer:
         opens = going & (ids == self.opener)
         written = jnp.where(thinks & opens, 0, state.written + (going & ~opens))
         full = (written >= limit) & ~thinks  # the image that must come sees the last token: it has to be encoded first
-        mode = jnp.where(~going | full & ~opens, DONE, jnp.where(opens, self._mode_behind_opener, WRITING))
+        mode = jnp.where(~going | full & ~opens, FINISHED, jnp.where(opens, self._mode_behind_opener, WRITING))
         return dataclasses.replace(
             put_ids(state, ids, going),
             mode=jnp.where(rows, mode, state.mode),
@@ -104,4 +104,4 @@ class Writer:
     def stop(self, state: State, rows: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
         """The state in which the rows bool [B] are done after a drawing, and which of them bool [B] may go on."""
         more = (rows & (state.written < settings.max_tokens)) | self.must_draw(state, rows, settings)
-        return dataclasses.replace(state, mode=jnp.where(rows, DONE, state.mode)), more
+        return dataclasses.replace(state, mode=jnp.where(rows, FINISHED, state.mode)), more
