@@ -27,7 +27,7 @@ from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import by_rows
 
 KERNEL = 7  # side of the depthwise convolutions
-GROWTH = 4  # of the channels inside a block
+GROWTH = 4  # so many times more channels lie between the two dense layers of a block
 EPSILON = 1e-6
 SMALL = 144  # images of at most so many places are convolved by a product with a table, see `depthwise`
 

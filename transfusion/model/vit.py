@@ -163,6 +163,7 @@ class _Layers(nnx.Module):
         return affine("bnhk,hkd->bnd", masked_attention(*by_heads(q, k, v), mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
+        """The feed-forward layer: [B, N, D] -> [B, N, D]."""
         hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
         return affine("bnf,fd->bnd", constrain(hidden, "batch", "tokens", "act_mlp"), self.down, self.down_bias)
 
