@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one clear line each, exit code 2, no traceback."""
+"""Errors that a user can mend end a program with one clear line and an exit code, and without a traceback."""
 
 import difflib
 import importlib
@@ -16,7 +16,10 @@ class UsageError(Exception):
 
 
 class PassingError(UsageError):
-    """Something outside failed, and the same command may work later: exit code 1, and a supervisor tries it again."""
+    """Something outside the program failed, so that the same command may work later.
+
+    Programs end with exit code 1, and a supervisor tries again.
+    """
 
     code = 1
 
@@ -28,7 +31,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check(where: str, value: str, known: Iterable[str]) -> None:
-    """Refuses a `value` that is none of the `known`.
+    """Refuses a `value` that is not one of the `known` ones.
 
     Raises:
       UsageError: '<where>: <value> is none of ...', with the nearest right name.
@@ -50,7 +53,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def shown(text: str) -> str:
-    """The text as a message shows it: on one line, and not too long."""
+    """The text in a form fit for a message: one line of printable characters, cut after 300."""
     line = text.encode("utf-8", "backslashreplace").decode()
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= 300 else f"{line[:300]}..."

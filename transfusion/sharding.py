@@ -1,7 +1,7 @@
-"""From logical axes to mesh axes: one table.
+"""Arrays are split over devices by one table, `RULES`, from logical axes to axes of the device mesh.
 
-Every parameter and every activation boundary names its logical axes; `RULES` says over which mesh axes each of them is
-split. The mesh always has the axes of `MeshConfig`, any of which may have size 1.
+Every parameter and every activation boundary names its logical axes, and the table says over which mesh axes each of
+them is split. The mesh always has the axes of `MeshConfig`, any of which may have size 1.
 
 Over `context` every stream's slice of a row is split evenly, so that each device holds the same share of every stream.
 Queries stay with their tokens; keys and values are gathered for attention.
@@ -20,10 +20,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from transfusion.errors import UsageError, check
 
-PyTree = Any  # nested dicts, tuples or dataclasses of arrays, or of what belongs to each array
+PyTree = Any  # nested dicts, tuples or dataclasses of arrays, or of values that describe one array each
 
-# Logical axis -> mesh axes; () is whole. None in place of a name is whole too (head sizes, vectors, kernels' sides).
-# Parameters are whole on every slice: between slices only gradients travel.
+# Logical axis -> mesh axes over which it is split. An axis with () is not split, and neither is one that an array calls
+# None (head sizes, vectors, sides of kernels). No parameter is split over slices: between them only gradients travel.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),
     "replicas": ("slice", "data"),
@@ -44,14 +44,16 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis, those that talk most last; -1 on one of them takes all that are left.
+    """The number of devices along each mesh axis; one axis may have -1, and takes all devices that are left.
+
+    The later an axis comes, the more its devices communicate.
 
     Attributes:
-      slice: TPU slices, which only a data-centre network joins; 0: as many as the devices have. Rows are split.
-      data: rows are split, parameters are whole.
-      fsdp: rows are split, and parameters, their average and moments.
-      context: the tokens of each stream are split, and parameters as over fsdp.
-      tensor: heads, hidden widths and vocabularies are split.
+      slice: splits rows over TPU slices, which only a data-centre network joins; 0 means as many as there are.
+      data: splits rows and leaves parameters whole.
+      fsdp: splits rows, parameters, and the average and moments of parameters.
+      context: splits the tokens of each stream, and parameters as fsdp does.
+      tensor: splits heads, hidden widths and vocabularies.
     """
 
     slice: int = 0
@@ -61,7 +63,7 @@ class MeshConfig:
     tensor: int = 1
 
     def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
-        """The size of each axis for so many devices of so many slices.
+        """The size of each axis for this number of devices, which belong to this number of slices.
 
         Raises:
           UsageError: if the axes do not multiply to the number of devices.
@@ -80,10 +82,10 @@ AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The device mesh; on TPUs neighbours on an axis are neighbours on the torus where that can be.
+    """Makes the device mesh; on TPUs, neighbours along an axis are neighbours on the torus where possible.
 
     Raises:
-      UsageError: if the axes do not multiply to the number of devices, or `slice` is not the devices' own number.
+      UsageError: if the axes do not multiply to the number of devices, or `slice` is not the number of TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
@@ -99,6 +101,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _on_tpus(inside: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in the order of a mesh, of which every slice holds a part with the sizes `inside`."""
     if slices == 1:
         return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     across = (slices, *(1,) * (len(inside) - 1))
@@ -152,17 +155,19 @@ def tree_shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def check_activations(table: Mapping[str, tuple[Sequence[str], Sequence[int]]], mesh: Mesh | AbstractMesh) -> None:
-    """Refuses activations that do not divide; `table` has logical axes and shape by the name of a config's field.
+    """Refuses activations that do not divide over the mesh.
+
+    `table` has the logical axes and the shape of each activation, under the name of the config's field to blame.
 
     Raises:
-      UsageError: as `partition`.
+      UsageError: as `partition` does.
     """
     for where, (axes, shape) in table.items():
         partition(axes, shape, mesh, where)
 
 
 def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Rows of every array over the data axes."""
+    """The shardings of a batch: the rows of every array are split as `RULES` says of "batch"."""
 
     def one(leaf):
         return NamedSharding(mesh, partition(("batch",) + (None,) * (len(leaf.shape) - 1), leaf.shape, mesh, "batch"))
@@ -171,11 +176,12 @@ def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array of which every device holds a whole copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def on_host(shardings: Any) -> Any:
-    """The same parts, each in the memory of its device's host."""
+    """The same shardings, but in the memory of each device's host instead of the device's own."""
     return jax.tree.map(lambda on: on.with_memory_kind("pinned_host"), shardings)
 
 
@@ -183,25 +189,30 @@ def on_host(shardings: Any) -> Any:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fixes the sharding of an activation. An axis that does not divide (one row, one token of a sampler) stays whole:
-    what training needs has been checked at its start."""
+    """Fixes the sharding of an activation, given its logical axes.
+
+    An axis that does not divide (a sampler's one row or token) stays whole: `check_activations` guards training.
+    """
     mesh = _current()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fitting(x.shape, *axes))
 
 
 def by_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Fixes where attention's [B, N, H, K] lie: queries stay with their tokens, keys and values are gathered."""
+    """Fixes the shardings of queries, keys and values [B, N, H, K] for attention.
+
+    Queries stay on the devices of their tokens; keys and values are gathered, so that each query meets all of them.
+    """
     k, v = (constrain(t, "batch", None, "act_heads", None) for t in (k, v))
     return constrain(q, "batch", "tokens", "act_heads", None), k, v
 
 
 def by_rows(x: jax.Array) -> jax.Array:
-    """Fixes that an activation is split by its rows and nothing else, so that weights travel to it."""
+    """Splits an activation by its rows alone, so that weights travel to the activation and not the other way."""
     return constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
 def fitting(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
-    """As `partition` on the current mesh, with axes that do not divide whole."""
+    """The PartitionSpec of an array on the current mesh, where axes that do not divide stay whole; see `partition`."""
     mesh = _current()
     if mesh is None:
         return PartitionSpec()
@@ -211,27 +222,28 @@ def fitting(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
 
 
 def on_devices(tree: Any) -> Any:
-    """Arrays out of the hosts' memory."""
+    """Moves arrays from the memory of the hosts into that of the devices."""
     return jax.device_put(tree, jax.memory.Space.Device)
 
 
 def per_device(function: Callable[..., Any], into: Any, out: Any) -> Callable[..., Any]:
-    """`function`, which every device runs on its own part of the arguments: PartitionSpecs `into`, of results `out`.
+    """Makes every device run `function` on its own part of the arguments.
 
-    For loops over rows, which the compiler would otherwise run over all rows on every device.
+    `into` and `out` are the PartitionSpecs of arguments and results. Loops over rows need this, because the compiler
+    would otherwise run them over all rows on every device.
     """
     return function if _current() is None else jax.shard_map(function, in_specs=into, out_specs=out, check_vma=False)
 
 
 def shares(sizes: Iterable[int] = ()) -> int:
-    """Into how many shares the tokens of a row are split, if all `sizes` divide by that; else 1."""
+    """The number of shares into which the tokens of a row are split; 1 if one of the `sizes` does not divide by it."""
     mesh = _current()
     parts = 1 if mesh is None else mesh.shape["context"]
     return 1 if any(size % parts for size in sizes) else parts
 
 
 def join(parts: Sequence[jax.Array], shares: int = 1) -> jax.Array:
-    """Arrays [B, N, ...] along the tokens, in such an order that each device has its shares of all of them."""
+    """Joins arrays [B, N, ...] along the tokens, ordered so that each device holds its share of every one of them."""
     if len(parts) == 1:
         return parts[0]
     if shares == 1:
@@ -241,7 +253,7 @@ def join(parts: Sequence[jax.Array], shares: int = 1) -> jax.Array:
 
 
 def cut(x: jax.Array, sizes: Sequence[int], shares: int = 1) -> list[jax.Array]:
-    """The arrays that `join` joined; `sizes` are their numbers of tokens."""
+    """Undoes `join`: returns the arrays that were joined; `sizes` are their numbers of tokens."""
     if shares == 1 or len(sizes) == 1:
         return jnp.split(x, np.cumsum(sizes)[:-1], axis=1)
     apart = x.reshape(x.shape[0], shares, -1, *x.shape[2:])
@@ -250,10 +262,11 @@ def cut(x: jax.Array, sizes: Sequence[int], shares: int = 1) -> list[jax.Array]:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """[B, N, ...] -> [B N, ...], but where both are split over devices, for which there is no flat order."""
+    """[B, N, ...] -> [B N, ...]; x itself if tokens are split over devices, because no flat order suits both splits."""
     return x if shares() > 1 else x.reshape(-1, *x.shape[2:])
 
 
 def _current() -> AbstractMesh | None:
+    """The mesh that `jax.set_mesh` set; None without one, or if it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh

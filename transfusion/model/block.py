@@ -1,6 +1,7 @@
-"""One layer's weights for one expert, and the two halves of a layer around attention.
+"""A block holds the weights of one expert, and computes the parts of a layer before and after attention.
 
-Shape letters: see `transfusion.model.transformer`. A parameter with the leading axis `layers` is stacked over depth.
+`transfusion.model.transformer` explains the shape letters. A parameter with the leading axis `layers` is stacked over
+the depth.
 """
 
 import dataclasses
@@ -18,9 +19,11 @@ from transfusion.model import rope
 from transfusion.model.parameters import array, constant, fan_in, ones, param, zeros
 from transfusion.sharding import constrain, flat
 
-# What an expert may own (Mixture-of-Transformers unties all of it); what it does not own is the first expert's.
+# The groups of weights that an expert may own. It uses the first expert's weights for groups that it does not own.
+# Mixture-of-Transformers gives every expert all of them.
 GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
-MODULATIONS = 6  # shift, scale, gate of attention, then of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2)
+# Shift, scale and gate of attention, then those of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2).
+MODULATIONS = 6
 ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -39,13 +42,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length 1 along the last axis, in float32."""
+    """Divides the vectors along the last axis by their length, in float32."""
     y = x.astype(jnp.float32)
     return (y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), -1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """LayerNorm (arXiv 1607.06450) over the last axis, in float32; without weights where they are None."""
+    """LayerNorm (arXiv 1607.06450) over the last axis, in float32; `scale` and `bias` may be None."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
@@ -64,7 +67,10 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
 
 
 def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
-    """Spreads [B, M, C] over the tokens [B, N] of its items; `aligned`: item m owns the m-th N / M slots."""
+    """Gives each token the vector of its item: [B, M, C] and `item` [B, N] -> [B, N, C].
+
+    `aligned` says that item m owns the m-th N / M slots of each row, so that vectors need only be repeated.
+    """
     if aligned:
         return jnp.repeat(of_items, item.shape[1] // of_items.shape[1], axis=1)
     return jnp.take_along_axis(of_items, item[..., None], axis=1)
@@ -72,7 +78,7 @@ def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Norms of one kind."""
+    """A kind of norm, one of `NORMS`: it declares the weights of such norms, and applies them."""
 
     kind: str
     epsilon: float
@@ -80,7 +86,7 @@ class Norm:
     def declare(
         self, rngs: nnx.Rngs, lead: tuple[int, ...], width: int, each: tuple[tuple[int, str], ...] = ()
     ) -> tuple[nnx.Param | None, nnx.Param | None]:
-        """Scale and bias of a norm, None where this kind has none.
+        """Declares the scale and the bias of a norm, which are None if norms of this kind have none.
 
         They are stacked over `lead`, and over the axes (size, logical name) of `each`.
         """
@@ -97,24 +103,29 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class HeadNorm:
-    """How queries and keys are normed over the head size: the kind of norm, whether each head has weights of its own,
-    and the epsilon (0: that of the trunk's norms)."""
+    """How queries and keys are normed over the head size.
+
+    Attributes:
+      kind: the kind of norm, one of `NORMS`.
+      per_head: whether each head has weights of its own.
+      epsilon: the epsilon of the norm; 0 means that of the trunk's norms.
+    """
 
     kind: str
     per_head: bool = False
     epsilon: float = 0.0
 
 
-# 'plain' has no weights: where the modulation carries shift and scale (DiT).
+# 'plain' norms have no weights: in DiT the modulation gives shift and scale.
 NORMS = ("rms", "layer", "plain")
-# 'layer' is Chameleon's (arXiv 2405.09818, section 2.3.1), as released: the epsilon is PyTorch's whatever the trunk's.
-# 'l2' has no weights of a norm, but a factor per head (VAR).
+# 'layer' is the norm of Chameleon (arXiv 2405.09818, section 2.3.1). Its released models use PyTorch's default epsilon
+# here, whatever that of the trunk is. 'l2' (VAR) makes queries and keys unit vectors, and learns a factor per head.
 QK_NORMS = {"none": None, "rms": HeadNorm("rms"), "layer": HeadNorm("layer", per_head=True, epsilon=1e-5), "l2": None}
 BIASES = ("qkv", "out", "ffn")
 
 
 class Block(nnx.Module):
-    """The weights of one expert in all layers (leading axis): those of `groups`, see `GROUPS`; the others are None."""
+    """The weights of one expert in all layers, stacked; weights of a group of `GROUPS` not in `groups` are None."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs, groups: Collection[str] = GROUPS):
         """`config` is a `transfusion.model.config.TransformerConfig`."""
@@ -126,7 +137,7 @@ class Block(nnx.Module):
         self.post, self.activation = config.norm_place == "post", FFN_KINDS[config.ffn_kind]
         rule, unit_heads = QK_NORMS[config.qk_norm], config.qk_norm == "l2"
         self.qk_norm = rule and Norm(rule.kind, rule.epsilon or config.norm_epsilon)
-        # The two projections onto the residual stream start smaller by sqrt(2 * layers) (GPT-2).
+        # As in GPT-2, the two projections onto the residual stream start smaller by a factor of sqrt(2 * layers).
         out = 2 * n
 
         def weight(there: bool, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> nnx.Param | None:
@@ -140,7 +151,7 @@ class Block(nnx.Module):
                 return None, None
             return self.qk_norm.declare(rngs, (n,), k, ((count, axis),) if rule.per_head else ())
 
-        # Initial values depend on this order.
+        # Initial values depend on the order in which parameters are declared.
         self.attention_norm, self.attention_norm_bias = norm("norms" in groups)
         there, biased = "qkv" in groups, "qkv" in groups and "qkv" in config.biases
         self.q = weight(there, (d, h, k), ("embed", "heads", None), fan_in(d))
@@ -165,25 +176,24 @@ class Block(nnx.Module):
         self.down = weight(there, (f, d), ("mlp", "embed"), fan_in(f * out))
         self.down_bias = weight(biased, (d,), ("embed",), zeros)
 
-    # The methods below run on one layer's slice: the leading axis is gone.
+    # The methods below run on the weights of a single layer, which have no leading axis.
 
     def attention_input(self, x: jax.Array, modulation: Sequence[jax.Array] | None) -> jax.Array:
-        """Tokens x [B, N, D] as attention reads them: normed, then with shift and scale, the first two of
-        `modulation`."""
+        """Norms tokens x [B, N, D] for attention, and applies the shift and scale that `modulation` begins with."""
         y = x if self.post else self.norm(x, array(self.attention_norm), array(self.attention_norm_bias))
         return y if modulation is None else y * (1 + modulation[1]) + modulation[0]
 
     def queries_keys_values(
         self, x: jax.Array, turn: tuple[jax.Array, jax.Array] | None, modulation: list[jax.Array] | None = None
     ) -> tuple[jax.Array, ...]:
-        """x [B, N, D], turn as of `rope.turns` -> q [B, N, H, K], k and v [B, N, G, K].
+        """The queries [B, N, H, K], keys and values [B, N, G, K] of tokens x [B, N, D].
 
-        `modulation`: the `MODULATIONS` of every token, [B, N, D] each.
+        `turn` comes from `rope.turns`; `modulation` has the `MODULATIONS` of every token, [B, N, D] each.
         """
         return self.heads(self.attention_input(x, modulation), turn)
 
     def heads(self, y: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, ...]:
-        """The queries, keys and values of `attention_input` [B, N, D]."""
+        """The queries, keys and values of tokens y [B, N, D] that `attention_input` returned."""
         q = dense(y, self.q[...], array(self.q_bias))
         k = dense(y, self.k[...], array(self.k_bias))
         v = dense(y, self.v[...], array(self.v_bias))
@@ -191,18 +201,18 @@ class Block(nnx.Module):
             q = self.qk_norm(q, array(self.q_norm), array(self.q_norm_bias))
             k = self.qk_norm(k, array(self.k_norm), array(self.k_norm_bias))
         elif self.qk_scale is not None:
-            # Attention divides by sqrt(K), which has no place here.
+            # The factor sqrt(K) undoes the division in attention, which unit vectors do not need.
             scale = jnp.exp(jnp.minimum(self.qk_scale[...], math.log(100))) * q.shape[-1] ** 0.5
             q, k = unit(q) * scale[None, None, :, None].astype(q.dtype), unit(k)
         return (q, k, v) if turn is None else (rope.rotate(q, turn), rope.rotate(k, turn), v)
 
     def project(self, attended: jax.Array) -> jax.Array:
-        """The attention output [B, N, H, K] -> [B, N, D]."""
+        """Projects the output of attention to the width of the trunk: [B, N, H, K] -> [B, N, D]."""
         o = self.o[...]
         return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), array(self.o_bias))
 
     def feed_forward(self, y: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
+        """The feed-forward layer alone, without norm and residual: [B, N, D] -> [B, N, D]."""
         act = ACTIVATIONS[self.activation]
         up = dense(y, self.up[...], array(self.up_bias))
         hidden = act(up) if self.gate is None else act(dense(y, self.gate[...], array(self.gate_bias))) * up

@@ -1,8 +1,9 @@
 """Convolutional building blocks of the image and clip coders.
 
-Layout: images [B, h, w, c] with kernels HWIO; clips [B, T, h, w, c] with kernels THWIO. The argument `time` says what a
-block does along time: '' knows images only, and of the keys of `FRAME_PADDING` 'plain' mixes all frames, and 'causal'
-lets no frame see a later one (with strides, no later group of frames).
+Images are [B, h, w, c] with kernels HWIO; clips are [B, T, h, w, c] with kernels THWIO. The argument `time` says what a
+block does along time. A block with '' works on images only. A block of clips has a key of `FRAME_PADDING`: with 'plain'
+a frame sees frames before and after it, and with 'causal' no frame sees a later one (with strides, no later group of
+frames).
 
 Kernels are cast to the dtype of their input, so the caller chooses the compute dtype by the dtype of the image; norms
 and softmax run in float32.
@@ -22,7 +23,7 @@ from transfusion.sharding import by_rows
 
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
-# Padding along time of a kernel of `size` frames that moves by `stride`: so many frames of zeros before and after.
+# How many frames of zeros are put before and after a clip for a kernel of `size` frames that moves by `stride`.
 FRAME_PADDING: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "plain": lambda size, stride: ((size - stride) // 2, (size - stride + 1) // 2),
     "causal": lambda size, stride: (size - stride, 0),
@@ -32,8 +33,8 @@ FRAME_PADDING: dict[str, Callable[[int, int], tuple[int, int]]] = {
 class Conv(nnx.Module):
     """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs].
 
-    With `time`, a key of `FRAME_PADDING`, it is one of clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs], where T
-    divides by `time_stride` and T' is the quotient. The kernel has `time_size` frames, by default as many as rows.
+    With `time`, a key of `FRAME_PADDING`, it works on clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs]. T must
+    divide by `time_stride`, and T' is the quotient. The kernel has `time_size` frames, by default as many as rows.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Conv(nnx.Module):
         self.strides, self.padding = (stride, stride), padding
         sides = (size, size)
         if time:
-            # A kernel of one pixel mixes no frames either, but where it drops some.
+            # By default a kernel has as many frames as rows, but no fewer than it moves by: it reads every frame.
             frames = time_size or (size if size >= time_stride else time_stride)
             around = ((size - 1) // 2, size // 2)
             space = (around, around) if isinstance(padding, str) else padding
@@ -97,8 +98,10 @@ class Linear(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of channels over the whole image or clip (each frame if `time` is 'causal'): [B, ..., c] ->
-    same. `groups` divides the channels."""
+    """Normalises groups of channels over the whole image or clip: [B, ..., c] -> same.
+
+    If `time` is 'causal', each frame is normalised alone. `groups` must divide the channels.
+    """
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6, time: str = ""):
         self.groups, self.epsilon, self.lead = groups, epsilon, 2 if time == "causal" else 1
@@ -134,7 +137,7 @@ class LayerNorm(nnx.Module):
 
 
 class SpatialNorm(nnx.Module):
-    """A GroupNorm whose scale and shift are linear in the codes of the place (MoVQ, arXiv 2209.09002, section 3.2)."""
+    """A GroupNorm with a scale and shift per place, linear in its codes (MoVQ, arXiv 2209.09002, section 3.2)."""
 
     def __init__(self, channels: int, groups: int, codes: int, *, rngs: nnx.Rngs):
         self.group = GroupNorm(channels, groups, rngs=rngs)
@@ -150,18 +153,22 @@ class SpatialNorm(nnx.Module):
 
 
 def make_norm(channels: int, groups: int, rngs: nnx.Rngs, time: str, codes: int) -> GroupNorm | SpatialNorm:
-    """The norm of a block; one that reads `codes` channels of codes where there are any."""
+    """Makes the norm of a block: a `SpatialNorm` that reads codes of `codes` channels, or with 0 a `GroupNorm`."""
     if codes:
         return SpatialNorm(channels, groups, codes, rngs=rngs)
     return GroupNorm(channels, groups, rngs=rngs, time=time)
 
 
 def normed(norm: GroupNorm | SpatialNorm, x: jax.Array, codes: jax.Array | None) -> jax.Array:
+    """Applies a norm that `make_norm` made; `codes` are None for one that reads none."""
     return norm(x) if codes is None else norm(x, codes)
 
 
 class ResidualBlock(nnx.Module):
-    """Norm, SiLU, conv, twice, and a shortcut: [B, ..., inputs] -> [B, ..., outputs]; `codes`: see `make_norm`."""
+    """A residual block: norm, SiLU and convolution, twice, and a shortcut. [B, ..., inputs] -> [B, ..., outputs].
+
+    For `codes` see `make_norm`.
+    """
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: nnx.Rngs, time: str = "", codes: int = 0):
         self.norm1 = make_norm(inputs, groups, rngs, time, codes)
@@ -177,8 +184,10 @@ class ResidualBlock(nnx.Module):
 
 
 class SpatialAttention(nnx.Module):
-    """Self-attention over all pixels of an image, or of each frame, with a residual: [B, ..., h, w, c] -> same;
-    `codes`: see `make_norm`."""
+    """Self-attention over all pixels of an image, or of each frame, with a residual: [B, ..., h, w, c] -> same.
+
+    For `codes` see `make_norm`.
+    """
 
     def __init__(
         self, channels: int, groups: int, *, rngs: nnx.Rngs, time: str = "", heads: int = 1, codes: int = 0
@@ -206,14 +215,17 @@ class SpatialAttention(nnx.Module):
 
 
 def upsample(x: jax.Array, time: bool = False) -> jax.Array:
-    """Doubles both sides by repeating pixels: [..., h, w, c] -> [..., 2h, 2w, c]; of clips, the frames with `time`."""
+    """Doubles both sides by repeating pixels: [..., h, w, c] -> [..., 2h, 2w, c].
+
+    With `time`, the frames of a clip are doubled, too.
+    """
     *lead, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c)).reshape(*lead, 2 * h, 2 * w, c)
     return jnp.repeat(x, 2, axis=-4) if time else x
 
 
 def check_size(height: int, width: int, down: int) -> None:
-    """Refuses a size in pixels that a codec or patch coder that divides each side by `down` cannot represent.
+    """Refuses an image whose sides in pixels do not divide by `down`, as a codec or patch coder needs.
 
     Raises:
       UsageError: naming the nearest sizes that work.

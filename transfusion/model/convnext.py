@@ -1,9 +1,10 @@
-"""ConvNeXt patch coder: noised latent images to patch vectors, and the trunk's outputs back to latent images.
+"""A ConvNeXt patch coder turns noised latent images into patch vectors, and the trunk's outputs into latent images.
 
-JanusFlow (arXiv 2411.07975, section 3; the shape is U-ViT's, arXiv 2301.11093): patches go through ConvNeXt blocks
-(arXiv 2201.03545, with the response norm of version 2, arXiv 2301.00808) before the trunk and behind it. The output of
-the first blocks passes around the trunk and meets the trunk's before the last ones. The noise level scales and shifts
-what every block gives. All items of a stream have one fixed shape.
+The coder is JanusFlow's (arXiv 2411.07975, section 3), in the shape of U-ViT (arXiv 2301.11093). Patches go through
+ConvNeXt blocks (arXiv 2201.03545, with the response norm of version 2, arXiv 2301.00808) before the trunk and behind
+it. The output of the blocks before the trunk also passes around it, and is joined to the trunk's output before the
+blocks behind it. The noise level scales and shifts the output of every block. All items of a stream have one fixed
+shape.
 
 Shape letters: M items, h and w sides of the latents, C channels, P patch, y and x rows and columns of patches, W width
 of the coder, D width of the trunk.
@@ -26,9 +27,9 @@ from transfusion.sequence.patches import unpatchify
 from transfusion.sharding import by_rows
 
 KERNEL = 7  # side of the depthwise convolutions
-GROWTH = 4  # of the channels inside a block
+GROWTH = 4  # so many times more channels lie between the two dense layers of a block
 EPSILON = 1e-6
-SMALL = 144  # places up to which a depthwise convolution is a product with a table
+SMALL = 144  # images of at most so many places are convolved by a product with a table, see `depthwise`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +50,28 @@ class ConvNeXtConfig:
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Every channel convolved with its own square, zeros around the image: [M, y, x, W], [K, K, W] -> [M, y, x, W]."""
+    """Convolves every channel with its own kernel, zeros around the image: [M, y, x, W], [K, K, W] -> [M, y, x, W]."""
     places, reach = x.shape[1:3], kernel.shape[0] // 2
     if places[0] * places[1] > SMALL:
         return jax.lax.conv_general_dilated(
             x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )  # fmt: skip
-    # XLA:CPU takes 30 times as long for a convolution of 4 x 4 places, its gradients included.
+    # For 4 x 4 places, XLA:CPU takes 30 times as long for a convolution and its gradients as for these two products.
     steps = [np.arange(n)[None] - np.arange(n)[:, None] + reach for n in places]
-    # [to, from, k]: whether row (column) k of the kernel leads from the one place to the other.
+    # [to, from, k] is 1 where row (column) k of the kernel leads from the one place to the other.
     rows, columns = ((s[..., None] == np.arange(len(kernel))).astype(x.dtype) for s in steps)
     table = jnp.einsum("yik,xjl,klc->yxijc", rows, columns, kernel)
     return jnp.einsum("mijc,yxijc->myxc", x, table)
 
 
 def response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Global response normalization over each image [M, y, x, F]: a channel grows with its share of the image's energy
-    (ConvNeXt V2, section 3.2), in float32."""
+    """Strengthens each channel of an image [M, y, x, F] by its share of the image's energy, in float32.
+
+    This is global response normalization (ConvNeXt V2, section 3.2).
+    """
     y = x.astype(jnp.float32)
-    # Where an image is all zeros (padding), the plain square root has no gradient.
+    # The epsilon is for images that are all zeros (padding), where a plain square root has no gradient.
     energy = jnp.sqrt(jnp.sum(jnp.square(y), axis=(1, 2), keepdims=True) + EPSILON**2)
     share = energy / (jnp.mean(energy, axis=-1, keepdims=True) + EPSILON)
     scale, bias = (broadcast_to_rank(weight, y.ndim) for weight in (scale, bias))
@@ -76,8 +79,11 @@ def response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 class ConvNeXtBlock(nnx.Module):
-    """Depthwise convolution, RMSNorm, two dense layers with a GELU and a response norm between them, a residual; then
-    the noise level's scale and shift. [M, y, x, W], condition [M, D_t] -> [M, y, x, W]."""
+    """A residual block on images whose output the noise level scales and shifts.
+
+    [M, y, x, W], condition [M, D_t] -> [M, y, x, W]. The residual branch is a depthwise convolution, an RMSNorm, and
+    two dense layers with a GELU and a response norm between them.
+    """
 
     def __init__(self, width: int, condition: int, *, rngs: nnx.Rngs):
         inner = GROWTH * width
@@ -100,7 +106,7 @@ class ConvNeXtBlock(nnx.Module):
 
 
 class ConvNeXtDown(nnx.Module):
-    """Latent images to patch vectors.
+    """The half before the trunk: turns latent images into patch vectors.
 
     Args:
       channels: C, channels of the latents.
@@ -129,7 +135,9 @@ class ConvNeXtDown(nnx.Module):
         self.out = Linear(config.width, embed, axes=("conv_in", "embed"), rngs=rngs)
 
     def __call__(self, latents: jax.Array, condition: jax.Array) -> tuple[jax.Array, tuple[jax.Array]]:
-        """Latents [M, h, w, C] and condition [M, D_t] -> tokens [M, (h / P) * (w / P), D] in raster order, and the skip
+        """Turns latents into the trunk's tokens, and the skip that passes around the trunk.
+
+        Latents [M, h, w, C] and condition [M, D_t] -> tokens [M, (h / P) * (w / P), D] in raster order, and the skip
         [M, h / P, w / P, W].
 
         Raises:
@@ -143,7 +151,10 @@ class ConvNeXtDown(nnx.Module):
 
 
 class ConvNeXtUp(nnx.Module):
-    """The trunk's outputs, with the skip of `ConvNeXtDown`, to latent images; arguments as in `ConvNeXtDown`."""
+    """The half behind the trunk: turns the trunk's outputs and the skip of `ConvNeXtDown` into latent images.
+
+    The arguments are those of `ConvNeXtDown`.
+    """
 
     def __init__(
         self,
@@ -161,11 +172,11 @@ class ConvNeXtUp(nnx.Module):
         self.norm_joined = param(rngs, (width,), (None,), ones)
         self.blocks = nnx.List([ConvNeXtBlock(2 * width, condition or embed, rngs=rngs) for _ in range(config.blocks)])
         self.norm_out = param(rngs, (2 * width,), (None,), ones)
-        # Zero, as is usual for a head that predicts a velocity or noise: the loss starts at the variance of its target.
+        # A head that predicts a velocity or noise usually starts at zero: its first loss is the variance of the target.
         self.out = Linear(2 * width, channels * patch**2, axes=("conv_in", "patch"), init=zeros, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, skips: tuple[jax.Array], condition: jax.Array) -> jax.Array:
-        """Hidden [M, n, D], the skip of the same images and condition [M, D_t] -> [M, h, w, C]."""
+        """Hidden states [M, n, D], the skip of the same images and condition [M, D_t] -> latents [M, h, w, C]."""
         (skip,) = skips
         M, rows, columns, _ = skip.shape
         x = rms_norm(self.inward(rms_norm(hidden, self.norm_in[...], EPSILON)), self.norm_joined[...], EPSILON)

@@ -1,8 +1,8 @@
-"""How the tokens of a stream enter the trunk. One class per row of `EMBEDS`.
+"""An embed turns the content of a stream into tokens of the trunk; `EMBEDS` names one class per way to do so.
 
 Every embed is made as `EMBED(stream, config, name, rngs)` and called as `embed(inputs, condition) -> (tokens [B, N, D],
-skips)` with a `transfusion.model.inputs.Inputs`; `skips` is what a head of the same stream needs that goes round the
-trunk (None for most). The condition [B, M, D] of a noise level is computed once per item and never per token.
+skips)` with a `transfusion.model.inputs.Inputs`. `skips` goes round the trunk to the head of the same stream, and is
+None for most. `condition` [B, M, D] embeds the noise levels: it is computed once per item and never per token.
 """
 
 from typing import ClassVar
@@ -29,12 +29,13 @@ from transfusion.sharding import constrain
 
 
 class Embed(nnx.Module):
-    """What every embed answers.
+    """The base of all embeds; the rest of the library asks these attributes instead of the class.
 
     Attributes:
-      looked_up: its parameters that multiply nothing, because rows of them are taken: they cost no FLOPs.
-      coder: whether it and the head of the same name are the halves of a coder, with skips round the trunk.
-      of_images: whether it reads nothing but images.
+      looked_up: names of parameters whose rows are looked up; they multiply nothing and so cost no FLOPs.
+      coder: whether the embed is the first half of a coder. The head of the same name is the other half, and skips lead
+        from the one to the other round the trunk.
+      of_images: whether the embed can read images only.
     """
 
     looked_up: ClassVar[tuple[str, ...]] = ()
@@ -43,7 +44,7 @@ class Embed(nnx.Module):
 
 
 class TokenEmbed(Embed):
-    """A table of vectors: ids [B, N]."""
+    """Looks ids [B, N] up in a table with a vector of the trunk's width per id."""
 
     looked_up = ("table",)
 
@@ -52,15 +53,18 @@ class TokenEmbed(Embed):
         self.table = param(rngs, (stream.vocabulary, width), ("vocab", "embed"), fan_in(width))
 
     def __call__(self, inputs, condition):
-        # Each device looks up its share of the width for the rows of all; rows and widths change places thereafter.
+        # Each device looks up its share of the width for all rows; then devices exchange widths for rows.
         return constrain(self.table[...][inputs.content], "replicas", None, "embed"), None
 
 
 class ScaleEmbed(Embed):
-    """What a scale is predicted from (VAR, arXiv 2404.02905, section 3.2): what the codes of all scales before it stand
-    for, averaged to its size; of the first scale a learned start. With a learned vector per scale and one per token.
+    """Shows the trunk the coarser scales of an image's codes at the places where it must predict the next scale.
 
-    The quantizer is the codec's: take it from its run (`init.copy`), and freeze it (`optim.groups`).
+    As in VAR (arXiv 2404.02905, section 3.2), the quantizer turns the codes of all earlier scales into features, which
+    are summed, averaged to the size of the next scale and mapped to the trunk's width. The first scale reads a learned
+    start. A learned vector per scale and one per token are added.
+
+    The quantizer is the codec's: copy it from the codec's run (`init.copy`), and freeze it (`optim.groups`).
     """
 
     looked_up = ("quantizer", "level", "token")
@@ -93,8 +97,10 @@ class ScaleEmbed(Embed):
 
 
 class QueryEmbed(Embed):
-    """Learned vectors, one per place of an item, that ask a language model for an image (MetaQueries, arXiv
-    2504.06256, section 3); the same for all items."""
+    """Learned vectors that ask a language model for an image: one per place, the same for all items.
+
+    They are those of MetaQueries (arXiv 2504.06256, section 3).
+    """
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         if stream.source != "none" or not stream.content.aligned:
@@ -107,7 +113,7 @@ class QueryEmbed(Embed):
 
 
 class LinearPatch(Embed):
-    """A linear map of patches [B, N, E] (Transfusion, section 3.1); the noise level is added to the tokens."""
+    """Maps patches [B, N, E] linearly, and adds the embedded noise level if there is one (Transfusion, section 3.1)."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         width = config.width
@@ -124,7 +130,10 @@ class LinearPatch(Embed):
 
 
 class UNetPatch(Embed):
-    """The down half of the paper's U-Net (section 3.1): items of one fixed grid, the noise level inside the blocks."""
+    """The down half of Transfusion's U-Net (section 3.1), whose blocks read the noise level.
+
+    All items must have one fixed grid.
+    """
 
     coder, of_images = True, True
     half, sizes = UNetDown, UNetConfig
@@ -142,15 +151,17 @@ class UNetPatch(Embed):
 
 
 class ConvNeXtPatch(UNetPatch):
-    """The first half of JanusFlow's coder, in the same place."""
+    """The first half of JanusFlow's ConvNeXt coder, used as `UNetPatch` uses the U-Net's; see `ConvNeXtDown`."""
 
     of_images = False
     half, sizes = ConvNeXtDown, ConvNeXtConfig
 
 
 class Connector(nnx.Module):
-    """Dense layers with biases and an activation between them, to the trunk's width: two with a GELU in LLaVA-1.5
-    (arXiv 2310.03744)."""
+    """Maps vectors to the trunk's width with dense layers that have biases, and an activation between them.
+
+    LLaVA-1.5 (arXiv 2310.03744) has two layers with a GELU.
+    """
 
     def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, config: ConnectorConfig):
         check("streams: connector.activation", config.activation, ACTIVATIONS)
@@ -181,8 +192,10 @@ GELU = ConnectorConfig(activation="gelu")
 
 
 class CodeEmbed(Embed):
-    """A table of short vectors [V, C], and dense layers to the trunk's width: ids [B, N] (Janus, arXiv 2410.13848,
-    section 3.1, the generation adaptor)."""
+    """Looks ids [B, N] up in a table of short vectors [V, C], which a connector maps to the trunk's width.
+
+    This is the generation adaptor of Janus (arXiv 2410.13848, section 3.1).
+    """
 
     looked_up = ("table",)
 
@@ -197,7 +210,7 @@ class CodeEmbed(Embed):
 
 
 class TowerEmbed(Embed):
-    """A Vision Transformer over the pixels of each item, and a connector: images to understand (Janus, BAGEL)."""
+    """Reads the pixels of each image with a Vision Transformer and a connector, to understand it (Janus, BAGEL)."""
 
     of_images = True
 
@@ -215,7 +228,7 @@ class TowerEmbed(Embed):
 
 
 class Bridge(nnx.Module):
-    """From the width of one trunk to that of the next; see `transfusion.model.config.Stage`."""
+    """Maps tokens from the width of one trunk to that of the next; see `transfusion.model.config.Stage`."""
 
     def __init__(self, kind: str, inputs: int, width: int, rngs: nnx.Rngs):
         linear = kind != "mlp"
@@ -228,7 +241,7 @@ class Bridge(nnx.Module):
 
 
 class DualEmbed(Embed):
-    """Two paths from the same latents, fused: a tower's (semantic) and a linear one (pixels) (Show-o2, section 3.1)."""
+    """Fuses two views of the same latents: a tower's for meaning, a linear map's for pixels (Show-o2, section 3.1)."""
 
     of_images = True
 
@@ -251,9 +264,9 @@ class DualEmbed(Embed):
 
 
 def _tower_features(tower: ViT, inputs) -> jax.Array:
-    """A tower's features [B, N, W] of the patches of a stream's slice; patches see their own item."""
+    """The features [B, N, W] that a tower gives the patches of a stream; each patch sees those of its own item only."""
     document, item, place = inputs.metadata.document, inputs.item, inputs.place
-    patch = (document != 0) & (place[..., 0] >= 0)  # neither padding nor a time token
+    patch = (document != 0) & (place[..., 0] >= 0)  # false for padding and time tokens
     same = (document[:, :, None] == document[:, None]) & (item[:, :, None] == item[:, None])
     return tower.packed(inputs.content, jnp.maximum(place, 0), same & patch[:, None] & patch[:, :, None]).last
 

@@ -1,4 +1,7 @@
-"""How the trunk's outputs leave a stream. One class per row of `HEADS`; called as `head(hidden, skips)`."""
+"""A head turns the trunk's outputs into the predictions of a stream; `HEADS` names one class per way to do so.
+
+Every head is made as `HEAD(stream, width, rngs)` and called as `head(hidden, skips)`.
+"""
 
 from typing import ClassVar
 
@@ -18,15 +21,16 @@ from transfusion.sequence.batch import join_items, split_items
 
 Hidden = Float[Array, "B N D"]
 Patches = Float[Array, "B N E"]
-OfItems = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # vectors, and the item of each token
+OfItems = tuple[Float[Array, "B M D"], Int[Array, "B N"]]  # a vector per item, and which item each token belongs to
 
 
 class Head(nnx.Module):
-    """What every head answers.
+    """The base of all heads; the rest of the library asks these attributes instead of the class.
 
     Attributes:
-      modulated: whether it reads a vector per item besides the trunk's outputs.
-      coder: whether it and the embed of the same name are the halves of a coder, with skips round the trunk.
+      modulated: whether the head reads a vector per item besides the trunk's outputs.
+      coder: whether the head is the last half of a coder. The embed of the same name is the other half, and skips lead
+        from the one to the other round the trunk.
     """
 
     modulated: ClassVar[bool] = False
@@ -34,13 +38,16 @@ class Head(nnx.Module):
 
 
 class TokenHead(Head):
-    """Logits [B, N, V], float32. Its objective reads `factors`, so that it may work chunk by chunk."""
+    """A linear map to logits [B, N, V], float32.
+
+    The objective reads `factors` instead, so that it can compute logits chunk by chunk.
+    """
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (width, stream.vocabulary), ("embed", "vocab"), fan_in(width))
 
     def factors(self, hidden: Hidden) -> tuple[Hidden, Float[Array, "D V"]]:
-        """What the logits are the product of: [B, N, D] and [D, V]."""
+        """The two factors [B, N, D] and [D, V] whose product is the logits."""
         return hidden, self.kernel[...]
 
     def __call__(self, hidden: Hidden, skips) -> Float[Array, "B N V"]:
@@ -48,7 +55,7 @@ class TokenHead(Head):
 
 
 class PerceptronHead(TokenHead):
-    """Logits behind one hidden layer (Janus, arXiv 2410.13848, section 3.1: the head of its codes)."""
+    """Logits behind one hidden layer, like the head of Janus' codes (arXiv 2410.13848, section 3.1)."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.activation = stream.connector.activation
@@ -58,14 +65,14 @@ class PerceptronHead(TokenHead):
         self.bias = param(rngs, (stream.vocabulary,), ("vocab",), zeros)
 
     def factors(self, hidden: Hidden) -> tuple[Float[Array, "B N D+1"], Float[Array, "D+1 V"]]:
-        """With the bias as one more row, which a 1 meets: [B, N, D + 1] and [D + 1, V]."""
+        """The two factors [B, N, D + 1] and [D + 1, V]: the bias is one more row, and the vectors end in a 1."""
         y = ACTIVATIONS[self.activation](dense(hidden, self.hidden[...], self.hidden_bias[...]))
         y = jnp.concatenate([y, jnp.ones_like(y[..., :1])], -1)
         return y, jnp.concatenate([self.kernel[...], self.bias[...][None]], 0)
 
 
 class LinearHead(Head):
-    """Patches [B, N, E], float32."""
+    """A linear map to patches [B, N, E], float32."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (width, stream.predicted), ("embed", "patch"), fan_in(width))
@@ -77,7 +84,7 @@ class LinearHead(Head):
 
 
 class TiedHead:
-    """Logits from the token table itself."""
+    """Logits [B, N, V] from the table of a `TokenEmbed`, so that embed and head share their weights."""
 
     def __init__(self, embed: nnx.Module):
         self.embed = embed
@@ -90,7 +97,7 @@ class TiedHead:
 
 
 class ModulatedHead(Head):
-    """DiT's last layer (section 3.2): LayerNorm without weights, shift and scale from the item's vector, linear."""
+    """DiT's last layer (section 3.2): a LayerNorm without weights, the item's shift and scale, and a linear map."""
 
     modulated = True
     normed: ClassVar[bool] = False
@@ -104,7 +111,7 @@ class ModulatedHead(Head):
         self.bias = param(rngs, (stream.predicted,), (None,), zeros)
 
     def __call__(self, hidden: Hidden, skips: OfItems) -> Patches:
-        """`skips`: the items' vectors [B, M, D] and the items [B, N] of the tokens."""
+        """`skips` holds the vectors [B, M, D] of the items, and the item [B, N] of each token."""
         vector, item = skips
         parts = dense(jax.nn.silu(vector), self.modulation[...], self.modulation_bias[...])
         shift, scale = jnp.split(per_token(parts, item, self.stream.content.aligned), 2, -1)
@@ -114,14 +121,17 @@ class ModulatedHead(Head):
 
 
 class ModulatedRMSHead(ModulatedHead):
-    """The same behind an RMSNorm with a scale (Show-o2)."""
+    """A `ModulatedHead` whose norm is an RMSNorm with a scale (Show-o2)."""
 
     normed = True
 
 
 class RowMajorHead(ModulatedRMSHead):
-    """As Show-o2 published it: token k predicts not its patch, but the k-th P * P pixels of the item in raster order.
-    What leaves it is in patches, as of every other head. Items of one fixed grid only."""
+    """The head of Show-o2's published weights, where token k predicts the k-th P * P pixels in raster order.
+
+    With other heads a token predicts its own patch. This head rearranges pixels, so that it returns patches, too.
+    All items must have one fixed grid.
+    """
 
     def __call__(self, hidden: Hidden, skips: OfItems) -> Patches:
         stream, p = self.stream, self.stream.patch
@@ -136,7 +146,7 @@ class RowMajorHead(ModulatedRMSHead):
 
 
 class NoHead(Head):
-    """Of a stream that only conditions others."""
+    """Returns the trunk's outputs as they are, for a stream that predicts nothing and only conditions others."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         del stream, width, rngs  # it has no weights
@@ -146,7 +156,7 @@ class NoHead(Head):
 
 
 class UNetHead(Head):
-    """The up half of the U-Net, with the down half's skips round the trunk: patches [B, N, E], float32."""
+    """The up half of the U-Net, which also reads the skips of the down half: gives patches [B, N, E], float32."""
 
     coder = True
     half, sizes = UNetUp, UNetConfig
@@ -162,7 +172,7 @@ class UNetHead(Head):
 
 
 class ConvNeXtHead(UNetHead):
-    """The last half of JanusFlow's coder, in the same place."""
+    """The last half of JanusFlow's ConvNeXt coder, used as `UNetHead` uses the U-Net's; see `ConvNeXtUp`."""
 
     half, sizes = ConvNeXtUp, ConvNeXtConfig
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding over one to three axes (RoFormer, arXiv 2104.09864; rotate-half form)."""
+"""Rotary position embedding, in its rotate-half form, over one or more axes (RoFormer, arXiv 2104.09864)."""
 
 import dataclasses
 import math
@@ -16,11 +16,16 @@ class RopeScaling:
     """How rotary frequencies are stretched for longer contexts.
 
     Attributes:
-      kind: 'none'; 'linear' (arXiv 2306.15595); 'llama3' (Llama 3.1: long waves are slowed down by `factor`, short ones
-        kept, those between blended); 'longrope' (arXiv 2402.13753, Phi-3: every frequency divided by its own factor,
-        those of `short` while all positions are below `original`, else those of `long`).
-      factor, low, high: of 'linear' and 'llama3'; `low` and `high` divide `original` into the two wave lengths.
-      original, maximum: context lengths of pretraining, and after stretching.
+      kind: 'none' leaves them as they are. 'linear' (arXiv 2306.15595) divides all by `factor`. 'llama3' (Llama 3.1)
+        divides those of long waves by `factor`, keeps those of short waves, and blends those between. 'longrope' (arXiv
+        2402.13753, Phi-3) divides each frequency by its own factor: that of `short` while all positions are below
+        `original`, else that of `long`.
+      factor: the divisor of 'linear' and 'llama3'.
+      low, high: with 'llama3', waves longer than `original / low` are long, and those shorter than `original / high`
+        are short.
+      original: the context length of pretraining.
+      maximum: the context length after stretching.
+      short, long: the factors of 'longrope', K / 2 each.
     """
 
     kind: str = "none"
@@ -37,7 +42,7 @@ class RopeScaling:
 
     @property
     def magnitude(self) -> float:
-        """Factor of cosines and sines ('longrope' only)."""
+        """The factor by which cosines and sines are multiplied; it is 1 for all kinds but 'longrope'."""
         stretch = self.maximum / self.original
         if self.kind != "longrope" or stretch <= 1:
             return 1.0
@@ -48,7 +53,7 @@ class RopeScaling:
         if self.kind == "linear":
             frequency = frequency / self.factor
         elif self.kind == "llama3":
-            turns = self.original * frequency / (2 * np.pi)  # in the original context
+            turns = self.original * frequency / (2 * np.pi)  # of each wave within the original context
             blend = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
             frequency = (1 - blend) * frequency / self.factor + blend * frequency
         elif self.kind == "longrope":
@@ -61,14 +66,15 @@ SCALINGS = ("none", "linear", "llama3", "longrope")
 
 
 def axis_of(half: int, axes: int, sections: Sequence[int] = (), interleaved: bool = False) -> np.ndarray:
-    """The axis whose coordinate turns each of the K / 2 frequencies, int [half].
+    """Returns, for each of the K / 2 frequencies, the axis whose coordinate it multiplies: int [half].
 
     Args:
       half: K / 2.
       axes: number of coordinates.
-      sections: how many frequencies turn with each axis, in order; () splits them evenly, the rest to the first axis.
-      interleaved: the axes take turns (Mogao's and Cosmos' form: every axis gets high and low frequencies); where the
-        others have used up their share, the first axis has the rest.
+      sections: how many frequencies each axis has, in order of the axes; () splits them evenly and gives the rest to
+        the first axis.
+      interleaved: whether the axes take turns, as in Mogao and Cosmos, so that every axis has high and low frequencies.
+        The first axis has all frequencies that remain once the others have used up their share.
 
     Raises:
       ValueError: if there is not one section per axis or they do not sum to `half`.
@@ -92,9 +98,10 @@ def angles(
     interleaved: bool = False,
     scaling: RopeScaling = RopeScaling(),
 ) -> jax.Array:
-    """Rotation angles, float32 [B, L, K / 2], of int32 coordinates [B, L, A]; see `axis_of` and `RopeScaling`.
+    """The angles by which heads are rotated, float32 [B, L, K / 2], at int32 coordinates [B, L, A].
 
-    `theta` is the base of the geometric series of wave lengths.
+    `theta` is the base of the geometric series of wave lengths. For `sections` and `interleaved` see `axis_of`, for
+    `scaling` see `RopeScaling`.
     """
     half = head_size // 2
     frequency = scaling.scaled(theta ** (-np.arange(half, dtype=np.float64) / half), position)
@@ -103,9 +110,9 @@ def angles(
 
 
 def turns(angle: jax.Array, magnitude: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """The cosines (c, c) and sines (-s, s) of angles [B, L, K / 2], float32 [B, L, 1, K] each, for all layers.
+    """The cosines (c, c) and sines (-s, s) of angles [B, L, K / 2], for `rotate`: float32 [B, L, 1, K] each.
 
-    The barrier keeps the compiler from taking them again wherever they are used.
+    All layers share them; the barrier keeps the compiler from computing them anew wherever they are used.
     """
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     if magnitude != 1:
@@ -114,7 +121,7 @@ def turns(angle: jax.Array, magnitude: float = 1.0) -> tuple[jax.Array, jax.Arra
 
 
 def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns x [B, L, H, K] by `turns`; the pairs are (i, i + K / 2). Computed in float32."""
+    """Rotates the pairs (i, i + K / 2) of heads x [B, L, H, K], in float32; `turn` is what `turns` returns."""
     cos, sin = turn
     y = x.astype(jnp.float32)
     return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)

@@ -1,8 +1,9 @@
-"""U-Net patch coder: noised latent images to patch vectors, and the trunk's outputs back to latent images.
+"""A U-Net patch coder turns noised latent images into patch vectors, and the trunk's outputs into latent images.
 
-Transfusion (arXiv 2408.11039), section 3.1 and footnote 7: the noise level enters inside the U-Net, in every residual
-block, and the norms are plain LayerNorm instead of AdaLayerNorm. The skips of the down path pass around the trunk, so
-that the trunk need not carry the noise of every latent pixel. All items of a stream have one fixed shape.
+It is the coder of Transfusion (arXiv 2408.11039, section 3.1 and footnote 7): the noise level enters inside the U-Net,
+in every residual block, and the norms are plain LayerNorm instead of AdaLayerNorm. The skips of the down path pass
+around the trunk, so that the trunk need not carry the noise of every latent pixel. All items of a stream have one fixed
+shape.
 """
 
 import dataclasses
@@ -25,9 +26,9 @@ class UNetConfig:
     """Sizes of the coder.
 
     Attributes:
-      width: channels at full resolution.
-      growth: factor of the channels at each halving.
-      blocks: residual blocks per resolution.
+      width: number of channels at full resolution.
+      growth: by how much the number of channels is multiplied when the sides are halved.
+      blocks: number of residual blocks per resolution.
     """
 
     width: int = 64
@@ -39,7 +40,9 @@ class UNetConfig:
             raise UsageError("unet: width and blocks must be at least 1 and growth above 0")
 
     def widths(self, patch: int) -> tuple[int, ...]:
-        """Channels at each resolution, full resolution first: one more than the halvings that make up `patch`.
+        """The number of channels at each resolution, full resolution first.
+
+        There is one more resolution than there are halvings, which together shrink a side by `patch`.
 
         Raises:
           UsageError: if patch is not 2, 4 or 8.
@@ -50,9 +53,9 @@ class UNetConfig:
 
 
 class TimedBlock(nnx.Module):
-    """LayerNorm, SiLU, conv, plus the condition, LayerNorm, SiLU, conv, and a shortcut.
+    """A residual block that reads the noise level: [M, h, w, inputs], condition [M, D_t] -> [M, h, w, outputs].
 
-    [M, h, w, inputs], condition [M, D_t] -> [M, h, w, outputs].
+    LayerNorm, SiLU and a convolution come twice; the condition is added to the output of the first convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, condition: int, *, rngs: nnx.Rngs):
@@ -60,7 +63,7 @@ class TimedBlock(nnx.Module):
         self.conv1 = Conv(inputs, outputs, rngs=rngs)
         self.time = Linear(condition, outputs, axes=(None, "conv_out"), rngs=rngs)
         self.norm2 = LayerNorm(outputs, rngs=rngs)
-        # Small at first, so that a deep stack of blocks starts close to its shortcuts.
+        # The kernel is small at first, so that a deep stack of blocks starts close to its shortcuts.
         self.conv2 = Conv(outputs, outputs, init=fan_in(100 * 9 * outputs), rngs=rngs)
         self.shortcut = None if inputs == outputs else Conv(inputs, outputs, size=1, rngs=rngs)
 
@@ -72,11 +75,11 @@ class TimedBlock(nnx.Module):
 
 
 class UNetDown(nnx.Module):
-    """Latent images to patch vectors.
+    """The half before the trunk: turns latent images into patch vectors.
 
     Args:
       channels: C, channels of the latents.
-      patch: P, side of the square of latent pixels that becomes one vector: 2, 4 or 8, by 1, 2 or 3 halvings.
+      patch: P, side of the square of latent pixels that becomes one vector: 2, 4 or 8, which takes 1, 2 or 3 halvings.
       embed: D, width of the trunk.
       rngs: for the initial values.
       condition: D_t, width of the embedded noise level; 0 means D.
@@ -100,16 +103,17 @@ class UNetDown(nnx.Module):
         for i, width in enumerate(widths):
             levels.append(nnx.List([TimedBlock(width, width, condition, rngs=rngs) for _ in range(config.blocks)]))
             if i + 1 < len(widths):
-                # Two by two pixels become one: nothing is lost before the convolution has seen it.
+                # The kernel reads all four pixels that become one, so no pixel is dropped unseen.
                 halves.append(Conv(width, widths[i + 1], size=2, stride=2, padding="VALID", rngs=rngs))
         self.levels, self.halves = nnx.List(levels), nnx.List(halves)
         self.norm_out = LayerNorm(widths[-1], rngs=rngs)
         self.out = Linear(widths[-1], embed, axes=("conv_in", "embed"), rngs=rngs)
 
     def __call__(self, latents: jax.Array, condition: jax.Array) -> tuple[jax.Array, Skips]:
-        """Latents [M, h, w, C] and condition [M, D_t] -> tokens [M, (h / P) * (w / P), D] in raster order, and skips.
+        """Turns latents into the trunk's tokens, and the skips that pass around the trunk.
 
-        The skips, one per resolution above the tokens', are [M, h / 2**i, w / 2**i, widths[i]].
+        Latents [M, h, w, C] and condition [M, D_t] -> tokens [M, (h / P) * (w / P), D] in raster order, and one skip
+        [M, h / 2**i, w / 2**i, widths[i]] for each resolution i that is finer than the tokens'.
 
         Raises:
           UsageError: if P does not divide the sides of the latents.
@@ -128,7 +132,10 @@ class UNetDown(nnx.Module):
 
 
 class UNetUp(nnx.Module):
-    """The trunk's outputs, with the skips of `UNetDown`, to latent images; arguments as in `UNetDown`."""
+    """The half behind the trunk: turns the trunk's outputs and the skips of `UNetDown` into latent images.
+
+    The arguments are those of `UNetDown`.
+    """
 
     def __init__(
         self,
@@ -157,11 +164,11 @@ class UNetUp(nnx.Module):
             )
         self.levels, self.doubles = nnx.List(levels), nnx.List(doubles)
         self.norm_out = LayerNorm(widths[0], rngs=rngs)
-        # Zero, as is usual for a head that predicts a velocity or noise: the loss starts at the variance of its target.
+        # A head that predicts a velocity or noise usually starts at zero: its first loss is the variance of the target.
         self.conv_out = Conv(widths[0], channels, axes=("conv_in", None), init=zeros, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, skips: Skips, condition: jax.Array) -> jax.Array:
-        """Hidden [M, n, D], the skips of the same images and condition [M, D_t] -> [M, h, w, C]."""
+        """Hidden states [M, n, D], the skips of the same images and condition [M, D_t] -> latents [M, h, w, C]."""
         M, h, w, _ = skips[-1].shape
         x = self.first(self.inward(hidden).reshape(M, h // 2, w // 2, -1), condition)
         for double, level, skip in zip(self.doubles, self.levels, reversed(skips), strict=True):

@@ -1,7 +1,8 @@
-"""Vision Transformer: images, or patches of any sizes, to features (ViT, arXiv 2010.11929; SigLIP, arXiv 2303.15343).
+"""A Vision Transformer turns images into features (ViT, arXiv 2010.11929; SigLIP, arXiv 2303.15343).
 
-Pre-LayerNorm blocks with biases over patches plus a learned table of positions; optionally a last norm and a pooled
-output by one learned query (the 'MAP head', Zhai et al., arXiv 2106.04560). Layers are stacked along a leading axis.
+The images have one size, or their patches are packed into rows. Vectors of a learned table of positions are added to
+the patches, and pre-LayerNorm blocks with biases follow. A last norm is optional, and so is an output pooled by one
+learned query (the 'MAP head', Zhai et al., arXiv 2106.04560). Layers are stacked along a leading axis.
 
 Shape letters: B images, N patches, P patch side, C channels, D width, H heads, K head size, F ffn width.
 """
@@ -22,24 +23,27 @@ from transfusion.model.block import ACTIVATIONS, layer_norm
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.sharding import by_heads, constrain
 
-CUBIC = -0.75  # PyTorch's; jax.image.resize has -0.5
+CUBIC = -0.75  # the coefficient of PyTorch's bicubic interpolation; that of jax.image.resize is -0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Sizes.
+    """Sizes and parts of a Vision Transformer.
 
     Attributes:
-      width, ffn, layers, heads: D, F, number of blocks, H.
+      width: D.
+      ffn: F.
+      layers: number of blocks.
+      heads: H.
       patch: P, the side of a patch in pixels.
-      channels: C of the image.
+      channels: C, the channels of the image.
       grid: rows and columns of the table of positions.
       activation: a key of `transfusion.model.block.ACTIVATIONS`.
-      epsilon: of the norms.
-      final_norm: whether `last` is normalised.
+      epsilon: the epsilon of the norms.
+      final_norm: whether the last block's output is normalised, see `Features.last`.
       pool: whether there is a pooled output.
       qkv_biases: whether queries, keys and values have biases.
-      remat: recompute each layer in the backward pass.
+      remat: whether each layer is recomputed in the backward pass, which saves memory.
     """
 
     width: int = 768
@@ -70,10 +74,10 @@ class ViTConfig:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["hidden", "last", "pooled"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a ViT gives.
+    """The outputs of a ViT.
 
     Attributes:
-      hidden: [layers + 1, B, N, D]; hidden[i] is what block i reads, hidden[-1] what the last block gives.
+      hidden: [layers + 1, B, N, D]; hidden[i] is the input of block i, and hidden[-1] the output of the last block.
       last: [B, N, D], hidden[-1], normalised if the config has `final_norm`.
       pooled: [B, D]; None without `pool`.
     """
@@ -84,7 +88,9 @@ class Features:
 
 
 def patches_of(pixels: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> [B, N, P * P * C], patches in reading order, each in (y, x, c) order.
+    """Cuts images into patches: [B, H, W, C] -> [B, N, P * P * C].
+
+    Patches are in reading order, and the numbers of each patch in (y, x, c) order.
 
     Raises:
       UsageError: if `patch` does not divide a side.
@@ -97,8 +103,11 @@ def patches_of(pixels: jax.Array, patch: int) -> jax.Array:
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """float32 [new, old]: bicubic interpolation of `old` samples at `new` places, pixel centres aligned by their edges,
-    borders repeated, no smoothing when the grid shrinks (PyTorch's `interpolate` with align_corners=False)."""
+    """The matrix of a bicubic interpolation from `old` samples to `new` ones, float32 [new, old].
+
+    It equals PyTorch's `interpolate` with align_corners=False: the edges of both grids coincide, samples at the border
+    are repeated, and nothing is smoothed when the grid shrinks.
+    """
     place = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(place).astype(int)
     weights = np.zeros((new, old))
@@ -111,13 +120,13 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
 
 
 def affine(pattern: str, x: jax.Array, kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
-    """einsum with a kernel, plus a bias, in the dtype of x."""
+    """The einsum `pattern` of x and a kernel, plus the bias if there is one, in the dtype of x."""
     y = jnp.einsum(pattern, x, kernel[...].astype(x.dtype))
     return y if bias is None else y + broadcast_to_rank(bias[...].astype(x.dtype), y.ndim)
 
 
 class _Layers(nnx.Module):
-    """Attention and feed-forward layer of `n` blocks (stacked), or of the head's one (n = 0: no leading axis)."""
+    """The attention and feed-forward weights of `n` stacked blocks; with n = 0, of one block without a leading axis."""
 
     def __init__(self, config: ViTConfig, n: int, rngs: nnx.Rngs):
         d, f, h, k = config.width, config.ffn, config.heads, config.width // config.heads
@@ -130,7 +139,7 @@ class _Layers(nnx.Module):
         def bias() -> nnx.Param | None:
             return weight((h, k), ("heads", None), zeros) if config.qkv_biases else None
 
-        # Initial values depend on this order.
+        # Initial values depend on the order in which parameters are declared.
         self.q, self.q_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
         self.k, self.k_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
         self.v, self.v_bias = weight((d, h, k), ("embed", "heads", None), fan_in(d)), bias()
@@ -142,24 +151,25 @@ class _Layers(nnx.Module):
         self.down_bias = weight((d,), (None,), zeros)
 
     def norm(self, width: int, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
-        """Scale and bias of one norm."""
+        """Declares the scale and the bias of one norm."""
         shape, axes = (*self.lead, width), (*self.axis, None)
         return param(rngs, shape, axes, ones), param(rngs, shape, axes, zeros)
 
     def attend(self, queries: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """queries [B, Q, D] look at x [B, N, D] under mask bool [B, Q, N]."""
+        """Attention of queries [B, Q, D] to x [B, N, D], where mask bool [B, Q, N] allows it: -> [B, Q, D]."""
         q = affine("bnd,dhk->bnhk", queries, self.q, self.q_bias)
         k = affine("bnd,dhk->bnhk", x, self.k, self.k_bias)
         v = affine("bnd,dhk->bnhk", x, self.v, self.v_bias)
         return affine("bnhk,hkd->bnd", masked_attention(*by_heads(q, k, v), mask), self.o, self.o_bias)
 
     def feed(self, x: jax.Array, activation: str) -> jax.Array:
+        """The feed-forward layer: [B, N, D] -> [B, N, D]."""
         hidden = ACTIVATIONS[activation](affine("bnd,df->bnf", x, self.up, self.up_bias))
         return affine("bnf,fd->bnd", constrain(hidden, "batch", "tokens", "act_mlp"), self.down, self.down_bias)
 
 
 class _Blocks(_Layers):
-    """The tower's blocks, with a norm before each of the two."""
+    """The blocks of the tower, with a norm before the attention and one before the feed-forward layer."""
 
     def declare_norms(self, width: int, rngs: nnx.Rngs) -> None:
         self.norm1_scale, self.norm1_bias = self.norm(width, rngs)
@@ -167,14 +177,17 @@ class _Blocks(_Layers):
 
 
 class _Head(_Layers):
-    """The pooling head's one, with a norm before the feed-forward layer."""
+    """The one block of the pooling head, with a norm before the feed-forward layer only."""
 
     def declare_norms(self, width: int, rngs: nnx.Rngs) -> None:
         self.norm_scale, self.norm_bias = self.norm(width, rngs)
 
 
 class ViT(nnx.Module):
-    """The tower. `config` is static; everything else is parameters. Computes in the dtype of its input."""
+    """A Vision Transformer, which computes in the dtype of its input.
+
+    `config` is static; everything else is parameters.
+    """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         d, size = config.width, config.patch**2 * config.channels
@@ -191,7 +204,7 @@ class ViT(nnx.Module):
             self.head = _Head(config, 0, rngs)
 
     def __call__(self, pixels: jax.Array) -> Features:
-        """Features of images [B, H, W, C] of one size; the table of positions is interpolated to their grid.
+        """The features of images [B, H, W, C] of one size; the table of positions is interpolated to their grid.
 
         Raises:
           UsageError: if the patch does not divide a side.
@@ -203,18 +216,19 @@ class ViT(nnx.Module):
         return self.features(patches, positions[None], jnp.ones((b, n, n), bool))
 
     def packed(self, patches: jax.Array, places: jax.Array, mask: jax.Array) -> Features:
-        """Features of patches of images of any sizes in one row.
+        """The features of packed patches: a row may hold several images, each of its own size.
 
         Args:
           patches: [B, N, P * P * C].
-          places: int [B, N, 2], row and column of each in the table of positions.
-          mask: bool [B, N, N], which patches (keys, last) each patch sees: those of its own image.
+          places: int [B, N, 2], the row and column of each patch in the table of positions.
+          mask: bool [B, N, N], whether a patch (query, middle axis) sees another one (key, last axis); it should see
+            those of its own image.
         """
         table = constrain(self.positions[...], None, None)
         return self.features(patches, table[places[..., 0] * self.config.grid[1] + places[..., 1]], mask)
 
     def resized(self, rows: int, columns: int) -> jax.Array:
-        """The table of positions for another grid, float32 [rows * columns, D]."""
+        """The table of positions, interpolated to a grid of `rows` and `columns`: float32 [rows * columns, D]."""
         table = self.positions[...].astype(jnp.float32)
         if (rows, columns) == self.config.grid:
             return table
@@ -223,7 +237,7 @@ class ViT(nnx.Module):
         return jnp.einsum("ry,cx,yxd->rcd", down, across, table).reshape(rows * columns, -1)
 
     def features(self, patches: jax.Array, positions: jax.Array, mask: jax.Array) -> Features:
-        """As `packed`, with the positions' vectors [B or 1, N, D]."""
+        """The features of packed patches, as `packed`, but given the vectors of their positions [B or 1, N, D]."""
         x = affine("bni,id->bnd", patches, self.kernel, self.bias) + positions.astype(patches.dtype)
         x = constrain(x, "batch", "tokens", None)
         hidden = self._run(x, mask)
@@ -233,7 +247,7 @@ class ViT(nnx.Module):
         return Features(hidden, last, self._pool(last, mask) if self.config.pool else None)
 
     def _run(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """All blocks: [B, N, D] -> hidden states [layers + 1, B, N, D]."""
+        """Runs all blocks: [B, N, D] -> hidden states [layers + 1, B, N, D]."""
         graph, stacked = nnx.split(self.blocks)
 
         def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
@@ -248,10 +262,10 @@ class ViT(nnx.Module):
         return jnp.concatenate([before, last[None]])
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """One learned query over all patches: [B, N, D] -> [B, D]."""
+        """Pools all patches that are not padding with one learned query: [B, N, D] -> [B, D]."""
         head = self.head
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        # A patch that sees nothing is padding.
+        # A patch that sees no other, nor itself, is padding.
         y = head.attend(probe, x, mask.any(-1)[:, None])
         normed = layer_norm(y, head.norm_scale[...], head.norm_bias[...], self.config.epsilon)
         return (y + head.feed(normed, self.config.activation))[:, 0]
