@@ -1,4 +1,4 @@
-"""Codecs that are ready to use: between media (uint8 images and clips, sounds) and the latents of a stream."""
+"""Codecs, opened and ready to use, turn media (uint8 images and clips, sounds) into a stream's latents and back."""
 
 import dataclasses
 import functools
@@ -26,18 +26,18 @@ from transfusion.sequence.spelling import Grid
 from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
-_KINDS = {1: "sound", 2: "image", 3: "video"}  # by the sides of an item
+_KINDS = {1: "sound", 2: "image", 3: "video"}  # by the number of an item's sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What the media of one kind are that a model reads.
+    """The form that media of one kind must have for a model to read them.
 
     Attributes:
-      sizes: heights and widths in pixels; () are all that `multiple` divides.
-      multiple: what divides the sides where all sizes are read.
-      channels: 1 or 3; of another number, what is handed in is left as it is.
-      length: frames, or samples; 0: any.
+      sizes: heights and widths in pixels; () means all sizes that `multiple` divides.
+      multiple: the number that must divide the sides if `sizes` is ().
+      channels: 1 or 3; with any other number the channels of media are left unchanged.
+      length: number of frames or samples; 0: any.
       rate: samples per second; 0: any.
     """
 
@@ -50,21 +50,21 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Between a medium and what a stream holds of it.
+    """A codec turns a medium into the latents or ids that a stream holds, and back.
 
     Attributes:
       encode: turns what a record holds into float32 latents (uint8 [H, W, C] -> [h, w, c] of an image) or int32 ids
         ([T] of a sound, [h, w] of an image, [t, h, w] of a clip; flat at growing scales).
-      decode: the way back; it takes leading axes.
+      decode: turns latents or ids back into media; it takes leading axes.
       down: H / h, or the samples of a sound per frame.
       rate: samples of a sound per second.
       vocabulary: number of codes of an autoencoder; 0: its latents are continuous.
       scales: sides of the square grids whose ids stand one after the other; () if there is one grid.
-      features: of codes at scales, ids [..., L] -> float32 [..., L - scales[0] ** 2, c], what predicts each scale but
-        the first (see `MultiScaleQuantizer.features_of_scales`).
+      features: for codes at several scales, turns ids [..., L] into the inputs float32 [..., L - scales[0] ** 2, c]
+        that predict every scale but the first (see `MultiScaleQuantizer.features_of_scales`).
       time_down: T / t of clips.
-      parts: all that `encode` depends on, dataclasses and parameters: latents that are kept are those of its digest.
-      channels: of the images that it reads; 0: it takes any.
+      parts: the dataclasses and parameters on which `encode` depends; cached latents are found by their digest.
+      channels: channels of the images that it reads; 0: it takes any.
       keeps_channels: whether latents have the channels of the images.
     """
 
@@ -81,9 +81,10 @@ class Codec:
     keeps_channels: bool = False
 
     def form(self, grids: Sequence[Grid], channels: int = 0) -> Form:
-        """What a medium is whose latents or codes have one of these `grids`, all of as many sides, and `channels`.
+        """The form of media whose latents or codes have one of these `grids` and so many `channels`.
 
-        A grid is (T,) of a sound, (h, w) of an image or (T, h, w) of a clip; zeros stand for any size.
+        A grid is (T,) of a sound, (h, w) of an image or (T, h, w) of a clip; zeros stand for any size. All grids have
+        the same number of sides.
         """
         if len(grids[0]) == 1:
             return Form(length=grids[0][0] * self.down, rate=self.rate)
@@ -92,8 +93,8 @@ class Codec:
         return Form(sizes, self.down, channels if self.keeps_channels else self.channels, length)
 
     def sides(self, encoded: np.ndarray) -> int:
-        """How many sides one medium's latents or codes have: 1 of a sound, 2 of an image, 3 of a clip."""
-        # Channels are no side. Codes at several scales are flat, and those of an image.
+        """The number of sides of one medium's latents or codes: 1 for a sound, 2 for an image, 3 for a clip."""
+        # Latents (floats) have an axis of channels, which is no side. Codes at several scales are images, but flat.
         return encoded.ndim - (encoded.dtype.kind == "f") + bool(self.scales)
 
     @functools.cached_property
@@ -118,7 +119,7 @@ class Codec:
 
 
 def open_codec(config: CodecConfig) -> Codec:
-    """The codec that a config names; an autoencoder's weights are read from its run.
+    """Opens the codec that a config names; an autoencoder's weights are read from its run.
 
     Raises:
       UsageError: if there is no such codec, or the autoencoder's workdir holds no run or no intact checkpoint.
@@ -163,8 +164,10 @@ def _open_autoencoder(config: CodecConfig) -> Codec:
 
 
 def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
-    """An autoencoder of any form with the given weights; one of images takes clips frame by frame, one of clips takes
-    an image as a clip in which nothing moves, and shows its first frame."""
+    """Makes a codec of an autoencoder of any form with the given weights.
+
+    An autoencoder of images takes clips frame by frame. One of clips takes an image as a clip in which nothing moves,
+    and gives back the first frame."""
     template = autoencoder_template(config)
     model = template.bind(template.shapes)
     medium = 4 if config.frames else 3  # axes of one image or clip
@@ -211,7 +214,7 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
 
 PIXELS = Codec(pixels.to_float, pixels.to_uint8, parts=({},), keeps_channels=True)
 
-# A codec of one's own is a row more: its name, and a function from the config to a `Codec`.
+# To add a codec, add a row: its name, and a function from the config to a `Codec`.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
     "pixels": lambda config: PIXELS,
     "autoencoder": _open_autoencoder,
@@ -222,9 +225,9 @@ CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
 
 
 def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
-    """What a model with these tables and this codec reads, by 'image', 'video' and 'sound'.
+    """The forms of the media that a model with these tables and this codec reads, by 'image', 'video' and 'sound'.
 
-    Media of one's own are not among them: their arrays are handed to the codec as they are.
+    Kinds of media that you have added are not among them: their arrays go to the codec unchanged.
     """
     runs: dict[str, list[Run]] = {}
     for kind, _, some in spec.entries:
@@ -236,8 +239,7 @@ def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
 
 
 def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
-    """What the media of these runs are. Where a stream reads pixels and another one latents, the latents say the
-    size."""
+    """The form of the media of these runs; if one stream reads pixels and another latents, the latents set the size."""
     read = [(run, spec.streams[run.stream]) for run in runs]
     readers = [PIXELS if stream.source == "pixels" else codec for _, stream in read]
     first = min(range(len(read)), key=lambda i: read[i][1].source == "pixels")
@@ -248,7 +250,7 @@ def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
 
 
 def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codec: Codec) -> None:
-    """Refuses a source whose images are resized to what no stream holds, because all its records would be bad.
+    """Refuses a source whose images are resized to a size that no stream holds, because all its records would be bad.
 
     Raises:
       UsageError: naming the source, and the sizes that fit.

@@ -1,4 +1,4 @@
-"""What a config learns from packed batches: parameters, draws, the loss and its FLOPs. It reads no data and no files.
+"""The learner of a config: its parameters, random draws, loss and FLOPs on packed batches. It reads no data, no files.
 
 Sampling, planning and evaluation take a `Learner`; `transfusion.tasks` adds the data that training needs.
 """
@@ -56,12 +56,12 @@ class Learner:
         return fake_batch(self.spec, rows, seed)
 
     def _objective(self, name: str) -> tuple[Objective, Any]:
-        """A stream's objective and its settings."""
+        """Finds a stream's objective and its settings."""
         objective = OBJECTIVES[self.spec.streams[name].objective]
         return objective, objective.config(self.objectives, name)
 
     def draw(self, batch: Batch, key: jax.Array) -> Draws:
-        """Per stream the random numbers of one step; a key per stream, folded from its place in the config."""
+        """Draws the random numbers of one step; each stream's key is folded from its place in the config."""
         result = {}
         for i, name in enumerate(self.spec.streams):
             objective, config = self._objective(name)
@@ -69,11 +69,11 @@ class Learner:
         return result
 
     def totals(self, batch: Batch) -> dict[str, jax.Array]:
-        """Sum of the loss weights per stream, at least 1e-6: a batch without a stream's targets gives its loss 0."""
+        """Sums the loss weights per stream, at least 1e-6, so that a stream without targets in a batch has loss 0."""
         return {name: jnp.maximum(jnp.sum(part.loss_weight), 1e-6) for name, part in batch.items()}
 
     def loss(self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
-        """Sum over streams of weight * (sum of token losses / total), and the reductions for the log."""
+        """The loss, summed over streams as weight * (sum of token losses / total), and the reductions for the log."""
         model: UnifiedModel = self.template.bind(params)
         inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
         encoded = model.encode(inputs)
@@ -94,14 +94,14 @@ class Learner:
         return new
 
     def inputs(self, name: str, batch: Batch, draws: Draws) -> Inputs:
-        """The forward pass' inputs of one stream of a packed batch."""
+        """Makes the inputs of the forward pass for one stream of a packed batch."""
         part = batch[name]
         objective, config = self._objective(name)
         time = draws[name].get("time", part.time_low)
         return inputs_of(name, batch, self.spec, objective.content(part, draws[name], config), time)
 
     def activations(self, rows: int) -> Activations:
-        """The tokens of every stream, and every trunk's heads and hidden width."""
+        """The sizes that decide the memory of activations: tokens per stream, each trunk's heads and hidden width."""
         streams = self.spec.streams.items()
         result = {f"streams.{name}.budget": (("batch", "tokens"), (rows, s.budget)) for name, s in streams}
         stages = {f"model.stages.{name}.trunk": stage.trunk for name, stage in self.model.stages.items()}
@@ -112,12 +112,14 @@ class Learner:
         return result
 
     def tokens(self, rows: int) -> int:
-        """Slots of one step, padding included."""
+        """The number of token slots in one step, padding included."""
         return rows * sum(stream.budget for stream in self.spec.streams.values())
 
     def flops(self, rows: int) -> float:
-        """Model FLOPs of one training step: 6 per weight that a token meets, and 12 D per layer and pair of tokens of
-        which one sees the other (see `masks.visible_pairs`); recomputation is not counted (PaLM, appendix B)."""
+        """Counts the model FLOPs of one training step, without recomputation (PaLM, appendix B).
+
+        They are 6 per weight that a token passes, and 12 D per layer and pair of tokens of which one sees the other
+        (see `masks.visible_pairs`)."""
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
@@ -129,7 +131,7 @@ class Learner:
         return rows * (total + sum(self._trunk_flops(*trunk) for trunk in trunks))
 
     def _trunk_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
-        """Of one trunk and one row."""
+        """Counts the FLOPs of one trunk for one row."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
         changed = {name: stream for name, stream in inside.items() if name not in config.cross}
         blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0

@@ -1,7 +1,7 @@
-"""A trained run in Python.
+"""The use of a trained run from Python.
 
-`run` loads a workdir; `prompts` reads what people hand in; `fitting` makes their media fit the model; `summary` is what
-a notebook shows of a run.
+`run` loads a workdir; `prompts` reads the prompts that users pass; `fitting` fits their media to the model; `summary`
+makes the short text that a notebook shows of a run.
 """
 
 from transfusion.api.run import MOST_SEED, Trained, load_run

@@ -1,7 +1,7 @@
-"""Media that people hand to a run, fitted to the model as its training data were: size, channels, length, rate.
+"""Media that users pass to a run are fitted to the model as its training data were: size, channels, length, rate.
 
-A picture is centre-cropped to the aspect of the model's and resized, a clip's frames are taken evenly, a sound is cut
-or followed by silence. What is changed so is told, once for all that is handed in together.
+A picture is centre-cropped to the model's aspect and resized, a clip's frames are taken evenly, and a sound is cut or
+followed by silence. One line tells the user of all changes to the media of a call.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ class Fitter:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def tell(self) -> None:
-        """Says what was changed, in one line."""
+        """Tells the user what was changed, in one line."""
         if self.notes:
             more = f" (and {len(self.notes) - 1} more were changed)" if len(self.notes) > 1 else ""
             logging.warning("%s, as in training%s", self.notes[0], more)
             self.notes.clear()
 
     def fit(self, part: Part) -> np.ndarray:
-        """A picture uint8 [H, W, C], a clip uint8 [T, H, W, C] or a sound [samples] as the codec reads it.
+        """Fits a picture uint8 [H, W, C], a clip uint8 [T, H, W, C] or a sound [samples] to what the codec reads.
 
-        An array is the same, and a picture may be grey [H, W] or have an alpha channel; a path is that of a file.
+        It may be an array or the path of a file; a picture may also be grey [H, W] or have an alpha channel.
 
         Raises:
-          UsageError: if it cannot be read, or is nothing that the model reads.
+          UsageError: if it cannot be read, or the model reads no such medium.
         """
         if isinstance(part, str | os.PathLike):
             return self._of_file(part)
@@ -75,7 +75,7 @@ class Fitter:
         return MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
 
     def _pictures(self, array: np.ndarray, form: Form, kind: str) -> np.ndarray:
-        """[..., H, W, C] in a size that the model reads."""
+        """Fits pictures [..., H, W, C] to a size that the model reads."""
         height, width = found = array.shape[-3:-1]
         if not form.sizes and (height % form.multiple or width % form.multiple):
             raise UsageError(
@@ -110,7 +110,7 @@ class Fitter:
         return MEDIA["sound"].fit({"sound": sound, "rate": form.rate}, SourceConfig(length=form.length))
 
     def _of_array(self, array: np.ndarray) -> Record:
-        """The record of an array: what it is follows from its axes and from what the model reads."""
+        """Makes a record of an array; its axes and the media that the model reads decide what it is."""
         pictures = [kind for kind in ("image", "video") if kind in self.forms]
         if not pictures or (array.ndim == 1 and "sound" in self.forms):
             record = {"sound": array}
@@ -133,7 +133,7 @@ class Fitter:
         return record
 
     def _of_file(self, path: str | os.PathLike) -> np.ndarray:
-        """What a file holds, fitted.
+        """Reads a file and fits the medium in it.
 
         Raises:
           UsageError: naming the file, if it cannot be read, or the model reads nothing of its kind.
@@ -155,13 +155,13 @@ class Fitter:
 
 
 def _distance(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """How far a size is from another one: in aspect first, then in area."""
+    """Measures how far a size is from another one: in aspect first, then in area."""
     aspect = abs(math.log(found[0] * size[1] / (found[1] * size[0])))
     return aspect, abs(math.log(found[0] * found[1] / (size[0] * size[1])))
 
 
 def _of_pillow(image: Image.Image) -> Record:
-    """The record of a Pillow image by way of a file, so that transparency and modes are those of files."""
+    """Makes a record of a Pillow image by way of a file, so that transparency and modes are treated as in files."""
     try:
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > PIXEL_LIMIT:
@@ -186,7 +186,7 @@ def _decoded(image: Image.Image) -> np.ndarray:
 
 
 def _opaque(array: np.ndarray) -> np.ndarray:
-    """uint8 [..., H, W, 2 or 4] on white."""
+    """Lays pictures with alpha, uint8 [..., H, W, 2 or 4], on white."""
     if array.ndim == 4:
         return np.stack([_opaque(frame) for frame in array])
     bands = [Image.fromarray(np.ascontiguousarray(array[..., i])) for i in range(array.shape[-1])]

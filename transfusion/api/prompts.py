@@ -1,7 +1,7 @@
-"""What people hand to a run: a text, an array, a picture or a path, or a list of them.
+"""Prompts that users pass to a run: a text, an array, a picture or a path, or a list of them.
 
-One name in, one thing out: what stands alone is one prompt, and a list (or tuple) is several. Each item of a list is a
-prompt of one part, or itself a list of the parts of one prompt, in reading order.
+A value that is no list is one prompt and gives one result; a list (or tuple) is several prompts. Each item of a list is
+a prompt of one part, or itself a list of the parts of one prompt, in reading order.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ class Given:
 
 
 def as_prompts(value: Any, several_axes: int = 0) -> Given:
-    """What a user hands in as prompts.
+    """Turns the value that a user passes into prompts.
 
     Args:
       value: see the top of this file; an array of texts is a list of them.
       several_axes: axes of an array that holds several media, one for each prompt; 0: an array is one medium.
 
     Raises:
-      UsageError: if it is nothing of this kind.
+      UsageError: if it is none of these.
     """
     value = _plain(value)
     if isinstance(value, np.ndarray) and several_axes and value.ndim == several_axes:
@@ -55,7 +55,7 @@ def _parts(item: Any) -> tuple[Part, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays of other libraries as NumPy's, and arrays of texts as lists."""
+    """Turns arrays of other libraries into NumPy's, and arrays of texts into lists."""
     if isinstance(value, str | Image.Image) or not hasattr(value, "__array__"):
         return value
     try:
@@ -74,10 +74,10 @@ def _part(value: Any) -> Part:
 
 
 def checked_text(text: str) -> str:
-    """A text that can be encoded.
+    """Returns the text if it can be encoded.
 
     Raises:
-      UsageError: if it is too long, or holds what is no character.
+      UsageError: if it is too long, or holds something that is no character.
     """
     if len(text) > MOST_CHARACTERS:
         raise UsageError(f"a prompt of {len(text):,} characters: at most {MOST_CHARACTERS:,} are read")
@@ -92,7 +92,7 @@ def checked_text(text: str) -> str:
 
 
 def as_paths(value: Any) -> Any:
-    """The same with every text as the path that it is, where only media are read.
+    """Turns every text in the prompts into a path, for calls that take media only.
 
     Raises:
       UsageError: if a prompt has several parts.
@@ -108,10 +108,10 @@ def as_paths(value: Any) -> Any:
 
 
 def as_path(text: str) -> pathlib.Path:
-    """The path of a file of this machine.
+    """Turns a text into the path of a file on this machine.
 
     Raises:
-      UsageError: if it is empty or an address, which `pathlib` would turn into the path of something else.
+      UsageError: if it is empty, or is an address, which `pathlib` would turn into the path of something else.
     """
     if not text.strip():
         raise UsageError("the path of a file is empty")
@@ -121,7 +121,7 @@ def as_path(text: str) -> pathlib.Path:
 
 
 def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
-    """A class for each prompt, -1 for none; one prompt with several classes becomes as many prompts.
+    """Gives each prompt a class, -1 for none; one prompt with several classes becomes as many prompts.
 
     Raises:
       UsageError: if their numbers differ, or a class is no whole number from 0 on.
@@ -148,7 +148,7 @@ def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
 
 
 def yes_or_no(name: str, value: Any) -> bool:
-    """A truth value.
+    """Returns a setting that must be true or false.
 
     Raises:
       UsageError: naming it, if it is something else.
@@ -160,7 +160,7 @@ def yes_or_no(name: str, value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, most: int) -> int:
-    """A whole number from 0 to `most`.
+    """Returns a setting that must be a whole number from 0 to `most`.
 
     Raises:
       UsageError: naming it, if it is something else.

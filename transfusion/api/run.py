@@ -8,8 +8,8 @@ run.caption(image)                                             # its caption
 run.caption(["my.png", image])                                 # two captions; files are fitted as in training
 run.draw([[image, "negative"] for image in images])            # edited
 
-What stands alone is one prompt and gives one result. A list is several prompts, and a list in a list is the parts of
-one of them. A conversation is such a list that grows; what the model says is what it reads in the next turn:
+A value that is no list is one prompt and gives one result. A list is several prompts, and a list in a list holds the
+parts of one of them. A conversation is such a list that grows: the model's answers become part of its next prompt.
 
 chat = ["a handwritten seven"]
 chat += run.generate([chat], draw=True)[0]
@@ -67,11 +67,11 @@ class Trained:
 
     Attributes:
       experiment: the config that it was trained with.
-      task: what builds the model from its parameters.
+      task: the learner that builds the model from its parameters.
       params: the averaged parameters where the run keeps an average, else the parameters.
-      codec: between media and latents.
-      step: training steps behind the parameters.
-      workdir: where they are from.
+      codec: turns media into latents and back.
+      step: number of training steps that the parameters have seen.
+      workdir: the folder of the run.
     """
 
     experiment: Experiment
@@ -87,19 +87,19 @@ class Trained:
 
     @property
     def drawn(self) -> Stream | None:
-        """The stream that the model draws; None of a model that only writes."""
+        """The stream that the model draws; None for a model that only writes."""
         found = drawable_of(self.spec)
         return found.stream if found else None
 
     @property
     def sides(self) -> int:
-        """How many sides the latents or codes of a drawing have: 1 of a sound, 2 of an image, 3 of a clip; 0 if the
+        """The number of sides of a drawing's latents or codes: 1 for a sound, 2 for an image, 3 for a clip; 0 if the
         model draws nothing."""
         found = drawable_of(self.spec)
         return self.spec.content(found.run).sides if found else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
-        """The experiment's sampler settings with some replaced."""
+        """Returns the experiment's sampler settings with some replaced."""
         known = {field.name for field in dataclasses.fields(SamplerConfig)}
         if wrong := overrides.keys() - known:
             name = min(wrong)
@@ -108,8 +108,8 @@ class Trained:
 
     @functools.cached_property
     def forms(self) -> dict[str, Form]:
-        """What the media of prompts are fitted to. Where the codec takes any channels, pictures get those of the
-        training data, or else three."""
+        """The forms to which the media of prompts are fitted. If the codec takes any channels, pictures get those of
+        the training data, or else three."""
         sources = self.experiment.data.sources.values()
         known = next((source.channels for source in sources if source.channels), 3)
         forms = forms_of(self.spec, self.codec)
@@ -117,7 +117,7 @@ class Trained:
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
     def fitted(self, part: Part) -> np.ndarray:
-        """A picture, clip or sound, a PIL image or the path of a file, as the codec reads it; see
+        """Fits a picture, clip or sound, a PIL image or the path of a file to what the codec reads; see
         `transfusion.api.fitting`.
 
         Raises:
@@ -129,8 +129,8 @@ class Trained:
         return medium
 
     def segments(self, part: Part) -> Document:
-        """A text, or a medium that is fitted first, as a part of a prompt: one segment, or one for each frame of a clip
-        where the model has images only."""
+        """Makes the segments of a prompt's part, a text or a medium, which is fitted first: one segment, or one for
+        each frame of a clip if the model has images only."""
         return self._segments(part if isinstance(part, str) else self.fitted(part))
 
     def _segments(self, part: str | np.ndarray) -> Document:
@@ -148,7 +148,7 @@ class Trained:
         return (Segment(self.kind(sides) or "image", latents, "context", pixels=pixels),)
 
     def _prompts(self, given: Given, labels: list[int], draw: bool, negative: str) -> list[Prompt]:
-        """Prompts of the decoder; a part that stands in several of them is read once."""
+        """Makes the decoder's prompts; a part that occurs in several of them is read once."""
         fitter, seen = Fitter(self.forms), {}
         for part in {id(part): part for parts in given.prompts for part in parts}.values():
             seen[id(part)] = self._segments(part if isinstance(part, str) else fitter.fit(part))
@@ -160,7 +160,7 @@ class Trained:
         ]
 
     def kind(self, sides: int) -> str:
-        """The kind of segment of the layout whose latents or codes have so many sides; '' if there is none."""
+        """The layout's kind of segment whose latents or codes have so many sides; '' if there is none."""
         for kind, _, runs in self.spec.entries:
             if any(self.spec.content(run).sides == sides for run in runs):
                 return kind
@@ -177,14 +177,14 @@ class Trained:
         first: int = 0,
         **overrides: Any,
     ) -> list[str | np.ndarray] | list[list[str | np.ndarray]]:
-        """Continues interleaved prompts with what the model writes and draws: lists of texts and uint8 images, or what
-        else the codec decodes.
+        """Continues interleaved prompts; returns lists of the texts and uint8 images that the model writes and draws,
+        or of other media that the codec decodes.
 
         Args:
           prompts: a text, an array, a PIL image or a path is one prompt, and the result is that of one; a list is
             several, each one of these or a list of such parts in reading order. Media are fitted to the model.
-          draw: an image must come: at once, or after a text of up to `think` tokens. Else the model decides.
-          label: the class of what is drawn, or one for each prompt, of models that have classes.
+          draw: asks for an image, at once or after a text of up to `think` tokens. Without it the model decides.
+          label: the class of the drawing, or one for each prompt; for models that have classes.
           seed: same seed, same result.
           size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
           first: the number of the first prompt, where the list is a part of a longer one: with the seed it decides the
@@ -192,7 +192,7 @@ class Trained:
           overrides: fields of `SamplerConfig`.
 
         Raises:
-          UsageError: on what is no prompt, setting or seed, or does not fit the model or the memory.
+          UsageError: if a prompt, a setting or the seed is not valid, or does not fit the model or the memory.
         """
         given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
         draw = yes_or_no("draw", draw)
@@ -222,7 +222,7 @@ class Trained:
 
     @property
     def _several_axes(self) -> int:
-        """Axes of an array of several media: one more than a medium has; 0 where that is not known."""
+        """The number of axes of an array of several media: one more than a medium has; 0 if that is not known."""
         return next((axes for kind, axes in (("video", 5), ("image", 4), ("sound", 2)) if kind in self.forms), 0)
 
     def draw(
@@ -235,9 +235,9 @@ class Trained:
         first: int = 0,
         **overrides: Any,
     ) -> np.ndarray:
-        """A drawing for each prompt: uint8 [H, W, C] of an image, [T, H, W, C] of a clip, float32 [samples] of a sound;
-        of a list of prompts one more axis in front. With `min_images` (the frames of a world model) that many images
-        each, as one clip. The arguments are those of `generate`.
+        """Draws for each prompt an image uint8 [H, W, C], a clip [T, H, W, C] or a sound float32 [samples]; a list of
+        prompts gives one more axis in front. With `min_images` (the frames of a world model) each drawing is a clip of
+        that many images. The arguments are those of `generate`.
 
         Raises:
           UsageError: as `generate`, and if the drawings of a list have several sizes.
@@ -253,8 +253,8 @@ class Trained:
         return drawings[0] if given.one else drawings
 
     def caption(self, media: Prompts, *, seed: int = 0, first: int = 0, **overrides: Any) -> str | list[str]:
-        """A caption of a picture, clip or sound (an array, a PIL image, or the path of a file, which may be a string),
-        or a list of them of several; greedy unless `temperature` is given.
+        """Captions a picture, clip or sound (an array, a PIL image, or the path of a file, which may be a string), or
+        each of a list of them; greedy unless `temperature` is given.
 
         Raises:
           UsageError: as `generate`.
@@ -270,10 +270,10 @@ class Trained:
 
 
 def checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    """The sides of what is drawn.
+    """Returns the sides of a drawing.
 
     Raises:
-      UsageError: if they are no whole numbers, or too many latents.
+      UsageError: if they are no whole numbers, or make too many latents.
     """
     size = size.tolist() if isinstance(size, np.ndarray) else size
     if not isinstance(size, list | tuple) or not 1 <= len(size) <= 3:
@@ -285,7 +285,7 @@ def checked_size(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def load_run(workdir: str | os.PathLike) -> Trained:
-    """The newest intact checkpoint of a training run.
+    """Loads the newest intact checkpoint of a training run.
 
     Raises:
       UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.

@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: a few lines that fit a screen."""
+"""The summary that a notebook shows of a run: a few lines that fit a screen."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.drawing import DRAWINGS
 from transfusion.sequence import TEXT
 
-STREAMS = 4  # that are shown
+STREAMS = 4  # the most streams that are shown
 WIDTH = 100
 
 
 def summary(run: Any) -> str:
-    """A `transfusion.api.Trained` in at most ten lines of at most `WIDTH` characters."""
+    """Summarizes a `transfusion.api.Trained` in at most ten lines of at most `WIDTH` characters."""
     model, sampling = run.experiment.model, run.experiment.sampling
     streams = list(run.spec.streams.items())
     rows = [("model", f"{model.layers} layers of width {model.width}, {model.heads} heads")]

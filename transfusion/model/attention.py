@@ -27,7 +27,7 @@ def attention(
     may: Bool[np.ndarray, "streams streams"] | None = None,
     backend: str = "dense",
 ) -> Float[Array, "B Q H K"]:
-    """Softmax attention under the rule of `masks.see`; softmax in float32; queries that see nothing give zeros.
+    """Computes attention under the rule of `masks.see`, with a float32 softmax; queries that see nothing give zeros.
 
     Args:
       q: [B, Q, H, K]; scaled by 1 / sqrt(K) here.
@@ -44,8 +44,8 @@ def attention(
 
 
 def grouped(q: Float[Array, "B Q H K"], kv_heads: int) -> Float[Array, "B {kv_heads} _ K"]:
-    """[B, Q, H, K] -> scaled [B, G, Q R, K]: the query heads that share a key-value head are adjacent, and stay with
-    their token, so that a device has both where tokens are split."""
+    """Scales queries [B, Q, H, K] and groups them by key-value head: [B, G, Q R, K].
+    The query heads of one token stay adjacent, so that a device has all of them where tokens are split."""
     b, n, h, size = q.shape
     apart = (q * size**-0.5).reshape(b, n, kv_heads, h // kv_heads, size).transpose(0, 2, 1, 3, 4)
     return apart.reshape(b, kv_heads, -1, size)
@@ -54,12 +54,12 @@ def grouped(q: Float[Array, "B Q H K"], kv_heads: int) -> Float[Array, "B {kv_he
 def masked_attention(
     q: Float[Array, "B Q H K"], k: Float[Array, "B S G K"], v: Float[Array, "B S G K"], mask: Bool[Array, "B Q S"]
 ) -> Float[Array, "B Q H K"]:
-    """The reference: attention under an explicit mask bool [B, Q, S], with the whole [B, H, Q, S] score array."""
+    """The reference attention: an explicit mask bool [B, Q, S], and the whole [B, H, Q, S] score array in memory."""
     return joined_attention(q, [(heads_first(k), heads_first(v), mask)])
 
 
 def heads_first(x: Float[Array, "B S G K"]) -> Float[Array, "B G S K"]:
-    """[B, S, G, K] -> [B, G, S, K]: the keys and values that a head's queries meet in one piece."""
+    """Turns [B, S, G, K] into [B, G, S, K], so that each head's keys or values lie in one piece."""
     return jnp.swapaxes(x, 1, 2)
 
 
@@ -67,8 +67,8 @@ def joined_attention(
     q: Float[Array, "B Q H K"],
     parts: Sequence[tuple[Float[Array, "B G _ K"], Float[Array, "B G _ K"], Bool[Array, "B Q _"]]],
 ) -> Float[Array, "B Q H K"]:
-    """Attention over several (k, v, mask) as over their concatenation along S, without copying keys and values; these
-    are [B, G, S, K] here."""
+    """Attends over several (k, v, mask) as if they were concatenated along S, without copying keys and values.
+    The keys and values are [B, G, S, K] here."""
     b, n, h, size = q.shape
     groups = parts[0][0].shape[1]
     # Each [Q or S, K] matrix contiguous per head: the layout in which XLA:CPU multiplies without a copy per call.
@@ -82,18 +82,18 @@ def joined_attention(
     )
     out = sum(jnp.einsum("bgqs,bgsk->bgqk", w, v) for w, (_, v, _) in zip(weights, parts, strict=True))
     out = out.reshape(b, groups, n, h // groups, size).transpose(0, 2, 1, 3, 4).reshape(b, n, h, size)
-    # A query that sees nothing gives zeros; told here, where the array is small.
+    # A query that sees nothing gives zeros; they are set here, where the array is small.
     return out * mask.any(-1)[..., None, None]
 
 
 def _ends(keys: Sequence[jax.Array]) -> list[int]:
-    """Where all but the last part end."""
+    """The positions at which all parts but the last end."""
     return np.cumsum([k.shape[2] for k in keys])[:-1].tolist()
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """`plan(q_metadata, k_metadata, may)` is what all layers share; `attend(q, k, v, plan)` is one layer's."""
+    """`plan(q_metadata, k_metadata, may)` prepares what all layers share; `attend(q, k, v, plan)` runs one layer."""
 
     plan: Callable[..., Any]
     attend: Callable[..., jax.Array]

@@ -26,7 +26,7 @@ BLOCK = 128
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """What all layers share: the metadata of the blocks [B, n or m, T], and which key blocks each query block needs."""
+    """A plan that all layers share: the blocks' metadata [B, n or m, T], and the key blocks each query block needs."""
 
     q: Metadata
     k: Metadata
@@ -53,7 +53,7 @@ def plan_blocks(
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: BlockPlan) -> jax.Array:
-    """As `transfusion.model.attention.attention`; every device works off its own rows, heads and queries."""
+    """Computes `transfusion.model.attention.attention`; every device works on its own rows, heads and queries."""
     split = any(fitting(k.shape[2:3], "act_heads"))
     heads = "act_heads" if split else None
     keys = fitting(k.shape, "batch", None, heads, None)
@@ -78,16 +78,16 @@ def _attend_all(q: jax.Array, k: jax.Array, v: jax.Array, plan: BlockPlan) -> ja
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
-    """[B, L, ...] -> [B, blocks, T, ...], padded with zeros (document 0 is padding)."""
+    """Cuts [B, L, ...] into [B, blocks, T, ...], padded with zeros (document 0 is padding)."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(x.shape[0], -1, block, *x.shape[2:])
 
 
 def schedule(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> tuple[jax.Array, jax.Array]:
-    """Which key blocks each query block needs: (order int32 [B, n, m], needed ones first; count int32 [B, n]).
+    """Lists the key blocks that each query block needs: (order int32 [B, n, m], needed ones first; count int32 [B, n]).
 
-    Conservative: a block is left out only if the minima and maxima of its metadata forbid every pair in it. `may` is a
-    static table over streams; a block whose streams it forbids altogether is left out too.
+    The list is conservative: a block is left out only if the minima and maxima of its metadata forbid every pair in it.
+    `may` is a static table over streams; a block whose streams it forbids altogether is left out too.
     """
 
     def low(x, keep):
@@ -116,14 +116,14 @@ def schedule(q: Metadata, k: Metadata, may: np.ndarray | None = None) -> tuple[j
 
 
 def _block_mask(q_meta: Metadata, k_meta: Metadata, i, j, may) -> jax.Array:
-    """bool [T, T] of query block i and key block j of one row."""
+    """The mask bool [T, T] between query block i and key block j of one row."""
     one = jax.tree.map(lambda x: x[i][None], q_meta)
     other = jax.tree.map(lambda x: x[j][None], k_meta)
     return see(one, other, None if may is None else np.array(may))[0]
 
 
 def _scores(q, k, mask) -> jax.Array:
-    """q [G, R, T, K], k [G, T, K], mask [T, T] -> float32 [G, R, T, T]."""
+    """The masked scores float32 [G, R, T, T] of q [G, R, T, K] and k [G, T, K] under the mask [T, T]."""
     scores = jnp.einsum("grtk,gsk->grts", q, k, preferred_element_type=jnp.float32)
     return jnp.where(mask, scores, UNSEEN_SCORE)
 

@@ -24,9 +24,9 @@ Layers = jax.Array | tuple[jax.Array, ...]
 class KeyValues:
     """Keys and values of every layer of every trunk, by the trunk's name, with the metadata [B, S] of their tokens.
 
-    Those of a context (`TransformerConfig.cross`) are what cross-attention reads. Rows and heads are one axis, for only
-    so does XLA:CPU write a token without a copy of all others. A scan over the layers reads and writes one array, and
-    an unrolled trunk in a loop writes each layer's where it lies: a trunk takes both, and gives back what it was given.
+    Cross-attention reads those of a context (`TransformerConfig.cross`). Rows and heads are one axis, because only then
+    does XLA:CPU write a token without copying all others. The layers are one array for a scan, or an array each for an
+    unrolled trunk in a loop, which writes them in place. A trunk takes both forms, and returns the form it was given.
     """
 
     k: Mapping[str, Layers]
@@ -34,12 +34,12 @@ class KeyValues:
     metadata: Metadata
 
     def by_layer(self) -> "KeyValues":
-        """The same with an array for each layer."""
+        """Returns the same keys and values with an array for each layer."""
         k, v = ({trunk: tuple(layers) for trunk, layers in table.items()} for table in (self.k, self.v))
         return KeyValues(k, v, self.metadata)
 
     def grown(self, room: int) -> "KeyValues":
-        """The same with `room` more slots, which are padding."""
+        """Returns the same keys and values with `room` more slots, which are padding."""
 
         def pad(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
@@ -49,18 +49,18 @@ class KeyValues:
 
 
 def stacked(layers: Layers) -> jax.Array:
-    """All layers in one array; `tuple(layers)` is the reverse."""
+    """Stacks all layers into one array; `tuple(layers)` is the reverse."""
     return jnp.stack(layers) if isinstance(layers, tuple) else layers
 
 
 def merged(new: Pair) -> Pair:
-    """New tokens' keys and values as a cache holds them: [B G, N, K] each."""
+    """Gives new tokens' keys and values the shape that a cache has: [B G, N, K] each."""
     k, v = (heads_first(x).reshape(-1, x.shape[1], x.shape[3]) for x in new)
     return k, v
 
 
 def write_layer(cached: Pair, new: Pair, at: jax.Array) -> Pair:
-    """One layer of a cache with the new tokens in the slots at int32 [B, N], all of them inside it."""
+    """Writes new tokens into one layer of a cache, at the slots `at` int32 [B, N]; all of them must exist."""
     at = jnp.repeat(at, new[0].shape[2], axis=0)
     row = jnp.arange(len(at))[:, None]
     k, v = (x.at[row, at].set(y, mode="promise_in_bounds") for x, y in zip(cached, merged(new), strict=True))
@@ -68,7 +68,7 @@ def write_layer(cached: Pair, new: Pair, at: jax.Array) -> Pair:
 
 
 def write_metadata(cached: Metadata, new: Metadata, at: jax.Array) -> Metadata:
-    """A cache's metadata with that of the new tokens."""
+    """Writes the metadata of new tokens into that of a cache."""
     row = jnp.arange(len(at))[:, None]
     return jax.tree.map(lambda old, x: old.at[row, at].set(x, mode="promise_in_bounds"), cached, new)
 
@@ -76,11 +76,11 @@ def write_metadata(cached: Metadata, new: Metadata, at: jax.Array) -> Metadata:
 def attention_over(
     queries: Metadata, keys: Metadata | None, cache: KeyValues | None, may: np.ndarray | None, backend: str
 ) -> Callable[[jax.Array, Pair | None, Pair | None], jax.Array]:
-    """One layer's attention, a function of (q [B, N, H, K], new, cached); what all layers share is made here.
+    """Makes one layer's attention, a function of (q [B, N, H, K], new, cached), and once what all layers share.
 
     Args:
       queries: metadata [B, N].
-      keys: of new tokens that are not in the cache; None: there are none, or they have been written.
+      keys: metadata of new tokens that are not in the cache; None: there are none, or they have been written.
       cache: its metadata holds what has been written; None: there is none.
       may: see `transfusion.sequence.masks.see`.
       backend: of attention without a cache, a key of `transfusion.model.attention.BACKENDS`.

@@ -1,4 +1,4 @@
-"""What an optimizer does not train of a codebook: moving averages, how often each code is used, and codes without use.
+"""Codebooks are updated here where no optimizer does it: moving averages, counts of use, and unused codes revived.
 
 The `statistics` of every part of a batch are summed over the batch, and one `update` follows each training step. They
 are sums, so that microbatches and devices give what the whole batch gives.
@@ -16,13 +16,13 @@ from transfusion.model.quantizers import Quantized, QuantizerConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Sums over a batch; those of its parts add up.
+    """Sums over a batch; the sums of its parts add up to those of the whole.
 
     Attributes:
       counts: [K], uses of each code.
       sums: [K, c], of the vectors that chose it.
       candidates: [rows, n, c], vectors of each image that may become codes.
-      scores: [rows, n], how much they should; 0: not at all.
+      scores: [rows, n], the priority of each candidate; one with 0 is never taken.
     """
 
     counts: jax.Array
@@ -32,15 +32,16 @@ class Statistics:
 
 
 def draw_statistics(key: jax.Array, rows: int, ids: int) -> dict[str, jax.Array]:
-    """What `statistics` needs of chance for a batch of `rows` images of `ids` codes; parts of a batch take their rows:
-    'slot' [rows, rows], the place of each image among all, and 'luck' [rows, ids], exponential."""
+    """Draws the random numbers of `statistics` for a batch of `rows` images with `ids` codes each.
+    They are 'slot' [rows, rows], the place of each image among all, and 'luck' [rows, ids], exponential. A part of the
+    batch takes its own rows of them."""
     return {"slot": jnp.eye(rows), "luck": jax.random.exponential(key, (rows, ids))}
 
 
 def statistics(
     quantized: Quantized, config: QuantizerConfig, draws: dict[str, jax.Array], weight: jax.Array
 ) -> Statistics:
-    """The sums of a batch or of a part of it; images of `weight` [B] 0 do not count.
+    """Sums up a batch or a part of it; images whose `weight` [B] is 0 do not count.
 
     Candidates are drawn with a probability in proportion to their squared distance to the nearest code, as k-means++
     draws its centres: by the largest error / exponential draw.
@@ -60,18 +61,18 @@ def statistics(
 
 
 def histogram(quantized: Quantized, vocabulary: int, weight: jax.Array) -> jax.Array:
-    """Uses of each code, float32 [K], over images of `weight` [B] other than 0."""
+    """Counts how often each code is used, float32 [K]; images whose `weight` [B] is 0 do not count."""
     ids = quantized.ids.reshape(weight.shape[0], -1)
     each = jnp.broadcast_to((weight > 0).astype(jnp.float32)[:, None], ids.shape)
     return jnp.zeros(vocabulary).at[ids.reshape(-1)].add(each.reshape(-1))
 
 
 def update(config: QuantizerConfig, old: Params, new: Params, seen: Statistics) -> Params:
-    """The parameters of a `VectorQuantizer` after a step.
+    """Returns the parameters of a `VectorQuantizer` after a training step.
 
     Args:
-      old, new: before the step, and as the optimizer leaves them; the averages of `old` go on.
-      seen: of the whole batch.
+      old, new: the parameters before the step, and as the optimizer leaves them. The averages continue those of `old`.
+      seen: the statistics of the whole batch.
     """
     if "counts" not in old:
         return new
@@ -88,7 +89,7 @@ def update(config: QuantizerConfig, old: Params, new: Params, seen: Statistics) 
 
 
 def _revived(config: QuantizerConfig, params: Params, seen: Statistics) -> Params:
-    """The n-th code that is hardly used becomes the n-th best candidate, with the mean use until it has its own."""
+    """Replaces the n-th code that is hardly used by the n-th best candidate, which starts with the mean use."""
     counts = params["counts"]
     mean = jnp.mean(counts)
     scores, order = jax.lax.top_k(seen.scores.reshape(-1), seen.scores.size)

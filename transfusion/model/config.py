@@ -33,17 +33,18 @@ TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedTrunk:
-    """What only released weights need of a trunk. The importers set it (`transfusion.interop`), and where it is not set
-    it has no effect.
+    """Settings of a trunk that only released weights need.
+
+    The importers (`transfusion.interop`) set them; the defaults have no effect.
 
     Attributes:
-      ffn_norm_epsilon: of the feed-forward layer's norm; 0 means that of the other norms (DiT).
+      ffn_norm_epsilon: epsilon of the feed-forward layer's norm; 0 means that of the other norms (DiT).
       qk_norm_absent: experts whose queries and keys are not normed all the same (the text of some Cosmos 3 models).
       rope_sections: how many frequencies turn with each axis, see `transfusion.model.rope.axis_of`.
       rope_scaling: how frequencies are stretched for longer contexts.
       dual_layers: layers in which the tokens of `dual_expert` attend once more, to each other only, with weights of
         their own (Stable Diffusion 3.5).
-      dual_expert: that expert.
+      dual_expert: the expert whose tokens attend once more.
     """
 
     ffn_norm_epsilon: float = 0.0
@@ -66,28 +67,29 @@ class TransformerConfig:
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
       norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
       norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
-      norm_epsilon: of the norms.
+      norm_epsilon: epsilon of the norms.
       final_norm: whether the trunk's outputs are normed.
       biases: which of 'qkv', 'out', 'ffn' have biases.
       qk_norm: a key of `transfusion.model.block.QK_NORMS`: 'none', 'rms' (RMSNorm of queries and keys over the head
         size), 'layer' (LayerNorm, each head with scale and bias of its own; Chameleon), or 'l2' (both have length 1 per
         head, and a learned factor per head, 4 at first and 100 at most, takes the place of 1 / sqrt(K); VAR).
-      untied: what each expert owns (see `transfusion.model.block.GROUPS`); the rest is the first expert's.
+      untied: the groups of weights that each expert owns (see `transfusion.model.block.GROUPS`); all experts share the
+        rest, which are the first expert's.
       rope_theta: base of the wave lengths of the rotary positions, see `transfusion.model.rope`; 0: no rotation.
-      rope_axes: coordinates of a position, as many as the sequence has.
-      rope_interleaved: the axes take turns in the frequencies.
-      streams: those that enter this trunk; () means all.
+      rope_axes: number of coordinates of a position, as many as the sequence has.
+      rope_interleaved: whether the axes take turns in the frequencies.
+      streams: the streams that enter this trunk; () means all.
       causal: streams that are causal in this trunk, whatever their `attention`: learned queries are read like text by a
         language model, and see each other in the connector behind it.
       cross: streams that this trunk leaves as they are; the others see them by a cross-attention in every layer (see
         `transfusion.model.cross`), and not by self-attention.
       stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
-      dtype: of the computation ('float32' or 'bfloat16'); parameters stay float32.
+      dtype: dtype of the computation ('float32' or 'bfloat16'); parameters stay float32.
       remat: 'none', 'full' (keep nothing of a layer) or 'dots' (keep its matrix products).
-      scan: one compiled layer for all (fast compilation), or unrolled (a few per cent faster on tiny models).
+      scan: whether one compiled layer serves all (fast compilation); unrolled is a few per cent faster on tiny models.
       attention: a key of `transfusion.model.attention.BACKENDS`.
-      released: what only released weights need, see `ReleasedTrunk`.
+      released: settings that only released weights need, see `ReleasedTrunk`.
     """
 
     width: int = 256
@@ -156,8 +158,8 @@ class Stage:
     """A trunk behind another: a flow head over the whole sequence (Show-o2), a connector, a trunk that diffuses.
 
     Attributes:
-      trunk: its shape; its `streams` pass through it. A stream that was not in the trunk before begins here, and its
-        embed has this width. A stream with a modulation is modulated in its last stage.
+      trunk: the shape of this stage's trunk, through which its `streams` pass. A stream that was not in the trunk
+        before begins here, and its embed has this width. A stream with a modulation is modulated in its last stage.
       bridge: how the streams of the trunk before come in: 'none' (equal widths), 'linear', or 'mlp' (two layers with
         biases and a GELU between them).
     """

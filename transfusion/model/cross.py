@@ -18,7 +18,7 @@ from transfusion.model.parameters import array, fan_in, param, zeros
 
 
 class CrossAttention(nnx.Module):
-    """The sublayer's weights in all layers (leading axis), one set for all experts of a trunk."""
+    """Cross-attention of a whole trunk: its weights are stacked over the layers, and all experts share them."""
 
     def __init__(self, config: Any, rngs: nnx.Rngs):
         """`config` is a `transfusion.model.config.TransformerConfig`."""
@@ -39,7 +39,7 @@ class CrossAttention(nnx.Module):
         self.o_bias = bias("out", d, axes=(None,))
 
     def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The context [B, S, D] -> keys and values of every layer, [layers, B, S, G, K] each."""
+        """Makes every layer's keys and values of the context [B, S, D]: [layers, B, S, G, K] each."""
 
         def of(kernel: nnx.Param, bias: nnx.Param | None) -> jax.Array:
             if bias is None:
@@ -49,9 +49,10 @@ class CrossAttention(nnx.Module):
         return of(self.k, self.k_bias), of(self.v, self.v_bias)
 
     def __call__(self, x: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """x [B, N, D] with what it sees added; on one layer's slice, from which the leading axis is gone.
+        """Adds the result of cross-attention to x [B, N, D].
 
-        `attend` gives [B, N, H, K] for queries [B, N, H, K].
+        It is called on one layer's slice of the weights, without the leading axis. `attend` gives [B, N, H, K] for
+        queries [B, N, H, K].
         """
         y = self.rule(x, array(self.norm), array(self.norm_bias))
         seen = attend(dense(y, self.q[...], array(self.q_bias)))

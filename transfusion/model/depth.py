@@ -17,10 +17,10 @@ attention to the tokens and to the keys and values that are kept."""
 
 
 def by_layer(params: Params) -> Params:
-    """The trunk's parameters with a tuple of layers in place of each stacked array, for an unrolled trunk in a loop.
+    """Replaces each stacked array of the trunk's parameters by a tuple of layers, for an unrolled trunk in a loop.
 
-    The compiler would take the slices anew in every step, which reads and writes all weights once more; the barrier
-    holds them outside.
+    Otherwise the compiler would slice the arrays in every step, and so read and write all weights once more; the
+    barrier keeps the slicing outside of the loop.
     """
 
     def split(x):
@@ -43,15 +43,15 @@ def through(
 
     Args:
       layer: see `Function`.
-      config: of the trunk.
-      tokens: as they enter the first layer.
-      each: what every layer has a part of: arrays with the leading axis `layers`, or tuples of layers (see `by_layer`).
+      config: the trunk's config.
+      tokens: the tokens as they enter the first layer.
+      each: the layers' own values: arrays with the leading axis `layers`, or tuples of layers (see `by_layer`).
       context: keys and values [layers, B, S, G, K].
       cached: the trunk's part of a cache.
       seconds: weights of the second attention, by the number of each layer that has it.
 
     Returns:
-      The tokens, and what is kept of all layers; None if that is None of one layer.
+      The tokens, and what `layer` keeps, joined over all layers; None if it keeps None.
     """
     if REMAT[config.remat] is not None:
         layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
@@ -64,7 +64,7 @@ def through(
 
 
 def _unrolled(layer, layers, tokens, each, context, cached, seconds):
-    """See `through`."""
+    """Does the same as `through`, as a loop over the layers."""
     kept = []
     cached = None if cached is None else tuple(tuple(x) for x in cached)
     for i in range(layers):
@@ -79,5 +79,5 @@ def _unrolled(layer, layers, tokens, each, context, cached, seconds):
 
 
 def _one_by_one(weight: Any) -> bool:
-    """Whether a tuple holds a parameter's layers, see `by_layer`."""
+    """Whether the value is a tuple of a parameter's layers, as `by_layer` makes it."""
     return isinstance(weight, tuple)

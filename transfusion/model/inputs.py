@@ -1,4 +1,4 @@
-"""What a stream's tokens bring into a forward pass of the model, and what a head gets out of it."""
+"""The inputs of a forward pass, one set per stream, and the outputs that a head reads."""
 
 import dataclasses
 from typing import Any
@@ -13,18 +13,18 @@ from transfusion.sequence.masks import Metadata, metadata
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What one stream's tokens bring into a forward pass.
+    """The inputs of a forward pass for one stream's tokens.
 
     Attributes:
-      content: ids int32 [B, N], or (noised) patches float32 [B, N, E]; of codes at several scales always those of whole
-        items, of which the tokens may be a part.
+      content: ids int32 [B, N], or (noised) patches float32 [B, N, E]. With codes at several scales these are always
+        whole items, even if the tokens are only a part of them.
       time: noise level of each item float32 [B, M]; None for text.
       position: int32 [B, N, A].
       item: int32 [B, N].
       place: int32 [B, N, S] or None.
       metadata: [B, N].
-      label: int32 [B, M] of class-conditional streams.
-      pooled: float32 [B, M, C] of streams with a pooled vector.
+      label: the class of each item, int32 [B, M]; class-conditional streams only.
+      pooled: the pooled vector of each item, float32 [B, M, C]; only of streams that have one.
     """
 
     content: jax.Array
@@ -38,16 +38,16 @@ class Inputs:
 
 
 def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, time: jax.Array | None) -> Inputs:
-    """The inputs of one stream of packed rows, or of the part that the decoder appends to some.
+    """Makes the inputs of one stream from packed rows, or from a part that the decoder appends to rows.
 
-    Training, held-out losses, prompts and the decoder's steps all come here, so that none of them can forget what
-    another one knows of an item, such as its class.
+    Training, held-out losses, prompts and the decoder's steps all use this function, so that none of them can forget a
+    property of an item, such as its class.
 
     Args:
-      name: of the stream.
-      batch: has this stream; others may be missing.
-      spec: numbers the streams.
-      content: what the embed reads in place of the batch's own ids or patches.
+      name: the stream's name.
+      batch: holds this stream; others may be missing.
+      spec: the tables that number the streams.
+      content: the ids or patches that the embed reads in place of the batch's own.
       time: noise level of each item [B, M]; None for text.
     """
     part = batch[name]
@@ -58,7 +58,7 @@ def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, t
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A stream's outputs of the trunk [B, N, D], and what its head needs besides them."""
+    """The trunk's outputs [B, N, D] for one stream, and the values that its head needs besides them."""
 
     hidden: jax.Array
     skips: Any

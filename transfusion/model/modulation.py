@@ -1,4 +1,4 @@
-"""Modulation (adaLN): shifts, scales and gates of the tokens of a stream, from a vector that each item has.
+"""Modulation (adaLN) shifts, scales and gates the tokens of a stream by a vector that each item has.
 
 DiT (arXiv 2212.09748, section 3.2). Shape letters: see `transfusion.model.transformer`; M items, C numbers of a vector.
 """
@@ -18,7 +18,7 @@ from transfusion.sharding import join
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What modulates the tokens of a stream: a vector per item, and the item of every token.
+    """A condition modulates the tokens of a stream: it has a vector per item, and the item of every token.
 
     Attributes:
       vector: [B, M, C], or [layers, B, M, C] where every layer has its own.
@@ -32,7 +32,7 @@ class Condition:
 
 
 class Modulation(nnx.Module):
-    """From a condition to shifts, scales and gates; zero at first, so that a new layer changes nothing (adaLN-zero)."""
+    """Turns a condition into shifts, scales and gates; zero at first, so a new layer changes nothing (adaLN-zero)."""
 
     def __init__(self, layers: int, width: int, parts: int, rngs: nnx.Rngs):
         self.kernel = param(rngs, (layers, width, parts * width), ("layers", "embed", None), zeros)
@@ -40,7 +40,7 @@ class Modulation(nnx.Module):
 
 
 def modulate(weights: dict[str, jax.Array], vector: jax.Array, condition: Condition, dtype: Any) -> list[jax.Array]:
-    """The parts of one layer's modulation, [B, N, D] each; computed per item, then spread over its tokens."""
+    """Makes one layer's shifts, scales and gates, [B, N, D] each: computed per item, then spread over its tokens."""
     parts = dense(jax.nn.silu(vector), weights["kernel"], weights["bias"])
     parts = per_token(parts, condition.item, condition.aligned).astype(dtype)
     return jnp.split(parts, parts.shape[-1] // weights["kernel"].shape[0], axis=-1)
@@ -49,13 +49,13 @@ def modulate(weights: dict[str, jax.Array], vector: jax.Array, condition: Condit
 def modulations(
     streams: Sequence[str], x: Mapping[str, jax.Array], parts: Mapping[str, list[jax.Array]], dtype: Any, shares: int
 ) -> list[jax.Array] | None:
-    """The modulations of several streams' tokens, joined along the row; None where none of the streams has any.
+    """Joins the modulations of several streams' tokens along the row; None if none of the streams has any.
 
     Args:
       streams: in the order in which they are joined.
       x: per stream [B, N, D].
-      parts: per modulated stream what `modulate` gives; a stream that is missing is left as it is.
-      dtype: of the computation.
+      parts: the result of `modulate` for each modulated stream; a stream that is missing is not modulated.
+      dtype: dtype of the computation.
       shares: see `transfusion.sharding.join`.
     """
     if not any(stream in parts for stream in streams):

@@ -14,7 +14,7 @@ from transfusion.model.quantizers import FiniteScalarQuantizer, Quantized, Quant
 
 
 def area_matrix(inputs: int, outputs: int) -> np.ndarray:
-    """float32 [outputs, inputs] that averages each output's share of the inputs (adaptive average pooling)."""
+    """The matrix float32 [outputs, inputs] of adaptive average pooling: an output averages its share of the inputs."""
     matrix = np.zeros((outputs, inputs), np.float32)
     for i in range(outputs):
         low, high = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
@@ -23,7 +23,7 @@ def area_matrix(inputs: int, outputs: int) -> np.ndarray:
 
 
 def cubic_matrix(inputs: int, outputs: int) -> np.ndarray:
-    """float32 [outputs, inputs] of cubic convolution with a = -0.75 and repeated borders (centres half a pixel in)."""
+    """The matrix float32 [outputs, inputs] of cubic interpolation: a = -0.75, repeated borders, half-pixel centres."""
     a, matrix = -0.75, np.zeros((outputs, inputs))
     for i in range(outputs):
         at = (i + 0.5) * inputs / outputs - 0.5
@@ -36,7 +36,7 @@ def cubic_matrix(inputs: int, outputs: int) -> np.ndarray:
 
 
 def resize(x: jax.Array, side: int, matrix: Callable[[int, int], np.ndarray]) -> jax.Array:
-    """[B, h, w, c] -> [B, side, side, c] by a matrix per axis; of that size already it stays as it is."""
+    """Resizes [B, h, w, c] to [B, side, side, c] by a matrix per axis; an array of that size is returned unchanged."""
     h, w = x.shape[1:3]
     if (h, w) == (side, side):
         return x
@@ -45,11 +45,11 @@ def resize(x: jax.Array, side: int, matrix: Callable[[int, int], np.ndarray]) ->
 
 
 class MultiScaleQuantizer(VectorQuantizer):
-    """One codebook at growing scales, each of what the ones before left over (VAR, arXiv 2404.02905, algorithms 1, 2).
+    """Quantizes at growing scales with one codebook, each scale the rest that earlier scales have left.
 
-    At scale k the rest is averaged to s_k x s_k, looked up, enlarged and passed through a convolution phi; the sum over
-    the scales stands for the latents. The ids of an image are flat, scale after scale, rows first: int32 [sum s_k^2].
-    Latents are square, of the last scale's side.
+    This is VAR's quantizer (arXiv 2404.02905, algorithms 1 and 2). At scale k the rest is averaged to s_k x s_k, looked
+    up, enlarged and passed through a convolution phi; the sum over the scales approximates the latents. The ids of an
+    image are flat, scale after scale, rows first: int32 [sum s_k^2]. Latents are square, with the last scale's side.
     """
 
     flat = True
@@ -76,34 +76,34 @@ class MultiScaleQuantizer(VectorQuantizer):
         return (sum(s * s for s in self.scales),)
 
     def phi_of(self, scale: int) -> int:
-        """Which convolution a scale (counted from 0) uses: the one whose place in [0, 1] is nearest."""
+        """The number of the convolution that a scale (counted from 0) uses: the nearest one, all spread over [0, 1]."""
         n, last = self.config.phis, len(self.scales) - 1
         edge = 1 / 3 / n if n == 4 else 1 / 2 / n  # as the released weights were trained
         places = np.linspace(edge, 1 - edge, n)
         return int(np.argmin(np.abs(places - (scale / last if last else 0))))
 
     def _enlarged(self, codes: jax.Array, scale: int) -> jax.Array:
-        """Codes [B, s, s, c] of a scale as what they add to the latents [B, h, w, c]."""
+        """Turns the codes [B, s, s, c] of a scale into their contribution to the latents [B, h, w, c]."""
         x, share = resize(codes, self.scales[-1], cubic_matrix), self.config.phi_share
         return (1 - share) * x + share * self.phis[self.phi_of(scale)](x) if share else x
 
     def split_scales(self, flat: jax.Array) -> list[jax.Array]:
-        """[B, sum s_k^2, ...] -> a list of [B, s_k, s_k, ...]."""
+        """Splits [B, sum s_k^2, ...] into a list of [B, s_k, s_k, ...], one array per scale."""
         ends = np.cumsum([s * s for s in self.scales])[:-1]
         parts = zip(jnp.split(flat, ends, axis=1), self.scales, strict=True)
         return [part.reshape(part.shape[0], s, s, *part.shape[2:]) for part, s in parts]
 
     def add_scale(self, total: jax.Array, ids: jax.Array, scale: int) -> jax.Array:
-        """The sum [B, h, w, c] of the scales before (zeros for the first) with the ids [B, s_k, s_k] of scale k."""
+        """Adds the ids [B, s_k, s_k] of scale k to the sum [B, h, w, c] of earlier scales (zeros at the first)."""
         return total + self._enlarged(super().lookup(ids), scale)
 
     def next_features(self, total: jax.Array, scale: int) -> jax.Array:
-        """What predicts scale k > 0: the sum [B, h, w, c] of the scales before it, averaged to [B, s_k * s_k, c]."""
+        """The input that predicts scale k > 0: the sum [B, h, w, c] of earlier scales, averaged to [B, s_k^2, c]."""
         small = resize(total, self.scales[scale], area_matrix)
         return small.reshape(total.shape[0], -1, self.channels)
 
     def features_of_scales(self, ids: jax.Array) -> jax.Array:
-        """What a model reads to predict each scale but the first (VAR, section 3.2: teacher forcing).
+        """The inputs from which a model predicts every scale but the first (VAR, section 3.2: teacher forcing).
 
         Ids int32 [B, sum s_k^2] -> float32 [B, sum s_k^2 - s_0^2, c]: at the places of scale k the sum of all scales
         before k, averaged to s_k x s_k. `add_scale` and `next_features` give the same one scale after the other.
@@ -125,8 +125,9 @@ class MultiScaleQuantizer(VectorQuantizer):
         return total
 
     def __call__(self, z: jax.Array) -> Quantized:
-        """Quantizes latents [B, h, w, c]: ids [B, sum s_k^2]. The terms are means over the scales, of the sums so far;
-        that of the codebook trains the convolutions even where the codes follow averages.
+        """Quantizes latents [B, h, w, c]: ids [B, sum s_k^2].
+        Each term of the loss is the mean over the scales of the error of the sum so far. The codebook's term trains the
+        convolutions even where the codes are moving averages.
 
         Raises:
           UsageError: if the latents are not of the last scale's size.
@@ -152,7 +153,7 @@ class MultiScaleQuantizer(VectorQuantizer):
         return Quantized(values.astype(z.dtype), *flat, terms)
 
 
-# The forms of an autoencoder that have codes; that of 'movq' is in `vq_autoencoder`.
+# The forms of an autoencoder that have codes, and their quantizers; 'movq' has its autoencoder in `vq_autoencoder`.
 QUANTIZERS = {
     "vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "multiscale": MultiScaleQuantizer, "movq": VectorQuantizer,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from transfusion.errors import nearest
 
 
 def by_path(params: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """{path: leaf} of nested dicts."""
+    """Flattens nested dicts to {path: leaf}."""
     result = {}
     for name, child in params.items():
         result |= by_path(child, f"{above}{name}/") if isinstance(child, Mapping) else {f"{above}{name}": child}
@@ -16,11 +16,11 @@ def by_path(params: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def covered(pattern: str, path: str) -> re.Match | None:
-    """The match of a regular expression that covers whole names from the path's start: 'trunk/blocks/image' covers
-    'trunk/blocks/image/q' and not 'trunk/blocks/images/q'."""
+    """Matches a regular expression against whole names from the start of a path; None if it does not match.
+    'trunk/blocks/image' covers 'trunk/blocks/image/q' and not 'trunk/blocks/images/q'."""
     return re.match(rf"(?:{pattern})(?=/|$)", path)
 
 
 def nearest_path(pattern: str, paths: Iterable[str]) -> str:
-    """' (did you mean 'trunk/blocks'?)', or '': the nearest of the paths and of what stands above them."""
+    """The hint ' (did you mean 'trunk/blocks'?)' with the nearest path or folder of a path; '' if none is near."""
     return nearest(pattern, sorted({path.rsplit("/", up)[0] for path in paths for up in range(path.count("/") + 1)}))

@@ -1,4 +1,4 @@
-"""Declaring parameters: shape, logical axes and initializer in one place; and modules as plain pytrees.
+"""Parameters are declared here, with shape, logical axes and initializer in one place, and modules become pytrees.
 
 From flax.nnx only `Module`, `Param`, `Rngs`, `List`/`Dict`, `split`, `merge` and `state` are used: a module is
 a container of parameters with forward code. Everything that runs is a pure function of a dict of arrays.
@@ -17,12 +17,12 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def normal(std: float) -> Initializer:
-    """Truncated normal (at two standard deviations) of the standard deviation `std` before truncation."""
+    """A normal initializer, cut off at two standard deviations; `std` is the standard deviation before the cut."""
     return lambda key, shape, dtype: std * jax.random.truncated_normal(key, -2, 2, shape, dtype)
 
 
 def fan_in(size: int) -> Initializer:
-    """Normal with variance 1 / size, for a matrix that sums over `size` inputs."""
+    """A normal initializer of variance 1 / size, for a matrix that sums over `size` inputs."""
     return normal(1 / math.sqrt(size))
 
 
@@ -37,14 +37,14 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def constant(value: float) -> Initializer:
-    """The same number everywhere."""
+    """An initializer that gives the same number everywhere."""
     return lambda key, shape, dtype: jnp.full(shape, value, dtype)
 
 
 def param(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: Any = jnp.float32
 ) -> nnx.Param:
-    """One parameter; `axes` are its logical axes (see `transfusion.sharding.RULES`), one per dimension."""
+    """Declares one parameter; `axes` are its logical axes (see `transfusion.sharding.RULES`), one per dimension."""
     if len(shape) != len(axes):
         raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axes, not {axes}")
     key = rngs.params()
@@ -52,15 +52,15 @@ def param(
 
 
 def array(parameter: nnx.Param | None) -> jax.Array | None:
-    """The value of a parameter that a module may lack."""
+    """The value of a parameter, or None where the module lacks it."""
     return None if parameter is None else parameter[...]
 
 
 class Keys:
-    """The keys that `nnx.Rngs(key).params()` gives, one after the other.
+    """Gives the same random keys as `nnx.Rngs(key).params()`, but faster.
 
-    nnx keeps key and count in variables, and under a trace it describes the trace at every use, which took most of the
-    time that a model needs to be built.
+    nnx keeps key and count in variables and describes the trace at every use, which took most of the time of building a
+    model.
     """
 
     def __init__(self, key: jax.Array):
@@ -73,18 +73,18 @@ class Keys:
 
 
 class NoKeys:
-    """In place of `Keys` where only the shapes of parameters are wanted: nothing is drawn and nothing traced."""
+    """Stands in for `Keys` where only the shapes of parameters are wanted: nothing is drawn and nothing traced."""
 
     def params(self) -> None:
         return None
 
 
 class Template:
-    """A module without its arrays: what is needed to rebuild it from a dict of arrays inside a jitted function.
+    """A module without its arrays, from which a jitted function rebuilds the module around a dict of arrays.
 
     Attributes:
-      shapes: dict of jax.ShapeDtypeStruct, as the parameters.
-      axes: dict of tuples of logical axes, as the parameters.
+      shapes: a dict of jax.ShapeDtypeStruct, nested as the parameters are.
+      axes: a dict of tuples of logical axes, nested as the parameters are.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):

@@ -1,7 +1,7 @@
 """The parts of a stream around the trunk, and the steps by which its tokens enter.
 
-`entry` chooses the steps once, from the fields of a stream; a forward pass folds them. Whatever else a paper does to
-tokens before the trunk is one more step.
+`entry` chooses the steps once, from the fields of a stream, and a forward pass runs them in order. If a paper does
+something else to tokens before the trunk, add a step for it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from transfusion.sequence.times import TIMES
 
 
 class StreamParts(nnx.Module):
-    """Embed, head and time embedding of one stream, and what else is its own; what it lacks is None."""
+    """The modules of one stream: its embed, head, time embedding and so on; those that it lacks are None."""
 
     def __init__(
         self, name: str, stream: Stream, first: TransformerConfig, last: TransformerConfig, head: int, rngs: nnx.Rngs
@@ -50,7 +50,7 @@ class StreamParts(nnx.Module):
 
 
 def _check(name: str, stream: Stream) -> None:
-    """Raises UsageError if the parts of a stream do not exist, or do not go together."""
+    """Checks a stream's fields; raises UsageError if parts do not exist, or do not go together."""
     for field, known in (("embed", EMBEDS), ("head", HEADS), ("table", PLACES)):
         check(f"streams.{name}.{field}", getattr(stream, field), known)
     embed = EMBEDS[stream.embed]
@@ -75,10 +75,10 @@ class Entering:
     """A stream's tokens on their way into the trunk.
 
     Attributes:
-      vector: what modulates the stream, [B, M, D] or [layers, B, M, D].
+      vector: the vectors that modulate the stream, [B, M, D] or [layers, B, M, D].
       noise: the vector of each item's noise level [B, M, D].
       tokens: [B, N, D].
-      skips: what the head needs besides the trunk's outputs.
+      skips: the values that the head needs besides the trunk's outputs.
     """
 
     vector: jax.Array | None
@@ -95,7 +95,7 @@ def _with_noise(part: StreamParts, inputs: Inputs, entering: Entering) -> Enteri
 
 
 def _with_condition_as_noise(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
-    """The token of the noise level is what modulates the stream, in the width of its first trunk."""
+    """Uses the vector that modulates the stream as its token of the noise level, in the width of its first trunk."""
     vector = entering.vector
     return dataclasses.replace(entering, noise=vector if part.token is None else part.token(vector))
 
@@ -144,7 +144,7 @@ PLACES: dict[str, Callable[[Stream], tuple[Step, ...]]] = {
 
 
 def _before_the_item(inputs: Inputs, vector: jax.Array, entering: Entering) -> Entering:
-    """The token before an item's first patch or code is `vector`."""
+    """Sets the token before each item's first patch or code to `vector`."""
     return dataclasses.replace(entering, tokens=jnp.where(inputs.place[..., :1] < 0, vector, entering.tokens))
 
 
@@ -162,13 +162,13 @@ def _with_start_token(part: StreamParts, inputs: Inputs, entering: Entering) -> 
 
 
 def _modulates_the_head(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
-    """The head reads a vector per item, and of every token its item."""
+    """Gives the head the vector of each item, and the item of every token."""
     vector = entering.vector if part.head_time is None else part.head_time(inputs.time)
     return dataclasses.replace(entering, skips=(vector[0] if vector.ndim == 4 else vector, inputs.item))
 
 
 def entry(stream: Stream, part: StreamParts) -> tuple[Step, ...]:
-    """The steps by which a stream's tokens enter the trunk, with parts that may be another stream's."""
+    """Chooses the steps by which a stream's tokens enter the trunk; the parts may belong to another stream."""
     time, content = TIMES[stream.time], stream.content
     chosen: list[tuple[bool, Step]] = [
         (part.time is not None, _with_noise),

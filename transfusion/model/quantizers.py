@@ -1,13 +1,13 @@
-"""Quantizers: latents [..., c] <-> codes, int32 ids of a vocabulary.
+"""Quantizers turn latents [..., c] into codes, which are int32 ids of a vocabulary, and ids back into values.
 
 A quantizer is a module with
-  vocabulary: how many codes there are
-  channels: of the latents that it takes and gives
-  flat: whether the ids of an image stand in one row, or as the latents do
+  vocabulary: the number of codes
+  channels: the number of channels of the latents that it takes and gives
+  flat: whether the ids of an image have one axis; otherwise they have the axes of the latents
   ids_shape(*latent sides): the shape of the ids of one image
-  __call__(z): `Quantized`, straight through: the gradient of its values goes to z as it is
-  lookup(ids): the values of ids
-What an optimizer does not train of them is in `transfusion.model.codebooks`.
+  __call__(z): quantizes to `Quantized`, straight through: the gradient of its values passes to z unchanged
+  lookup(ids): turns ids into values
+`transfusion.model.codebooks` updates the parts of codebooks that no optimizer trains.
 """
 
 import dataclasses
@@ -28,31 +28,31 @@ from transfusion.model.parameters import normal, param, zeros
 CODEBOOKS = ("ema", "gradient")
 
 
-# What becomes of latents and codes before they are compared; the values are compared codes.
+# Latents and codes pass through one of these before they are compared; the values are codes that have passed, too.
 LOOKUPS: dict[str, Callable[[jax.Array], jax.Array]] = {"plain": lambda x: x, "normalised": unit}
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerConfig:
-    """What a quantizer is made of; each form of autoencoder reads its fields.
+    """Settings of a quantizer; each form of autoencoder reads those that it needs.
 
     Attributes:
-      codes: of a codebook.
-      channels: of a code; 0: those of the encoder's latents (FSQ has as many as it has levels).
+      codes: number of codes in the codebook.
+      channels: channels of a code; 0: as many as the encoder's latents (FSQ has as many as it has levels).
       lookup: a key of `LOOKUPS`: 'plain', or 'normalised' to length 1 (ViT-VQGAN, arXiv 2110.04627, section 3.2).
-      output: what the codes are where they are given out; '' as they are compared (Janus, as transformers runs it,
-        compares them 'plain' and gives them 'normalised').
-      codebook: 'ema', codes are moving averages of the latents that chose them (VQ-VAE, arXiv 1711.00937, appendix
-        A.1), or 'gradient', the optimizer trains them (eq. 3).
-      decay: of the moving averages.
-      commitment: weight of the latents' distance to their codes, per value.
+      output: the `lookup` form in which codes are given out; '' for the form in which they are compared (Janus, as
+        transformers runs it, compares them 'plain' and gives them out 'normalised').
+      codebook: 'ema': codes are moving averages of the latents that chose them (VQ-VAE, arXiv 1711.00937, appendix
+        A.1); 'gradient': the optimizer trains them (eq. 3).
+      decay: decay of the moving averages.
+      commitment: weight in the loss of the latents' distance to their codes, per value.
       revive: a code that is used less than this share of the mean use is replaced by a latent of the batch (as
         Jukebox, arXiv 2005.00341, section 3.1); 0: never.
-      candidates: latents of an image that may become codes in a step; far from all codes is more likely.
-      levels: of each channel of FSQ (arXiv 2309.15505, table 1, has recommended ones).
+      candidates: number of an image's latents that may become codes in a step; those far from all codes are likelier.
+      levels: number of levels of each channel of FSQ (arXiv 2309.15505, table 1, recommends some).
       scales: sides of the square grids of a multi-scale quantizer, growing; the last is that of the latents.
-      phis, phi_share: convolutions that the scales share, and the share of their output (VAR, arXiv 2404.02905,
-        section 3.2 and the code: 4 and 0.5).
+      phis, phi_share: number of convolutions that the scales share, and the share of their output in the result (VAR,
+        arXiv 2404.02905, section 3.2 and the code: 4 and 0.5).
     """
 
     codes: int = 512
@@ -88,13 +88,13 @@ class QuantizerConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of latents [B, ..., c]; L is the number of ids of an image.
+    """The result of quantizing latents [B, ..., c]; L is the number of ids of an image.
 
     Attributes:
-      values: [B, ..., c], of the codes; gradients pass to the latents.
+      values: [B, ..., c], the values of the chosen codes; gradients pass to the latents.
       ids: int32 [B, *ids_shape].
-      vectors: float32 [B, L, c], what was looked up, in the order of the ids, without gradient.
-      error: float32 [B, L], their squared distances to their codes, without gradient.
+      vectors: float32 [B, L, c], the vectors for which codes were looked up, in the order of the ids; no gradient.
+      error: float32 [B, L], the squared distance of each vector to its code; no gradient.
       terms: weighted terms of the loss by name, each a sum over the values of an image [B].
     """
 
@@ -114,11 +114,11 @@ def per_image(x: jax.Array) -> jax.Array:
 
 
 class VectorQuantizer(nnx.Module):
-    """The nearest of K learned codes (van den Oord et al., arXiv 1711.00937, section 3.1).
+    """Replaces each vector by the nearest of K learned codes (van den Oord et al., arXiv 1711.00937, section 3.1).
 
-    Parameters: `codebook` [K, c]; `counts` [K], the moving average of the uses of each code in a step, where something
-    reads it; `sums` [K, c], that of the sums of the latents that chose it, of 'ema' codebooks. A codebook that is only
-    read, as one of released weights, is a 'gradient' one without `revive`.
+    Parameters: `codebook` [K, c]; `counts` [K], where something reads them, the moving average of the uses of each code
+    in a step; `sums` [K, c], for 'ema' codebooks, the moving average of the sum of the latents that chose each code.
+    A codebook that is only read, such as one of released weights, is a 'gradient' one without `revive`.
     """
 
     flat = False  # ids have the axes of the latents
@@ -139,12 +139,12 @@ class VectorQuantizer(nnx.Module):
         return sides
 
     def codes(self) -> jax.Array:
-        """The codes as they are compared and given out, float32 [K, c]; no gradient if the optimizer has no say."""
+        """The codes float32 [K, c] in the form in which they are compared; 'ema' codes get no gradient."""
         codes = LOOKUPS[self.config.lookup](self.codebook[...].astype(jnp.float32))
         return codes if self.config.codebook == "gradient" else jax.lax.stop_gradient(codes)
 
     def nearest(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Vectors float32 [..., c] -> ids int32 [...] of the nearest codes (of equals the first), squared distances."""
+        """Finds the codes nearest to vectors float32 [..., c]: int32 ids [...] (the first of equals), squared errors."""
         codes = jax.lax.stop_gradient(self.codes())
         highest = jax.lax.Precision.HIGHEST
         product = jnp.einsum("...c,kc->...k", vectors, codes, precision=highest)
@@ -175,13 +175,14 @@ class VectorQuantizer(nnx.Module):
 
 
 def per_channel(numbers: Sequence[int] | np.ndarray, ndim: int) -> np.ndarray:
-    """One whole number for each channel, int32, with the axes of arrays [..., c] that have `ndim` of them."""
+    """Shapes one whole number per channel (int32) so that it broadcasts against arrays [..., c] of `ndim` axes."""
     return np.reshape(np.asarray(numbers, np.int32), (1,) * (ndim - 1) + (-1,))
 
 
 class FiniteScalarQuantizer(nnx.Module):
-    """Each channel is rounded to one of a few levels (FSQ, Mentzer et al., arXiv 2309.15505, section 3.1): no codebook,
-    nothing to revive. Values are in [-1, 1]; the id counts the levels, the first channel fastest."""
+    """Rounds each channel to one of a few levels (FSQ, Mentzer et al., arXiv 2309.15505, section 3.1).
+    There is no codebook, and so nothing to revive. Values are in [-1, 1]; ids count through all combinations of levels,
+    with the first channel changing fastest."""
 
     flat = False
     counts = None  # nothing follows averages
@@ -206,7 +207,7 @@ class FiniteScalarQuantizer(nnx.Module):
         return sides
 
     def bound(self, z: jax.Array) -> jax.Array:
-        """Latents [..., c] -> such that rounding gives each of the levels, -floor(n / 2) the lowest of n."""
+        """Bounds latents [..., c] so that rounding gives one of the n levels, of which -floor(n / 2) is the lowest."""
         levels = per_channel(self.levels, z.ndim).astype(np.float32)
         half = (levels - 1) * np.float32(1.001) / 2  # a little more, so that the outer levels are reached
         offset = np.where(levels % 2, 0, 0.5).astype(np.float32)

@@ -1,8 +1,8 @@
 """The sublayers of a trunk's layer, in the order in which they add to the tokens.
 
-`shared` makes once for a forward pass what is the same in all layers, such as a mask. `apply` then runs with one
-layer's weights: it takes the tokens of every expert and gives them with what the sublayer adds, and it gives the layer
-as the sublayers behind it find it, for self-attention writes the cache that cross-attention reads.
+`shared` prepares once per forward pass what is the same in all layers, such as a mask. `apply` then runs with one
+layer's weights: it adds the sublayer's output to the tokens of every expert. It also returns the layer for the
+sublayers after it, because self-attention writes the cache that cross-attention reads.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ Turn = tuple[jax.Array, jax.Array] | None
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """What a pass does with keys and values.
+    """How a forward pass treats the keys and values of its tokens.
 
     Attributes:
-      of: from one layer's cache and the keys and values of all new tokens to the cache as attention reads it, and to
-        what the pass gives back of this layer.
-      gives: whether it gives anything back.
+      of: a function of one layer's cache and the keys and values of all new tokens. It returns the cache that attention
+        reads, and what the pass returns of this layer.
+      gives: whether the pass returns anything of a layer.
       writes: whether the new tokens are in the cache that attention reads.
     """
 
@@ -49,8 +49,9 @@ NEW = Keep(lambda cached, new: (cached, merged(new)))
 
 
 def written(at: jax.Array) -> Keep:
-    """The new tokens go into the slots at int32 [B, N] before anything is read: a cache that is read first and written
-    then would be copied in a loop."""
+    """Writes the new tokens to the slots `at` int32 [B, N] before attention reads the cache.
+
+    In a loop, a cache that is read first and written afterwards would be copied."""
 
     def of(cached: Pair, new: Pair) -> tuple[Pair, Pair]:
         cached = write_layer(cached, new, at)
@@ -61,20 +62,20 @@ def written(at: jax.Array) -> Keep:
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What one forward pass of a trunk knows of its tokens.
+    """The facts about its tokens that all layers of one forward pass share.
 
     Attributes:
       groups: per expert its streams, in the order in which they are joined.
       metadata: per stream [B, N].
-      condition: of the modulated streams.
-      turn: per expert.
+      condition: the conditions of the modulated streams.
+      turn: the rotary rotation of each expert's tokens.
       sizes: how many tokens each expert has.
       shares: see `transfusion.sharding.join`.
-      may, may_cross: of self-attention and of cross-attention, see `transfusion.sequence.masks.see`.
-      cache: what the tokens may see besides each other.
+      may, may_cross: tables of self-attention and of cross-attention, see `transfusion.sequence.masks.see`.
+      cache: earlier tokens that the new ones may see besides each other.
       context: metadata of a context among the tokens.
-      keep: what becomes of keys and values.
-      backend: of attention without a cache.
+      keep: how keys and values are treated.
+      backend: the backend of attention without a cache.
     """
 
     groups: dict[str, list[str]]
@@ -91,13 +92,13 @@ class Pass:
     backend: str
 
     def metadata_of(self, *experts: str) -> Metadata:
-        """The metadata of the experts' tokens, joined."""
+        """Joins the metadata of these experts' tokens."""
         return joined(self.metadata, [s for expert in experts for s in self.groups[expert]], self.shares)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What one layer has of its own.
+    """The weights and values that belong to one layer.
 
     Attributes:
       blocks: per expert its weights.
@@ -106,7 +107,7 @@ class Layer:
       context: keys and values of a context among the new tokens, before they are kept.
       cached: this layer of the cache.
       start: the tokens as they entered the layer.
-      kept: what the pass gives back.
+      kept: what the pass returns of this layer.
     """
 
     blocks: dict[str, Block]
@@ -126,17 +127,17 @@ class Sublayer(Protocol):
 
 
 def joined(metadata: Mapping[str, Metadata], streams: list[str], shares: int = 1) -> Metadata:
-    """The metadata of several streams' tokens along the row."""
+    """Joins the metadata of several streams' tokens along the row."""
     return jax.tree.map(lambda *parts: join(parts, shares), *[metadata[stream] for stream in streams])
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfAttention:
-    """Every token of every expert, among each other and over the cache."""
+    """Self-attention: the tokens of all experts attend to each other and to the cache."""
 
     def shared(self, run: Pass) -> tuple[Pass, Any]:
         tokens = run.metadata_of(*run.groups)
-        # What is written into the cache is read there, and is not new besides.
+        # Tokens that are written into the cache are read there, and not a second time as new ones.
         new = None if run.keep.writes else tokens
         return run, attention_over(tokens, new, run.cache, run.may, run.backend)
 
@@ -159,7 +160,7 @@ class SelfAttention:
 
 @dataclasses.dataclass(frozen=True)
 class ContextAlone:
-    """In place of all sublayers where only a context passes: it stays as it is, and its keys and values are kept."""
+    """Replaces all sublayers where only a context passes: it stays unchanged, and its keys and values are kept."""
 
     def shared(self, run: Pass) -> Keep:
         return run.keep
@@ -170,8 +171,10 @@ class ContextAlone:
 
 @dataclasses.dataclass(frozen=True)
 class SecondAttention:
-    """One expert's tokens attend once more, to each other only, in the layers that have weights for it (Stable
-    Diffusion 3.5). It reads the tokens as they entered the layer, under the norm of their self-attention."""
+    """The second attention, in which one expert's tokens attend to each other only (Stable Diffusion 3.5).
+
+    Only layers with weights for it have one. It reads the tokens as they entered the layer, under the norm of their
+    self-attention."""
 
     block: Block
     expert: str
@@ -199,7 +202,7 @@ class SecondAttention:
 
 @dataclasses.dataclass(frozen=True)
 class OverContext:
-    """Cross-attention of all tokens over a context, see `transfusion.model.cross`; nothing where there is none."""
+    """Cross-attention of all tokens over a context, see `transfusion.model.cross`; does nothing without a context."""
 
     weights: CrossAttention
 
@@ -220,7 +223,7 @@ class OverContext:
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """Every token through its expert's feed-forward layer."""
+    """Sends every token through its expert's feed-forward layer."""
 
     def shared(self, run: Pass) -> None:
         return None

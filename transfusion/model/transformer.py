@@ -49,14 +49,14 @@ FIRST = "trunk"  # the name of the first trunk of a model
 
 @dataclasses.dataclass(frozen=True)
 class TrunkInputs:
-    """Tokens of some streams and what a trunk must know of them.
+    """The tokens of some streams, with their positions, metadata and conditions, as a trunk takes them.
 
     Attributes:
       x: per stream [B, N, D].
       position: per stream int32 [B, N, A].
       metadata: per stream [B, N].
-      condition: of the modulated streams.
-      may, may_cross: of self-attention and of cross-attention, see `transfusion.sequence.masks.see`.
+      condition: the conditions of the modulated streams.
+      may, may_cross: tables of self-attention and of cross-attention, see `transfusion.sequence.masks.see`.
     """
 
     x: Mapping[str, jax.Array]
@@ -70,9 +70,9 @@ class TrunkInputs:
 class Trunk(nnx.Module):
     """All layers of all experts, and the final norms.
 
-    Streams that share an expert are joined along the row into one larger matrix product. A trunk is called in training,
-    and where tokens look at a cache without a trace; `read` gives the tokens' keys and values, and `extend` writes them
-    into a cache.
+    Streams that share an expert are joined along the row into one larger matrix product. Call the trunk itself in
+    training, and where tokens see a cache but leave nothing in it; `read` also returns the tokens' keys and values, and
+    `extend` writes them into a cache.
     """
 
     def __init__(
@@ -83,8 +83,10 @@ class Trunk(nnx.Module):
         modulated: tuple[str, ...] = (),
         name: str = FIRST,
     ):
-        """`experts` maps each stream to its expert, in the order of the config's streams; `modulated` are those with a
-        condition; by its `name` it finds its part of a cache."""
+        """Builds a trunk for the streams of `experts`.
+
+        `experts` maps each stream to its expert, in the order of the config's streams; the streams of `modulated` have
+        a condition; the trunk finds its part of a cache by its `name`."""
         self.config, self.name = config, name
         self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
         names = list(dict.fromkeys(self.experts.values()))
@@ -112,12 +114,13 @@ class Trunk(nnx.Module):
         self.dual_modulation = nnx.Dict({s: Modulation(few, config.width, 3, rngs) for s in streams})
 
     def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
-        """The normed outputs per stream [B, N, D], a context's as it came in. The tokens see a cache besides each
-        other."""
+        """Returns the normed outputs per stream [B, N, D]; a context is returned unchanged.
+
+        The tokens see each other and the cache."""
         return self._run(inputs, cache, NOTHING)[0]
 
     def read(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> tuple[dict[str, jax.Array], KeyValues]:
-        """The same outputs, and the keys and values of these tokens in the `order` of their streams."""
+        """Returns the same outputs, and the keys and values of these tokens in the `order` of their streams."""
         outputs, (k, v) = self._run(inputs, cache, NEW)
         metadata = joined(inputs.metadata, self.order(inputs.x))
         return outputs, KeyValues({self.name: stacked(k)}, {self.name: stacked(v)}, metadata)
@@ -125,12 +128,12 @@ class Trunk(nnx.Module):
     def extend(
         self, inputs: TrunkInputs, cache: KeyValues, slots: Mapping[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], KeyValues]:
-        """The same outputs, and the cache with the tokens in it.
+        """Returns the same outputs, and the cache with the tokens in it.
 
         Args:
           inputs: the tokens.
           cache: has the tokens' metadata already.
-          slots: per stream int32 [B, N], where in the cache to write the tokens.
+          slots: the slots of the cache to which the tokens are written, per stream int32 [B, N].
         """
         at = join([slots[stream] for stream in self.order(inputs.x)])
         outputs, (k, v) = self._run(inputs, cache, written(at))
@@ -142,10 +145,10 @@ class Trunk(nnx.Module):
         return outputs, KeyValues(put(cache.k, k), put(cache.v, v), cache.metadata)
 
     def _run(self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep) -> tuple[dict[str, jax.Array], Kept]:
-        """The outputs, and what is kept of all layers."""
+        """Runs all layers; returns the outputs, and the keys and values that `keep` gives back."""
         config, x, groups = self.config, inputs.x, self._groups(inputs.x)
         outside = [stream for stream in x if stream in config.cross]
-        # What is kept, and what a cache holds, is in the order of the streams.
+        # Keys and values that are kept, or lie in a cache, are in the order of the streams.
         n = 1 if keep.gives or cache is not None else shares(part.shape[1] for part in x.values())
         tokens = {
             expert: constrain(_join(x, streams, n).astype(config.dtype), "batch", "tokens", None)
@@ -187,7 +190,7 @@ class Trunk(nnx.Module):
         return [*sublayers, FeedForward()]
 
     def _each(self, run: Pass, context: Pair | None) -> dict[str, Any]:
-        """What every layer has a part of, see `transfusion.model.depth.through`."""
+        """Collects weights, modulations and context of all layers, as `each` of `transfusion.model.depth.through`."""
         experts = dict.fromkeys((self.first, *run.groups)) if run.groups else ()
         crosses = run.groups and self.config.cross and (context is not None or run.cache is not None)
         modulated = [s for streams in run.groups.values() for s in streams if s in run.condition]
@@ -199,7 +202,7 @@ class Trunk(nnx.Module):
         }
 
     def _layer(self, run: Pass, x: Mapping[str, jax.Array], each: dict[str, Any]) -> Layer:
-        """One layer, from its part of `_each`."""
+        """Builds one layer from its part of `_each`."""
         dtype = self.config.dtype
         parts = {
             s: modulate(w, each["vectors"].get(s, run.condition[s].vector), run.condition[s], dtype)
@@ -212,13 +215,13 @@ class Trunk(nnx.Module):
         )  # fmt: skip
 
     def _block(self, expert: str, weights: Mapping[str, dict[str, jax.Array]]) -> Block:
-        """An expert with one layer's weights: what it does not own is the first expert's."""
+        """Builds the block of an expert with one layer's weights; those that it does not own are the first expert's."""
         if self.config.released.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
             return bound(self.blocks[expert], weights[expert])
         return bound(self.blocks[self.first], weights[self.first] | weights[expert])
 
     def _groups(self, streams: Iterable[str]) -> dict[str, list[str]]:
-        """The streams of each expert, without a context."""
+        """Groups streams by their expert, without a context."""
         groups: dict[str, list[str]] = {}
         for stream in (s for s in streams if s in self.experts):
             groups.setdefault(self.experts[stream], []).append(stream)
@@ -240,7 +243,7 @@ class Trunk(nnx.Module):
         return rope.turns(angle, released.rope_scaling.magnitude)
 
     def _seconds(self) -> dict[int, dict[str, Any]]:
-        """Weights of the second attention, by the number of each layer that has it."""
+        """The weights of the second attention, by the number of each layer that has it."""
         layers = self.config.released.dual_layers
         if not layers:
             return {}

@@ -1,4 +1,4 @@
-"""The model: per stream an embed and a head, and between them one trunk."""
+"""The model has an embed and a head for each stream, and between them one trunk or several in a row."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +25,9 @@ from transfusion.sequence.times import TIMES
 
 
 class UnifiedModel(nnx.Module):
-    """Streams over one trunk, or over several, one behind the other. `encode` runs some or all streams; objectives and
-    samplers apply the heads."""
+    """The model: all streams over one trunk, or over several, one behind the other.
+
+    `encode` runs some or all streams; objectives and samplers apply the heads."""
 
     def __init__(self, config: TransformerConfig, spec: SequenceSpec, rngs: nnx.Rngs):
         self.streams = dict(spec.streams)
@@ -69,23 +70,23 @@ class UnifiedModel(nnx.Module):
         return StreamParts(name, stream, first, last, self.configs[after].width, rngs)
 
     def part(self, name: str) -> StreamParts:
-        """The parts that a stream uses."""
+        """The parts that a stream uses, which may belong to another stream."""
         return self.parts[self.streams[name].parts or name]
 
     def embed(self, name: str, inputs: Inputs, vector: jax.Array | None = None) -> tuple[jax.Array, Any]:
-        """Tokens [B, N, D] of one stream and what its head needs besides them; `vector` modulates the stream."""
+        """Embeds one stream: its tokens [B, N, D], and what its head needs besides them. `vector` modulates it."""
         part, entering = self.part(name), Entering(vector)
         for step in self.entries[name]:
             entering = step(part, inputs, entering)
         return entering.tokens, entering.skips
 
     def modulator(self, name: str) -> str:
-        """The stream whose items modulate a stream's tokens: another one, itself, or ''."""
+        """The name of the stream whose items modulate a stream's tokens: another one, itself, or '' for none."""
         stream = self.streams[name]
         return stream.released.condition or (name if TIMES[stream.time].modulates else "")
 
     def conditions(self, inputs: Mapping[str, Inputs]) -> dict[str, Condition]:
-        """What modulates the streams at hand, by their own items or another stream's."""
+        """Makes the conditions that modulate the given streams, from their own items or another stream's."""
         vectors = {
             name: self.part(name).condition(part.time, part.label, part.pooled)
             for name, part in inputs.items()
@@ -105,7 +106,7 @@ class UnifiedModel(nnx.Module):
     def read(
         self, inputs: Mapping[str, Inputs], cache: KeyValues | None = None
     ) -> tuple[dict[str, Encoded], KeyValues]:
-        """As `encode`; and the keys and values of these tokens, in one order for all trunks."""
+        """Encodes, and also returns the keys and values of these tokens, in one order for all trunks."""
         kept: dict[str, KeyValues] = {}
 
         def run(trunk: Trunk, tokens: TrunkInputs) -> dict[str, jax.Array]:
@@ -118,7 +119,7 @@ class UnifiedModel(nnx.Module):
     def extend(
         self, inputs: Mapping[str, Inputs], cache: KeyValues, slots: Mapping[str, jax.Array]
     ) -> tuple[dict[str, Encoded], KeyValues]:
-        """As `encode`; and the cache with these tokens in the slots, per stream int32 [B, N]."""
+        """Encodes, and also returns the cache with these tokens written to `slots`, per stream int32 [B, N]."""
         new, at = _joined(part.metadata for part in inputs.values()), jnp.concatenate([slots[n] for n in inputs], 1)
         written = KeyValues(cache.k, cache.v, write_metadata(cache.metadata, new, at))
 
@@ -159,8 +160,9 @@ class UnifiedModel(nnx.Module):
         return self.trunk if where == FIRST else self.stages[where]
 
     def _may(self, where: str, cross: bool = False) -> np.ndarray | None:
-        """Returns `may` of `transfusion.sequence.masks.see`: tokens see those that pass through their trunk, by the one
-        attention or by the other."""
+        """Makes `may` of `transfusion.sequence.masks.see` for one trunk, for its self-attention or its `cross`.
+
+        Tokens see those that pass through the same trunk, by one of the two attentions."""
         may = None if self.may is None else self.may.value
         inside = [where in path and cross == (s in self.configs[where].cross) for s, path in self.path.items()]
         if all(inside):
@@ -168,7 +170,7 @@ class UnifiedModel(nnx.Module):
         return np.broadcast_to(inside, (len(inside),) * 2) & (True if may is None else may)
 
     def _in_one_order(self, kept: Mapping[str, KeyValues], inputs: Mapping[str, Inputs]) -> KeyValues:
-        """The keys and values of all trunks, with the tokens in the order of `inputs`.
+        """Puts the keys and values of all trunks into one order, that of the tokens in `inputs`.
 
         A token that does not pass through a trunk has zeros there, which nothing sees.
         """
@@ -187,7 +189,7 @@ class UnifiedModel(nnx.Module):
         def of(where: str, field: str) -> jax.Array:
             if where in kept:
                 return ordered(where, getattr(kept[where], field)[where])
-            # A trunk that nothing here passes through has keys and values of its own shape all the same.
+            # A trunk that none of these tokens passes through still needs keys and values, of its own shape.
             config, (b, s) = self.configs[where], metadata.order.shape
             return jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype)
 
@@ -198,12 +200,12 @@ class UnifiedModel(nnx.Module):
         return self.bridges[where](x) if where in self.bridges else x
 
     def head_of(self, stream: str) -> Any:
-        """The head of a stream, a function of (hidden, skips)."""
+        """Returns a stream's head as a function of (hidden, skips)."""
         part = self.part(stream)
         return TiedHead(part.embed) if part.head is None else part.head
 
     def head(self, stream: str, encoded: Encoded) -> jax.Array:
-        """Logits [B, N, V], or predicted patches [B, N, E]; float32."""
+        """Applies a stream's head: logits [B, N, V], or predicted patches [B, N, E]; float32."""
         return self.head_of(stream)(encoded.hidden, encoded.skips)
 
 
@@ -213,16 +215,16 @@ def _joined(parts: Iterable[Metadata]) -> Metadata:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Static:
-    """Keeps a numpy table out of the module's parameters."""
+    """A wrapper that keeps a numpy table out of the module's parameters."""
 
     value: np.ndarray
 
 
 def model_template(config: TransformerConfig, spec: SequenceSpec) -> Template:
-    """The model without its arrays."""
+    """Makes the template of a model, which is the model without its arrays."""
     return Template(lambda rngs: UnifiedModel(config, spec, rngs))
 
 
 def parameter_count(shapes: Any) -> int:
-    """Number of parameters in a tree of arrays or shapes."""
+    """Counts the parameters in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))

@@ -1,4 +1,4 @@
-"""Vectors that tell a stream's tokens of their item: its noise level, class and pooled vector, and the place in it."""
+"""Vectors that tell tokens about their item (noise level, class, pooled vector) and about their place in it."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Perceptron(nnx.Module):
         self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., inputs] -> [*lead, ..., width]."""
+        """Maps [..., inputs] to [*lead, ..., width]."""
 
         def layers(hidden, hidden_bias, out, out_bias):
             y = dense(x, hidden)
@@ -35,7 +35,7 @@ class Perceptron(nnx.Module):
 
 
 class TimeEmbedding(Perceptron):
-    """Noise levels [B, M] to vectors [B, M, D], or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
+    """Turns noise levels [B, M] into vectors [B, M, D] or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
 
     def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
         self.config = config
@@ -45,7 +45,7 @@ class TimeEmbedding(Perceptron):
         return super().__call__(self.features(t))
 
     def features(self, t: jax.Array) -> jax.Array:
-        """Cosines, then sines of t [B, M]: [B, M, features]."""
+        """Computes the cosines, then the sines of the times t [B, M]: [B, M, features]."""
         half = self.config.features // 2
         frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - self.config.ends))
         t = 1 - t if self.config.reversed else t
@@ -54,8 +54,10 @@ class TimeEmbedding(Perceptron):
 
 
 class ItemCondition(nnx.Module):
-    """What modulates a stream: the noise level of each item plus, where the stream has them, its class and its pooled
-    vector (DiT, section 3.2; Stable Diffusion 3, arXiv 2403.03206, section 4)."""
+    """Makes the vector by which each item of a stream is modulated, as a sum.
+
+    Its terms are the noise level and, where the stream has them, the class and the pooled vector (DiT, section 3.2;
+    Stable Diffusion 3, arXiv 2403.03206, section 4)."""
 
     def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
         config = stream.released.time
@@ -66,9 +68,9 @@ class ItemCondition(nnx.Module):
         self.pooled = Perceptron(stream.released.pooled, width, rngs, lead) if stream.released.pooled else None
 
     def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
-        """t [B, M], label [B, M], pooled [B, M, C] -> [B, M, D] or [layers, B, M, D].
+        """Turns t [B, M], label [B, M] and pooled [B, M, C] into vectors [B, M, D] or [layers, B, M, D].
 
-        A class or a pooled vector that is missing is an error, for without it the result would be another model's.
+        A missing class or pooled vector is an error, because without it the result would be that of another model.
         """
         vector = self.time(t)
         if self.label is not None:
@@ -79,8 +81,9 @@ class ItemCondition(nnx.Module):
 
 
 def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [B, N, D] of places (y, x): a quarter each of sin y, cos y, sin x, cos x; with
-    `axes` (1, 0) x comes first."""
+    """Computes fixed 2-D sine-cosine positions [B, N, D] of places (y, x).
+
+    The quarters of the D numbers are sin y, cos y, sin x, cos x; with `axes` (1, 0) x comes first."""
     frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
     angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
     parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
@@ -88,8 +91,10 @@ def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -
 
 
 class LearnedTable(nnx.Module):
-    """A vector per place of a grid [rows, columns, D], that of the items unless `released.table_grid` says another;
-    items have the first rows and columns of a larger one, or its middle."""
+    """A learned vector for each place of a grid [rows, columns, D].
+
+    The grid is that of the items unless `released.table_grid` names another one. Items use the first rows and columns
+    of a larger grid, or its middle."""
 
     def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
         sides = tuple(side // stream.patch for side in stream.grid)
@@ -98,6 +103,6 @@ class LearnedTable(nnx.Module):
         self.start = tuple((g - s) // 2 if stream.released.centred else 0 for g, s in zip(grid, sides, strict=True))
 
     def __call__(self, place: jax.Array) -> jax.Array:
-        """Places [B, N, 2] -> [B, N, D]."""
+        """Looks up the vectors [B, N, D] of places [B, N, 2]."""
         table = constrain(self.table[...], None, None, None)
         return table[place[..., 0] + self.start[0], place[..., 1] + self.start[1]]

@@ -1,12 +1,12 @@
-"""What each stream learns: one row of `OBJECTIVES` per objective. Losses are per token, and reduced as (sum, weight).
+"""Objectives say what each stream learns, one row of `OBJECTIVES` each. Losses are per token, summed with their weight.
 
-- `next_token`: the next id, for text and codes.
-- `masked`: the hidden ones among codes.
-- `continuous`: noised latents, by flow matching or DDPM; `paths` has their algebra.
+- `next_token` predicts the next id, for text and codes.
+- `masked` predicts the codes that are hidden.
+- `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra.
 
 An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
-neither on microbatches nor on devices. `clean` gives the numbers with which every item stays as it is. `content` gives
-what the embed reads, and `loss` the loss per token with further reductions.
+neither on microbatches nor on devices. `clean` gives the numbers that leave every item unchanged. `content` makes the
+input of the embed, and `loss` the loss per token with further reductions.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 
 @dataclasses.dataclass(frozen=True)
 class ObjectivesConfig:
-    """Settings of the objectives; `continuous` is per stream, streams that it does not name take the defaults."""
+    """Settings of the objectives; `continuous` is per stream, and streams that it does not name use the defaults."""
 
     next_token: NextTokenConfig = NextTokenConfig()
     masked: MaskedConfig = MaskedConfig()

@@ -12,12 +12,12 @@ StreamDraws = dict[str, Float[Array, "B ..."]]
 
 
 def spread(per_item: Float[Array, "B M"], item: Int[Array, "B N"]) -> Float[Array, "B N 1"]:
-    """[B, M] of items -> [B, N, 1] of their tokens."""
+    """Spreads values of items [B, M] over their tokens: [B, N, 1]."""
     return jnp.take_along_axis(per_item, item, axis=1)[..., None]
 
 
 def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> StreamDraws:
-    """The random numbers of a step: 'time' [B, M] in [time_low, 1] of each item, and 'noise' [B, N, E].
+    """Draws the random numbers of a step: each item's 'time' [B, M] in [time_low, 1], and 'noise' [B, N, E].
 
     A capped item's times fill [time_low, 1] (Transfusion, section 4.3.4); a clean item has time 1.
     """
@@ -30,12 +30,12 @@ def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> StreamD
 
 
 def clean(part: StreamSlice) -> StreamDraws:
-    """Time 1, and no noise."""
+    """Makes the numbers that leave items unchanged: time 1, and no noise."""
     return {"time": jnp.ones_like(part.time_low), "noise": jnp.zeros_like(part.values)}
 
 
 def noised(part: StreamSlice, draws: StreamDraws, config: ContinuousConfig) -> Float[Array, "B N E"]:
-    """x_t [B, N, E]."""
+    """Mixes data and noise to x_t [B, N, E], at the time of each item."""
     return interpolate(PATHS[config.path], spread(draws["time"], part.item), part.values, draws["noise"])
 
 
@@ -45,7 +45,7 @@ def loss(
     draws: StreamDraws,
     config: ContinuousConfig,
 ) -> Float[Array, "B N"]:
-    """Squared error per token, mean over its E numbers, times the weighting of its time: float32 [B, N]."""
+    """The squared error per token, float32 [B, N]: the mean over its E numbers, times the weighting of its time."""
     t = spread(draws["time"], part.item)
     wanted = target(PATHS[config.path], config.prediction, t, part.values, draws["noise"])
     error = jnp.mean(jnp.square(predicted - wanted), axis=-1)
@@ -55,7 +55,7 @@ def loss(
 def by_time(
     per_token: Float[Array, "B N"], part: StreamSlice, draws: StreamDraws
 ) -> tuple[Float[Array, "buckets"], Float[Array, "buckets"]]:
-    """Sums and weights of a per-token loss in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
+    """Sums a per-token loss and its weights in `BUCKETS` equal buckets of t, float32 [BUCKETS] each."""
     bucket = jnp.clip((spread(draws["time"], part.item)[..., 0] * BUCKETS).astype(jnp.int32), 0, BUCKETS - 1)
     inside = (bucket[..., None] == jnp.arange(BUCKETS)[None, None]) * part.loss_weight[..., None]
     return jnp.einsum("bn,bnk->k", per_token, inside), inside.sum((0, 1))

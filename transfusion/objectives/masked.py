@@ -1,4 +1,4 @@
-"""Masked codes: which of an item are hidden in training, and how many stay hidden while it is drawn."""
+"""Masked codes: chooses the codes of an item to hide in training, and how many stay hidden while it is drawn."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MASK_SCHEDULES: dict[str, Callable[..., Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MaskedConfig:
-    """`schedule`, a key of `MASK_SCHEDULES`: of the masked share, in training over an evenly drawn fraction."""
+    """`schedule` (a key of `MASK_SCHEDULES`) gives the masked share; training draws its fraction evenly from [0, 1]."""
 
     schedule: str = "cosine"
 
@@ -33,12 +33,13 @@ class MaskedConfig:
 
 
 def mask(share: Float[Array, "B M"], order: Float[Array, "B N"]) -> Bool[Array, "B N"]:
-    """Which codes are hidden, bool [B, N]: the share of each item, rounded, and at least one code if it is not 0
-    (MaskGIT, arXiv 2202.04200, section 3.1; Show-o, arXiv 2408.12528, section 3.2).
+    """Chooses the codes to hide, bool [B, N]: a share of each item, rounded, and at least one code unless it is 0.
+
+    See MaskGIT (arXiv 2202.04200, section 3.1) and Show-o (arXiv 2408.12528, section 3.2).
 
     Args:
-      share: of each item, float32 [B, M].
-      order: float [B, N], the codes of an item with the lowest are hidden.
+      share: share of each item that is hidden, float32 [B, M].
+      order: float [B, N]; the codes of an item with the lowest values are hidden.
     """
     order = order.reshape(*share.shape, -1)
     rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
@@ -47,8 +48,9 @@ def mask(share: Float[Array, "B M"], order: Float[Array, "B N"]) -> Bool[Array, 
 
 
 def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> StreamDraws:
-    """The random numbers of a step: 'time' [B, M], how much of an item is known, even in [time_low, 1]; and those of
-    `hiding`, by the schedule's share at that time. Nothing is hidden at time 1."""
+    """Draws the random numbers of a step: 'time' [B, M], evenly in [time_low, 1], and those of `hiding`.
+
+    The time says how much of an item is known. The schedule gives the hidden share at that time, none at time 1."""
     time_key, order_key = jax.random.split(key)
     time = part.time_low + (1 - part.time_low) * jax.random.uniform(time_key, part.time_low.shape)
     share = jnp.where(time < 1, MASK_SCHEDULES[config.schedule](time, jnp), 0.0)
@@ -56,7 +58,7 @@ def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> StreamDraws
 
 
 def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:
-    """'mask' bool [B, N], which codes are hidden, and the 'weight' [B, N] of each code's loss: only these count.
+    """Makes 'mask' bool [B, N], true for hidden codes, and the 'weight' [B, N] of each code's loss, 0 for the others.
 
     The weights are such that the loss, which is divided by the weight of all codes, is the mean over the hidden ones of
     the whole batch.
@@ -66,20 +68,20 @@ def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:
 
 
 def clean(part: StreamSlice) -> StreamDraws:
-    """Nothing is hidden."""
+    """Makes the numbers that leave items unchanged: nothing is hidden."""
     return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.tokens.shape, bool), part)
 
 
 def content(part: StreamSlice, draws: StreamDraws, config: MaskedConfig) -> Int[Array, "B N"]:
-    """Ids [B, N], `MASKED` for the hidden codes."""
+    """The ids [B, N] that the embed reads, with `MASKED` in place of the hidden codes."""
     return jnp.where(draws["mask"], MASKED, part.tokens)
 
 
 def still_masked(tokens: int, steps: int, schedule: str = "cosine") -> Int[np.ndarray, "{steps}"]:
-    """How many of `tokens` tokens are masked after each step: int64 [steps], the last 0.
+    """Counts how many of `tokens` tokens are still masked after each step: int64 [steps], the last one 0.
 
-    The floor of the schedule's share (MaskGIT, arXiv 2202.04200, section 3.2), but each step reveals at least one token
-    and leaves at least one to the steps after it, as long as that is possible.
+    The count is the floor of the schedule's share (MaskGIT, arXiv 2202.04200, section 3.2). But each step reveals at
+    least one token and leaves at least one to each step after it, as long as that is possible.
 
     Raises:
       UsageError: if the schedule is not known, or there is nothing to do.

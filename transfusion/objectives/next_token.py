@@ -17,7 +17,7 @@ from transfusion.sharding import flat
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenConfig:
-    """`z_loss` weighs log(Z)^2 (PaLM, section 5; Chameleon 1e-5); `chunk` is the vocabulary slice, 0: all at once."""
+    """`z_loss` weighs log(Z)^2 (PaLM, section 5; Chameleon: 1e-5); `chunk` slices the vocabulary, 0: all at once."""
 
     z_loss: float = 0.0
     chunk: int = 0
@@ -30,7 +30,7 @@ class NextTokenConfig:
 def token_losses(
     head: Any, hidden: Float[Array, "B N D"], targets: Int[Array, "B N"], chunk: int = 0
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-    """`cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
+    """Computes `cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
     y, kernel = head.factors(hidden)
     nll, log_z = cross_entropy(flat(y), kernel, flat(targets), chunk)
     return nll.reshape(targets.shape), log_z.reshape(targets.shape)
@@ -39,7 +39,7 @@ def token_losses(
 def cross_entropy(
     hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"], targets: Int[Array, "*T"], chunk: int = 0
 ) -> tuple[Float[Array, "*T"], Float[Array, "*T"]]:
-    """Negative log likelihood and log of the softmax sum, float32 [T] each; in place of T there may be several axes.
+    """Computes the negative log likelihood and the log of the softmax sum, float32 [T] each; T may be several axes.
 
     Args:
       hidden: [T, D].

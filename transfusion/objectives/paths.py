@@ -21,7 +21,7 @@ Times = Float[Array, "*#X"] | np.floating | float  # one for all, or with an axi
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """alpha, sigma and their derivatives as functions of t."""
+    """A noise path: alpha, sigma and their derivatives as functions of t."""
 
     alpha: OfTime
     sigma: OfTime
@@ -33,16 +33,16 @@ STEPS = 1000  # of the discrete DDPM schedules
 
 
 def cosine_betas(steps: int = STEPS) -> Float[np.ndarray, "{steps}"]:
-    """beta float64 [steps] of the cosine schedule (arXiv 2102.09672, section 3.2), none above 0.999."""
+    """The betas float64 [steps] of the cosine schedule (arXiv 2102.09672, section 3.2), none above 0.999."""
     edges = np.arange(steps + 1) / steps
     alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
 def signal(betas: Float[np.ndarray, "steps"], zero_snr: bool = False) -> Float[np.ndarray, "steps"]:
-    """sqrt(alpha_bar) float64 [steps] after each step of noise, betas [steps].
+    """Computes sqrt(alpha_bar) float64 [steps], the signal left after each noise step, from betas [steps].
 
-    `zero_snr` moves and scales it so that the last step leaves no signal (arXiv 2305.08891, algorithm 1).
+    `zero_snr` shifts and scales it so that the last step leaves no signal (arXiv 2305.08891, algorithm 1).
     """
     root = np.sqrt(np.cumprod(1 - betas))
     return (root - root[-1]) * root[0] / (root[0] - root[-1]) if zero_snr else root
@@ -135,11 +135,11 @@ class ContinuousConfig:
 
     Attributes:
       path: a key of `PATHS`.
-      prediction: what the head gives: one of `PREDICTED`.
+      prediction: the quantity that the head predicts, one of `PREDICTED`.
       times: a key of `DENSITIES`.
-      mean, std: of the logit-normal.
+      mean, std: mean and standard deviation of the logit-normal density.
       shift: s > 1 moves times towards noise: with s' = 1 - t, s' -> shift s' / (1 + (shift - 1) s').
-      mode_scale: of the density 'mode', in [-1, 1.75]; 0 is uniform.
+      mode_scale: scale of the density 'mode', in [-1, 1.75]; 0 is uniform.
       weighting: a key of `WEIGHTINGS`, the factor of the loss.
     """
 
@@ -158,7 +158,7 @@ class ContinuousConfig:
             check(f"continuous.{field}", getattr(self, field), values)
         if self.shift <= 0 or self.std <= 0:
             raise UsageError("continuous: shift and std must be positive")
-        # Beyond these the mode density's times are not in [0, 1].
+        # Beyond these limits the density 'mode' would give times outside of [0, 1].
         if not -1 <= self.mode_scale <= 2 / (np.pi - 2):
             raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
@@ -169,7 +169,7 @@ def shift_time(t: Float[Array, "..."] | float, shift: float) -> Float[Array, "..
 
 
 BASE_TOKENS = 256
-# The shift for an image of so many tokens, where `shift` is that of an image of BASE_TOKENS.
+# Each row computes the shift for an image of `tokens` tokens from `shift`, the shift for one of BASE_TOKENS.
 SHIFTS: dict[str, Callable[[float, int], float]] = {
     "constant": lambda shift, tokens: shift,
     # Stable Diffusion 3 (arXiv 2403.03206, section 5.3.2, equation 23).
@@ -180,7 +180,7 @@ SHIFTS: dict[str, Callable[[float, int], float]] = {
 
 
 def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig) -> Float[Array, "..."]:
-    """Training times in [0, 1], float32."""
+    """Draws training times in [0, 1], float32."""
     density = DENSITIES[config.times]
     return shift_time(density.times(density.draw(key, shape), config), config.shift)
 
@@ -195,14 +195,14 @@ class Estimates:
 
 
 def interpolate(path: Path, t: Times, data: Float[Array, "*X"], noise: Float[Array, "*X"]) -> Float[Array, "*X"]:
-    """x_t; t broadcasts against the data."""
+    """Mixes data and noise to x_t; t broadcasts against the data."""
     return path.alpha(t) * data + path.sigma(t) * noise
 
 
 def target(
     path: Path, prediction: str, t: Times, data: Float[Array, "*X"], noise: Float[Array, "*X"]
 ) -> Float[Array, "*X"]:
-    """What the head shall predict."""
+    """Computes the quantity that the head shall predict."""
     if prediction == "velocity":
         return path.d_alpha(t) * data + path.d_sigma(t) * noise
     if prediction == "v":
@@ -211,10 +211,10 @@ def target(
 
 
 def estimates(path: Path, prediction: str, t: Times, x: Float[Array, "*X"], predicted: Float[Array, "*X"]) -> Estimates:
-    """Solves x = alpha data + sigma noise with the predicted quantity for the other two.
+    """Computes data, noise and velocity from one predicted quantity, by solving x = alpha data + sigma noise.
 
-    Denominators are kept away from 0 (noise prediction at t = 0, data prediction at t = 1), where the missing quantity
-    cannot be known from x.
+    Denominators are kept away from 0 (noise prediction at t = 0, data prediction at t = 1), where x says nothing about
+    the missing quantity.
     """
     alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
     tiny = 1e-5  # below the signal that the capped cosine schedule leaves at its last step, 5e-5
