@@ -68,7 +68,7 @@ class Decoder:
 
     @cached_property
     def drawable(self) -> Drawable | None:
-        """What the model can draw, whether the limits let it or not."""
+        """The kind of item that the model can draw, even if the limits forbid it."""
         return drawable_of(self.task.spec)
 
     @cached_property
@@ -285,8 +285,8 @@ def generate(
     results: list[Document] = []
     for start_of_part in range(0, len(prompts), batch):
         part = list(prompts[start_of_part : start_of_part + batch])
-        # The last part is filled up to the shape of the others: one compilation. What it is filled with is its last
-        # row once more, which takes no step that this one does not take.
+        # The last part is filled up to the shape of the others: one compilation. Copies of its last
+        # row fill it, because they take no step that this row does not take.
         rows = batch if len(prompts) > batch else min(batch, bucket(len(part), 1))
         filled = part + part[-1:] * (rows - len(part))
         keys = row_keys(seed, first + start_of_part + np.minimum(np.arange(rows), len(part) - 1))
