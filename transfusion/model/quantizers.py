@@ -144,7 +144,7 @@ class VectorQuantizer(nnx.Module):
         return codes if self.config.codebook == "gradient" else jax.lax.stop_gradient(codes)
 
     def nearest(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Finds the codes nearest to vectors float32 [..., c]: int32 ids [...] (the first of equals), squared errors."""
+        """Finds the nearest codes of vectors float32 [..., c]: ids int32 [...] (the first of equals), errors."""
         codes = jax.lax.stop_gradient(self.codes())
         highest = jax.lax.Precision.HIGHEST
         product = jnp.einsum("...c,kc->...k", vectors, codes, precision=highest)

@@ -1,4 +1,4 @@
-"""From logits to the next token.
+"""The choice of the next token from logits.
 
 Shape letters: B rows, V vocabulary.
 """
@@ -19,9 +19,10 @@ class Filters:
     """Which ids may be drawn; the same compiled decoder serves all temperatures and all top-p.
 
     Attributes:
-      greedy: the likeliest id alone.
-      top_k: only the k likeliest ids; 0: all.
-      nucleus: only the fewest likeliest ids whose probabilities sum to top-p or more (arXiv 1904.09751).
+      greedy: whether only the likeliest id may be drawn.
+      top_k: only the k likeliest ids may be drawn; 0: all.
+      nucleus: whether only the fewest likeliest ids whose probabilities sum to top-p or more may be drawn (arXiv
+        1904.09751).
     """
 
     greedy: bool = False
@@ -30,7 +31,7 @@ class Filters:
 
     @classmethod
     def of(cls, temperature: float, top_k: int, top_p: float) -> "Filters":
-        """The filters of a config's settings."""
+        """Makes the filters of a config's settings."""
         return cls(greedy=temperature == 0, top_k=top_k, nucleus=top_p < 1)
 
     def choose(self, logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -45,7 +46,7 @@ class Filters:
         return jnp.sum(total <= mark, axis=-1).astype(jnp.int32)
 
     def filtered(self, logits: jax.Array, top_p: jax.Array) -> jax.Array:
-        """Logits [B, V] with the tokens that are filtered out at `NEVER`; equal logits stay or go together."""
+        """Sets the logits [B, V] of tokens that are filtered out to `NEVER`; equal logits stay or go together."""
         if self.top_k:
             least = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
             logits = jnp.where(logits < least, NEVER, logits)
@@ -59,10 +60,10 @@ class Filters:
 
 
 def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
-    """Which ids the decoder may emit as text, bool [V].
+    """Finds the ids that the decoder may emit as text, bool [V].
 
     These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers,
-    closers, codes and whatever else stands inside an item are not among them.
+    closers, codes and all other ids inside of items are not among them.
     """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False

@@ -23,7 +23,7 @@ from transfusion.sequence import MASKED
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CodeSchedule:
-    """What drawing codes reads of a config.
+    """The settings that drawing codes reads from a config, as arrays.
 
     Attributes:
       temperature, top_p: scalars.
@@ -38,7 +38,7 @@ class CodeSchedule:
 
 
 def code_schedule(objectives: ObjectivesConfig, parts: Any, config: SamplerConfig) -> CodeSchedule:
-    """The schedule of the ways that have as many steps as the image has codes or scales."""
+    """Makes the schedule for the ways whose number of steps is that of the image's codes or scales."""
     del objectives, parts
     return CodeSchedule(np.float32(config.code_temperature), np.float32(config.code_top_p))
 
@@ -56,7 +56,7 @@ def choose_codes(request: Request, logits: jax.Array, keys: jax.Array) -> jax.Ar
 
 
 def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> CodeSchedule:
-    """The schedule of unmasking: after step i of S the objective's share of the codes is still masked.
+    """Makes the schedule of unmasking: after step i of S the objective's share of the codes is still masked.
 
     The noise on the confidence has the factor `unmask_noise` times the product of 1 - j / S over the steps j up to i
     (Show-o's code; MaskGIT, arXiv 2202.04200, has 1 - i / S).
@@ -68,7 +68,7 @@ def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: S
 
 
 def unmask(request: Request, parts: PaintedParts) -> jax.Array:
-    """MaskGIT's decoding as Show-o has it (arXiv 2408.12528, section 3.4).
+    """Draws codes by unmasking, as MaskGIT does, in Show-o's version (arXiv 2408.12528, section 3.4).
 
     All codes are masked at first. Each step draws all masked codes, keeps those with the greatest confidence, and masks
     the others again.
@@ -98,13 +98,13 @@ def unmask(request: Request, parts: PaintedParts) -> jax.Array:
 def read_codes(
     request: Request, parts: PaintedParts, prefix: Prefix, content: jax.Array, first: jax.Array, count: int
 ) -> tuple[jax.Array, Prefix]:
-    """Logits [B, count, V] of the tokens number first, first + 1, ... of the image, and the prefix with them.
+    """Reads `count` tokens of the image from number `first` on: logits [B, count, V], and the prefix with the tokens.
 
     Args:
-      request, parts: of the image.
+      request, parts: the request and the parts of the image.
       prefix: has room for the image's tokens, see `with_room`.
-      content: what its embed reads of them.
-      first, count: which tokens.
+      content: the embed's input for these tokens.
+      first, count: number of the first token, and how many tokens to read.
     """
     name = parts.name
     inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {}, jnp.ones(len(prefix.rows)))[name]
@@ -123,7 +123,7 @@ def read_codes(
 
 
 def with_room(request: Request, parts: PaintedParts) -> list[Prefix]:
-    """The prefixes that there are, with room for the image's tokens."""
+    """Gives all prefixes of the request room for the image's tokens."""
     prefixes = [p for p in (request.prefix, request.without_text, request.without_images) if p is not None]
     return [dataclasses.replace(p, cache=p.cache.grown(parts.tokens)) for p in prefixes]
 
@@ -138,10 +138,9 @@ def guided_codes(
     first: jax.Array,
     count: int,
 ) -> tuple[jax.Array, list[Prefix]]:
-    """`read_codes` after all prefixes, and the logits guided; `ramp` in [0, 1] is the share of the guidance that
-    applies.
+    """Calls `read_codes` for all prefixes and guides the logits; `ramp` in [0, 1] scales the guidance.
 
-    All are read even where guidance does not apply, because what follows sees them.
+    All are read even where guidance does not apply, because later tokens see them.
     """
     logits, prefixes = zip(*(read_codes(request, parts, p, content, first, count) for p in prefixes), strict=True)
     if len(logits) == 1:
@@ -152,8 +151,9 @@ def guided_codes(
 
 
 def one_after_another(request: Request, parts: PaintedParts) -> jax.Array:
-    """Codes in raster order, each seeing those before it (Janus, arXiv 2410.13848); the first stands behind the start
-    token. The last is not read, because nothing is drawn after it."""
+    """Draws codes in raster order, each of which sees those before it (Janus, arXiv 2410.13848).
+
+    The first code comes after the start token. The last is not read, because nothing is drawn after it."""
     n = parts.tokens
 
     def step(i, carry):
@@ -168,7 +168,7 @@ def one_after_another(request: Request, parts: PaintedParts) -> jax.Array:
 
 
 def scale_by_scale(request: Request, parts: PaintedParts) -> jax.Array:
-    """All codes of a scale at once, seeing all scales before it (VAR, arXiv 2404.02905, section 3.2).
+    """Draws all codes of a scale at once; they see all earlier scales (VAR, arXiv 2404.02905, section 3.2).
 
     Guidance grows linearly from none at the first scale to all of it at the last, as in VAR's code.
     """

@@ -14,7 +14,8 @@ MOST_STEPS = 100_000
 MOST_TOKENS = 2**24
 MOST_IMAGES = 4096
 LARGE = 1e6  # no setting means anything beyond it, and float32 would soon be infinite
-# Least and most of each number, both of them allowed but for those that `OPEN` names. Others lie in [-LARGE, LARGE].
+# The least and the largest value of each number; both are allowed unless `OPEN` names them. All other numbers lie in
+# [-LARGE, LARGE].
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, MOST_STEPS),
     "shift": (0, LARGE),
@@ -40,21 +41,21 @@ class SamplerConfig:
 
     Attributes:
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
-      steps: of the solver, from noise (t = 0) to data (t = 1).
-      shift: of the time grid, see `transfusion.objectives.paths.shift_time`.
+      steps: number of the solver's steps from noise (t = 0) to data (t = 1).
+      shift: shift of the time grid, see `transfusion.objectives.paths.shift_time`.
       guidance: scale s of classifier-free guidance u + s (c - u) (arXiv 2207.12598); 1 is none.
       guidance_low, guidance_high: the interval of t in which guidance applies (arXiv 2404.07724).
       image_guidance: scale of the images of a prompt that has some: w + scale (v - w), w the prediction without them, v
         the one guided by the text (BAGEL); 1 is none.
-      without_text: what guidance has in place of the text of a prompt: 'drop', nothing, or 'pad', as much padding,
+      without_text: what replaces the text in the prediction without it: 'drop', nothing, or 'pad', as much padding,
         which attention sees (Janus, arXiv 2410.13848).
-      image_against: what that is without the images: 'text', the prompt's text alone, or 'nothing'; see
+      image_against: what the prediction without images still sees: 'text', the prompt's text alone, or 'nothing'; see
         `transfusion.sampling.guidance.Guidance`.
-      negative: a text that stands for the prompt's in the predictions without it (Emu3).
+      negative: a text that replaces the prompt's in the predictions without it (Emu3).
       renorm, renorm_least: see `transfusion.sampling.guidance.Guidance`.
-      temperature: of text tokens; 0 is greedy.
-      top_k, top_p: 0 and 1 keep all tokens.
-      code_temperature, code_top_k, code_top_p: the same of the codes of images.
+      temperature: temperature of text tokens; 0 is greedy.
+      top_k, top_p: filters of text tokens; 0 and 1 keep all.
+      code_temperature, code_top_k, code_top_p: the same for the codes of images.
       unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
         again; see `transfusion.sampling.codes.unmask_schedule`.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
@@ -64,7 +65,7 @@ class SamplerConfig:
       min_images: images drawn at least once one is drawn, as far as `max_images` allows: the next opens at once after
         the last (the frames of a world model).
       shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
-      spacing, terminal: of the time grid, see `transfusion.sampling.solvers.time_grid`.
+      spacing, terminal: spacing and last noise level of the time grid, see `transfusion.sampling.solvers.time_grid`.
     """
 
     solver: str = "euler"
@@ -116,13 +117,13 @@ class SamplerConfig:
         return self.max_tokens > 0 or min(self.max_images, self.min_images) > 1
 
     def times(self, prediction: str, tokens: int) -> np.ndarray:
-        """The time grid float32 [steps + 1] for images of so many tokens."""
+        """Makes the time grid float32 [steps + 1] for images of so many tokens."""
         shift = SHIFTS[self.shift_by](self.shift, tokens)
         return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)
 
 
 def plain_number(value: object) -> object:
-    """NumPy's numbers, and arrays of NumPy and JAX without axes, as Python's; all else as it is."""
+    """Turns NumPy's numbers, and arrays of NumPy and JAX without axes, into Python's; other values stay unchanged."""
     # The dtype of a random key of JAX is none of NumPy's: there is no number in it.
     if isinstance(getattr(value, "dtype", None), np.dtype) and getattr(value, "shape", None) == ():
         return value.item()
@@ -130,10 +131,10 @@ def plain_number(value: object) -> object:
 
 
 def _checked(field: dataclasses.Field, value: object) -> object:
-    """A setting of the right type and size; NumPy's numbers become Python's.
+    """Checks the type and size of a setting; NumPy's numbers become Python's.
 
     Raises:
-      UsageError: naming the field, what it is and what it must be.
+      UsageError: naming the field, its value and what it must be.
     """
     name, value = f"sampling.{field.name}", plain_number(value)
     if field.type is str:

@@ -2,10 +2,8 @@
 
 All rows write text, a token a step, until each has ended or waits at an opener. Then the rows that wait draw one image
 each after their cached prefix, in one of the two ways of `transfusion.sampling.ways`, and text goes on behind it.
-Guidance compares with the prompt without its text, and without its images. What was written and drawn since belongs to
-neither.
-
-`transfusion.sampling.reference` says the same without a cache.
+Guidance compares with the prompt without its text, and without its images; neither holds anything written or drawn
+since. `transfusion.sampling.reference` does the same without a cache.
 """
 
 import dataclasses
@@ -46,7 +44,7 @@ from transfusion.sequence import TEXT, Document, Segment
 
 __all__ = ["ROWS", "Prompt", "generate"]
 
-ROWS = 64  # prompts at a time
+ROWS = 64  # prompts that are decoded at a time
 
 # On a CPU, unrolled layers need no copy of each layer's weights per step, which decides there; compiling is the cost.
 UNROLLED_LAYERS = 16
@@ -54,7 +52,7 @@ UNROLLED_LAYERS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The model with its parameters, compiled small for what runs once, and fast for the loops."""
+    """The model with its parameters in two forms: quick to compile for code that runs once, and fast for the loops."""
 
     once: UnifiedModel
     often: UnifiedModel
@@ -62,7 +60,7 @@ class Models:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-    """The compiled loop for one task and one set of limits; `size` is that of the latents or codes that are drawn."""
+    """The compiled loop for one task and one set of limits; `size` is that of the drawing's latents or codes."""
 
     task: Learner
     limits: Limits
@@ -70,12 +68,12 @@ class Decoder:
 
     @cached_property
     def drawable(self) -> Drawable | None:
-        """What the model can draw, whether the limits let it or not."""
+        """The kind of item that the model can draw, even if the limits forbid it."""
         return drawable_of(self.task.spec)
 
     @cached_property
     def way(self) -> Way | None:
-        """How it is drawn; None if nothing is."""
+        """The way in which the drawing is made; None if nothing is drawn."""
         if not self.limits.images:
             return None
         return way_of(self.task.spec, self.drawable, self.size, self.limits.goes_on)
@@ -86,7 +84,7 @@ class Decoder:
 
     @cached_property
     def once(self):
-        """The model as it is used outside the loops."""
+        """The form of the model that is used outside the loops."""
         return model_template(dataclasses.replace(self.task.model, remat="none"), self.task.spec)
 
     @cached_property
@@ -95,12 +93,12 @@ class Decoder:
 
     @cached_property
     def often(self):
-        """The model as it is used in the loops."""
+        """The form of the model that is used in the loops."""
         config = dataclasses.replace(self.task.model, remat="none", scan=not self.unrolled)
         return model_template(config, self.task.spec)
 
     def _models(self, params: Params) -> Models:
-        """To be called outside of the loops."""
+        """Makes both forms of the model; call it outside the loops."""
         split = params | {"trunk": by_layer(params["trunk"])} if self.unrolled else params
         return Models(self.once.bind(params), self.often.bind(split))
 
@@ -124,20 +122,20 @@ class Decoder:
         check_memory(self.task, len(prompts), max(lengths), self._room, together)
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
-        """What a row has put out after its prompt as segments, ids int32 [n] and images [M, ...]."""
+        """Turns the output of a row after its prompt, ids int32 [n] and images [M, ...], into segments."""
         if self.way:
             return self.way.document(ids, images, prompt)
         return (Segment(TEXT, ids),) if len(ids) else ()
 
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
-        """Keys and values of the prompts, and the logits [B, V] after them."""
+        """Runs the prompts: their keys and values, and the logits [B, V] after them."""
         encoded, kept = model.read(prefill.inputs)
         kept = kept.by_layer() if self.unrolled else kept
         return kept, logits_at(model, encoded[TEXT], prefill.last)
 
     @property
     def _room(self) -> int:
-        """Slots of the cache behind the prompts."""
+        """The number of the cache's slots after the prompts."""
         return self.way.room(self.limits.ids, self.limits.images) if self.way else self.limits.ids
 
     def _first_state(self, cache: KeyValues, prefill: Prefill) -> State:
@@ -166,7 +164,7 @@ class Decoder:
         return Request(models.often, *how, prefix, *others, guidance, settings.schedule, keys, drawn)
 
     def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
-        """Prompts about to draw; one serves all rows."""
+        """Makes the prefix of prompts that are about to draw; one prompt serves all rows."""
         prefix = Prefix(self._prefill(model, prefill)[0], prefill.place, prefill.draw)
         prefix = self.way.about_to_draw(model, prefix)
         return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
@@ -174,7 +172,7 @@ class Decoder:
     def _draw(
         self, models: Models, state: State, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> State:
-        """One image for each row that waits for it."""
+        """Draws one image for each row that waits for it."""
         rows = state.mode == DRAWING
         prefix = Prefix(state.cache, state.place, rows)
         request = self._request(models, prefix, conditions, keys, state.drawn, settings)
@@ -191,7 +189,7 @@ class Decoder:
     def _run(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Ids [B, T], their number [B], and images [B, M, N, E] or [B, M, N]."""
+        """Runs the whole loop: ids [B, T], their number [B], and images [B, M, N, E] or [B, M, N]."""
         models = self._models(params)
         cache, logits = self._prefill(models.once, prefill)
         state = self._first_state(cache, prefill)
@@ -217,7 +215,7 @@ class Decoder:
     def _trace(
         self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
     ) -> Recorded:
-        """The first image of each row, and what it passes through."""
+        """Draws the first image of each row, and records the states that it passes through."""
         models = self._models(params)
         cache, _ = self._prefill(models.once, prefill)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
@@ -228,15 +226,15 @@ class Decoder:
 
 @lru_cache(maxsize=32)
 def _cached(task: Learner, limits: Limits, size: Size) -> Decoder:
-    """The decoder of a task, compiled once per set of limits and shapes of prompts."""
+    """Makes the decoder of a task, compiled once per set of limits and shapes of prompts."""
     return Decoder(task, limits, size)
 
 
 def decoder_of(task: Learner, config: SamplerConfig, size: Size) -> tuple[Decoder, Settings]:
-    """The decoder for a config, and what of it may change without compiling anew.
+    """Makes the decoder for a config, and the settings that may change without compiling anew.
 
     Raises:
-      UsageError: if what a prompt leaves behind depends on what is drawn after it.
+      UsageError: if the cache that a prompt leaves depends on the drawing after it.
     """
     for name, stream in task.spec.streams.items():
         if stream.released.condition:
@@ -263,10 +261,10 @@ def generate(
 
     Args:
       task: builds the model.
-      params: its parameters.
+      params: the model's parameters.
       prompts: see `Prompt`.
-      seed: with the number of a prompt in the list it decides all its random numbers, whatever the batch.
-      config: how.
+      seed: decides, with the number of a prompt in the list, all random numbers of that prompt, whatever the batch.
+      config: the settings of the decoder.
       batch: prompts at a time. Their number is filled up to a power of two, or to this: one compilation serves all
         numbers in between.
       size: height and width of the latents, for models that draw any size.
@@ -287,8 +285,8 @@ def generate(
     results: list[Document] = []
     for start_of_part in range(0, len(prompts), batch):
         part = list(prompts[start_of_part : start_of_part + batch])
-        # The last part is filled up to the shape of the others: one compilation. What it is filled with is its last
-        # row once more, which takes no step that this one does not take.
+        # The last part is filled up to the shape of the others: one compilation. Copies of its last
+        # row fill it, because they take no step that this row does not take.
         rows = batch if len(prompts) > batch else min(batch, bucket(len(part), 1))
         filled = part + part[-1:] * (rows - len(part))
         keys = row_keys(seed, first + start_of_part + np.minimum(np.arange(rows), len(part) - 1))

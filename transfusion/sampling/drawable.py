@@ -1,4 +1,4 @@
-"""What a config's layout table says of drawing: which kind of segment a model draws, and from which runs of tokens."""
+"""The kind of segment that a model can draw, and its runs of tokens, as the config's layout table gives them."""
 
 import dataclasses
 
@@ -40,10 +40,10 @@ class Drawable:
 
 
 def drawable_of(spec: SequenceSpec) -> Drawable | None:
-    """What a model with these tables can draw; None if it only writes.
+    """Finds the kind of segment that a model with these tables can draw; None if it only writes.
 
     Raises:
-      UsageError: if it is several kinds of segments, or runs that the decoder cannot draw.
+      UsageError: if there are several kinds, or runs that the decoder cannot draw.
     """
     kinds = {}
     for kind, role, runs in spec.entries:

@@ -21,19 +21,20 @@ from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
 
 Drawn = jax.Array  # what the tokens of the images hold: patches [B, N, E] or ids [B, N]
-# The same, and of all steps x_t and the estimate of the data, [steps, B, N, E] each.
+# The same, with x_t and the estimate of the data at all steps, [steps, B, N, E] each.
 Recorded = tuple[Drawn, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How the streams of an objective draw.
+    """The way in which streams of an objective draw.
 
     Attributes:
-      schedule: makes of a config the arrays that may change without compiling anew.
+      schedule: turns a config into the arrays that may change without compiling anew.
       draw: draws one image for each row of a request.
-      words: for people, of a config.
-      record: the same as `draw`, with what the images pass through; None where they begin with no noise.
+      words: describes a config's drawing to people.
+      record: draws like `draw` and also returns the states that the images pass through; None where images do not
+        begin as noise.
     """
 
     schedule: Callable[[ObjectivesConfig, PaintedParts, SamplerConfig], Any]
@@ -43,7 +44,7 @@ class Drawing:
 
 
 def times(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> np.ndarray:
-    """The solver's time grid [steps + 1]."""
+    """Makes the solver's time grid [steps + 1]."""
     prediction = objectives.of_continuous(parts.name).prediction
     return config.times(prediction, parts.tokens - parts.stream.content.lead)
 
@@ -54,12 +55,12 @@ def solve(request: Request, parts: PaintedParts) -> Drawn:
 
 
 def solve_recorded(request: Request, parts: PaintedParts) -> Recorded:
-    """The same with x_t and the data estimates of all steps."""
+    """Draws the same images, and also returns x_t and the data estimates of all steps."""
     return _solve(request, parts, lambda x, data: (x, data))
 
 
 def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax.Array], Any]) -> tuple[Drawn, Any]:
-    """The images, and what is `kept` of each step."""
+    """Draws the images, and returns the values of `kept` at each step."""
     solver, schedule = SOLVERS[request.solver], request.schedule
     config = request.objectives.of_continuous(parts.name)
     path, shape = PATHS[config.path], parts.held.shape

@@ -1,4 +1,4 @@
-"""Which ids may stand where inside an item that is written id by id: a table-driven automaton.
+"""The grammar of items that are written id by id: a table-driven automaton says which id may come next.
 
 Shape letters: B rows, V vocabulary, S states, K classes of ids.
 """
@@ -23,8 +23,8 @@ class Grammar:
     """An automaton over classes of ids, so that its table does not grow with the vocabulary.
 
     Attributes:
-      classes: int32 [V], the class of each id. All codes are one class; what never stands inside an item is class 0.
-      following: int32 [S, K], the state after an id of a class; -1: it may not stand there.
+      classes: int32 [V], the class of each id. All codes are one class; those that are never in an item are class 0.
+      following: int32 [S, K], the state after an id of a class; -1: no id of this class may come next.
       longest: how many ids the longest item has, its closer included.
     """
 
@@ -33,17 +33,17 @@ class Grammar:
     longest: int
 
     def masked(self, state: jax.Array, logits: jax.Array) -> jax.Array:
-        """Logits [B, V] with `NEVER` where an id may not stand in the state int32 [B]."""
+        """Sets the logits [B, V] of ids that may not come next in the states int32 [B] to `NEVER`."""
         allowed = jnp.asarray(self.following)[state] >= 0
         return jnp.where(allowed[:, self.classes], logits, NEVER)
 
     def after(self, state: jax.Array, ids: jax.Array) -> jax.Array:
-        """The states after the ids int32 [B]."""
+        """Returns the states after the ids int32 [B]."""
         return jnp.asarray(self.following)[state, jnp.asarray(self.classes)[ids]]
 
 
 def grammar_of(run: Run, grids: Sequence[Grid], vocabulary: int) -> Grammar:
-    """The automaton of a run's items, of one of the sizes `grids`, from their opener to their closer.
+    """Builds the automaton of a run's items, which have one of the sizes `grids`, from their opener to their closer.
 
     Raises:
       UsageError: if nothing tells several sizes apart.

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 Evaluate = Callable[[], jax.Array]
-# Over which axes of a prediction [B, N, E] its length is kept: of a whole image, or of each token.
+# The axes of a prediction [B, N, E] over which its length is measured: over a whole image, or for each token.
 RENORMS = {"none": (), "global": (-2, -1), "channel": (-1,), "text_channel": (-1,)}
-# What the third prediction still has of the prompt.
+# The third prediction sees the prompt's text, or nothing of the prompt.
 AGAINST = ("text", "nothing")
 
 
@@ -28,10 +28,10 @@ class Guidance:
     equation 3; Chameleon).
 
     Attributes:
-      scale, image: of the text and of the images; an `image` of 1 is none.
-      low, high: the interval.
-      against: what the third prediction has: 'text' of the prompt, or 'nothing'.
-      least: of the factor of the renormalisation, which is at most 1.
+      scale, image: scales of the text and of the images; an `image` of 1 means no guidance by images.
+      low, high: the interval of t in which guidance applies.
+      against: the part of the prompt that the third prediction sees: its 'text', or 'nothing'.
+      least: the least factor of the renormalisation; the largest is 1.
       renorm: how the guided velocity gets the length of the conditional one: a key of `RENORMS`; 'global': of a whole
         image, 'channel': of each token, 'text_channel': of each token before the images guide (BAGEL's CFG-Renorm).
     """
@@ -51,7 +51,7 @@ class Guidance:
         without_text: Evaluate,
         without_images: Evaluate | None = None,
     ) -> jax.Array:
-        """The guided prediction [B, N, E] at the time t (scalar)."""
+        """Computes the guided prediction [B, N, E] at the time t (scalar)."""
 
         def guided():
             w = None if without_images is None else without_images()
@@ -60,7 +60,7 @@ class Guidance:
         return jax.lax.cond(self.applies(t), guided, lambda: conditional)
 
     def combine(self, conditional: jax.Array, without_text: jax.Array, without_images: jax.Array | None) -> jax.Array:
-        """The guided prediction from the two or three predictions [B, N, E]."""
+        """Combines two or three predictions [B, N, E] to the guided one."""
         v = without_text + self.scale * (conditional - without_text)
         if self.renorm == "text_channel":
             v = self._renormed(v, conditional)
@@ -71,8 +71,9 @@ class Guidance:
         return v if self.renorm in ("none", "text_channel") else self._renormed(v, conditional)
 
     def of_logits(self, logits: Sequence[jax.Array]) -> jax.Array:
-        """The guided logits [B, V] of one to three prompts, whatever the interval: ids have no noise level. Logits that
-        differ by a constant are the same probabilities, so that log-probabilities need not be made first (Emu3)."""
+        """Guides the logits [B, V] of one to three prompts; the interval does not matter, as ids have no noise level.
+
+        Logits that differ by a constant are the same probabilities, so log-probabilities are not needed (Emu3)."""
         if len(logits) == 1:
             return logits[0]
         conditional, without_text, *third = (x[:, None] for x in logits)

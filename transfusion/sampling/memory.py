@@ -1,4 +1,4 @@
-"""What the decoder takes of memory, known before any of it is taken."""
+"""The memory that the decoder needs, estimated before any of it is taken."""
 
 import os
 import pathlib
@@ -10,16 +10,16 @@ from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.sampling.prompts import bucket
 
-SHARE = 0.8  # of the memory that there is; the rest is for what is not counted here
+SHARE = 0.8  # the share of memory to fill; the rest is for arrays that are not counted here
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_memory(task: Learner, rows: int, length: int, room: int, drawn: int) -> None:
-    """Refuses what surely does not fit.
+    """Refuses prompts that surely do not fit the memory.
 
     Args:
-      task: of the model.
-      rows: that are decoded together.
+      task: the model's learner.
+      rows: number of rows that are decoded together.
       length: tokens of the longest prompt.
       room: tokens that may follow it.
       drawn: tokens of a drawing; 0: there is none.
@@ -37,10 +37,10 @@ def check_memory(task: Learner, rows: int, length: int, room: int, drawn: int) -
 
 
 def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -> int:
-    """What the decoder takes at least: the cache of keys and values, and the scores of one layer with their weights.
+    """Counts the bytes that the decoder needs at least: the cache, and the scores of one layer with their weights.
 
-    These are the scores of a drawing and, where attention is dense, of the prompt. More than this is really taken, so
-    that nothing is refused that would fit. The arguments are those of `check_memory`.
+    These are the scores of a drawing and, where attention is dense, of the prompt. The decoder really takes more than
+    this, so nothing is refused that would fit. The arguments are those of `check_memory`.
     """
     trunks = [task.model, *(stage.trunk for stage in task.model.stages.values())]
     cache = scores = 0
@@ -54,7 +54,7 @@ def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -
 
 
 def memory_bytes() -> int:
-    """How much memory the decoder may take: that of its device, or on a CPU what the process may use."""
+    """The memory that the decoder may take: that of its device, or on a CPU that which the process may use."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

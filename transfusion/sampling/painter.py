@@ -1,7 +1,7 @@
 """Drawing an item by a stream of its own: all its tokens are drawn before any of them stays in the cache.
 
-What stays is encoded once more, as an item of a prompt is (clean, t = 1, and where the layout says so through a vision
-tower), because the tokens that follow saw clean images in training, and not the last step's noisy ones.
+The finished item is encoded once more, like an item of a prompt (clean, t = 1, and through a vision tower where the
+layout says so), because in training later tokens saw clean images, and not the last step's noisy ones.
 
 Shape letters: B rows, V vocabulary, N tokens of an item, E numbers of a patch.
 """
@@ -80,7 +80,7 @@ class Painter:
         return jax.lax.cond(rows.any(), read, lambda state: state, state)
 
     def _read(self, model: UnifiedModel, state: State, x: jax.Array, rows: jax.Array) -> tuple[State, Encoded]:
-        """The clean item and its closer into the cache, and what the model makes of the text in it."""
+        """Reads the clean item and its closer into the cache, and returns the model's outputs for the text in it."""
         part, spec = self.parts.finished, self.parts.spec
         content = {name: self.parts.drawn_as(name, x) for name, piece in part.pieces.items() if "place" in piece}
         inputs = lay(part, spec, state.place, rows, content, jnp.ones(len(rows)))

@@ -22,7 +22,7 @@ Size = tuple[int, ...]  # sides of the latents or codes that are drawn; zeros le
 
 
 def token_of_text(spec: SequenceSpec) -> Expanded:
-    """One token of text."""
+    """Makes the part that is one token of text."""
     return expand((Segment(TEXT, np.zeros(1, np.int32)),), spec, begin=False, end=False)
 
 
@@ -36,11 +36,10 @@ class PaintedParts:
     Attributes:
       spec: the tables of the model.
       drawable: what is drawn.
-      sides: of the latents or codes of an item.
-      preamble: what is computed once when a drawing begins (learned queries).
-      noisy: what one evaluation of the model computes: the noised tokens, and their edges where those see them.
-      finished: what stays of an item once it is drawn: what an item of a prompt yields, clean. None where nothing may
-        follow it.
+      sides: sides of an item's latents or codes.
+      preamble: tokens that are computed once when a drawing begins (learned queries).
+      noisy: tokens that each evaluation of the model computes: the noised ones, and their edges where those see them.
+      finished: tokens that stay of a drawn item, clean, as for an item of a prompt. None where nothing may follow it.
     """
 
     spec: SequenceSpec
@@ -66,30 +65,30 @@ class PaintedParts:
 
     @property
     def tokens(self) -> int:
-        """N of an item, its time or start token included."""
+        """N, the number of an item's tokens, its time or start token included."""
         return len(self.noisy.pieces[self.name]["order"])
 
     @property
     def held(self) -> jax.ShapeDtypeStruct:
-        """What the tokens of an item hold: patches float32 [N, E] or ids int32 [N]."""
+        """Shape and dtype of the contents of an item's tokens: patches float32 [N, E] or ids int32 [N]."""
         content = self.stream.content
         return jax.ShapeDtypeStruct((self.tokens, *content.token_shape), content.dtype)
 
     def media(self, x: np.ndarray) -> np.ndarray:
-        """Drawn patches [..., N, E] as latents [..., *sides, C], or drawn ids [..., N] as codes."""
+        """Turns drawn patches [..., N, E] into latents [..., *sides, C], or drawn ids [..., N] into codes."""
         return np.asarray(self.stream.content.media(x, self.sides))
 
     def drawn_as(self, name: str, x: jax.Array) -> jax.Array:
-        """Drawn patches [B, N, E] or codes [B, N] as those of another stream of the same item."""
+        """Turns drawn patches [B, N, E] or codes [B, N] into those of another stream of the same item."""
         return self.spec.streams[name].content.laid(self.stream.content.media(x, self.sides), jnp)
 
 
 def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool) -> PaintedParts:
-    """The parts of an item of this size; `goes_on` says whether anything is to follow it.
+    """Makes the parts of an item of this size; `goes_on` says whether anything is to follow it.
 
     Raises:
-      UsageError: if neither the stream nor `size` says how large an item is, or what the layout has after it cannot be
-        made of a drawing.
+      UsageError: if neither the stream nor `size` says how large an item is, or the layout has runs after it that
+        cannot be made of a drawing.
     """
     sides, run = _sides(drawn.stream, size), drawn.run
     shape = drawn.stream.content.item_shape(sides)
@@ -108,11 +107,13 @@ def _sides(stream: Stream, size: Size) -> Size:
 
 
 def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Expanded | None:
-    """What of a finished item stays in the cache; None if no text can follow, which is predicted from a closer."""
+    """Makes the tokens of a finished item that stay in the cache.
+
+    The result is None if no text can follow, since the next text is predicted from a closer."""
     runs = tuple(r for r in spec.runs(Segment(drawn.kind, np.zeros(0), "context")) if not r.private)
     for run in runs:
         stream = spec.streams[run.stream]
-        # Latents of the images' own size and channels are the pixels.
+        # Latents that have the size and channels of the images are the pixels themselves.
         same = (*stream.grid, stream.channels) == shape
         if stream.source == "pixels" and not same:
             raise UsageError(
@@ -125,12 +126,12 @@ def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Ex
 
 
 def _opened(drawn: Drawable, runs: tuple[Run, ...]) -> tuple[Run, ...]:
-    """Runs without the opener that is in the cache already."""
+    """Drops the opener that is in the cache already from the runs."""
     return (dataclasses.replace(runs[0], opener=-1), *runs[1:]) if runs and drawn.opener_is_text else runs
 
 
 def _expanded(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...], runs: tuple[Run, ...]) -> Expanded:
-    """An item of zeros of these runs."""
+    """Expands an item of zeros into the tokens of these runs."""
     value = np.zeros(shape, drawn.stream.content.dtype)
     spec = dataclasses.replace(spec, layout={drawn.kind: runs})
     return expand((Segment(drawn.kind, value),), spec, begin=False, end=False)
@@ -147,8 +148,8 @@ class SpelledParts:
       spec: the tables of the model.
       drawable: what is drawn.
       token: one token of text.
-      code: one id of an item.
-      grammar: which ids may stand where in an item.
+      code: the part that is one id of an item.
+      grammar: says which id may come next in an item.
       goes_on: whether anything may follow an item.
     """
 
@@ -161,7 +162,7 @@ class SpelledParts:
 
 
 def spelled_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool) -> SpelledParts:
-    """The parts of an item of this size; `goes_on` says whether anything is to follow it.
+    """Makes the parts of an item of this size; `goes_on` says whether anything is to follow it.
 
     Raises:
       UsageError: if items have no such size, or an item that is read has more tokens than the codes that are drawn.
@@ -181,7 +182,7 @@ def spelled_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
 
 
 def spelled_grids(drawn: Drawable, size: Size) -> tuple[Grid, ...]:
-    """The sizes that an item may have; of several the model chooses.
+    """Lists the sizes that an item may have; if there are several, the model chooses.
 
     Raises:
       UsageError: if `size` is none of them.

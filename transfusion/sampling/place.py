@@ -1,4 +1,4 @@
-"""Where rows of the decoder stand in their documents, and how a part is laid behind what they have.
+"""The places of the decoder's rows in their documents, and how a new part is laid after their tokens.
 
 Shape letters: B rows, N tokens of a part, C numbers of a pooled vector, E numbers of a patch.
 """
@@ -19,7 +19,7 @@ from transfusion.sequence.rows import Expanded
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What prompts ask of the items that are drawn after them, besides their tokens.
+    """The class and pooled vector that prompts ask of the items that are drawn after them.
 
     Attributes:
       label: the class int32 [B], -1 for none; None if the model has no classes.
@@ -30,14 +30,14 @@ class Asked:
     pooled: jax.Array | None = None
 
     def of(self, stream: Stream) -> dict[str, jax.Array]:
-        """The same as the fields of a `StreamSlice` whose rows have one item each."""
+        """Gives the same as fields of a `StreamSlice` whose rows have one item each."""
         return {name: x[:, None] for name, x in stream.content.asked(self.label, self.pooled, jnp).items()}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where rows stand in their documents.
+    """The places of rows in their documents.
 
     Attributes:
       order: the next place in reading order, int32 [B].
@@ -52,7 +52,7 @@ class Place:
     asked: Asked = Asked()
 
     def after(self, part: Expanded, rows: jax.Array) -> "Place":
-        """The place after `part`, for the rows bool [B]."""
+        """Returns the place after `part` for the rows bool [B]; the others stay where they are."""
         n = rows.astype(jnp.int32)
         order, counter = self.order + n * part.length, self.counter + n * part.counter
         return Place(order, counter, self.spans + n * part.spans, self.asked)
@@ -61,12 +61,12 @@ class Place:
 def lay(
     part: Expanded, spec: SequenceSpec, place: Place, rows: jax.Array, content: Mapping[str, jax.Array], time: jax.Array
 ) -> dict[str, Inputs]:
-    """Inputs of a part appended at `place`.
+    """Makes the inputs of a part that is appended at `place`.
 
     Args:
-      part: numbered from 0.
+      part: the tokens, numbered from 0.
       spec: the tables of the model.
-      place: of the rows.
+      place: the place of the rows.
       rows: bool [B]; the others' tokens are padding.
       content: ids [B, N] or patches [B, N, E] per stream. A stream that is not among them keeps the part's own.
       time: noise level [B] of the part's items.
@@ -81,7 +81,7 @@ def lay(
 
 
 def _slice(name: str, part: Expanded, spec: SequenceSpec, place: Place, rows: jax.Array) -> StreamSlice:
-    """One stream of a part that is appended at `place`, as if it were packed: a row holds one item at most."""
+    """Makes one stream of a part appended at `place`, as if it were packed: a row holds one item at most."""
     piece = part.pieces[name]
     b, n = len(rows), len(piece["order"])
 

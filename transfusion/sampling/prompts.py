@@ -1,4 +1,4 @@
-"""Prompts of the decoder, what of them guidance leaves out, and the forward pass' inputs that they become.
+"""Prompts of the decoder, their versions without text or images for guidance, and the inputs made of them.
 
 Shape letters: B rows, C numbers of a pooled vector.
 """
@@ -20,13 +20,13 @@ from transfusion.sequence.rows import Expanded, assemble, expand
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a row begins with.
+    """A prompt, with which a row begins.
 
     Attributes:
       segments: text and clean images in reading order.
-      draw: an image must be drawn, at once or, with `SamplerConfig.think`, after a text.
-      negative: what guidance by the text compares with in the text's place.
-      label, pooled: of what is drawn, see `Segment`; guidance by the text compares with neither.
+      draw: whether an image must be drawn, at once or, with `SamplerConfig.think`, after a text.
+      negative: the text that replaces the prompt's in the prediction with which guidance by the text compares.
+      label, pooled: class and pooled vector of the drawing, see `Segment`; guidance by the text compares with neither.
     """
 
     segments: Document = ()
@@ -41,7 +41,7 @@ def has_images(prompt: Prompt) -> bool:
 
 
 def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
-    """The same about to draw, without its text.
+    """Returns the prompt without its text, about to draw.
 
     In the text's place stands `negative` or, without one, what `text.UNSEEN[how]` makes of the text.
     """
@@ -55,7 +55,7 @@ def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
 
 
 def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:
-    """The same about to draw, without its images: its texts stay at their positions."""
+    """Returns the prompt without its images, about to draw; its texts stay at their positions."""
 
     def dropped(segment: Segment) -> Segment:
         return dataclasses.replace(segment, dropped=tuple(run.stream for run in spec.runs(segment)))
@@ -70,11 +70,11 @@ class Prefill:
     """Prompts of B rows, padded to one batch.
 
     Attributes:
-      inputs: of the forward pass.
+      inputs: the inputs of the forward pass.
       last: int32 [B], the last token of text.
-      draw: bool [B], which rows draw at once.
-      thinks: bool [B], which rows draw after a text.
-      place: where the rows stand behind their prompts.
+      draw: bool [B], the rows that draw at once.
+      thinks: bool [B], the rows that draw after a text.
+      place: the place of the rows after their prompts.
     """
 
     inputs: dict[str, Inputs]
@@ -87,12 +87,12 @@ class Prefill:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What guidance compares a prompt with.
+    """The other versions of the prompts with which guidance compares.
 
     Attributes:
       without_text: the prompts' images alone; one row for all where they are the same.
       without_images: the prompts' texts alone, or nothing; None if images do not guide.
-      images: bool [B], which prompts have images.
+      images: bool [B], the prompts that have images.
     """
 
     without_text: Prefill
@@ -103,7 +103,7 @@ class Conditions:
 def conditions_of(
     prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, config: SamplerConfig, with_images: bool
 ) -> Conditions | None:
-    """What guidance compares the prompts with, all about to draw; None without guidance.
+    """Makes the versions of the prompts with which guidance compares, all about to draw; None without guidance.
 
     Images left out still take their rotary indices, text does not, as in BAGEL's condition dropout. `with_images` says
     whether some prompt has images, here or in another part of the batch.
@@ -149,7 +149,7 @@ def prefill_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | 
 
 
 def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[SequenceSpec, list[str]]:
-    """The same tables with budgets that the prompts fit, and the names of the streams that they use."""
+    """Returns the same tables with budgets that the prompts fit, and the names of the streams that they use."""
     streams = {}
     for name, stream in spec.streams.items():
         tokens = max(part.cost.get(name, 0) for part in expanded)
@@ -161,7 +161,7 @@ def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[Sequence
 
 
 def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
-    """What the prompts ask of their drawings.
+    """Collects the classes and pooled vectors that the prompts ask for.
 
     Raises:
       UsageError: if the model has no such classes or vectors.
@@ -184,7 +184,7 @@ def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
 
 
 def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool) -> Expanded:
-    """The tokens of a prompt's segments, with the opener behind them if it is an ordinary token and an item follows.
+    """Expands a prompt's segments into tokens, followed by the opener if it is an ordinary token and an item follows.
 
     Raises:
       UsageError: as `prefill_of`.
@@ -203,7 +203,7 @@ def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None
 
 
 def bucket(count: int, least: int) -> int:
-    """The power of two times `least` that holds `count`."""
+    """Rounds `count` up to `least` times a power of two."""
     size = least
     while size < count:
         size *= 2

@@ -1,6 +1,6 @@
 """The decoder written plainly: one prompt, no cache, the whole document through the model for every token and step.
 
-It is what `transfusion.sampling.decoder` must equal, token by token; the tests hold them together.
+`transfusion.sampling.decoder` must equal it token by token; the tests compare them.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def _forward(task: Learner, params: Params, batch, times) -> dict[str, jax.Array
 
 @dataclasses.dataclass
 class _Row:
-    """One document on its way."""
+    """One document while it is written and drawn."""
 
     task: Learner
     params: Params
@@ -61,7 +61,7 @@ class _Row:
 
     @property
     def parts(self) -> PaintedParts:
-        """How large an item is."""
+        """The parts of an item, which tell its size."""
         return self.way.parts
 
     def outputs(
@@ -71,8 +71,9 @@ class _Row:
         hidden: np.ndarray | None = None,
         spec: SequenceSpec | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """The heads' outputs of each stream's tokens, and the tokens' number; the last image is at `last_time`, or its
-        codes that are `hidden`, bool [n], are masked."""
+        """Runs the model: the heads' outputs for each stream's tokens, and the number of tokens.
+
+        The last image has the time `last_time`, or those of its codes that are `hidden`, bool [n], are masked."""
         spec = spec or self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
@@ -88,7 +89,7 @@ class _Row:
         return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
 
     def token(self, count: int, drawn: int) -> int:
-        """The next id."""
+        """Chooses the next id."""
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
         allowed = emittable(self.task.spec, self.opener if may else -1)
@@ -96,7 +97,7 @@ class _Row:
         return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count, *how)
 
     def choose(self, logits: np.ndarray, count: int, temperature: float, top_k: int, top_p: float) -> int:
-        """An id from logits [V], after `count` ids."""
+        """Chooses an id from logits [V], after `count` ids."""
         filters = Filters.of(temperature, top_k, top_p)
         key = text_keys(self.key, jnp.array([count]))
         return int(filters.choose(logits[None], key, temperature, top_p)[0])
@@ -126,7 +127,7 @@ class _Row:
         return run.spelling.parse(written[:-1]), count + len(written)
 
     def after(self, document: Document, written: list[int]) -> np.ndarray:
-        """Logits [V] after the opener and the ids of an image that has begun."""
+        """Computes the logits [V] after the opener and the ids of an image that has begun."""
         run, spec = self.drawable.run, self.task.spec
         spec = dataclasses.replace(spec, layout={**spec.layout, "written": (Run(run.stream),)})
         opened = Segment(TEXT, np.array([run.opener], np.int32))
@@ -136,7 +137,7 @@ class _Row:
         return out[name][cost[name] - 1]
 
     def guided_logits(self, logits: list[np.ndarray]) -> np.ndarray:
-        """Logits [V] from those of the prompt, without its text, and without its images too."""
+        """Guides the logits [V] of the prompt by those of the prompt without its text, and without its images too."""
         config, (c, *others) = self.config, logits
         if not others:
             return c
@@ -157,7 +158,7 @@ class _Row:
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
 
     def guided(self, t: float, predict: Callable[[Prompt], jax.Array], ramp: float = 1.0) -> jax.Array:
-        """What `predict` says after the document, guided at the time t by `ramp` times the guidance."""
+        """Guides the result of `predict` after the document, at the time t, by `ramp` times the guidance."""
         config, v = self.config, predict(dataclasses.replace(self.prompt, segments=self.document))
         by_images = has_images(self.prompt) and config.image_guidance != 1
         guidance = Guidance(
@@ -176,11 +177,11 @@ class _Row:
         return guidance.combine(v, u, predict(texts) if by_images else None)
 
     def image(self, drawn: int) -> np.ndarray:
-        """One image [h, w, C], or its codes."""
+        """Draws one image [h, w, C], or its codes."""
         return PAINTERS[self.drawable.stream.objective](self, drawn)
 
     def solved(self, drawn: int) -> np.ndarray:
-        """One image [h, w, C] by a solver."""
+        """Draws one image [h, w, C] by a solver."""
         config, continuous = self.config, self.task.objectives.of_continuous(self.drawable.run.stream)
         path = PATHS[continuous.path]
 
@@ -211,7 +212,7 @@ def _span(symbol: int, spelling: Spelling) -> range:
 def generate_one(
     task: Learner, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
-    """What `generate` gives for the prompt with this number in its list; the document must fit one packed row."""
+    """Gives the result of `generate` for the prompt with this number; the document must fit one packed row."""
     drawn_kind = drawable_of(task.spec)
     way = way_of(task.spec, drawn_kind, (0, 0), config.goes_on) if drawn_kind and config.max_images else None
     key = row_keys(seed, np.array([number]))

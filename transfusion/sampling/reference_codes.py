@@ -17,7 +17,7 @@ from transfusion.sequence import Segment
 
 
 def _logits(row: Any, prompt: Prompt, codes: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
-    """Of all tokens of an image of these codes [n], drawn after the prompt; start token included: [1, N, V]."""
+    """Computes the logits [1, N, V] of an image of these codes [n], drawn after the prompt; start token included."""
     image = Segment(row.drawable.kind, codes.reshape(row.parts.shape).astype(np.int32), "target")
     out, cost = row.outputs((*prompt.segments, image), hidden=hidden)
     name = row.drawable.run.stream
@@ -25,7 +25,7 @@ def _logits(row: Any, prompt: Prompt, codes: np.ndarray, hidden: np.ndarray | No
 
 
 def _choose(row: Any, logits: jax.Array, key: jax.Array) -> np.ndarray:
-    """One id for each of the logits [1, n, V], one after the other."""
+    """Chooses one id for each of the logits [1, n, V], one after the other."""
     config = row.config
     filters = Filters.of(config.code_temperature, config.code_top_k, config.code_top_p)
     keys = jax.random.split(key, logits.shape[1])
@@ -40,7 +40,7 @@ def _key(row: Any, drawn: int, step: int) -> jax.Array:
 
 
 def unmasked(row: Any, drawn: int) -> np.ndarray:
-    """As Show-o decodes."""
+    """Draws codes by unmasking, as Show-o does."""
     config, n = row.config, row.parts.tokens
     codes, hidden = np.zeros(n, np.int64), np.ones(n, bool)
     noise = config.unmask_noise
@@ -59,7 +59,7 @@ def unmasked(row: Any, drawn: int) -> np.ndarray:
 
 
 def one_after_another(row: Any, drawn: int) -> np.ndarray:
-    """As Janus decodes."""
+    """Draws codes in raster order, as Janus does."""
     n = row.parts.tokens - 1
     codes = np.zeros(n, np.int64)
     for i in range(n):
@@ -69,7 +69,7 @@ def one_after_another(row: Any, drawn: int) -> np.ndarray:
 
 
 def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
-    """As VAR decodes."""
+    """Draws codes scale by scale, as VAR does."""
     scales, first = row.drawable.stream.scales, 0
     codes = np.zeros(row.parts.tokens, np.int64)
     for k, side in enumerate(scales):

@@ -1,4 +1,4 @@
-"""What an image is drawn after, and what all ways of drawing one share.
+"""The request for an image: the prefix after which it is drawn, and code that all ways of drawing share.
 
 Shape letters: B rows, N tokens of an image, E numbers of a patch, V vocabulary.
 """
@@ -22,7 +22,7 @@ from transfusion.sampling.place import Place, lay
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What an image is drawn after: the cache, where its rows stand, and which rows bool [B] draw."""
+    """The prefix after which an image is drawn: the cache, the place of its rows, and which rows bool [B] draw."""
 
     cache: KeyValues
     place: Place
@@ -30,7 +30,7 @@ class Prefix:
 
 
 def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> Prefix:
-    """The prefix with what is computed once before the noised tokens (learned queries)."""
+    """Adds the tokens to the prefix that are computed once before the noised ones (learned queries)."""
     part = parts.preamble
     if not part.length:
         return prefix
@@ -46,12 +46,12 @@ def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> P
 
 
 def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
-    """What the head says of x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
+    """Computes the head's prediction for x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
     name = parts.name
     time = jnp.broadcast_to(t, x.shape[:1])
     inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
     encoded = model.encode(inputs, prefix.cache)
-    # A time token is no part of the image: nothing moves it, and it counts in no length.
+    # A time token is no part of the image: the solver must not move it, and lengths do not count it.
     return model.head(name, encoded[name]).at[:, : parts.stream.content.lead].set(0.0)
 
 
@@ -73,15 +73,15 @@ class Request:
 
     Attributes:
       model: compiled for the loops.
-      objectives: of the task.
+      objectives: the settings of the task's objectives.
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
       filters: which codes may be drawn.
-      prefix: what the images are drawn after.
+      prefix: the prefix after which the images are drawn.
       without_text, without_images: the same without a condition; None where it does not guide.
-      guidance: of the text and of the images.
-      schedule: what the way of drawing has made of the config, see `transfusion.sampling.drawing.Drawing`.
-      keys: of the rows [B].
-      drawn: which image of its row this is, int32 [B].
+      guidance: the guidance by the text and by the images.
+      schedule: the arrays made of the config, see `transfusion.sampling.drawing.Drawing`.
+      keys: the keys of the rows [B].
+      drawn: the number of this image in its row, int32 [B].
     """
 
     model: UnifiedModel
@@ -97,7 +97,7 @@ class Request:
     drawn: jax.Array
 
     def guided(self, t: jax.Array, predict: Callable[[Prefix], jax.Array]) -> jax.Array:
-        """What `predict` says after the prefix, guided by what it says after the others, at the time t (scalar)."""
+        """Guides the result of `predict` after the prefix by those after the others, at the time t (scalar)."""
         predicted = predict(self.prefix)
         if self.without_text is None:
             return predicted

@@ -1,4 +1,4 @@
-"""What the compiled decoder reads of a `SamplerConfig`: what may change from call to call, and what is compiled in."""
+"""The compiled decoder's view of a `SamplerConfig`: values that may change per call, and those that are compiled in."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from transfusion.sampling.prompts import bucket
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What of a config may change without compiling anew: scalars, and the `schedule` of a drawing."""
+    """The settings that may change without compiling anew: scalars, and the `schedule` of a drawing."""
 
     schedule: Any
     guidance: Guidance
@@ -28,12 +28,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What of a config the compiled code depends on besides the shapes.
+    """The settings on which the compiled code depends besides the shapes.
 
     Attributes:
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
-      text: which ids of text may be drawn.
-      codes: which codes of images may be drawn.
+      text: the filters of text ids.
+      codes: the filters of the codes of images.
       ids: the room for text tokens.
       images: images drawn at most; 0 if the model draws nothing.
       goes_on: whether anything may follow an image.
@@ -48,7 +48,7 @@ class Limits:
 
 
 def limits_of(config: SamplerConfig, draws: bool) -> Limits:
-    """The limits of a config, for a model that `draws` or does not."""
+    """Takes the limits from a config, for a model that `draws` or does not."""
     tokens = config.think + config.max_tokens
     return Limits(
         solver=config.solver,
@@ -61,7 +61,7 @@ def limits_of(config: SamplerConfig, draws: bool) -> Limits:
 
 
 def settings_of(config: SamplerConfig, schedule: Any) -> Settings:
-    """The settings of a config; `schedule` is what the way of drawing makes of it."""
+    """Takes the settings from a config; `schedule` holds the arrays that the way of drawing makes of it."""
     guidance = Guidance(
         scale=np.float32(config.guidance),
         low=np.float32(config.guidance_low),

@@ -1,4 +1,4 @@
-"""Solvers from noise (t = 0) to data (t = 1). One method each; any path and prediction, through `Estimates`.
+"""Solvers go from noise (t = 0) to data (t = 1). Through `Estimates` each works with any path and prediction.
 
 A solver sees the model as a field: `field(x, t) -> Estimates` of x's shape at the time t of all rows.
 """
@@ -20,12 +20,12 @@ Memory = Any  # a pytree of arrays of one structure
 Scalar = Float[Array, ""] | np.floating | float
 Noised = Float[Array, "*X"]
 
-# A noise prediction says nothing of the data at t = 0, where alpha is 0 and the data estimate a division by it.
+# A noise prediction says nothing about the data at t = 0, where the data estimate would divide by alpha = 0.
 NOISE_START = 1e-2
 
 
 class Solver(Protocol):
-    """Goes from noise to data in steps, from t to s > t each.
+    """A solver goes from noise to data in steps, from t to s > t each.
 
     A solver may remember what its earlier steps have found (a multistep method does): `first_memory` makes it for
     noise x [B, ...], and each step takes and returns it. `step` returns x at s, the estimate of the data at t, and the
@@ -69,12 +69,12 @@ SPACINGS: dict[str, Spacing] = {
 def time_grid(
     steps: int, shift: float = 1.0, prediction: str = "velocity", spacing: str = "even", terminal: float = 0.0
 ) -> Float[np.ndarray, "{steps}+1"]:
-    """Times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
+    """Makes the times float32 [steps + 1] from 0 (noise prediction: at least `NOISE_START`) to 1.
 
     Args:
-      steps: of the solver.
-      shift: moves them towards noise, see `transfusion.objectives.paths.shift_time`.
-      prediction: of the model.
+      steps: number of the solver's steps.
+      shift: moves the times towards noise, see `transfusion.objectives.paths.shift_time`.
+      prediction: the quantity that the model predicts.
       spacing: a key of `SPACINGS`.
       terminal: the noise level 1 - t of the last evaluation, to which the grid is stretched; 0 leaves it.
     """
@@ -156,7 +156,7 @@ class DDPM(OneStep):
 
 
 def posterior(path: Path, x: Noised, data: Noised, t: Scalar, s: Scalar) -> tuple[Noised, Scalar]:
-    """Mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
+    """Computes the mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
     # The variance that x_t has beyond the scaled x_s.
     added = path.sigma(t) ** 2 - ratio**2 * path.sigma(s) ** 2

@@ -28,7 +28,7 @@ from transfusion.sequence.rows import Expanded
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One more prompt about to draw; see `State`."""
+    """One more prompt about to draw, for guidance; see `State`."""
 
     cache: KeyValues
     used: jax.Array
@@ -38,8 +38,8 @@ class Branch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What the loop over the ids of an item carries: the state, the other prompts, and where in the grammar the rows
-    stand, int32 [B]."""
+    """The values that the loop over an item's ids carries: the state, the other prompts, and the rows' grammar states,
+    int32 [B]."""
 
     state: State
     others: tuple[Branch, ...]
@@ -83,7 +83,7 @@ class Speller:
         return state, state.pending
 
     def _opened(self, state: State, rows: jax.Array, others: Sequence[Prefix | None]) -> Loop:
-        """The rows that wait stand behind their opener, which is not in the caches yet."""
+        """Moves the rows that wait to the place after their opener, which is not in the caches yet."""
         branches = []
         state = dataclasses.replace(state, pending=jnp.where(rows, self.parts.drawable.opener, state.pending))
         for prefix in filter(None, others):
@@ -118,7 +118,7 @@ class Speller:
 
 
 def _spell_one(request: Request, parts: SpelledParts, loop: Loop, part: Expanded) -> Loop:
-    """The next id of each row inside an item; what was pending enters the caches as `part`."""
+    """Chooses the next id of each row inside an item; the pending id enters the caches as `part`."""
     model, schedule = request.model, request.schedule
     rows, state = loop.at != OUTSIDE, loop.state
     (name,) = part.pieces

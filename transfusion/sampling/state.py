@@ -34,7 +34,7 @@ class State:
       used: int32 [B] how many slots are written; prompts fill the same number in every row.
       place: where each row stands in its document.
       mode: int32 [B] WRITING, DRAWING or FINISHED.
-      thinks: bool [B] what is written is the text before an image that must come.
+      thinks: bool [B] whether the row writes the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.
       count: int32 [B] how many ids are put out.
@@ -59,11 +59,11 @@ class State:
 def first_state(
     prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: jax.ShapeDtypeStruct, opener: int
 ) -> State:
-    """The state behind the prompts.
+    """Makes the state after the prompts.
 
     Args:
       prefix: keys and values of the prompts.
-      prompts: where their rows stand.
+      prompts: the place of their rows.
       room: free slots of the cache.
       ids: how many ids are put out at most.
       images: shape [M, N, E] or [M, N] and dtype of the images that a row puts out.
@@ -87,8 +87,9 @@ def first_state(
 def append(
     model: UnifiedModel, state: State, part: Expanded, inputs: Mapping[str, Inputs], rows: jax.Array
 ) -> tuple[State, dict[str, Encoded]]:
-    """Runs a part that is laid after what the rows bool [B] have, and writes it into their next free slots of the
-    cache; the other rows are not touched."""
+    """Runs a part after the tokens of the rows bool [B], and writes it into their next free slots of the cache.
+
+    The other rows are not touched."""
     slots, used, last = {}, state.used, state.cache.metadata.order.shape[1] - 1
     for name, piece in inputs.items():
         n = piece.position.shape[1]
@@ -113,13 +114,13 @@ def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
 
 
 def logits_at(model: UnifiedModel, encoded: Encoded, last: jax.Array) -> jax.Array:
-    """Logits [B, V] at the tokens last int32 [B] of the text stream."""
+    """Computes the logits [B, V] at the tokens `last` int32 [B] of the text stream."""
     hidden = jnp.take_along_axis(encoded.hidden, jnp.asarray(last)[:, None, None], axis=1)
     return model.head(TEXT, dataclasses.replace(encoded, hidden=hidden))[:, 0]
 
 
 def row_keys(seed: int, numbers: np.ndarray) -> jax.Array:
-    """A key [B] for each row, from its number in the list of prompts: a row's result does not depend on its batch."""
+    """Makes a key [B] for each row from its number in the list of prompts, so results do not depend on the batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(numbers))
 
 
@@ -129,20 +130,20 @@ def _keys(keys: jax.Array, purpose: int, count: jax.Array) -> jax.Array:
 
 
 def text_keys(keys: jax.Array, count: jax.Array) -> jax.Array:
-    """Keys [B] of the ids after the first count [B]."""
+    """Makes the keys [B] of the next ids, after `count` [B] ids."""
     return _keys(keys, _TEXT, count)
 
 
 def first_noise(keys: jax.Array, drawn: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The noise [B, *shape] from which the image number drawn [B] starts."""
+    """Draws the noise [B, *shape] from which the image with the number `drawn` [B] starts."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(keys, _IMAGE, drawn))
 
 
 def step_keys(keys: jax.Array, drawn: jax.Array, step: jax.Array) -> jax.Array:
-    """Keys [B] of a step of the image number drawn [B]."""
+    """Makes the keys [B] of a step of the image with the number `drawn` [B]."""
     return jax.vmap(jax.random.fold_in, (0, None))(_keys(keys, _STEP, drawn), step)
 
 
 def step_noise(keys: jax.Array, drawn: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Fresh noise [B, *shape] of a stochastic solver's step."""
+    """Draws the fresh noise [B, *shape] of a stochastic solver's step."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(step_keys(keys, drawn, step))

@@ -1,4 +1,4 @@
-"""What an image passes through while a solver draws it."""
+"""The trajectory of an image: the states that it passes through while a solver draws it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def trajectory(
     at: Sequence[int] | None = None,
     size: tuple[int, ...] = (0, 0),
 ) -> Trajectory:
-    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns what it passes through.
+    """Draws the image that `generate` draws first for [prompt] with draw=True, and returns its trajectory.
 
     `at` names the steps (default: all); the finished image, as x and data at t = 1, is always the last entry.
 

@@ -23,12 +23,12 @@ from transfusion.sequence import Document, SequenceSpec
 
 
 class Way(Protocol):
-    """How items are drawn between the tokens of a text.
+    """A way of drawing items between the tokens of a text.
 
     Attributes:
-      parts: what is appended to a prompt.
-      goes_on: whether text may follow an item, so that what is drawn has to be in the cache.
-      together: how many tokens of an item are computed at once, besides those in the cache; 0 if none are.
+      parts: the parts that are appended to a prompt.
+      goes_on: whether text may follow an item, so that drawings must be in the cache.
+      together: number of an item's tokens that are computed at once, besides those in the cache; 0 if none are.
     """
 
     parts: PaintedParts | SpelledParts
@@ -36,19 +36,19 @@ class Way(Protocol):
     together: int
 
     def schedule(self, objectives: ObjectivesConfig, config: SamplerConfig) -> Any:
-        """What of a config may change without compiling anew, as arrays."""
+        """Makes the arrays of a config that may change without compiling anew."""
 
     def room(self, ids: int, images: int) -> int:
-        """Slots of the cache for so many ids of text and images."""
+        """Counts the cache's slots for so many ids of text and images."""
 
     def outputs(self, ids: int, images: int) -> tuple[int, jax.ShapeDtypeStruct]:
-        """How many ids are put out for so many ids of text and images, and the images of a row, [M, ...]."""
+        """The number of ids put out for so many ids of text and images, and the shape [M, ...] of a row's images."""
 
     def about_to_draw(self, model: UnifiedModel, prefix: Prefix) -> Prefix:
-        """The prefix with what is computed once before an item is drawn."""
+        """Adds the tokens to the prefix that are computed once before an item is drawn."""
 
     def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-        """Puts out one item for each of the rows bool [B], and returns what of the items is not in the cache yet."""
+        """Puts out one item for each of the rows bool [B], and returns the contents that are not in the cache yet."""
 
     def go_on(
         self,
@@ -61,19 +61,19 @@ class Way(Protocol):
         """Makes the rows bool [B] ready to write behind the item that they have just drawn.
 
         Args:
-          model: compiled for what runs once.
-          state: after `draw`.
-          unread: what `draw` has returned.
-          rows: those that go on.
+          model: the form that is compiled for code that runs once.
+          state: the state after `draw`.
+          unread: the contents that `draw` has returned.
+          rows: the rows that go on.
           then: chooses the next id from the state and the logits [B, V], where these are known already.
         """
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
-        """What a row has put out as segments, ids int32 [n] and images [M, ...]."""
+        """Turns the output of a row, ids int32 [n] and images [M, ...], into segments."""
 
 
 def way_of(spec: SequenceSpec, drawable: Drawable, size: Size, goes_on: bool) -> Way:
-    """The way of drawing items of this size; `goes_on` says whether anything is to follow them.
+    """Chooses the way of drawing items of this size; `goes_on` says whether anything is to follow them.
 
     Raises:
       UsageError: if the model draws no items of this size, or nothing can follow a drawing.

@@ -1,4 +1,4 @@
-"""Writing text, a token a step: which id comes next, and what a row does then.
+"""The writer of text adds a token per step: it chooses the next id, and decides what the row does after it.
 
 Shape letters: B rows, V vocabulary.
 """
@@ -27,8 +27,8 @@ class Writer:
 
     Attributes:
       spec: the tables of the model.
-      limits: of the config.
-      drawable: what an opener opens; None if nothing is drawn, and no opener written.
+      limits: the limits of the config.
+      drawable: the item that an opener opens; None if nothing is drawn, and no opener written.
     """
 
     spec: SequenceSpec
@@ -49,7 +49,7 @@ class Writer:
         return token_of_text(self.spec)
 
     def write(self, model: UnifiedModel, state: State, keys: jax.Array, settings: Settings) -> State:
-        """One step of text."""
+        """Writes one token of text in each row that is writing."""
         rows = state.mode == WRITING
         content = {TEXT: state.pending[:, None]}
         inputs = lay(self.token, self.spec, state.place, rows, content, jnp.ones(len(rows)))
@@ -61,7 +61,7 @@ class Writer:
     def put_next(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:
         """Chooses the next id of the rows bool [B] from logits [B, V], and puts it out.
 
-        Rows that have written all that they may end, or draw if an image must come.
+        Rows that have written all tokens they may write end, or draw if an image must come.
         """
         thinks = rows & state.thinks
         limit = jnp.where(thinks, settings.think, settings.max_tokens)
@@ -85,7 +85,7 @@ class Writer:
         )
 
     def _masked(self, state: State, logits: jax.Array) -> jax.Array:
-        """Logits [B, V] with `NEVER` where an id may not be written."""
+        """Sets the logits [B, V] of ids that may not be written to `NEVER`."""
         logits = jnp.where(self.allowed, logits, NEVER)
         if self.drawable is None:
             return logits
@@ -94,14 +94,14 @@ class Writer:
 
     @property
     def _mode_behind_opener(self) -> int:
-        """An opener that is text is written like any other token first."""
+        """The mode after an opener was chosen: one that is text is first written like any other token."""
         return WRITING if self.drawable is None or self.drawable.opener_is_text else DRAWING
 
     def must_draw(self, state: State, rows: jax.Array, settings: Settings) -> jax.Array:
-        """Which of the rows bool [B] have drawn, and fewer images than must come."""
+        """Finds those of the rows bool [B] that have drawn, but fewer images than must come."""
         return rows & (state.drawn > 0) & (state.drawn < jnp.minimum(settings.min_images, self.limits.images))
 
     def stop(self, state: State, rows: jax.Array, settings: Settings) -> tuple[State, jax.Array]:
-        """The state in which the rows bool [B] are done after a drawing, and which of them bool [B] may go on."""
+        """Finishes the rows bool [B] after a drawing; returns the state, and those rows bool [B] that may go on."""
         more = (rows & (state.written < settings.max_tokens)) | self.must_draw(state, rows, settings)
         return dataclasses.replace(state, mode=jnp.where(rows, FINISHED, state.mode)), more
