@@ -3,9 +3,9 @@
   python -m transfusion.plan --config configs/transfusion_paper.py:7B --topology v5p:8x8x8
   python -m transfusion.plan --config configs/bagel.py:7b --topology v5e:16x16,v6e:16x16 --table --json plan.json
 
-The training step is the one that `transfusion.train` runs. For a TPU it is compiled, where libtpu is installed;
-otherwise everything is estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator
-is needed.
+The training step is the one that `transfusion.train` runs. It is compiled for the devices, where the compiler is
+installed (`pip install 'transfusion[tpu]'`, and `'transfusion[plan-gpu]'` for NVIDIA's GPUs); otherwise everything is
+estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator is needed.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from transfusion import programs, storage
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning import compiled, shapes
+from transfusion.planning.assembly import KernelUse, uses_text
 from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import GIB, Topology, parse_topology
@@ -55,7 +56,7 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
         raise UsageError("task: plans are for sequences, not for an 'autoencoder'")
     on = shapes.sharding_of(experiment, topology.devices, topology.slices)
     missing = compiled.can_compile(topology) if compilation.compile else "as asked"
-    devices = [] if missing else compiled.tpu_devices(topology)
+    devices = [] if missing else compiled.devices_of(topology)
 
     def cost_of(on: Sharding, scale: float = 1.0) -> Cost:
         guess = shapes.estimate(task, experiment, on, topology, scale)
@@ -63,7 +64,7 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
             return guess
         changed = on.of(experiment)
         mesh = make_mesh(changed.mesh, devices)
-        return compiled.with_estimate(compiled.compile_step(task, changed, mesh, topology.per_slice), guess)
+        return compiled.with_estimate(compiled.compile_step(task, changed, mesh, topology), guess)
 
     cost = cost_of(on)
     result = {"topology": topology.name, "devices": topology.devices, "not_compiled_because": missing}
@@ -71,7 +72,7 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
     result |= {"state": shapes.state_bytes(task, experiment, on), "step": _described(task, on, cost, topology)}
     if compilation.sampler and not missing:
         mesh = make_mesh(on.of(experiment).mesh, devices)
-        sampler = compiled.compile_sampler(task, experiment, mesh, topology.per_slice)
+        sampler = compiled.compile_sampler(task, experiment, mesh, topology)
         result["sampler"] = _memory(sampler) | _collectives(sampler)
     # The estimate is taken to be as far off for other programs as it was for this one.
     scale = cost.temporaries / shapes.estimate(task, experiment, on, topology).temporaries
@@ -96,7 +97,8 @@ def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology)
 
 def _memory(cost: Cost) -> dict[str, Any]:
     names = ("how", "arguments", "temporaries", "peak", "fits")
-    return {name: getattr(cost, name) for name in names} | {"compile_seconds": round(cost.seconds, 1)}
+    result = {name: getattr(cost, name) for name in names} | {"compile_seconds": round(cost.seconds, 1)}
+    return result | {"kernels": [dataclasses.asdict(kernel) for kernel in cost.kernels]}
 
 
 def _collectives(cost: Cost) -> dict[str, Any]:
@@ -163,7 +165,9 @@ def _step_lines(part: Mapping[str, Any], memory: float) -> list[str]:
 def _memory_lines(part: Mapping[str, Any], memory: float) -> list[str]:
     how = f"compiled in {part['compile_seconds']} s" if part["how"] == "compiled" else "from shapes"
     sizes = ", ".join(f"{name} {part[name] / GIB:.2f}" for name in ("arguments", "temporaries", "peak"))
-    return [f"  memory       {sizes} of {memory:.0f} GiB: {'fits' if part['fits'] else 'DOES NOT FIT'} ({how})"]
+    lines = [f"  memory       {sizes} of {memory:.0f} GiB: {'fits' if part['fits'] else 'DOES NOT FIT'} ({how})"]
+    kernels = uses_text([KernelUse(**kernel) for kernel in part["kernels"]])
+    return lines + [f"  {'kernels' if not i else '':<13}{line}" for i, line in enumerate(kernels)]
 
 
 def _collective_lines(part: Mapping[str, Any]) -> list[str]:

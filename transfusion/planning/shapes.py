@@ -17,14 +17,12 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.optim import split
-from transfusion.planning.cost import Bounds, Cost, bounds
+from transfusion.planning.cost import USABLE, Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
 from transfusion.running.chips import Topology
 from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 
-# The share of the memory that a program may fill by this estimate. The rest is for the runtime and for fragments.
-USABLE = 0.92
 FLOAT32 = 4
 # Arrays of scores [rows, heads, L, L] in float32 that are alive at once in dense attention's backward pass.
 SCORE_ARRAYS = 3
