@@ -27,7 +27,9 @@ from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import GIB, Topology, parse_topology
 from transfusion.sharding import AXES, make_mesh
-from transfusion.tasks import SequenceTask, make_task
+from transfusion.tasks import SequenceTask, flops_of_data, make_task
+
+COUNTED_ROWS = 16  # of the data, for the FLOPs of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
     if not isinstance(task, SequenceTask):
         raise UsageError("task: plans are for sequences, not for an 'autoencoder'")
     on = shapes.sharding_of(experiment, topology.devices, topology.slices)
+    row_flops, counted_on = flops_of_row(task, experiment)
     missing = compiled.can_compile(topology) if compilation.compile else "as asked"
     devices = [] if missing else compiled.devices_of(topology)
 
@@ -68,8 +71,11 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
 
     cost = cost_of(on)
     result = {"topology": topology.name, "devices": topology.devices, "not_compiled_because": missing}
-    result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1)}
-    result |= {"state": shapes.state_bytes(task, experiment, on), "step": _described(task, on, cost, topology)}
+    result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1), "flops_counted_on": counted_on}
+    result |= {
+        "state": shapes.state_bytes(task, experiment, on),
+        "step": _described(task, on, cost, topology, row_flops),
+    }
     if compilation.sampler and not missing:
         mesh = make_mesh(on.of(experiment).mesh, devices)
         sampler = compiled.compile_sampler(task, experiment, mesh, topology)
@@ -78,17 +84,31 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
     scale = cost.temporaries / shapes.estimate(task, experiment, on, topology).temporaries
     larger = shapes.largest_batch(task, experiment, on, topology, scale)
     result["largest_batch"] = larger.batch if larger else 0
-    found = shapes.search(task, experiment, topology, scale)
+    found = shapes.search(task, experiment, topology, row_flops, scale)
     if found:
         best, guess, _ = found[0]
         again = cost if best == on else cost_of(best, scale) if compilation.confirm else guess
         most = shapes.largest_batch(task, experiment, best, topology, scale)
-        result["suggestion"] = _described(task, best, again, topology) | {"largest_batch": most.batch if most else 0}
+        described = _described(task, best, again, topology, row_flops)
+        result["suggestion"] = described | {"largest_batch": most.batch if most else 0}
     return result
 
 
-def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology) -> dict[str, Any]:
-    flops = task.flops(on.batch)
+def flops_of_row(task: SequenceTask, experiment: Experiment) -> tuple[float, str]:
+    """The model FLOPs of a row, and in words on which rows they were counted.
+
+    Attention costs what the documents of a row let their tokens see, so only the data can tell. Without them each row
+    is taken as one document, which is more than packed rows need.
+    """
+    try:
+        return flops_of_data(task, experiment, COUNTED_ROWS), f"the first {COUNTED_ROWS} packed rows of the data"
+    except UsageError as error:
+        counted_on = f"rows of one document each, an upper bound, for the data cannot be read: {error}"
+        return task.flops_of_one_document(), counted_on
+
+
+def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology, row_flops: float) -> dict[str, Any]:
+    flops = row_flops * on.batch
     least = bounds(cost, flops, task.model.remat, topology)
     ideal = flops / topology.devices / topology.spec.flops
     times = dataclasses.asdict(least) | {"step": least.step, "by": least.by, "utilisation": ideal / least.step}
@@ -125,6 +145,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
     lines += ["training step, " + _sharding(result["step"], result["tokens_per_row"])]
     lines += [f"  state        parameters {state['parameters']}, optimizer and average {state['optimizer']} per device"]
     lines += _step_lines(result["step"], memory)
+    lines.append(f"               FLOPs counted on {result['flops_counted_on']}")
     if sampler := result.get("sampler"):
         lines += ["sampler, one prompt per device of slice, data and fsdp", *_memory_lines(sampler, memory)]
         loops = sampler["loops_of_unknown_length"]
@@ -197,7 +218,8 @@ def plan_table(results: Sequence[Mapping[str, Any]]) -> str:
             step["how"] + ("" if step["fits"] else ", does not fit"),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    counted = dict.fromkeys(result["flops_counted_on"] for result in results)
+    return "\n".join([*lines, "", *(f"Model FLOPs are counted on {rows}." for rows in counted)])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -210,14 +210,16 @@ def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterato
 
 
 def search(
-    task: SequenceTask, experiment: Experiment, topology: Topology, scale: float = 1.0
+    task: SequenceTask, experiment: Experiment, topology: Topology, row_flops: float, scale: float = 1.0
 ) -> list[tuple[Sharding, Cost, Bounds]]:
     """The shardings of the config's batch that fit, the fastest first: by the roofline, then without any overlap.
+
+    `row_flops` are the model FLOPs of a step on one row.
 
     More microbatches than the config's are tried only if nothing fits otherwise.
     """
     batch, parts = experiment.batch_size, experiment.optim.accumulate
-    flops, found = task.flops(batch), []
+    flops, found = row_flops * batch, []
     while not found and batch % parts == 0:
         for on in shardings(topology.devices, topology.slices, batch, parts):
             try:
