@@ -208,8 +208,8 @@ def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     for field in ("order", "counter", "spans"):
         assert getattr(state.place, field) == getattr(fresh.place, field)
     for got, want in (
-        (state.cache.k["trunk"], fresh.cache.k["trunk"]),
-        (state.cache.v["trunk"], fresh.cache.v["trunk"]),
+        (state.cache.k["trunk"][0], fresh.cache.k["trunk"][0]),
+        (state.cache.v["trunk"][0], fresh.cache.v["trunk"][0]),
     ):
         got, want = _in_order(state, got), _in_order(fresh, want)
         assert_close(got, want, drawing_operations(task))
@@ -240,7 +240,7 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     def row(state, i):  # all but the slot that is no one's
         metadata = jax.tree.map(lambda a: a[i, :-1], state.cache.metadata)
         place, used = jax.tree.map(lambda a: a[i], (state.place, state.used))
-        return metadata, place, used, state.cache.k["trunk"][:, i * groups : (i + 1) * groups, :-1]
+        return metadata, place, used, state.cache.k["trunk"][0][:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
     assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == finished.length

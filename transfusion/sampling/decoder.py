@@ -19,6 +19,7 @@ from transfusion.learner import Learner
 from transfusion.model.cache import KeyValues
 from transfusion.model.depth import by_layer
 from transfusion.model.parameters import Params
+from transfusion.model.transformer import FIRST
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable, drawable_of
@@ -130,7 +131,7 @@ class Decoder:
     def _prefill(self, model: UnifiedModel, prefill: Prefill) -> tuple[KeyValues, jax.Array]:
         """Runs the prompts: their keys and values, and the logits [B, V] after them."""
         encoded, kept = model.read(prefill.inputs)
-        kept = kept.by_layer() if self.unrolled else kept
+        kept = kept.apart(FIRST) if self.unrolled else kept
         return kept, logits_at(model, encoded[TEXT], prefill.last)
 
     @property

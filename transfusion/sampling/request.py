@@ -61,10 +61,7 @@ def broadcast(prefix: Prefix, rows: int) -> Prefix:
     def spread(x):
         return jnp.broadcast_to(x, (rows, *x.shape[1:]))
 
-    cache = prefix.cache
-    k, v = jax.tree.map(lambda x: jnp.tile(x, (rows, 1, 1)), (cache.k, cache.v))
-    cache = KeyValues(k, v, jax.tree.map(spread, cache.metadata))
-    return Prefix(cache, *jax.tree.map(spread, (prefix.place, prefix.rows)))
+    return Prefix(prefix.cache.of_rows(spread), *jax.tree.map(spread, (prefix.place, prefix.rows)))
 
 
 @dataclasses.dataclass(frozen=True)
