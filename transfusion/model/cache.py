@@ -53,6 +53,23 @@ class KeyValues:
         k, v = jax.tree.map(lambda x: pad(x, 2), (self.k, self.v))
         return KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), self.metadata))
 
+    def with_rows(self, other: "KeyValues", rows: jax.Array) -> "KeyValues":
+        """Replaces the rows with the numbers `rows` int32 [A] by those of another cache; others are left out."""
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            groups = new.shape[1] // len(rows)
+            at = (rows[:, None] * groups + jnp.arange(groups)).reshape(-1)
+            return old.at[:, at].set(new, mode="drop")
+
+        k, v = jax.tree.map(put, (self.k, self.v), (other.k, other.v))
+        metadata = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), self.metadata, other.metadata)
+        return KeyValues(k, v, metadata)
+
+    def shrunk(self, slots: int) -> "KeyValues":
+        """Returns the first `slots` slots."""
+        k, v = jax.tree.map(lambda x: x[:, :, :slots], (self.k, self.v))
+        return KeyValues(k, v, jax.tree.map(lambda x: x[:, :slots], self.metadata))
+
     def of_rows(self, change: Callable[..., jax.Array], *others: "KeyValues") -> "KeyValues":
         """Applies a function of arrays [B, ...] to all arrays of this cache, and of others that are divided like it.
 
