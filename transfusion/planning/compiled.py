@@ -22,8 +22,9 @@ from transfusion.planning.assembly import compile_for_gpu
 from transfusion.planning.cost import USABLE, Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
-from transfusion.sampling.decoder import Decoder, decoder_of
+from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
+from transfusion.sampling.settings import ACCELERATOR
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
@@ -86,23 +87,17 @@ def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topo
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
-    made = _Scanned(made.task, made.limits, made.size)
+    made = dataclasses.replace(made, machine=ACCELERATOR)
     text = Segment("text", np.zeros(PROMPT, np.int32))
     prompts = [Prompt((text,), draw=made.way is not None)] * rows
     given = prefill_of(prompts, task.spec, made.drawable)
-    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling, False)
+    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
     with jax.set_mesh(mesh):
-        lowered = made.run.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
+        lowered = made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
     return _cost(lowered, mesh, topology)
-
-
-class _Scanned(Decoder):
-    """The decoder as it runs on accelerators, even if this process runs on a CPU."""
-
-    unrolled = False
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
