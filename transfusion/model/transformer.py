@@ -18,7 +18,7 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
-from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm
+from transfusion.model.block import GROUPS, MATRICES_OF, MODULATIONS, Block, Norm, cast_once
 from transfusion.model.cache import KeyValues, Pair
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
@@ -192,12 +192,18 @@ class Trunk(nnx.Module):
         experts = dict.fromkeys((self.first, *run.groups)) if run.groups else ()
         crosses = run.groups and self.config.cross and (context is not None or run.cache is not None)
         modulated = [s for streams in run.groups.values() for s in streams if s in run.condition]
+        dtype, shared = self.config.dtype, self._shared(run)
         return {
-            "blocks": {expert: pure(self.blocks[expert]) for expert in experts},
+            "blocks": {expert: cast_once(pure(self.blocks[expert]), dtype, shared) for expert in experts},
             "modulation": {stream: pure(self.modulation[stream]) for stream in modulated},
             "vectors": {s: run.condition[s].vector for s in modulated if run.condition[s].vector.ndim == 4},
-            "cross": pure(self.cross) if crosses else None,
+            "cross": cast_once(pure(self.cross), dtype) if crosses else None,
         }
+
+    def _shared(self, run: Pass) -> list[str]:
+        """The matrices that several experts use. Their gradients are summed in float32, and so each use casts them."""
+        several = len(run.groups) > 1
+        return [n for group, names in MATRICES_OF.items() if several and group not in self.config.untied for n in names]
 
     def _layer(self, run: Pass, x: Mapping[str, jax.Array], each: dict[str, Any]) -> Layer:
         """Builds one layer from its part of `_each`."""
@@ -245,7 +251,8 @@ class Trunk(nnx.Module):
         layers = self.config.released.dual_layers
         if not layers:
             return {}
-        stacked = {"block": pure(self.dual), "modulation": {s: pure(m) for s, m in self.dual_modulation.items()}}
+        modulation = {s: pure(m) for s, m in self.dual_modulation.items()}
+        stacked = {"block": cast_once(pure(self.dual), self.config.dtype), "modulation": modulation}
         return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(layers)}
 
     def _final(self, y: jax.Array, expert: str) -> jax.Array:
