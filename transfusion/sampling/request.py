@@ -45,11 +45,19 @@ def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> P
     return Prefix(model.extend(inputs, cache, slots)[1], prefix.place.after(part, rows), rows)
 
 
-def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
-    """Computes the head's prediction for x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
+def predict(
+    model: UnifiedModel,
+    parts: PaintedParts,
+    prefix: Prefix,
+    x: jax.Array,
+    t: jax.Array,
+    ahead: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the head's prediction for x [B, N, E] at the time t, as far `ahead` (scalars): float32 [B, N, E]."""
     name = parts.name
     time = jnp.broadcast_to(t, x.shape[:1])
-    inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
+    far = None if ahead is None else jnp.broadcast_to(ahead, x.shape[:1])
+    inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time, far)
     encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: the solver must not move it, and lengths do not count it.
     return model.head(name, encoded[name]).at[:, : parts.stream.content.lead].set(0.0)
