@@ -17,5 +17,5 @@ How a batch comes about, in this order:
 Besides these: `latent_cache` writes and `latent_source` reads encoded data sets (`latent_files`); `check` refuses data
 that cannot be used before training starts; `builders` and `packaged` make the data sets of the demos. Files of
 strangers are read through `files`, `patterns`, `foreign_text` and `array_records`, and `faults` tells a bad record from
-a fault of the program. `prepare` and `cache_latents` are programs that have moved up.
+a fault of the program. `prepare`, `cache_latents` and `show` are programs that have moved up.
 """
