@@ -53,7 +53,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
         1,
         "where an opener stands; what is dropped; whose item modulates; legal rows",
     ),
-    "transfusion.sequence.masks": (1, 0, "which streams nobody else sees"),
+    "transfusion.sequence.pairs": (1, 0, "which streams nobody else sees"),
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),

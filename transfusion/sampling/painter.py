@@ -83,9 +83,9 @@ class Painter:
         """Reads the clean item and its closer into the cache, and returns the model's outputs for the text in it."""
         part, spec = self.parts.finished, self.parts.spec
         content = {name: self.parts.drawn_as(name, x) for name, piece in part.pieces.items() if "place" in piece}
-        inputs = lay(part, spec, state.place, rows, content, jnp.ones(len(rows)))
-        state, encoded = append(model, state, part, inputs, rows)
-        return state, encoded[TEXT]
+        inputs = lay(part, spec, state.line.place, rows, content, jnp.ones(len(rows)))
+        line, encoded = append(model, state.line, part, inputs, rows)
+        return dataclasses.replace(state, line=line), encoded[TEXT]
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
         drawable = self.parts.drawable

@@ -47,6 +47,33 @@ class Limits:
     goes_on: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """How the loops are compiled for a kind of processor. Results do not depend on it but for rounding.
+
+    Attributes:
+      unrolled: trunks of at most so many layers are unrolled in the loops.
+      tokens: how many tokens are written between two looks at whether rows have ended.
+      together: whether all prompts that guidance compares are rows of one forward pass, which reads each weight once
+        for all of them; else they are read one after another.
+    """
+
+    unrolled: int
+    tokens: int
+    together: bool
+
+
+# Unrolled layers need no copy of each layer's weights per step on a CPU, which decides there; compiling is the cost.
+# Elsewhere the host has to wait for the answer to whether a loop goes on, for about as long as a token takes.
+MACHINES = {"cpu": Machine(unrolled=16, tokens=1, together=False)}
+ACCELERATOR = Machine(unrolled=0, tokens=8, together=True)
+
+
+def machine_of(platform: str) -> Machine:
+    """Returns the row of `MACHINES` for a platform as JAX names it; those that have none are accelerators."""
+    return MACHINES.get(platform, ACCELERATOR)
+
+
 def limits_of(config: SamplerConfig, draws: bool) -> Limits:
     """Takes the limits from a config, for a model that `draws` or does not."""
     tokens = config.think + config.max_tokens
