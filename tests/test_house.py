@@ -21,6 +21,7 @@ FLOORS = (
     ("__init__", "errors"),
     ("storage", "sharding"),
     ("sequence", "running"),
+    ("kernels",),
     ("model", "objectives"),
     ("codecs", "optim", "initial"),
     ("learner", "data"),
@@ -40,6 +41,7 @@ NEVER = {
     "data": {"model", "objectives", "learner", "sampling", "running", "config", "tasks"},
     "running": {"sequence", "model", "objectives", "codecs", "learner", "sampling", "data", "config", "tasks"},
     "model": {"running", "data"},
+    "kernels": {"running", "data"},
     "sampling": {"running", "data"},
 }
 MOST_CONDITIONS = 40
@@ -89,8 +91,8 @@ def house() -> House:
 def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
-        ["api", "codecs", "config", "data", "evaluation", "interop", "model", "objectives", "planning", "running"]
-        + ["sampling", "sequence", "training", "workdir"]
+        ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
+        + ["running", "sampling", "sequence", "training", "workdir"]
     )
 
 

@@ -2,6 +2,6 @@
 
 `cost` says what a cost is and the least time a chip needs for it. `compiled` compiles the real programs for a topology
 and reads their collectives with `hlo`; `shapes` estimates from shapes alone, and searches for a sharding. `gpus`
-describes GPUs to the compiler, and `assembly` says what the kernels of a program take of one. `traffic` counts the
-bytes that a compiled program moves.
+describes GPUs to the compiler, `assembly` says what the kernels of a program take of one, and `traffic` counts the
+bytes that the kernels of a program move.
 """
