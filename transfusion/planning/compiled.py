@@ -86,6 +86,11 @@ def lowered_step(task: SequenceTask, experiment: Experiment, mesh: Mesh) -> jax.
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topology: Topology) -> Cost:
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
+    return _cost(lowered_sampler(task, experiment, mesh, rows), mesh, topology)
+
+
+def lowered_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, rows: int) -> jax.stages.Lowered:
+    """One call of the decoder for `rows` text prompts, as accelerators run it, not compiled yet."""
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = dataclasses.replace(made, machine=ACCELERATOR)
     text = Segment("text", np.zeros(PROMPT, np.int32))
@@ -96,8 +101,7 @@ def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topo
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
     with jax.set_mesh(mesh):
-        lowered = made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
-    return _cost(lowered, mesh, topology)
+        return made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
