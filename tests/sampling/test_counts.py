@@ -1,7 +1,5 @@
 """Numbers of prompts and rows: one compilation serves many, and what a prompt gives depends on neither."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from transfusion.sampling import decoder, memory
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of, generate
 from transfusion.sampling.prompts import Prompt
-from transfusion.sampling.settings import ACCELERATOR
+from transfusion.sampling.settings import MACHINES
 
 CONFIG = SamplerConfig(steps=2, max_tokens=3, guidance=2.0)
 
@@ -77,7 +75,7 @@ def test_prompts_that_stream_through_few_rows_give_what_each_gives_alone(model, 
 
 def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch):
     """A scan over the layers, several tokens between two looks at the end, guidance's prompts as rows."""
-    monkeypatch.setattr(decoder, "machine_of", lambda platform: dataclasses.replace(ACCELERATOR, unrolled=0))
+    monkeypatch.setattr(decoder, "machine_of", lambda platform: MACHINES["tpu"])
     task = tiny.task()  # another one, because decoders are kept for a task
     for alone, other in zip(one_by_one[:4], generate(task, model[1], PROMPTS[:4], 3, LONG), strict=True):
         assert_same(other, alone, drawing_operations(task, LONG))
