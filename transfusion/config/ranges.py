@@ -83,7 +83,7 @@ RANGES: dict[str, Range] = {
     "Spelling.row_end": (-1, 2**24),
     "Spelling.frame_end": (-1, 2**24),
     "NextTokenConfig.z_loss": (0, _FACTOR),
-    "NextTokenConfig.chunk": (0, _INT),
+    "NextTokenConfig.chunk": (-1, _INT),
     "ContinuousConfig.mean": (-_FACTOR, _FACTOR),
     "ContinuousConfig.std": (_TINY, _FACTOR),
     "ContinuousConfig.shift": (_TINY, _FACTOR),
