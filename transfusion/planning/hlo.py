@@ -182,9 +182,9 @@ def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool)
         group, far = _groups(line, devices, per_slice)
         before = line[: kind.start()]
         size = array_bytes(before)
-        if kind[1] == "all-gather-start":  # (what goes in, what comes out)
+        if kind[1] in ("all-gather-start", "reduce-scatter-start"):  # (what goes in, what comes out): the larger one
             size = round(size * group / (group + 1))
-        elif kind[1] == "collective-permute-start":
+        elif kind[1] in ("collective-permute-start", "all-to-all-start"):
             size //= 2
         elif name == "reduce-scatter":
             size *= group
