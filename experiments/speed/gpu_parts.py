@@ -1,6 +1,6 @@
 """The parts of `gpu.py` that use JAX. Each runs in a process of its own, which `gpu.py` ends when its time is over.
 
-    python experiments/speed/gpu_parts.py attention --out results.jsonl --seconds 120
+python experiments/speed/gpu_parts.py attention --out results.jsonl --seconds 120
 """
 
 import argparse
