@@ -85,10 +85,12 @@ def programs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     for length in LENGTHS:
         for way in ("kernel", "dense") if length <= DENSE_UP_TO else ("kernel",):
             case = Case(way, length, 128, "gradients", 1)
-            whole = NamedSharding(mesh, PartitionSpec())
-            place = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole))
+            given = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec())),
+                case.shapes(),
+            )
             with jax.set_mesh(mesh):
-                program, uses = compile_for_gpu(jax.jit(case.function).lower(*map(place, case.shapes())))
+                program, uses = compile_for_gpu(jax.jit(case.function).lower(*given))
             bytes_taken = program.memory_analysis().temp_size_in_bytes
             yield f"program/attention/{length}/{way}", {"bytes": bytes_taken, "kernels": uses_text(uses)}
     for way in ("kernel", "dense"):
@@ -167,7 +169,9 @@ def targets() -> list[Target]:
             for n in LENGTHS[:2]
         ),
         *(
-            Target(f"pairs at {n // 1024}k: allowed / computed", None, functools.partial(share, "allowed", "computed", n))
+            Target(
+                f"pairs at {n // 1024}k: allowed / computed", None, functools.partial(share, "allowed", "computed", n)
+            )
             for n in LENGTHS[:2]
         ),
         *(

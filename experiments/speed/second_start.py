@@ -139,9 +139,7 @@ def table(starts: list[dict[str, dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", default=str(ROOT / "data"), help="folder of the digits (transfusion.prepare)"
-    )
+    parser.add_argument("--data", default=str(ROOT / "data"), help="folder of the digits (transfusion.prepare)")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", default="", help="names of commands, joined by commas; empty: all")
     options = parser.parse_args()
