@@ -21,17 +21,19 @@ class Kernels:
     """What one platform computes. Arrays are as its kernels lay them out; `plan` is a pytree of whole numbers.
 
     Attributes:
-      forward: (q, k, v, plan) -> the outputs, and a float array that the backward pass needs (log-sum-exp).
-      backward: (q, k, v, plan, outputs, log-sum-exp, gradient of the outputs) -> the gradients of q, k and v.
-      tangents: (q, k, v, tangents of q, of k, of v, plan) -> the outputs, log-sum-exp, the tangents of the outputs.
+      forward: (q, k, v, plan) -> the outputs, and the log-sum-exp of the scores of each query.
+      backward: (q, k, v, plan, outputs, log-sum-exp, gradients of these two) -> the gradients of q, k and v.
+      tangents: (q, k, v, tangents of q, of k, of v, plan) -> the outputs, log-sum-exp, and the tangents of both.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-    tangents: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    tangents: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
 
 
-def attend(kernels: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, plan: Any, one_pass: bool = False) -> jax.Array:
+def attend(
+    kernels: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, plan: Any, one_pass: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Attention that can be differentiated in reverse mode, in forward mode, and in reverse over forward mode.
 
     Reverse over forward mode is what MeanFlow (arXiv 2505.13447, equation 10) and sCM need: `jax.grad` of a loss in
@@ -45,8 +47,11 @@ def attend(kernels: Kernels, q: jax.Array, k: jax.Array, v: jax.Array, plan: Any
       one_pass: takes outputs and tangents from one kernel. Without it, `jax.jvp` runs the forward kernel besides,
         because JAX does not say whether it will run the tangents, or transpose them for a gradient. With it,
         `jax.grad` works only around a `jax.jvp`, and JAX refuses a plain one.
+
+    Returns:
+      (outputs, log-sum-exp of the scores).
     """
-    return (_attend_in_one_pass if one_pass else _attend)(kernels, q, k, v, plan)[0]
+    return (_attend_in_one_pass if one_pass else _attend)(kernels, q, k, v, plan)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -56,8 +61,8 @@ def _attend(kernels, q, k, v, plan):
 
 @partial(_attend.defjvp, symbolic_zeros=True)
 def _attend_jvp(kernels, primals, tangents):
-    out, lse = _attend(kernels, *primals)
-    return (out, lse), (_tangent(kernels, *primals, out, lse, *_moving(tangents[:3])), jnp.zeros_like(lse))
+    results = _attend(kernels, *primals)
+    return results, _tangents(kernels, *primals, *results, *_moving(tangents[:3]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -67,8 +72,8 @@ def _attend_in_one_pass(kernels, q, k, v, plan):
 
 @partial(_attend_in_one_pass.defjvp, symbolic_zeros=True)
 def _attend_in_one_pass_jvp(kernels, primals, tangents):
-    out, lse, t_out = _pair(kernels, *primals, *_moving(tangents[:3]))
-    return (out, lse), (t_out, jnp.zeros_like(lse))
+    results = _pair(kernels, *primals, *_moving(tangents[:3]))
+    return results[:2], results[2:]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -80,32 +85,31 @@ def _pair(kernels, q, k, v, plan, *tangents):
 
 @partial(_pair.defjvp, symbolic_zeros=True)
 def _pair_jvp(kernels, primals, tangents):
-    out, lse, t_out = _pair(kernels, *primals)
-    moved = _tangent(kernels, *primals[:4], out, lse, *_moving(tangents[:3]))
-    return (out, lse, t_out), (moved, jnp.zeros_like(lse), _poison(t_out, tangents))
+    results = _pair(kernels, *primals)
+    moved = _tangents(kernels, *primals[:4], *results[:2], *_moving(tangents[:3]))
+    return results, (*moved, *_poison(results[2:], tangents))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _tangent(kernels, q, k, v, plan, out, lse, *tangents):
-    """The tangent of the outputs for those of q, k and v, any of which may be None."""
+def _tangents(kernels, q, k, v, plan, out, lse, *tangents):
+    """The tangents of the results for those of q, k and v, any of which may be None."""
     moves = [t is not None for t in tangents]
 
     def forwards(given, moving):
-        q, k, v, plan, _, _ = given
-        moving = iter(moving)
-        every = [next(moving) if moves else jnp.zeros_like(x) for x, moves in zip((q, k, v), moves, strict=True)]
-        return kernels.tangents(q, k, v, *every, plan)[2]
+        (*qkv, plan, _, _), moving = given, iter(moving)
+        every = [next(moving) if moves else jnp.zeros_like(x) for x, moves in zip(qkv, moves, strict=True)]
+        return kernels.tangents(*qkv, *every, plan)[2:]
 
-    def backwards(given, gradient):
-        return list(compress(kernels.backward(*given, gradient), moves))
+    def backwards(given, gradients):
+        return list(compress(kernels.backward(*given, *gradients), moves))
 
     return linear_call(forwards, backwards, (q, k, v, plan, out, lse), list(compress(tangents, moves)))
 
 
-@partial(_tangent.defjvp, symbolic_zeros=True)
-def _tangent_jvp(kernels, primals, tangents):
-    t_out = _tangent(kernels, *primals)
-    return t_out, _poison(t_out, tangents)
+@partial(_tangents.defjvp, symbolic_zeros=True)
+def _tangents_jvp(kernels, primals, tangents):
+    results = _tangents(kernels, *primals)
+    return results, _poison(results, tangents)
 
 
 def _moving(tangents):
@@ -114,13 +118,14 @@ def _moving(tangents):
 
 
 def _poison(like, tangents):
-    """Stands for a derivative that no kernel computes. A gradient that flows through it becomes NaN, and zeros stay."""
+    """Stands for derivatives without a kernel: a gradient that flows through them becomes NaN, and zeros stay."""
     moving = [t for t in jax.tree.leaves(tangents) if not isinstance(t, SymbolicZero)]
 
     def forwards(_, total):
-        return jnp.full_like(like, jnp.nan)
+        return tuple(jnp.full_like(x, jnp.nan) for x in like)
 
-    def backwards(_, gradient):
-        return jnp.where(jnp.any(gradient != 0), jnp.nan, 0.0)
+    def backwards(_, gradients):
+        flows = jnp.array([jnp.any(gradient != 0) for gradient in gradients]).any()
+        return jnp.where(flows, jnp.nan, 0.0)
 
     return linear_call(forwards, backwards, (), sum(jnp.sum(t, dtype=jnp.float32) for t in moving))

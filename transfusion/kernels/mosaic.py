@@ -28,19 +28,24 @@ def cut_of(slices: tuple[int, ...], most: int) -> Cut:
 def attend(
     q: Float[Array, "B Q H K"], k: Float[Array, "B S G K"], v: Float[Array, "B S G K"], tokens: Tokens,
     interpret: bool = False, one_pass: bool = False,
-) -> Float[Array, "B Q H K"]:  # fmt: skip
-    """Computes `transfusion.model.attention.attention` for the rows of one device.
+) -> tuple[Float[Array, "B Q H K"], Float[Array, "B H Q"]]:  # fmt: skip
+    """Computes `transfusion.model.attention.attention` for the rows of one device, and what merges it with that over
+    other keys.
 
     Args:
       q, k, v: queries, keys and values, of any head size and of dtype bfloat16 or float32.
       tokens: the plan of these rows.
       interpret: runs the kernels step by step in XLA, on any platform.
       one_pass: see `transfusion.kernels.derivatives.attend`.
+
+    Returns:
+      (outputs, zeros of a query that sees nothing; log-sum-exp of the scores, `UNSEEN` where there are none).
     """
     kernels = Kernels(*(partial(f, interpret=interpret) for f in (forward, backward, tangents)))
     flat = (_heads_first(x, cut) for x, cut in ((q, tokens.q), (k, tokens.k), (v, tokens.k)))
-    out = derivatives.attend(kernels, *flat, tokens, one_pass)
-    return tokens.q.emptied(jnp.swapaxes(out, 1, 2))
+    out, lse = derivatives.attend(kernels, *flat, tokens, one_pass)
+    lse = tokens.q.emptied(jnp.moveaxis(lse[:, :, 0], 2, 1))
+    return tokens.q.emptied(jnp.swapaxes(out, 1, 2)), jnp.swapaxes(lse, 1, 2)
 
 
 def _heads_first(x: Float[Array, "B L H K"], cut: Cut) -> Float[Array, "B H nT K"]:

@@ -32,10 +32,11 @@ from transfusion.sequence.arrays import Array, Float
 
 def backward(
     q: Float[Array, "B H N K"], k: Float[Array, "B G M K"], v: Float[Array, "B G M K"], tokens: Tokens,
-    out: Float[Array, "B H N K"], lse: Float[Array, "B H 1 N"], d_out: Float[Array, "B H N K"], interpret: bool,
+    out: Float[Array, "B H N K"], lse: Float[Array, "B H 1 N"], d_out: Float[Array, "B H N K"],
+    d_lse: Float[Array, "B H 1 N"], interpret: bool,
 ) -> tuple[Float[Array, "B H N K"], Float[Array, "B G M K"], Float[Array, "B G M K"]]:  # fmt: skip
     """The gradients with respect to q, k and v."""
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)[:, :, None]
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)[:, :, None] - d_lse
     given = (q, k, v, tokens, lse, delta, d_out, interpret)
     return (_of_queries(*given), *_of_keys(*given))
 
@@ -75,8 +76,9 @@ def _query_kernel(
     @once_if(entry, FIRST)
     def start():
         acc[...] = jnp.zeros_like(acc)
-        for columns, row in ((lses, lse), (deltas, delta), (orders, order)):
-            columns[...] = column(row[...])
+        lses[...] = column(lse[...] * LOG2E)
+        deltas[...] = column(delta[...])
+        orders[...] = column(order[...])
 
     tk = len(k)
     scores = dot(q[...], k[...], ROWS_DOT_ROWS) * (scale * LOG2E)
@@ -143,7 +145,7 @@ def _key_kernel(
 
     tq = len(q)
     scores = dot(k[...], q[...], ROWS_DOT_ROWS) * (scale * LOG2E)
-    weights = jnp.exp2(scores - lse[...])
+    weights = jnp.exp2(scores - lse[...] * LOG2E)
     d_weights = dot(v[...], d_out[...], ROWS_DOT_ROWS)
 
     def add(weights):

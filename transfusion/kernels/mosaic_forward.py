@@ -11,7 +11,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transfusion.kernels.mosaic_tiles import (
-    FORBIDDEN,
     LANES,
     LOG2E,
     LOWEST,
@@ -84,7 +83,7 @@ def _kernel(entries, of, q, k, v, order, first, last, out, lse, top, total, orde
 
     def add_masked():
         place = widen(orders[...], tk)
-        add(jnp.where((first[...] <= place) & (place <= last[...]), scores, FORBIDDEN))
+        add(jnp.where((first[...] <= place) & (place <= last[...]), scores, UNSEEN))
 
     both_ways(entry, lambda: add(scores), add_masked)
 
@@ -93,4 +92,4 @@ def _kernel(entries, of, q, k, v, order, first, last, out, lse, top, total, orde
         seen = total[...] > 0
         safe = jnp.where(seen, total[...], 1.0)
         out[...] = (acc[...] / widen(safe, acc.shape[1])).astype(out.dtype)
-        lse[...] = jnp.where(seen, top[...] + jnp.log2(safe), UNSEEN).T[:1]
+        lse[...] = jnp.where(seen, (top[...] + jnp.log2(safe)) / LOG2E, UNSEEN).T[:1]

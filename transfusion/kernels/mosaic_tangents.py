@@ -4,7 +4,8 @@ With weights w, scores s and their tangents s', an output o = sum w v / sum w ha
 
     o' = (sum w v' + sum w s' v) / sum w  -  o (sum w s') / sum w,
 
-whose sums are taken along with those of the softmax. Letters as in `transfusion.kernels.mosaic_tiles`.
+whose sums are taken along with those of the softmax. The last fraction is the tangent of the log-sum-exp. Letters
+as in `transfusion.kernels.mosaic_tiles`.
 """
 
 from functools import partial
@@ -15,7 +16,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transfusion.kernels.mosaic_tiles import (
-    FORBIDDEN,
     LANES,
     LOG2E,
     LOWEST,
@@ -40,13 +40,16 @@ def tangents(
     q: Float[Array, "B H N K"], k: Float[Array, "B G M K"], v: Float[Array, "B G M K"],
     t_q: Float[Array, "B H N K"], t_k: Float[Array, "B G M K"], t_v: Float[Array, "B G M K"],
     tokens: Tokens, interpret: bool,
-) -> tuple[Float[Array, "B H N K"], Float[Array, "B H 1 N"], Float[Array, "B H N K"]]:  # fmt: skip
-    """The outputs, the log-sum-exp of the scores of each query, and the tangents of the outputs."""
+) -> tuple[
+    Float[Array, "B H N K"], Float[Array, "B H 1 N"], Float[Array, "B H N K"], Float[Array, "B H 1 N"]
+]:  # fmt: skip
+    """The outputs, the log-sum-exp of the scores of each query, and the tangents of both."""
     rows, heads, n, size = q.shape
     share, tq, tk = heads // k.shape[1], tokens.q.size, tokens.k.size
     query, key = (lambda h, s, e, of: outer(e[s])), (lambda h, s, e, of: inner(e[s]))
     head, key_head = (lambda h, *_: h), (lambda h, *_: jax.lax.div(h, share))
     outputs = of_head(jax.ShapeDtypeStruct(q.shape, q.dtype), tq, query, head)
+    sums = numbers_of_head(jax.ShapeDtypeStruct((rows, heads, 1, n), jnp.float32), tq, query, head)
     return call(
         partial(_kernel, scale=size**-0.5),
         tokens.by_query,
@@ -57,11 +60,7 @@ def tangents(
             *[of_head(x, tk, key, key_head) for x in (k, v, t_k, t_v)],
             *rule(tokens),
         ],
-        [
-            outputs,
-            numbers_of_head(jax.ShapeDtypeStruct((rows, heads, 1, n), jnp.float32), tq, query, head),
-            outputs,
-        ],
+        [outputs, sums, outputs, sums],
         [
             *[pltpu.VMEM((tq, LANES), jnp.float32)] * 3,
             pltpu.VMEM((tq, LANES), jnp.int32),
@@ -73,7 +72,7 @@ def tangents(
 
 
 def _kernel(
-    entries, of, q, t_q, k, v, t_k, t_v, order, first, last, out, lse, t_out,
+    entries, of, q, t_q, k, v, t_k, t_v, order, first, last, out, lse, t_out, t_lse,
     top, total, moment, orders, acc, t_acc, *, scale,
 ):  # fmt: skip
     entry = entries[pl.program_id(1)]
@@ -103,7 +102,7 @@ def _kernel(
 
     def add_masked():
         place = widen(orders[...], tk)
-        add(jnp.where((first[...] <= place) & (place <= last[...]), scores, FORBIDDEN))
+        add(jnp.where((first[...] <= place) & (place <= last[...]), scores, UNSEEN))
 
     both_ways(entry, lambda: add(scores), add_masked)
 
@@ -113,5 +112,7 @@ def _kernel(
         safe = jnp.where(seen, total[...], 1.0)
         mean = acc[...] / widen(safe, size)
         out[...] = mean.astype(out.dtype)
-        t_out[...] = (t_acc[...] / widen(safe, size) - mean * widen(moment[...] / safe, size)).astype(t_out.dtype)
-        lse[...] = jnp.where(seen, top[...] + jnp.log2(safe), UNSEEN).T[:1]
+        change = moment[...] / safe
+        t_out[...] = (t_acc[...] / widen(safe, size) - mean * widen(change, size)).astype(t_out.dtype)
+        t_lse[...] = change.T[:1]
+        lse[...] = jnp.where(seen, (top[...] + jnp.log2(safe)) / LOG2E, UNSEEN).T[:1]

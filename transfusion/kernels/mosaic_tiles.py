@@ -1,8 +1,8 @@
 """What the attention kernels for TPUs share: the plan as they read it, and how a step of the grid finds its blocks.
 
 Every kernel runs along a flat list of the needed pairs of blocks, see `transfusion.kernels.pairs`. Blocks in which
-every pair of tokens is allowed are not masked. All softmaxes have base 2, because the exponential of base e costs a
-product more; the log-sum-exp that one kernel leaves to another has base 2 too.
+every pair of tokens is allowed are not masked. Softmaxes are computed with base 2, because the exponential of base e
+costs a product more.
 
 Shape letters: B rows; N query tokens of a row and M key tokens, in whole blocks; T tokens of a block; H heads, G
 key-value heads, K head size; C classes of query streams.
@@ -23,8 +23,8 @@ from transfusion.kernels.plan import Cut, Plan
 
 LANES = 128  # numbers in a row of a register
 LOG2E = math.log2(math.e)
-FORBIDDEN, LOWEST = -1e30, -1e29  # a forbidden score is lower than the start of the maximum, so its weight is 0
-UNSEEN = 1e30  # log-sum-exp of a query that sees nothing: all its weights are 0 in the backward pass
+UNSEEN = -1e30  # the score of a pair that is not allowed, and the log-sum-exp of a query that sees nothing
+LOWEST = -1e29  # where the maximum starts: above such scores, so that their weights are 0, and not 1
 ROWS_DOT_ROWS = (((1,), (1,)), ((), ()))
 
 
