@@ -48,8 +48,9 @@ def cross_entropy(
       chunk: with a positive chunk that divides V no array of T x V logits exists, forward or backward.
     """
     vocabulary = kernel.shape[1]
+    kernel = kernel.astype(hidden.dtype)  # here, because a part of it is read again when its logits are recomputed
     if not chunk or chunk >= vocabulary:
-        logits = jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z
     if vocabulary % chunk:
@@ -59,7 +60,7 @@ def cross_entropy(
     def add(carry, scanned):
         log_z, chosen = carry
         part, start = scanned
-        logits = jnp.einsum("...d,dv->...v", hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, part, preferred_element_type=jnp.float32)
         local = targets - start
         inside = (local >= 0) & (local < chunk)
         picked = jnp.take_along_axis(logits, jnp.clip(local, 0, chunk - 1)[..., None], axis=-1)[..., 0]

@@ -47,6 +47,34 @@ class Limits:
     goes_on: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """How the loops are compiled for a kind of processor. Results do not depend on it but for rounding.
+
+    Attributes:
+      unrolled: trunks of at most so many layers are unrolled in the loops.
+      tokens: how many tokens are written between two looks at whether rows have ended.
+      together: whether all prompts that guidance compares are rows of one forward pass, which reads each weight once
+        for all of them; else they are read one after another.
+    """
+
+    unrolled: int
+    tokens: int
+    together: bool
+
+
+# Unrolled layers are read where they lie; a scan copies each layer's weights out of their stack in every turn, on CPUs
+# and as XLA compiles it for an H100, too. Compiling is the cost: 16 layers took twice as long for an H100.
+# On a GPU the host waits for the answer to whether a loop goes on, about as long as a token takes.
+MACHINES = {"cpu": Machine(unrolled=16, tokens=1, together=False)}
+ACCELERATOR = Machine(unrolled=32, tokens=8, together=True)
+
+
+def machine_of(platform: str) -> Machine:
+    """Returns the row of `MACHINES` for a platform as JAX names it; those that have none are accelerators."""
+    return MACHINES.get(platform, ACCELERATOR)
+
+
 def limits_of(config: SamplerConfig, draws: bool) -> Limits:
     """Takes the limits from a config, for a model that `draws` or does not."""
     tokens = config.think + config.max_tokens
