@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -65,6 +66,10 @@ class CodecLearner:
     def draw(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         return self.static.draw(key, batch["weight"].shape[0], self.sides)
 
+    def with_targets(self, params: Params, batch, draws):
+        """Returns the draws: all targets are in the batch."""
+        return draws
+
     def totals(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": jnp.maximum(jnp.sum(batch["weight"]), 1e-6)}
 
@@ -92,12 +97,19 @@ class CodecLearner:
         """Pixels of one step."""
         return rows * math.prod(self.sides)
 
-    def flops(self, rows: int) -> float:
-        """Model FLOPs of one step: 3 x those of encoding and decoding, as the compiler counts them.
+    def flops(self, batch: dict[str, Any]) -> np.ndarray:
+        """Model FLOPs of one step on each image: 3 x those of encoding and decoding, as the compiler counts them.
 
         Of a frozen tower the compiler counts one layer. The networks that only judge the result do not count.
+
+        Returns:
+          float64 [B].
         """
-        batch = self.batch_spec(rows)
+        return np.full(len(batch["weight"]), self._image_flops)
+
+    @functools.cached_property
+    def _image_flops(self) -> float:
+        batch = self.batch_spec(1)
 
         def forward(params, images):
             model = self.template.bind(params)

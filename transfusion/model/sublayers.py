@@ -15,7 +15,7 @@ import numpy as np
 
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import Block
-from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write_layer
+from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
 from transfusion.model.cross import CrossAttention
 from transfusion.model.modulation import Condition, modulate
 from transfusion.model.parameters import bound
@@ -33,31 +33,27 @@ class Keep:
     """How a forward pass treats the keys and values of its tokens.
 
     Attributes:
-      of: a function of one layer's cache and the keys and values of all new tokens. It returns the cache that attention
-        reads, and what the pass returns of this layer.
-      gives: whether the pass returns anything of a layer.
+      of: a function of one layer of the cache and the keys and values of all new tokens. It returns the layer that
+        attention reads and that stays in the cache, and the keys and values that the pass returns beside the cache.
+      gives: whether it returns any beside the cache.
       writes: whether the new tokens are in the cache that attention reads.
     """
 
-    of: Callable[[Pair | None, Pair], tuple[Pair | None, Pair | None]]
-    gives: bool = True
+    of: Callable[[CachedLayer | None, Pair], tuple[CachedLayer | None, Pair | None]]
+    gives: bool = False
     writes: bool = False
 
 
-NOTHING = Keep(lambda cached, new: (cached, None), gives=False)
-NEW = Keep(lambda cached, new: (cached, merged(new)))
+NOTHING = Keep(lambda cached, new: (cached, None))
+NEW = Keep(lambda cached, new: (cached, merged(new)), gives=True)
 
 
 def written(at: jax.Array) -> Keep:
     """Writes the new tokens to the slots `at` int32 [B, N] before attention reads the cache.
 
-    In a loop, a cache that is read first and written afterwards would be copied."""
-
-    def of(cached: Pair, new: Pair) -> tuple[Pair, Pair]:
-        cached = write_layer(cached, new, at)
-        return cached, cached
-
-    return Keep(of, writes=True)
+    In a loop, a cache that is read first and written afterwards would be copied.
+    """
+    return Keep(lambda cached, new: (cached.written(new, at), None), writes=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Layer:
       context: keys and values of a context among the new tokens, before they are kept.
       cached: this layer of the cache.
       start: the tokens as they entered the layer.
-      kept: what the pass returns of this layer.
+      kept: the new keys and values that the pass returns beside the cache.
     """
 
     blocks: dict[str, Block]
@@ -115,7 +111,7 @@ class Layer:
     cross: dict[str, jax.Array] | None
     second: dict[str, Any] | None = None
     context: Pair | None = None
-    cached: Pair | None = None
+    cached: CachedLayer | None = None
     start: ExpertTokens = dataclasses.field(default_factory=dict)
     kept: Pair | None = None
 
@@ -166,7 +162,8 @@ class ContextAlone:
         return run.keep
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: Keep) -> tuple[ExpertTokens, Layer]:
-        return x, dataclasses.replace(layer, kept=shared.of(layer.cached, layer.context)[1])
+        cached, kept = shared.of(layer.cached, layer.context)
+        return x, dataclasses.replace(layer, cached=cached, kept=kept)
 
 
 @dataclasses.dataclass(frozen=True)

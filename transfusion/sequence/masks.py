@@ -1,7 +1,6 @@
 """The attention rule: the one place that decides which token sees which."""
 
 import dataclasses
-from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -135,31 +134,3 @@ def intervals(q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"]
     last = jnp.maximum(in_span, jnp.where(open_to, in_document, -2))
     number = jnp.asarray(of, jnp.int32)[q.stream] if may is not None else jnp.zeros_like(q.stream)
     return Intervals(jnp.where(real, q.order, -1), first, last, number)
-
-
-def visible_pairs(
-    spec: SequenceSpec, queries: Collection[str], keys: Collection[str], causal: Collection[str] = ()
-) -> float:
-    """Pairs of tokens (one of the streams `queries`, one of `keys`) of a row that `see` allows on average.
-
-    The row is taken as one full document whose streams mix evenly. Documents that share a row see less; how much less,
-    the data say.
-
-    Args:
-      spec: the streams and their layout.
-      queries, keys: names of streams.
-      causal: streams whose spans do not count, see `causal`.
-    """
-    runs = [run for row in spec.layout.values() for run in row]
-    public = {run.stream for run in runs if not run.private}
-    private = {run.stream for run in runs} - public
-    names, may, total = list(spec.streams), spec.visibility, 0.0
-    for q in queries:
-        for k in keys:
-            n, m = spec.streams[q].budget, spec.streams[k].budget
-            if k not in private and (may is None or may[names.index(q), names.index(k)]):
-                total += n * m / 2
-            if q == k:
-                span = 1 if q in causal else spec.streams[q].span_tokens
-                total += n * (span if k in private else span / 2)
-    return total
