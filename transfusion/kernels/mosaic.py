@@ -1,6 +1,6 @@
 """Attention on TPUs (Pallas, lowered by Mosaic): blocks that the rule forbids are neither fetched nor computed."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +51,15 @@ def attend(
     Returns:
       (outputs, zeros of a query that sees nothing; log-sum-exp of the scores, `UNSEEN` where there are none).
     """
-    kernels = Kernels(*(partial(f, interpret=interpret) for f in (forward, backward, tangents)))
     flat = (_heads_first(x, cut) for x, cut in ((q, planned.q), (k, planned.k), (v, planned.k)))
-    out, lse = derivatives.attend(kernels, *flat, planned, one_pass)
+    out, lse = derivatives.attend(_kernels(interpret), *flat, planned, one_pass)
     lse = planned.q.emptied(jnp.moveaxis(lse[:, :, 0], 2, 1))
     return planned.q.emptied(jnp.swapaxes(out, 1, 2)), jnp.swapaxes(lse, 1, 2)
+
+
+@cache
+def _kernels(interpret: bool) -> Kernels:
+    return Kernels(*(partial(run, interpret=interpret) for run in (forward, backward, tangents)))
 
 
 def _heads_first(x: Float[Array, "B L H K"], cut: Cut) -> Float[Array, "B H nT K"]:

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as gpu
 
+from transfusion.kernels import derivatives
+from transfusion.kernels.derivatives import Kernels
 from transfusion.kernels.plan import Cut, Lists, Plan, plan
 from transfusion.sequence.masks import Intervals
 
@@ -44,18 +46,19 @@ class Shape:
 @dataclasses.dataclass(frozen=True)
 class Shapes:
     """The shapes of the kernels: `queries` of the forward pass and of dq, which visit the same blocks; `dq` differs in
-    warps and stages alone."""
+    warps and stages alone. `tangents` is that of forward mode."""
 
     queries: Shape
     dq: Shape
     keys: Shape
+    tangents: Shape
 
 
 # By the largest head size. Chosen so that no kernel keeps registers in memory (see `docs/how_it_works.md`).
 SHAPES: dict[int, Shapes] = {
-    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2)),
-    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2)),
-    256: Shapes(Shape(64, 32, 4, 2), Shape(64, 32, 4, 2), Shape(32, 32, 4, 2)),
+    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 8, 2)),
+    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 8, 2)),
+    256: Shapes(Shape(64, 32, 4, 2), Shape(64, 32, 4, 2), Shape(32, 32, 4, 2), Shape(64, 32, 8, 2)),
 }
 LARGEST = max(SHAPES)
 
@@ -84,19 +87,22 @@ class Side:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """What all layers share. The two sides have blocks of their own sizes."""
+    """What all layers share. Each side has blocks of its own sizes; a compiler drops those of which no kernel runs."""
 
     queries: Side
     keys: Side
+    tangents: Side
 
 
 def sides(tokens: Intervals, q: Sequence[int], k: Sequence[int], shapes: Shapes) -> Sides:
     """Plans attention of queries in slices of the sizes `q` over keys in slices of the sizes `k`; see `plan.Cut`."""
-    of_queries = plan(tokens, Cut(tuple(q), shapes.queries.q), Cut(tuple(k), shapes.queries.k))
-    of_keys = plan(tokens, Cut(tuple(q), shapes.keys.q), Cut(tuple(k), shapes.keys.k))
-    visits = of_queries.of_queries(), of_keys.of_keys()
-    starts = jnp.asarray(of_queries.k.starts)[visits[0].blocks], jnp.asarray(of_keys.q.starts)[visits[1].blocks]
-    return Sides(Side(of_queries, visits[0], starts[0]), Side(of_keys, visits[1], starts[1]))
+
+    def side(shape: Shape, of_keys: bool) -> Side:
+        made = plan(tokens, Cut(tuple(q), shape.q), Cut(tuple(k), shape.k))
+        lists, visited = (made.of_keys(), made.q) if of_keys else (made.of_queries(), made.k)
+        return Side(made, lists, jnp.asarray(visited.starts)[lists.blocks])
+
+    return Sides(side(shapes.queries, False), side(shapes.keys, True), side(shapes.tangents, False))
 
 
 # --- inside the kernels -----------------------------------------------------------------------------------------------
@@ -226,6 +232,56 @@ def _forward(q, k, v, start, count, order, of, first, last, blocks, starts, coun
     gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
 
 
+def _tangents(
+    q, k, v, t_q, t_k, t_v, start, count, order, of, first, last, blocks, starts, counts, out, lse, t_out, t_lse,
+    *, sizes: Sizes,
+):  # fmt: skip
+    """Forward mode. With weights w, scores s and their tangents s', an output o = sum w v / sum w has the tangent
+
+        o' = (sum w v' + sum w s' v) / sum w  -  o (sum w s') / sum w,
+
+    whose sums are taken along with those of the softmax. The last fraction is the tangent of the log-sum-exp.
+    """
+    i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[i], tq)
+    own = jax.lax.iota(jnp.int32, tq) < count[i]
+    mine, t_mine, places, number = _load(q, size, at, own), _load(t_q, size, at, own), order[pl.ds(i * tq, tq)], of[i]
+
+    def body(step, carry, partial):
+        top, total, moment, sums, t_sums = carry
+        begin = starts[step]
+        there = _tokens(begin, tk, sizes.keys) if partial else None
+        keys = pl.ds(begin, tk)
+        theirs = _load(k, size, keys, there)
+        scores = _products(mine, theirs) * sizes.scale2
+        moves = (_products(t_mine, theirs) + _products(mine, _load(t_k, size, keys, there))) * sizes.scale
+        if partial:
+            near = pl.ds(blocks[step] * tk, tk)
+            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            scores = jnp.where(seen, scores, UNSEEN)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp2(scores - new[:, None])
+        moves = weights * moves
+        shrink = jnp.exp2(top - new)
+        values = _load(v, size, keys, there)
+        sums = _add([x * shrink[:, None] for x in sums], weights, values)
+        t_sums = _add([x * shrink[:, None] for x in t_sums], moves, values)
+        t_sums = _add(t_sums, weights, _load(t_v, size, keys, there))
+        return new, total * shrink + weights.sum(-1), moment * shrink + moves.sum(-1), sums, t_sums
+
+    zero = jnp.zeros((tq,), jnp.float32)
+    begin = (jnp.full((tq,), UNSEEN / 10, jnp.float32), zero, zero, _zeros(tq, size), _zeros(tq, size))
+    top, total, moment, sums, t_sums = _visit(counts, body, begin)
+    sees = total > 0
+    total = jnp.where(sees, total, 1.0)
+    moment = moment / total
+    means = [jnp.where(sees[:, None], x / total[:, None], 0.0) for x in sums]
+    _store(out, size, at, own, means)
+    _store(t_out, size, at, own, [x / total[:, None] - m * moment[:, None] for x, m in zip(t_sums, means, strict=True)])
+    gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
+    gpu.store(t_lse.at[at], moment, mask=own)
+
+
 def _dq(q, k, v, do, lse, delta, start, count, order, of, first, last, blocks, starts, counts, dq, *, sizes: Sizes):
     i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
     at = pl.ds(start[i], tq)
@@ -336,7 +392,18 @@ def _run_forward(q, k, v, made: Sides, shapes: Shapes, interpret: bool):
     )
 
 
-def _run_backward(q, k, v, made: Sides, shapes: Shapes, interpret: bool, lse, delta, do):
+def _run_tangents(q, k, v, t_q, t_k, t_v, made: Sides, shapes: Shapes, interpret: bool):
+    (queries, keys, sums), (b, n, h, _) = _specs(q, k), q.shape
+    side = made.tangents
+    outputs = [(jax.ShapeDtypeStruct(q.shape, q.dtype), queries), (jax.ShapeDtypeStruct((b, h, n), jnp.float32), sums)]
+    return _call(
+        _tangents, side, side.plan.q, (q, k, v, t_q, t_k, t_v), (queries, keys, keys) * 2, outputs * 2,
+        shapes.tangents, (b, h), interpret,
+    )  # fmt: skip
+
+
+def _run_backward(q, k, v, made: Sides, out, lse, do, d_lse, shapes: Shapes, interpret: bool):
+    delta = jnp.einsum("bnhk,bnhk->bhn", out, do, preferred_element_type=jnp.float32) - d_lse
     (queries, keys, sums), (b, n, h, _), groups = _specs(q, k), q.shape, k.shape[2]
     arrays, side = (q, k, v, do, lse, delta), made.queries
     (dq,) = _call(
@@ -355,8 +422,21 @@ def _run_backward(q, k, v, made: Sides, shapes: Shapes, interpret: bool, lse, de
     return dq, dk, dv
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, shapes: Shapes, interpret: bool = False):
+@functools.cache
+def _kernels(shapes: Shapes, interpret: bool) -> Kernels:
+    runs = (_run_forward, _run_backward, _run_tangents)
+    return Kernels(*(functools.partial(run, shapes=shapes, interpret=interpret) for run in runs))
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    made: Sides,
+    shapes: Shapes,
+    interpret: bool = False,
+    one_pass: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     """Attention under the rule of `masks.see`, and what merges it with that over other keys.
 
     Args:
@@ -365,24 +445,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, shapes: Shapes
       made: from `sides`, with the same shapes.
       shapes: how the kernels are compiled, see `shapes_of`.
       interpret: whether the kernels run in an interpreter, on any machine.
+      one_pass: see `transfusion.kernels.derivatives.attend`.
 
     Returns:
       (outputs [B, L, H, K], zeros of a query that sees nothing; log-sum-exp of the scores, float32 [B, H, L], `UNSEEN`
       where there are none).
     """
-    return _run_forward(q, k, v, made, shapes, interpret)
-
-
-def _attend_forward(q, k, v, made, shapes, interpret):
-    out, lse = _run_forward(q, k, v, made, shapes, interpret)
-    return (out, lse), (q, k, v, made, out, lse)
-
-
-def _attend_backward(shapes, interpret, saved, given):
-    q, k, v, made, out, lse = saved
-    do, d_lse = given
-    delta = jnp.einsum("bnhk,bnhk->bhn", out, do, preferred_element_type=jnp.float32) - d_lse
-    return *_run_backward(q, k, v, made, shapes, interpret, lse, delta, do), None
-
-
-attend.defvjp(_attend_forward, _attend_backward)
+    return derivatives.attend(_kernels(shapes, interpret), q, k, v, made, one_pass)
