@@ -20,10 +20,10 @@ from transfusion.objectives.paths import AheadConfig, ContinuousConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sequence import Stream, text
+from transfusion.sequence import Released, Stream, TimeConfig, text
 from transfusion.sequence.times import AHEAD
 
-FORMS = ("", "debug", "unet", "ddpm", *AHEAD)
+FORMS = ("", "debug", "unet", "ddpm", "shortcut", "mean_flow")
 
 
 def get_config(form: str = ""):
@@ -60,7 +60,9 @@ def get_config(form: str = ""):
             sampling=dataclasses.replace(experiment.sampling, solver="ddim", steps=50),
         )
     if form in AHEAD:
-        stream = dataclasses.replace(image, objective=form)
+        # MeanFlow differentiates by the times: the usual waves of up to 1000 radians would drown that in noise.
+        slow = {"mean_flow": Released(time=TimeConfig(scale=10.0))}
+        stream = dataclasses.replace(image, objective=form, released=slow.get(form, Released()))
         continuous = {"image": ContinuousConfig(ahead=AheadConfig(share=0.5, levels=5, guidance=2.0))}
         experiment = dataclasses.replace(
             experiment,

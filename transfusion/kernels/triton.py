@@ -134,15 +134,15 @@ def _width(size: int) -> int:
     return first + part
 
 
-def _load(ref: Any, size: int, at: Any, tokens: Any = None) -> list[jax.Array]:
-    """The parts of the tokens `at` of [L, K], zeros where `tokens` bool [T] is false."""
+def _load(ref: Any, size: int, at: Any, tokens: Any = None, head: tuple = ()) -> list[jax.Array]:
+    """The parts of the tokens `at` of [L, K], zeros where `tokens` bool [T] is false; of a `head` of [L, R, K]."""
     parts, rows = [], None if tokens is None else tokens[:, None]
     for first, part, there in _parts(size):
         mask = _mask(rows, part, there)
         if mask is not None:
             mask = jnp.broadcast_to(mask, (at.size, part))
         other = None if mask is None else 0.0
-        parts.append(gpu.load(ref.at[at, pl.ds(first, part)], mask=mask, other=other))
+        parts.append(gpu.load(ref.at[(at, *head, pl.ds(first, part))], mask=mask, other=other))
     return parts
 
 
@@ -322,7 +322,7 @@ def _dkv(
         rows = pl.ds(begin, tq)
         there = _tokens(begin, tq, sizes.queries) if partial else None
         other = 0.0 if partial else None
-        theirs, given = (_load(x.at[:, head], size, rows, there) for x in (q, do))
+        theirs, given = (_load(x, size, rows, there, (head,)) for x in (q, do))
         norm, mean = (gpu.load(x.at[head, rows], mask=there, other=other) for x in (lse, delta))
         weights = jnp.exp2(_products(keys, theirs) * sizes.scale2 - (norm * LOG2E)[None])
         if partial:
