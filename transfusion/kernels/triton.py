@@ -56,9 +56,9 @@ class Shapes:
 
 # By the largest head size. Chosen so that no kernel keeps registers in memory (see `docs/how_it_works.md`).
 SHAPES: dict[int, Shapes] = {
-    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 8, 2)),
-    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 8, 2)),
-    256: Shapes(Shape(64, 32, 4, 2), Shape(64, 32, 4, 2), Shape(32, 32, 4, 2), Shape(64, 32, 8, 2)),
+    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
+    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 32, 4, 2)),
+    256: Shapes(Shape(64, 32, 4, 2), Shape(64, 32, 4, 2), Shape(32, 32, 4, 2), Shape(32, 32, 8, 2)),
 }
 LARGEST = max(SHAPES)
 
