@@ -12,7 +12,7 @@ from transfusion.kernels.triton import Shape, Shapes, attend, sides
 from transfusion.model.attention import masked_attention
 from transfusion.sequence.masks import intervals, see
 
-SMALL = Shapes(*[Shape(16, 32, 4, 2)] * 2, Shape(32, 16, 4, 2))
+SMALL = Shapes(*[Shape(16, 32, 4, 2)] * 2, *[Shape(32, 16, 4, 2)] * 2)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

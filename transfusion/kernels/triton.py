@@ -18,9 +18,11 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as gpu
 
+from transfusion.kernels import derivatives
+from transfusion.kernels.derivatives import Kernels
 from transfusion.kernels.kernel import Kernel, Result
 from transfusion.kernels.plan import Cut, Lists, Plan, plan
-from transfusion.kernels.triton_kernels import Sizes, forward, keys_backward, queries_backward
+from transfusion.kernels.triton_kernels import Sizes, forward, keys_backward, queries_backward, tangents
 from transfusion.kernels.triton_tiles import width
 from transfusion.sequence.masks import Intervals, Metadata, intervals
 
@@ -38,18 +40,19 @@ class Shape:
 @dataclasses.dataclass(frozen=True)
 class Shapes:
     """The shapes of the kernels: `queries` of the forward pass and of dq, which visit the same blocks; `dq` differs in
-    warps and stages alone."""
+    warps and stages alone. `tangents` is that of forward mode."""
 
     queries: Shape
     dq: Shape
     keys: Shape
+    tangents: Shape
 
 
 # By the largest head size. Chosen so that no kernel keeps registers in memory (see `docs/how_it_works.md`).
 SHAPES: dict[int, Shapes] = {
-    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2)),
-    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2)),
-    256: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(32, 64, 8, 2)),
+    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
+    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
+    256: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(32, 64, 8, 2), Shape(32, 32, 8, 2)),
 }
 LARGEST = max(SHAPES)
 
@@ -82,20 +85,33 @@ class Side:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """What all layers share. The two sides have blocks of their own sizes."""
+    """What all layers share. Each side has blocks of its own sizes; a compiler drops those of which no kernel runs."""
 
     queries: Side
     keys: Side
+    tangents: Side
     shapes: Shapes = dataclasses.field(metadata={"static": True})
 
 
 def sides(tokens: Intervals, q: Sequence[int], k: Sequence[int], shapes: Shapes) -> Sides:
     """Plans attention of queries in slices of the sizes `q` over keys in slices of the sizes `k`; see `plan.Cut`."""
-    of_queries = plan(tokens, Cut(tuple(q), shapes.queries.q), Cut(tuple(k), shapes.queries.k))
-    of_keys = plan(tokens, Cut(tuple(q), shapes.keys.q), Cut(tuple(k), shapes.keys.k))
-    visits = of_queries.of_queries(), of_keys.of_keys()
-    starts = jnp.asarray(of_queries.k.starts)[visits[0].blocks], jnp.asarray(of_keys.q.starts)[visits[1].blocks]
-    return Sides(Side(of_queries, visits[0], starts[0]), Side(of_keys, visits[1], starts[1]), shapes)
+
+    def side(shape: Shape, of_keys: bool) -> Side:
+        made = plan(tokens, Cut(tuple(q), shape.q), Cut(tuple(k), shape.k))
+        lists, visited = (made.of_keys(), made.q) if of_keys else (made.of_queries(), made.k)
+        return Side(made, lists, jnp.asarray(visited.starts)[lists.blocks])
+
+    return Sides(side(shapes.queries, False), side(shapes.keys, True), side(shapes.tangents, False), shapes)
+
+
+def plan_of(
+    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], size: int
+) -> Sides:
+    """What all layers share, for heads of this size; see `transfusion.kernels.kernel.Kernel`."""
+    return sides(intervals(q, k, may), q_slices, k_slices, shapes_of(size, sum(q_slices)))
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
 
 
 def _call(kernel, side: Side, cut: Cut, arrays, specs, outputs, shape: Shape, grid, interpret: bool):
@@ -148,7 +164,18 @@ def _run_forward(q, k, v, made: Sides, interpret: bool, cached: bool = False):
     )
 
 
-def _run_backward(q, k, v, made: Sides, interpret: bool, lse, delta, do):
+def _run_tangents(q, k, v, t_q, t_k, t_v, made: Sides, interpret: bool):
+    (queries, keys, sums), (b, n, h, _) = _specs(q, k), q.shape
+    side = made.tangents
+    outputs = [(jax.ShapeDtypeStruct(q.shape, q.dtype), queries), (jax.ShapeDtypeStruct((b, h, n), jnp.float32), sums)]
+    return _call(
+        tangents, side, side.plan.q, (q, k, v, t_q, t_k, t_v), (queries, keys, keys) * 2, outputs * 2,
+        made.shapes.tangents, (b, h), interpret,
+    )  # fmt: skip
+
+
+def _run_backward(q, k, v, made: Sides, out, lse, do, d_lse, interpret: bool):
+    delta = jnp.einsum("bnhk,bnhk->bhn", out, do, preferred_element_type=jnp.float32) - d_lse
     (queries, keys, sums), (b, n, h, _), groups = _specs(q, k), q.shape, k.shape[2]
     arrays, side = (q, k, v, do, lse, delta), made.queries
     (dq,) = _call(
@@ -167,8 +194,16 @@ def _run_backward(q, k, v, made: Sides, interpret: bool, lse, delta, do):
     return dq, dk, dv
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, interpret: bool = False):
+@functools.cache
+def _kernels(interpret: bool) -> Kernels:
+    return Kernels(
+        *(functools.partial(run, interpret=interpret) for run in (_run_forward, _run_backward, _run_tangents))
+    )
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, interpret: bool = False, one_pass: bool = False
+) -> Result:
     """Attention under the rule of `masks.see`, and what merges it with that over other keys.
 
     Args:
@@ -176,39 +211,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, interpret: boo
       k, v: [B, S, G, K].
       made: from `sides`.
       interpret: whether the kernels run in an interpreter, on any machine.
-
-    Returns:
-      (outputs [B, L, H, K], zeros of a query that sees nothing; log-sum-exp of the scores, float32 [B, H, L], `UNSEEN`
-      where there are none).
+      one_pass: see `transfusion.kernels.derivatives.attend`.
     """
-    return _run_forward(q, k, v, made, interpret)
-
-
-def _attend_forward(q, k, v, made, interpret):
-    out, lse = _run_forward(q, k, v, made, interpret)
-    return (out, lse), (q, k, v, made, out, lse)
-
-
-def _attend_backward(interpret, saved, given):
-    q, k, v, made, out, lse = saved
-    do, d_lse = given
-    delta = jnp.einsum("bnhk,bnhk->bhn", out, do, preferred_element_type=jnp.float32) - d_lse
-    return *_run_backward(q, k, v, made, interpret, lse, delta, do), None
-
-
-attend.defvjp(_attend_forward, _attend_backward)
+    return derivatives.attend(_kernels(interpret), q, k, v, made, one_pass)
 
 
 def read(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, interpret: bool = False) -> Result:
     """The same for keys and values [B, G, S, K], as a cache has them, without gradients."""
     return _run_forward(q, k, v, made, interpret, cached=True)
-
-
-def plan_of(
-    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], size: int
-) -> Sides:
-    """What all layers share, for heads of this size; see `transfusion.kernels.kernel.Kernel`."""
-    return sides(intervals(q, k, may), q_slices, k_slices, shapes_of(size, sum(q_slices)))
 
 
 KERNEL = Kernel("gpu", LARGEST, plan_of, attend, read)

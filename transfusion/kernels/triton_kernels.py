@@ -70,6 +70,56 @@ def forward(q, k, v, start, count, order, of, first, last, blocks, starts, count
     gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
 
 
+def tangents(
+    q, k, v, t_q, t_k, t_v, start, count, order, of, first, last, blocks, starts, counts, out, lse, t_out, t_lse,
+    *, sizes: Sizes,
+):  # fmt: skip
+    """Forward mode. With weights w, scores s and their tangents s', an output o = sum w v / sum w has the tangent
+
+        o' = (sum w v' + sum w s' v) / sum w  -  o (sum w s') / sum w,
+
+    whose sums are taken along with those of the softmax. The last fraction is the tangent of the log-sum-exp.
+    """
+    i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[i], tq)
+    own = jax.lax.iota(jnp.int32, tq) < count[i]
+    mine, t_mine, places, number = load(q, size, at, own), load(t_q, size, at, own), order[pl.ds(i * tq, tq)], of[i]
+
+    def body(step, carry, partial):
+        top, total, moment, sums, t_sums = carry
+        begin = starts[step]
+        there = before(begin, tk, sizes.keys) if partial else None
+        keys = pl.ds(begin, tk)
+        theirs = load(k, size, keys, there)
+        scores = products(mine, theirs) * sizes.scale2
+        moves = (products(t_mine, theirs) + products(mine, load(t_k, size, keys, there))) * sizes.scale
+        if partial:
+            near = pl.ds(blocks[step] * tk, tk)
+            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            scores = jnp.where(seen, scores, UNSEEN)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp2(scores - new[:, None])
+        moves = weights * moves
+        shrink = jnp.exp2(top - new)
+        values = load(v, size, keys, there)
+        sums = add([x * shrink[:, None] for x in sums], weights, values)
+        t_sums = add([x * shrink[:, None] for x in t_sums], moves, values)
+        t_sums = add(t_sums, weights, load(t_v, size, keys, there))
+        return new, total * shrink + weights.sum(-1), moment * shrink + moves.sum(-1), sums, t_sums
+
+    zero = jnp.zeros((tq,), jnp.float32)
+    begin = (jnp.full((tq,), UNSEEN / 10, jnp.float32), zero, zero, zeros(tq, size), zeros(tq, size))
+    top, total, moment, sums, t_sums = visit(counts, body, begin)
+    sees = total > 0
+    total = jnp.where(sees, total, 1.0)
+    moment = moment / total
+    means = [jnp.where(sees[:, None], x / total[:, None], 0.0) for x in sums]
+    store(out, size, at, own, means)
+    store(t_out, size, at, own, [x / total[:, None] - m * moment[:, None] for x, m in zip(t_sums, means, strict=True)])
+    gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
+    gpu.store(t_lse.at[at], moment, mask=own)
+
+
 def queries_backward(
     q, k, v, do, lse, delta, start, count, order, of, first, last, blocks, starts, counts, dq, *, sizes: Sizes
 ):
