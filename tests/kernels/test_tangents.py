@@ -18,7 +18,7 @@ SLICES = (37, 16, 50)
 
 def on_gpu(tokens, one_pass):
     made = triton.sides(intervals(tokens, tokens), SLICES, SLICES, SMALL)
-    return lambda *x: triton.attend(*x, made, SMALL, interpret=True, one_pass=one_pass)
+    return lambda *x: triton.attend(*x, made, interpret=True, one_pass=one_pass)
 
 
 def on_tpu(tokens, one_pass):

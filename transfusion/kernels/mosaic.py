@@ -7,6 +7,7 @@ import numpy as np
 
 from transfusion.kernels import derivatives
 from transfusion.kernels.derivatives import Kernels
+from transfusion.kernels.kernel import Kernel, Result
 from transfusion.kernels.mosaic_backward import backward
 from transfusion.kernels.mosaic_forward import forward
 from transfusion.kernels.mosaic_tangents import tangents
@@ -75,3 +76,11 @@ def _heads_first(x: Float[Array, "B L H K"], cut: Cut) -> Float[Array, "B H nT K
     The compiler for TPUs lays arrays [B, L, H, K] out in this way by itself, so that this moves nothing.
     """
     return jnp.swapaxes(cut.filled(x), 1, 2)
+
+
+def read(q: Array, k: Array, v: Array, planned: Tokens, interpret: bool = False) -> Result:
+    """The same for keys and values [B, G, S, K], as a cache has them."""
+    return attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), planned, interpret)
+
+
+KERNEL = Kernel("tpu", 256, lambda *tokens_and_slices: plan_of(*tokens_and_slices[:5]), attend, read)
