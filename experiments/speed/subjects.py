@@ -11,17 +11,19 @@ import numpy as np
 
 from transfusion.config import Experiment
 from transfusion.data.packing import Item, Lane
+from transfusion.kernels.plan import NONE, Cut, plan
 from transfusion.model.attention import BACKENDS
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
 from transfusion.sequence.batch import Batch
-from transfusion.sequence.masks import Metadata, metadata, see
+from transfusion.sequence.masks import Metadata, intervals, metadata, see
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spec import SequenceSpec
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "transfusion_paper.py"
 KERNEL = "triton"  # the backend of attention that is measured
 HEADS = 12
+BLOCKS = (128, 64)  # queries and keys of a block of the kernel's forward pass
 ROWS = {4096: 4, 16384: 1}  # tokens of a row -> rows
 WARM_UP = 40  # rows that packing makes before those that are taken
 # Documents: one in ten is text (the median of its lengths, in bytes), the others are images with captions.
@@ -81,6 +83,21 @@ def tokens(length: int, rows: int) -> Metadata:
     """The metadata int32 [rows, length] of packed rows, as numpy arrays."""
     spec = experiment("0.16B", rows, length, attention="dense").spec
     return jax.tree.map(np.asarray, metadata(packed(spec, rows), spec))
+
+
+def pairs_in_blocks(tokens: Metadata, allowed: np.ndarray) -> tuple[int, int]:
+    """The pairs of tokens in blocks that a kernel computes, and in those that hold a pair that is allowed.
+
+    Args:
+      tokens: metadata [B, L] of rows with two slices of L / 2 tokens, whole blocks each.
+      allowed: bool [B, L, L], what `masks.see` says.
+    """
+    rows, length = tokens.order.shape
+    cuts = [Cut((length // 2, length // 2), size) for size in BLOCKS]
+    kinds = np.asarray(plan(intervals(tokens, tokens), *cuts).kinds)
+    (q, k), each = BLOCKS, BLOCKS[0] * BLOCKS[1]
+    needed = allowed.reshape(rows, length // q, q, length // k, k).any((2, 4))
+    return each * int((kinds != NONE).sum()), each * int(needed.sum())
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from transfusion import plan
 from transfusion.model.attention import attention
 from transfusion.planning import compiled, gpus
 from transfusion.planning.assembly import compile_for_gpu
+from transfusion.planning.hlo import computations_of
 from transfusion.programs import load_experiment
 from transfusion.running.chips import parse_topology
 from transfusion.sequence.masks import Metadata
@@ -148,8 +149,14 @@ def test_a_step_of_the_0_76b_model_needs_a_quarter_of_the_memory_of_dense_attent
 
 
 def pairs(text: str, length: int) -> set[str]:
-    """The arrays in a compiled program that have a number for each pair of tokens of a row."""
-    found = set(re.findall(r"\b\w+\[[\d,]+\]", text))
+    """The arrays of a compiled program that have a number for each pair of tokens of a row.
+
+    Inside of a fusion there are none: such numbers live in registers there.
+    """
+    bodies, _ = computations_of(text)
+    fused = set(re.findall(r" fusion\(.*?calls=%?([\w.\-]+)", text))
+    lines = [line for name, body in bodies.items() if name not in fused for line in body]
+    found = set(re.findall(r"\b\w+\[[\d,]+\]", "\n".join(lines)))
     return {array for array in found if re.findall(r"\d+", array.partition("[")[2]).count(str(length)) > 1}
 
 
