@@ -48,7 +48,7 @@ MOST_CONDITIONS = 40
 # Where the code asks of what kind a stream or a run is: module, how often to act upon it and how often only to raise,
 # and why the question stays.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.stream": (3, 9, "chooses the content of a stream, the one place that does; legal fields"),
+    "transfusion.sequence.stream": (3, 10, "chooses the content of a stream, the one place that does; legal fields"),
     "transfusion.sequence.spec": (4, 4, "chooses the content of a spelled run; who sees whom; legal layouts"),
     "transfusion.sequence.rows": (
         4,
@@ -59,8 +59,9 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
-    "transfusion.learner": (2, 0, "streams that learn nothing; a table that is a head, too, in FLOPs"),
+    "transfusion.learner": (2, 1, "streams that learn nothing; a table that is a head, too, in FLOPs"),
     "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
+    "transfusion.sampling.drawing": (0, 1, "which solvers need mean velocities"),
     "transfusion.sampling.drawable": (1, 2, "which run is drawn; legal layouts"),
     "transfusion.sampling.parts": (2, 2, "which tokens of a drawing are computed anew; legal layouts"),
     "transfusion.sampling.prompts": (1, 0, "which classes can be asked for"),

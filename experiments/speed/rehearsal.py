@@ -19,6 +19,7 @@ from transfusion.errors import UsageError
 from transfusion.planning import compiled, gpus
 from transfusion.planning.assembly import compile_for_gpu, uses_text
 from transfusion.running.chips import parse_topology
+from transfusion.sampling.settings import machine_of
 from transfusion.tasks import make_task
 
 Lower = Callable[[], Any]
@@ -50,7 +51,8 @@ def programs(chip: str) -> Iterator[tuple[str, Lower]]:
     for work, rows in settings.WORKS:
         experiment = settings.sampled(subjects.experiment(settings.SIZE, 1), work)
         on, task = sharding.make_mesh(experiment.mesh, devices), make_task(experiment)
-        yield f"sampler/now/{work}/{rows}", functools.partial(compiled.lowered_sampler, task, experiment, on, rows)
+        decoder = functools.partial(compiled.lowered_sampler, task, experiment, on, machine_of("gpu"), rows)
+        yield f"sampler/now/{work}/{rows}", decoder
 
 
 def rehearse(out: pathlib.Path, chip: str) -> None:
