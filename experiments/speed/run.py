@@ -66,10 +66,9 @@ def pairs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def programs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Memory of attention and of training steps compiled for an H100, and the bytes that a step moves."""
     import jax
-    import numpy as np
     import subjects
     from gpu_parts import Case
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from transfusion import sharding
     from transfusion.planning import compiled, gpus, traffic
@@ -81,7 +80,7 @@ def programs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
         yield "programs", {"skipped": missing}
         return
     devices = gpus.gpu_devices(parse_topology("h100:1"))
-    mesh = Mesh(np.array(devices), ("device",))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1), devices)
     whole = NamedSharding(mesh, PartitionSpec())
     for length in LENGTHS:
         for way in ("kernel", "dense") if length <= DENSE_UP_TO else ("kernel",):

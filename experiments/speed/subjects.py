@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transfusion.kernels.kernel import Layout
 
 from transfusion.config import Experiment
 from transfusion.data.packing import Item, Lane
@@ -105,9 +106,14 @@ def pairs_in_blocks(tokens: Metadata, allowed: np.ndarray) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """A way to compute attention: what is prepared once per step, and what every layer computes with it."""
+    """A way to compute attention: what is prepared once per step, and what every layer computes with it.
 
-    plan: Callable[[Metadata], Any]
+    Attributes:
+      plan: (metadata of the tokens, head size) -> what all layers share.
+      attend: (q, k, v [B, L, H, K], that) -> [B, L, H, K].
+    """
+
+    plan: Callable[[Metadata, int], Any]
     attend: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
     def gradients(self, q: jax.Array, k: jax.Array, v: jax.Array, change: jax.Array, plan: Any) -> tuple[Any, Any]:
@@ -117,9 +123,14 @@ class Attention:
 
 
 def of_backend(name: str) -> Attention:
-    """A backend of the library."""
+    """A backend of the library, for rows of two streams of equal length."""
     backend = BACKENDS[name]
-    return Attention(lambda tokens: backend.plan(tokens, tokens, None), backend.attend)
+
+    def plan(tokens: Metadata, size: int) -> Any:
+        slices = (tokens.order.shape[1] // 2,) * 2
+        return backend.plan(tokens, tokens, None, Layout(slices, slices, size, "bfloat16"))
+
+    return Attention(plan, backend.attend)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -128,7 +139,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 ATTENTION: dict[str, Callable[[], Attention]] = {
     "kernel": lambda: of_backend(KERNEL),
-    "cudnn": lambda: Attention(lambda tokens: see(tokens, tokens)[:, None], _cudnn),
+    "cudnn": lambda: Attention(lambda tokens, size: see(tokens, tokens)[:, None], _cudnn),
     "dense": lambda: of_backend("dense"),
 }
 
