@@ -12,8 +12,8 @@ from test_plan import by_streams
 
 from transfusion.kernels.mosaic import attend, cut_of
 from transfusion.kernels.mosaic_tiles import tokens as flat_plan
-from transfusion.kernels.pairs import FIRST, LAST, MASKED, inner, outer, pairs
 from transfusion.kernels.plan import FULL, NONE, Cut, plan
+from transfusion.kernels.visits import FIRST, LAST, MASKED, inner, outer, visits
 from transfusion.model.attention import masked_attention
 from transfusion.sequence.masks import intervals, see
 
@@ -71,7 +71,7 @@ def test_head_sizes_and_dtypes(heads, groups, size, dtype):
 def test_the_list_has_each_needed_pair_once(seed):
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 3, (2, 3, 4))
-    made = jax.device_get(pairs(jnp.asarray(kinds)))
+    made = jax.device_get(visits(jnp.asarray(kinds)))
     entries = made.entries[: made.count[0]]
     blocks, others = np.asarray(outer(entries)), np.asarray(inner(entries))
     assert (np.diff(blocks) >= 0).all() and set(blocks) == set(range(6))
