@@ -38,8 +38,8 @@ class Weights:
     """The parameters as the decoder reads them, see `transfusion.model.weights`.
 
     Attributes:
-      params: all parameters.
-      trunk: those of the trunk, layer by layer, where the loops unroll it; else None.
+      params: all parameters, for reading prompts.
+      trunk: those of the trunk for all behind them, layer by layer; None if they are the same.
     """
 
     params: Params
@@ -91,8 +91,9 @@ class Decoder:
 
     @cached_property
     def once(self):
-        """The form of the model that is used outside the loops."""
-        return model_template(dataclasses.replace(self.task.model, remat="none"), self.task.spec)
+        """The form of the model that reads prompts."""
+        config = dataclasses.replace(self.task.model, remat="none")
+        return model_template(config, self.task.spec) if self.machine.stacked else self.often
 
     @cached_property
     def unrolled(self) -> bool:
@@ -101,7 +102,7 @@ class Decoder:
 
     @cached_property
     def often(self):
-        """The form of the model that is used in the loops."""
+        """The form of the model for all behind the prompts, which loops use."""
         config = dataclasses.replace(self.task.model, remat="none", scan=not self.unrolled)
         return model_template(config, self.task.spec)
 
@@ -148,7 +149,10 @@ class Decoder:
 
     def _ready(self, params: Params) -> Weights:
         params = as_computed(params, self.task.template.axes, self.task.model)
-        return Weights(params, by_layer(params[FIRST]) if self.unrolled else None)
+        if not self.unrolled:
+            return Weights(params, None)
+        trunk = by_layer(params[FIRST])
+        return Weights(params, trunk) if self.machine.stacked else Weights(params | {FIRST: trunk}, None)
 
     def _models(self, weights: Weights) -> Models:
         split = {} if weights.trunk is None else {FIRST: weights.trunk}
