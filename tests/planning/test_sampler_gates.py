@@ -38,7 +38,7 @@ def compiled_decoder(unrolled: int) -> tuple[SequenceTask, str]:
     machine = dataclasses.replace(MACHINES["gpu"], unrolled=unrolled)
     on = make_mesh(mesh, gpus.gpu_devices(parse_topology("h100:1")))
     task = make_task(experiment)
-    return task, compile_for_gpu(lowered_sampler(task, experiment, on, machine))[0].as_text()
+    return task, compile_for_gpu(lowered_sampler(task, experiment, on, machine, 1))[0].as_text()
 
 
 def computations(text: str) -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """Numbers of prompts and rows: one compilation serves many, and what a prompt gives depends on neither."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -98,3 +100,13 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(model, monke
 
 def test_the_memory_of_this_machine_is_known():
     assert 2**28 < memory.memory_bytes() < 2**60
+
+
+def test_without_an_end_of_documents_every_text_has_the_length_that_is_asked_for():
+    """A benchmark times texts of one length; with the end among 16 ids, none of these would be that long."""
+    spec = dataclasses.replace(tiny.SPECS["transfusion"], eos=-1)
+    task = tiny.task(spec)
+    params = task.template.init(jax.random.key(0))
+    prompts = [Prompt((tiny.words(1, 2),), draw=False)] * 3
+    results = generate(task, params, prompts, 0, SamplerConfig(max_tokens=20, max_images=0))
+    assert [segment.value.size for (segment,) in results] == [20, 20, 20]

@@ -86,12 +86,14 @@ def lowered_step(task: SequenceTask, experiment: Experiment, mesh: Mesh) -> jax.
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topology: Topology) -> Cost:
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
     machine = machine_of("tpu" if topology.is_tpu else "gpu")
-    return _cost(lowered_sampler(task, experiment, mesh, machine), mesh, topology)
-
-
-def lowered_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, machine: Machine) -> jax.stages.Lowered:
-    """The decoder for `mesh`, not compiled yet, with a text prompt for every device along the data axes."""
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
+    return _cost(lowered_sampler(task, experiment, mesh, machine, rows), mesh, topology)
+
+
+def lowered_sampler(
+    task: SequenceTask, experiment: Experiment, mesh: Mesh, machine: Machine, rows: int
+) -> jax.stages.Lowered:
+    """One call of the decoder for `rows` text prompts on `machine`, not compiled yet."""
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = dataclasses.replace(made, machine=machine)
     text = Segment("text", np.zeros(PROMPT, np.int32))

@@ -232,7 +232,8 @@ def _open_huggingface(config: TokenizerConfig, data: bytes) -> Opened:
     def encode_one(text: str) -> list[int]:
         return model.encode(text, add_special_tokens=False).ids
 
-    return _from(encode_one, lambda ids: model.decode(ids, skip_special_tokens=True), size, named), lookup
+    made = _from(encode_one, lambda ids: model.decode(ids, skip_special_tokens=True), size)
+    return dataclasses.replace(made, named=named), lookup
 
 
 def _open_sentencepiece(config: TokenizerConfig, data: bytes) -> Opened:
@@ -244,15 +245,11 @@ def _open_sentencepiece(config: TokenizerConfig, data: bytes) -> Opened:
     size = model.get_piece_size()
     lookup = {model.id_to_piece(i): i for i in range(size)}
     named = {token: number for token, number in lookup.items() if model.is_control(number)}
-    return _from(model.encode, lambda ids: model.decode(ids) if ids else "", size, named), lookup
+    made = _from(model.encode, lambda ids: model.decode(ids) if ids else "", size)
+    return dataclasses.replace(made, named=named), lookup
 
 
-def _from(
-    encode_one: Callable[[str], list[int]],
-    decode_ids: Callable[[list[int]], str],
-    size: int,
-    named: Mapping[str, int],
-) -> Tokenizer:
+def _from(encode_one: Callable[[str], list[int]], decode_ids: Callable[[list[int]], str], size: int) -> Tokenizer:
     def decode_text(ids: np.ndarray) -> str:
         ids = np.asarray(ids).reshape(-1)
         return decode_ids(ids[(ids >= 0) & (ids < size)].tolist())
@@ -272,7 +269,6 @@ def _from(
         decode=decode_text,
         measure=lambda ids: len(decode_text(ids).encode("utf-8")),
         size=size,
-        named=named,
     )
 
 
