@@ -4,6 +4,7 @@
   lists.
 - `derivatives` makes one attention of a platform's kernels, for `jax.grad` and `jax.jvp`.
 - `pairs` is a flat list of all rows' needed pairs of blocks, along which kernels for TPUs run.
+- `triton` is attention on GPUs.
 - `mosaic` is attention on TPUs: `mosaic_forward`, `mosaic_backward`, `mosaic_tangents`, and `mosaic_tiles`, which these
   share.
 
