@@ -10,6 +10,7 @@ import public_forms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program import run_program
 
 from transfusion.data import clips, documents, images, sounds
 from transfusion.data.config import DataConfig, SourceConfig
@@ -335,3 +336,18 @@ def test_pictures_of_one_record_are_mirrored_together(tmp_path):
     plain = documents.to_document(record, documents.DocumentChoice())
     for at in (0, 2):
         np.testing.assert_array_equal(mirrored[at].value, plain[at].value[:, ::-1])
+
+
+def test_prepare_writes_records_and_says_what_it_leaves_out(tmp_path):
+    public_forms.pictures(tmp_path, lambda i: f"{i}.png", 1)
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    rows = [{"image": name, "conversations": said} for name in ("0.png", "1.png")]
+    path = public_forms.whole(tmp_path, "chat.json", rows)
+    arguments = ["--data_dir", str(tmp_path), "--records", path, "--reader", "llava", "mine"]
+    done = run_program(tmp_path / "once", "transfusion.prepare", *arguments)
+    assert done.code == 0 and "mine: 1 records, 1 left out in" in done.out
+    assert f"left out {path}#1: " in done.err
+    (record,) = open_source(SourceConfig(kind="records", path=str(tmp_path / "mine")))
+    assert [segment.turn for segment in record["segments"]] == ["user", "user", "assistant"]
+    again = run_program(tmp_path / "again", "transfusion.prepare", *arguments)
+    assert again.code == 2 and "exists" in again.err and len(again.err.splitlines()) == 1
