@@ -21,6 +21,7 @@ FLOORS = (
     ("__init__", "errors"),
     ("storage", "sharding"),
     ("sequence", "running"),
+    ("kernels",),
     ("model", "objectives"),
     ("codecs", "optim", "initial"),
     ("learner", "data"),
@@ -40,13 +41,14 @@ NEVER = {
     "data": {"model", "objectives", "learner", "sampling", "running", "config", "tasks"},
     "running": {"sequence", "model", "objectives", "codecs", "learner", "sampling", "data", "config", "tasks"},
     "model": {"running", "data"},
+    "kernels": {"running", "data"},
     "sampling": {"running", "data"},
 }
 MOST_CONDITIONS = 40
 # Where the code asks of what kind a stream or a run is: module, how often to act upon it and how often only to raise,
 # and why the question stays.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.stream": (3, 9, "chooses the content of a stream, the one place that does; legal fields"),
+    "transfusion.sequence.stream": (3, 10, "chooses the content of a stream, the one place that does; legal fields"),
     "transfusion.sequence.spec": (4, 4, "chooses the content of a spelled run; who sees whom; legal layouts"),
     "transfusion.sequence.rows": (
         4,
@@ -57,8 +59,9 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
-    "transfusion.learner": (2, 0, "streams that learn nothing; a table that is a head, too, in FLOPs"),
+    "transfusion.learner": (2, 1, "streams that learn nothing; a table that is a head, too, in FLOPs"),
     "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
+    "transfusion.sampling.drawing": (0, 1, "which solvers need mean velocities"),
     "transfusion.sampling.drawable": (1, 2, "which run is drawn; legal layouts"),
     "transfusion.sampling.parts": (2, 2, "which tokens of a drawing are computed anew; legal layouts"),
     "transfusion.sampling.prompts": (1, 0, "which classes can be asked for"),
@@ -89,8 +92,8 @@ def house() -> House:
 def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
-        ["api", "codecs", "config", "data", "evaluation", "interop", "model", "objectives", "planning", "running"]
-        + ["sampling", "sequence", "training", "workdir"]
+        ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
+        + ["running", "sampling", "sequence", "training", "workdir"]
     )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.errors import check
+from transfusion.errors import UsageError, check
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.inputs import Inputs, inputs_of
@@ -25,6 +25,7 @@ from transfusion.sequence.fakes import fake_batch
 from transfusion.sequence.pairs import allowed_pairs, pairs_of_one_document
 from transfusion.sequence.stream import Stream
 from transfusion.sequence.text import BYTES, Tokenizer
+from transfusion.sequence.wordless import without_words
 
 Draws = dict[str, dict[str, jax.Array]]
 Activations = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
@@ -51,6 +52,10 @@ class Learner:
     def __post_init__(self):
         for name, stream in self.spec.streams.items():
             check(f"streams.{name}.objective", stream.objective, OBJECTIVES)
+            if stream.ahead and not self.spec.streams[stream.parts or name].ahead:
+                raise UsageError(f"streams.{name}: the stream {stream.parts!r}, whose parts it has, has no second time")
+            objective, config = self._objective(name)
+            objective.fits(f"objectives.continuous.{name}", config)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
 
     def batch_spec(self, rows: int) -> Batch:
@@ -71,6 +76,34 @@ class Learner:
             objective, config = self._objective(name)
             result[name] = objective.draw(jax.random.fold_in(key, i), batch[name], config)
         return result
+
+    def with_targets(self, params: Params, batch: Batch, draws: Draws) -> Draws:
+        """Adds the targets that come from the model itself, with these parameters, to the draws of a step.
+
+        Only the rows that have such targets are run, and the text in them learns nothing from it."""
+        result = dict(draws)
+        for name in self.spec.streams:
+            objective, config = self._objective(name)
+            if objective.target is None:
+                continue
+            some, drawn = jax.tree.map(lambda x, n=config.ahead.every: x[::n], (batch, draws))
+            predict = self._prediction(name, params, some, drawn)
+            found = objective.target(predict, some[name], drawn[name], config)
+            target = jnp.zeros(batch[name].values.shape, found.dtype).at[:: config.ahead.every].set(found)
+            result[name] = draws[name] | {"target": target}
+        return result
+
+    def _prediction(self, name: str, params: Params, batch: Batch, draws: Draws) -> Callable[..., jax.Array]:
+        """Makes `transfusion.objectives.ahead.Predict` of one stream; the other streams are as they are in training."""
+        model: UnifiedModel = self.template.bind(params)
+
+        def predict(x: jax.Array, time: jax.Array, ahead: jax.Array, words: bool = True) -> jax.Array:
+            rows = batch if words else without_words(batch, self.spec)
+            inputs = {other: self.inputs(other, rows, draws) for other in self.spec.streams if other != name}
+            inputs[name] = inputs_of(name, rows, self.spec, x, time, ahead)
+            return model.head(name, model.encode({other: inputs[other] for other in self.spec.streams})[name])
+
+        return predict
 
     def totals(self, batch: Batch) -> dict[str, jax.Array]:
         """Sums the loss weights per stream, at least 1e-6, so that a stream without targets in a batch has loss 0."""
@@ -102,7 +135,8 @@ class Learner:
         part = batch[name]
         objective, config = self._objective(name)
         time = draws[name].get("time", part.time_low)
-        return inputs_of(name, batch, self.spec, objective.content(part, draws[name], config), time)
+        content = objective.content(part, draws[name], config)
+        return inputs_of(name, batch, self.spec, content, time, draws[name].get("ahead"))
 
     def activations(self, rows: int) -> Activations:
         """The sizes that decide the memory of activations: tokens per stream, each trunk's heads and hidden width."""

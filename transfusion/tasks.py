@@ -5,6 +5,7 @@ training needs. It has
   template: `Template`, the parameters' shapes and logical axes, and `init(key)`
   batch_spec(rows), fake_batch(rows)
   draw(batch, key): the step's random numbers, for the whole batch
+  with_targets(params, batch, draws): the draws and the targets that come from the model itself, without gradient
   totals(batch): the weight of each term of the loss, from the data alone
   loss(params, batch, draws, totals): the scalar, already divided by the totals, and Sums for the log; an entry
     `STATISTICS` of them is for the next function only

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.config import Experiment
-from transfusion.data.packing import Lane
+from transfusion.data.packing import Item, Lane
 from transfusion.model.attention import BACKENDS
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.masks import Metadata, metadata, see
-from transfusion.sequence.rows import Item, assemble, expand
+from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spec import SequenceSpec
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "transfusion_paper.py"
@@ -79,7 +79,7 @@ def packed(spec: SequenceSpec, rows: int, seed: int = 0) -> Batch:
 
 def tokens(length: int, rows: int) -> Metadata:
     """The metadata int32 [rows, length] of packed rows, as numpy arrays."""
-    spec = experiment("0.16B", rows, length).spec
+    spec = experiment("0.16B", rows, length, attention="dense").spec
     return jax.tree.map(np.asarray, metadata(packed(spec, rows), spec))
 
 

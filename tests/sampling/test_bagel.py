@@ -124,7 +124,7 @@ def test_what_guidance_compares_with(bagel):
     how = (task.spec, drawable_of(task.spec))
     assert conditions_of(PROMPTS[:1], *how, CONFIG).without_images is None
     assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0)) is None
-    conditions = conditions_of(PROMPTS[:3], *how, CONFIG, True)
+    conditions = conditions_of(PROMPTS[:3], *how, CONFIG)
     assert conditions.images.tolist() == [False, True, True]
     images, texts = conditions.without_text.inputs, conditions.without_images.inputs
     assert set(images) == {TEXT, "clean", "semantic"} and set(texts) == {TEXT}

@@ -25,6 +25,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from transfusion.api.chat import Chat
@@ -49,6 +50,7 @@ from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest
 from transfusion.latents import Codec, Form, forms_of, open_codec
 from transfusion.model.parameters import Params
+from transfusion.running.jax_setup import keep_programs
 from transfusion.running.restore import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -287,9 +289,14 @@ class Trained:
 def load_run(workdir: str | os.PathLike) -> Trained:
     """Loads the newest intact checkpoint of a training run.
 
+    Compiled programs are kept on disk as the programs keep them, unless JAX has been told where
+    (`jax_compilation_cache_dir`).
+
     Raises:
       UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
     """
+    if jax.config.jax_compilation_cache_dir is None:
+        keep_programs()
     experiment = read_experiment(workdir)
     step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
     experiment = as_trained(experiment, config, workdir)

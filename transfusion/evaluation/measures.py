@@ -28,6 +28,7 @@ from transfusion.evaluation.losses import (
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.items import Codes
+from transfusion.sequence.times import AHEAD
 
 # Score -> what it counts.
 MEANINGS = {
@@ -153,7 +154,7 @@ class Measures:
         """Measures the losses of images, of their latents and of their codes."""
         task, result, codes = self.run.task, {}, {}
         for name, stream in task.spec.streams.items():
-            if stream.objective == "continuous":
+            if stream.objective in ("continuous", *AHEAD):
                 result[name] = velocity_loss(task, self.run.params, self.held_out(), name, self.seed)
             elif isinstance(stream.content, Codes) and stream.objective != "none":
                 codes[name] = code_bits(task, self.run.params, self.held_out(), name, self.seed)

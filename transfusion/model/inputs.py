@@ -25,6 +25,7 @@ class Inputs:
       metadata: [B, N].
       label: the class of each item, int32 [B, M]; class-conditional streams only.
       pooled: the pooled vector of each item, float32 [B, M, C]; only of streams that have one.
+      ahead: how far ahead of its noise level the mean velocity of each item reaches, float32 [B, M]; None: 0.
     """
 
     content: jax.Array
@@ -35,9 +36,17 @@ class Inputs:
     metadata: Metadata
     label: jax.Array | None = None
     pooled: jax.Array | None = None
+    ahead: jax.Array | None = None
 
 
-def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, time: jax.Array | None) -> Inputs:
+def inputs_of(
+    name: str,
+    batch: Batch,
+    spec: SequenceSpec,
+    content: jax.Array,
+    time: jax.Array | None,
+    ahead: jax.Array | None = None,
+) -> Inputs:
     """Makes the inputs of one stream from packed rows, or from a part that the decoder appends to rows.
 
     Training, held-out losses, prompts and the decoder's steps all use this function, so that none of them can forget a
@@ -49,10 +58,11 @@ def inputs_of(name: str, batch: Batch, spec: SequenceSpec, content: jax.Array, t
       spec: the tables that number the streams.
       content: the ids or patches that the embed reads in place of the batch's own.
       time: noise level of each item [B, M]; None for text.
+      ahead: see `Inputs`.
     """
     part = batch[name]
     meta = metadata(batch, spec, [name])
-    return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled)
+    return Inputs(content, time, part.position, part.item, part.place, meta, part.label, part.pooled, ahead)
 
 
 @jax.tree_util.register_dataclass

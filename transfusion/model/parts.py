@@ -41,9 +41,9 @@ class StreamParts(nnx.Module):
         bridged = time.modulates and time.token and width != last.width
         self.token = Bridge("linear", last.width, width, rngs) if bridged else None
         apart = not time.modulates and stream.time != "none"
-        self.time = TimeEmbedding(width, rngs, config) if apart else None
+        self.time = TimeEmbedding(width, rngs, config, ahead=stream.ahead) if apart else None
         modulated = apart and HEADS[stream.head].modulated
-        self.head_time = TimeEmbedding(head, rngs, config) if modulated else None
+        self.head_time = TimeEmbedding(head, rngs, config, ahead=stream.ahead) if modulated else None
         self.table = LearnedTable(stream, width, rngs) if stream.table == "learned" else None
         self.start = param(rngs, (width,), ("embed",), fan_in(width)) if stream.content.starts else None
         self.masked = param(rngs, (width,), ("embed",), fan_in(width)) if stream.content.hides else None
@@ -91,7 +91,7 @@ Step = Callable[[StreamParts, Inputs, Entering], Entering]
 
 
 def _with_noise(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
-    return dataclasses.replace(entering, noise=part.time(inputs.time))
+    return dataclasses.replace(entering, noise=part.time(inputs.time, inputs.ahead))
 
 
 def _with_condition_as_noise(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
@@ -163,7 +163,7 @@ def _with_start_token(part: StreamParts, inputs: Inputs, entering: Entering) -> 
 
 def _modulates_the_head(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
     """Gives the head the vector of each item, and the item of every token."""
-    vector = entering.vector if part.head_time is None else part.head_time(inputs.time)
+    vector = entering.vector if part.head_time is None else part.head_time(inputs.time, inputs.ahead)
     return dataclasses.replace(entering, skips=(vector[0] if vector.ndim == 4 else vector, inputs.item))
 
 

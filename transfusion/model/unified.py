@@ -88,7 +88,7 @@ class UnifiedModel(nnx.Module):
     def conditions(self, inputs: Mapping[str, Inputs]) -> dict[str, Condition]:
         """Makes the conditions that modulate the given streams, from their own items or another stream's."""
         vectors = {
-            name: self.part(name).condition(part.time, part.label, part.pooled)
+            name: self.part(name).condition(part.time, part.label, part.pooled, part.ahead)
             for name, part in inputs.items()
             if TIMES[self.streams[name].time].modulates
         }

@@ -7,19 +7,21 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 
 from transfusion.model.block import dense
-from transfusion.model.parameters import normal, param, zeros
+from transfusion.model.parameters import Initializer, normal, param, zeros
 from transfusion.sequence import Stream, TimeConfig
 from transfusion.sharding import constrain
 
+_SMALL = normal(0.02)
+
 
 class Perceptron(nnx.Module):
-    """Two dense layers with biases and a SiLU between them; `lead` stacks several."""
+    """Two dense layers with biases and a SiLU between them; `lead` stacks several, `out` makes the last weights."""
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = ()):
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, lead: tuple[int, ...] = (), out: Initializer = _SMALL):
         axes = ("layers",) * len(lead)
-        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), normal(0.02))
+        self.hidden = param(rngs, (*lead, inputs, width), (*axes, None, "embed"), _SMALL)
         self.hidden_bias = param(rngs, (*lead, width), (*axes, None), zeros)
-        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), normal(0.02))
+        self.out = param(rngs, (*lead, width, width), (*axes, "embed", None), out)
         self.out_bias = param(rngs, (*lead, width), (*axes, None), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -35,14 +37,25 @@ class Perceptron(nnx.Module):
 
 
 class TimeEmbedding(Perceptron):
-    """Turns noise levels [B, M] into vectors [B, M, D] or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`."""
+    """Turns noise levels [B, M] into vectors [B, M, D] or [layers, B, M, D]; see `transfusion.sequence.TimeConfig`.
 
-    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0):
+    With `ahead` it adds the embedding of a second number, which is zero at first: any trained model without it goes on
+    as it was."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, config: TimeConfig, layers: int = 0, ahead: bool = False):
         self.config = config
-        super().__init__(config.features, width, rngs, (layers,) if config.per_layer else ())
+        lead = (layers,) if config.per_layer else ()
+        super().__init__(config.features, width, rngs, lead)
+        self.ahead = Perceptron(config.features, width, rngs, lead, out=zeros) if ahead else None
 
-    def __call__(self, t: jax.Array) -> jax.Array:
-        return super().__call__(self.features(t))
+    def __call__(self, t: jax.Array, ahead: jax.Array | None = None) -> jax.Array:
+        """Embeds the noise levels t [B, M], and how far `ahead` [B, M] a mean velocity reaches (None: 0)."""
+        vector = super().__call__(self.features(t))
+        if self.ahead is None:
+            return vector
+        # The features of a number that is not reversed.
+        far = jnp.zeros_like(t) if ahead is None else ahead
+        return vector + self.ahead(self.features(1 - far if self.config.reversed else far))
 
     def features(self, t: jax.Array) -> jax.Array:
         """Computes the cosines, then the sines of the times t [B, M]: [B, M, features]."""
@@ -62,17 +75,19 @@ class ItemCondition(nnx.Module):
     def __init__(self, stream: Stream, width: int, layers: int, rngs: nnx.Rngs):
         config = stream.released.time
         lead, axes = ((layers,), ("layers",)) if config.per_layer else ((), ())
-        self.time = TimeEmbedding(width, rngs, config, layers)
+        self.time = TimeEmbedding(width, rngs, config, layers, stream.ahead)
         shape = (*lead, stream.labels + 1, width)
         self.label = param(rngs, shape, (*axes, None, "embed"), normal(0.02)) if stream.labels else None
         self.pooled = Perceptron(stream.released.pooled, width, rngs, lead) if stream.released.pooled else None
 
-    def __call__(self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None) -> jax.Array:
-        """Turns t [B, M], label [B, M] and pooled [B, M, C] into vectors [B, M, D] or [layers, B, M, D].
+    def __call__(
+        self, t: jax.Array, label: jax.Array | None, pooled: jax.Array | None, ahead: jax.Array | None = None
+    ) -> jax.Array:
+        """Turns t and ahead [B, M], label [B, M] and pooled [B, M, C] into vectors [B, M, D] or [layers, B, M, D].
 
         A missing class or pooled vector is an error, because without it the result would be that of another model.
         """
-        vector = self.time(t)
+        vector = self.time(t, ahead)
         if self.label is not None:
             vector += jnp.take(self.label[...], label, axis=self.label.ndim - 2)
         if self.pooled is not None:

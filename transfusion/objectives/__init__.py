@@ -3,10 +3,12 @@
 - `next_token` predicts the next id, for text and codes.
 - `masked` predicts the codes that are hidden.
 - `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra.
+- `ahead` predicts mean velocities, for drawing in a few steps.
 
 An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
 neither on microbatches nor on devices. `clean` gives the numbers that leave every item unchanged. `content` makes the
-input of the embed, and `loss` the loss per token with further reductions.
+input of the embed, and `loss` the loss per token with further reductions. A fifth, `target`, is for objectives whose
+targets come from the model itself.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives import continuous, masked, next_token
+from transfusion.objectives import ahead, continuous, masked, next_token
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
@@ -41,13 +43,18 @@ class ObjectivesConfig:
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """One objective, see the module's docstring; `loss(head, encoded, part, draws, config)` gives float32 [B, N] and
-    further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`."""
+    further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`.
+
+    `target(predict, part, draws, config)` makes [B, N, E] of every `config.ahead.every`-th row, see `ahead.Predict`.
+    `fits(where, config)` raises a UsageError about settings with which the objective does not work."""
 
     config: Callable[[ObjectivesConfig, str], Any]
     draw: Callable[..., dict[str, jax.Array]]
     clean: Callable[[StreamSlice], dict[str, jax.Array]]
     content: Callable[..., jax.Array]
     loss: Callable[..., tuple[jax.Array, Sums]]
+    target: Callable[..., jax.Array] | None = None
+    fits: Callable[[str, Any], None] = lambda where, config: None
 
 
 def _next_token_loss(head, encoded, part: StreamSlice, draws, config: NextTokenConfig):
@@ -66,6 +73,14 @@ def _masked_loss(head, encoded, part: StreamSlice, draws, config: MaskedConfig):
 def _continuous_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
     per_token = continuous.loss(head(encoded.hidden, encoded.skips), part, draws, config)
     return per_token, {"by_time": continuous.by_time(per_token, part, draws)}
+
+
+def _ahead_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
+    per_token = ahead.loss(head(encoded.hidden, encoded.skips), part, draws, config)
+    far = part.loss_weight * (continuous.spread(draws["ahead"], part.item)[..., 0] > 0)
+    still = part.loss_weight - far
+    extra = {"velocity": (jnp.sum(per_token * still), still.sum()), "ahead": (jnp.sum(per_token * far), far.sum())}
+    return per_token, extra
 
 
 def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
@@ -104,5 +119,23 @@ OBJECTIVES: dict[str, Objective] = {
     "masked": Objective(_masked_config, masked.draw, masked.clean, masked.content, _masked_loss),
     "continuous": Objective(
         ObjectivesConfig.of_continuous, continuous.draw, continuous.clean, continuous.noised, _continuous_loss
+    ),
+    "shortcut": Objective(
+        ObjectivesConfig.of_continuous,
+        ahead.draw_halved,
+        ahead.clean,
+        continuous.noised,
+        _ahead_loss,
+        ahead.halves,
+        ahead.fits,
+    ),
+    "mean_flow": Objective(
+        ObjectivesConfig.of_continuous,
+        ahead.draw_any,
+        ahead.clean,
+        continuous.noised,
+        _ahead_loss,
+        ahead.derivative,
+        ahead.fits,
     ),
 }

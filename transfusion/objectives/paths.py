@@ -130,6 +130,26 @@ WEIGHTINGS: dict[str, OfTime] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class AheadConfig:
+    """Which items of a step learn a mean velocity, see `transfusion.objectives.ahead`.
+
+    Attributes:
+      share: about which share of the rows; the whole share is 1 / n, and every n-th row is taken.
+      levels: 'shortcut' has steps of 1, 1/2, ... 1/2^(levels - 1).
+      guidance: scale of the guidance that mean velocities learn, so that sampling needs none.
+    """
+
+    share: float = 0.25
+    levels: int = 5
+    guidance: float = 1.0
+
+    @property
+    def every(self) -> int:
+        """Every n-th row."""
+        return max(round(1 / self.share), 1) if self.share else 1
+
+
+@dataclasses.dataclass(frozen=True)
 class ContinuousConfig:
     """How one continuous stream is trained.
 
@@ -141,6 +161,7 @@ class ContinuousConfig:
       shift: s > 1 moves times towards noise: with s' = 1 - t, s' -> shift s' / (1 + (shift - 1) s').
       mode_scale: scale of the density 'mode', in [-1, 1.75]; 0 is uniform.
       weighting: a key of `WEIGHTINGS`, the factor of the loss.
+      ahead: the settings of mean velocities, for the objectives that have them.
     """
 
     path: str = "linear"
@@ -151,6 +172,7 @@ class ContinuousConfig:
     shift: float = 1.0
     mode_scale: float = 1.29
     weighting: str = "none"
+    ahead: AheadConfig = AheadConfig()
 
     def __post_init__(self):
         known = {"path": PATHS, "prediction": PREDICTED, "times": DENSITIES, "weighting": WEIGHTINGS}

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
+from transfusion.objectives.next_token import chunk_of
 from transfusion.optim import split
 from transfusion.planning.cost import USABLE, Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
@@ -146,7 +147,8 @@ def _activations(task: SequenceTask, on: Sharding) -> float:
         of_remat = {"full": 0.0, "dots": rows * width * own, "none": inner}
         kept += config.layers * (outer + of_remat[config.remat])
         layer = max(layer, inner)
-    logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.head != "none")
+    heads, chunk = [s for s in task.spec.streams.values() if s.head != "none"], task.objectives.next_token.chunk
+    logits = sum(s.budget * (chunk_of(s.vocabulary, chunk) or s.vocabulary) for s in heads)
     return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor / on.context)
 
 

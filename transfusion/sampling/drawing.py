@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.errors import UsageError
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import codes
@@ -19,6 +20,7 @@ from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.request import Request
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
+from transfusion.sequence.times import AHEAD
 
 Drawn = jax.Array  # what the tokens of the images hold: patches [B, N, E] or ids [B, N]
 # The same, with x_t and the estimate of the data at all steps, [steps, B, N, E] each.
@@ -44,7 +46,16 @@ class Drawing:
 
 
 def times(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig) -> np.ndarray:
-    """Makes the solver's time grid [steps + 1]."""
+    """Makes the solver's time grid [steps + 1].
+
+    Raises:
+      UsageError: if the solver needs mean velocities, and the model has learned none.
+    """
+    if SOLVERS[config.solver].looks_ahead and not parts.stream.ahead:
+        raise UsageError(
+            f"sampling.solver={config.solver!r} is for models that were trained by one of the objectives "
+            f"{', '.join(AHEAD)}, not by {parts.stream.objective!r}: choose another solver, such as 'euler'"
+        )
     prediction = objectives.of_continuous(parts.name).prediction
     return config.times(prediction, parts.tokens - parts.stream.content.lead)
 
@@ -67,8 +78,8 @@ def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax
 
     guided = request.guided(parts)
 
-    def field(x, t):
-        return estimates(path, config.prediction, t, x, guided(x, t))
+    def field(x, t, ahead=None):
+        return estimates(path, config.prediction, t, x, guided(x, t, ahead))
 
     def step(carry, scanned):
         (x, memory), (number, t, s) = carry, scanned
@@ -84,6 +95,7 @@ def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax
 
 DRAWINGS: dict[str, Drawing] = {
     "continuous": Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded),
+    **dict.fromkeys(AHEAD, Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded)),
     "masked": Drawing(codes.unmask_schedule, codes.unmask, "{config.steps} steps of unmasking"),
     "next_token": Drawing(codes.code_schedule, codes.one_after_another, "Code by code"),
     "next_scale": Drawing(codes.code_schedule, codes.scale_by_scale, "Scale by scale"),

@@ -48,7 +48,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The model with its parameters in two forms: quick to compile for code that runs once, and fast for the loops."""
+    """The model with its parameters in two forms: quick to compile, to read prompts, and fast, for all behind them."""
 
     once: UnifiedModel
     often: UnifiedModel
@@ -193,19 +193,19 @@ class Decoder:
         others: list[Prefix] = []
         if conditions is not None:
             parts = filter(None, (conditions.without_text, conditions.without_images))
-            others = [self._prefix(models.once, part, len(prefix.rows)) for part in parts]
+            others = [self._prefix(models, part, len(prefix.rows)) for part in parts]
             image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
             guidance = dataclasses.replace(guidance, image=image[:, None, None])
-        prefix = self.way.about_to_draw(models.once, prefix)
+        prefix = self.way.about_to_draw(models.often, prefix)
         return Request(
             models.often, self.task.objectives, limits.solver, limits.codes, (prefix, *others), guidance,
             settings.schedule, keys, drawn, self.machine,
         )  # fmt: skip
 
-    def _prefix(self, model: UnifiedModel, prefill: Prefill, rows: int) -> Prefix:
+    def _prefix(self, models: Models, prefill: Prefill, rows: int) -> Prefix:
         """Makes the prefix of prompts that are about to draw; one prompt serves all rows."""
-        prefix = Prefix(self._prefill(model, prefill)[0], prefill.place, prefill.draw)
-        prefix = self.way.about_to_draw(model, prefix)
+        prefix = Prefix(self._prefill(models.once, prefill)[0], prefill.place, prefill.draw)
+        prefix = self.way.about_to_draw(models.often, prefix)
         return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
 
     def _draw(
@@ -223,7 +223,7 @@ class Decoder:
         def put_next(state: State, logits: jax.Array) -> State:
             return self.writer.put_next(state, logits, more, keys, settings)
 
-        return self.way.go_on(models.once, state, unread, more, put_next)
+        return self.way.go_on(models.often, state, unread, more, put_next)
 
     def _run(
         self,

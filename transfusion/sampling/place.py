@@ -59,7 +59,13 @@ class Place:
 
 
 def lay(
-    part: Expanded, spec: SequenceSpec, place: Place, rows: jax.Array, content: Mapping[str, jax.Array], time: jax.Array
+    part: Expanded,
+    spec: SequenceSpec,
+    place: Place,
+    rows: jax.Array,
+    content: Mapping[str, jax.Array],
+    time: jax.Array,
+    ahead: jax.Array | None = None,
 ) -> dict[str, Inputs]:
     """Makes the inputs of a part that is appended at `place`.
 
@@ -70,13 +76,15 @@ def lay(
       rows: bool [B]; the others' tokens are padding.
       content: ids [B, N] or patches [B, N, E] per stream. A stream that is not among them keeps the part's own.
       time: noise level [B] of the part's items.
+      ahead: how far ahead of it their mean velocity reaches [B]; None: 0.
     """
     batch = {name: _slice(name, part, spec, place, rows) for name in part.pieces}
     result = {}
     for name, piece in batch.items():
         own = piece.tokens if piece.values is None else piece.values
         of_items = None if piece.place is None else time[:, None]
-        result[name] = inputs_of(name, batch, spec, content.get(name, own), of_items)
+        far = None if piece.place is None or ahead is None else ahead[:, None]
+        result[name] = inputs_of(name, batch, spec, content.get(name, own), of_items, far)
     return result
 
 

@@ -76,4 +76,4 @@ class Queue:
                     other = self._other(version, numbers)
                     jax.tree.map(lambda old, new, part=part: old.__setitem__(part, new), self._others[version], other)
             spare = few - len(part)
-            yield np.append(numbers, numbers[-1:].repeat(spare)), np.append(part, [len(self.held)] * spare)
+            yield np.pad(numbers, (0, spare), "edge"), np.pad(part, (0, spare), constant_values=len(self.held))

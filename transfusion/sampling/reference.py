@@ -29,15 +29,16 @@ from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceS
 from transfusion.sequence.patches import patchify, unpatchify
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spelling import CODE, Spelling
+from transfusion.sequence.times import AHEAD
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(task: Learner, params: Params, batch, times) -> dict[str, jax.Array]:
+def _forward(task: Learner, params: Params, batch, times, aheads=None) -> dict[str, jax.Array]:
     model = task.template.bind(params)
     inputs = {}
     for name, part in batch.items():
         content = part.tokens if part.values is None else part.values
-        inputs[name] = inputs_of(name, batch, task.spec, content, times.get(name))
+        inputs[name] = inputs_of(name, batch, task.spec, content, times.get(name), (aheads or {}).get(name))
     encoded = model.encode(inputs)
     return {name: model.head(name, encoded[name]) for name in inputs}
 
@@ -70,22 +71,26 @@ class _Row:
         last_time: float = 1.0,
         hidden: np.ndarray | None = None,
         spec: SequenceSpec | None = None,
+        ahead: float = 0.0,
     ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """Runs the model: the heads' outputs for each stream's tokens, and the number of tokens.
 
-        The last image has the time `last_time`, or those of its codes that are `hidden`, bool [n], are masked."""
+        The last image has the time `last_time`, and is asked for its mean velocity so far `ahead`, or those of its
+        codes that are `hidden`, bool [n], are masked."""
         spec = spec or self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
         times = {n: np.ones_like(s.time_low) for n, s in batch.items() if s.time_low is not None}
+        aheads = {name: np.zeros_like(time) for name, time in times.items()}
         if last_time != 1.0:
             name = self.drawable.run.stream
             times[name][0, part.items[name] - 1] = last_time
+            aheads[name][0, part.items[name] - 1] = ahead
         if hidden is not None:
             name = self.drawable.run.stream
             last = slice(part.cost[name] - len(hidden), part.cost[name])
             batch[name].tokens[0, last] = np.where(hidden, MASKED, batch[name].tokens[0, last])
-        out = _forward(self.task, self.params, batch, times)
+        out = _forward(self.task, self.params, batch, times, aheads)
         return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
 
     def token(self, count: int, drawn: int) -> int:
@@ -150,10 +155,10 @@ class _Row:
             return w + image * (v - w)
         return w + image * (u - w) + config.guidance * (c - u)
 
-    def predicted(self, prompt: Prompt, x: jax.Array, t: jax.Array) -> jax.Array:
+    def predicted(self, prompt: Prompt, x: jax.Array, t: jax.Array, ahead: float = 0.0) -> jax.Array:
         latents = np.asarray(unpatchify(x, self.parts.shape[:-1], self.drawable.stream.patch_sides))[0]
         drawn = Segment(self.drawable.kind, latents, "target", prompt.label, pooled=prompt.pooled)
-        out, cost = self.outputs((*prompt.segments, drawn), float(t))
+        out, cost = self.outputs((*prompt.segments, drawn), float(t), ahead=float(ahead))
         name, n = self.drawable.run.stream, x.shape[1]
         return jnp.asarray(out[name][cost[name] - n : cost[name]])[None]
 
@@ -185,8 +190,8 @@ class _Row:
         config, continuous = self.config, self.task.objectives.of_continuous(self.drawable.run.stream)
         path = PATHS[continuous.path]
 
-        def field(x, t):
-            v = self.guided(t, lambda prompt: self.predicted(prompt, x, t))
+        def field(x, t, ahead=0.0):
+            v = self.guided(t, lambda prompt: self.predicted(prompt, x, t, ahead))
             return estimates(path, continuous.prediction, t, x, v)
 
         stream, solver = self.drawable.stream, SOLVERS[config.solver]
@@ -201,7 +206,7 @@ class _Row:
         return np.asarray(unpatchify(x, self.parts.shape[:-1], stream.patch_sides))[0]
 
 
-PAINTERS = {"continuous": _Row.solved} | reference_codes.CODE_PAINTERS
+PAINTERS = dict.fromkeys(("continuous", *AHEAD), _Row.solved) | reference_codes.CODE_PAINTERS
 
 
 def _span(symbol: int, spelling: Spelling) -> range:

@@ -47,11 +47,19 @@ def read_preamble(model: UnifiedModel, parts: PaintedParts, prefix: Prefix) -> P
     return Prefix(model.extend(inputs, cache, slots)[1], prefix.place.after(part, rows), rows)
 
 
-def predict(model: UnifiedModel, parts: PaintedParts, prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
-    """Computes the head's prediction for x [B, N, E] at the time t (scalar): float32 [B, N, E]."""
+def predict(
+    model: UnifiedModel,
+    parts: PaintedParts,
+    prefix: Prefix,
+    x: jax.Array,
+    t: jax.Array,
+    ahead: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the head's prediction for x [B, N, E] at the time t, as far `ahead` (scalars): float32 [B, N, E]."""
     name = parts.name
     time = jnp.broadcast_to(t, x.shape[:1])
-    inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time)
+    far = None if ahead is None else jnp.broadcast_to(ahead, x.shape[:1])
+    inputs = lay(parts.noisy, parts.spec, prefix.place, prefix.rows, {name: x}, time, far)
     encoded = model.encode(inputs, prefix.cache)
     # A time token is no part of the image: the solver must not move it, and lengths do not count it.
     return model.head(name, encoded[name]).at[:, : parts.stream.content.lead].set(0.0)
@@ -124,27 +132,28 @@ class Request:
         n = len(self.prefixes)
         return [x[i::n] for i in range(n)]
 
-    def guided(self, parts: PaintedParts) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Makes the function of x [B, N, E] and t (scalar) that computes the guided prediction [B, N, E].
+    def guided(self, parts: PaintedParts) -> Callable[..., jax.Array]:
+        """Makes the function of x [B, N, E], t and `ahead` that computes the guided prediction [B, N, E].
 
-        Make it outside the loops."""
+        `t` and `ahead` are scalars as in `predict`. Make the function outside the loops."""
         first, *others = self.prefixes
 
-        def after(prefix: Prefix, x: jax.Array, t: jax.Array) -> jax.Array:
-            return predict(self.model, parts, prefix, x, t)
+        def after(prefix: Prefix, *given: jax.Array | None) -> jax.Array:
+            return predict(self.model, parts, prefix, *given)
 
-        def one_by_one(x: jax.Array, t: jax.Array) -> jax.Array:
-            return self.guidance.predict(t, after(first, x, t), *(partial(after, prefix, x, t) for prefix in others))
+        def one_by_one(x: jax.Array, t: jax.Array, ahead: jax.Array | None = None) -> jax.Array:
+            rest = (partial(after, prefix, x, t, ahead) for prefix in others)
+            return self.guidance.predict(t, after(first, x, t, ahead), *rest)
 
-        def all_at_once(x: jax.Array, t: jax.Array) -> jax.Array:
+        def all_at_once(x: jax.Array, t: jax.Array, ahead: jax.Array | None = None) -> jax.Array:
             def guided():
-                return self.guidance.combine(*self.split(after(joined, self.repeated(x), t)))
+                return self.guidance.combine(*self.split(after(joined, self.repeated(x), t, ahead)))
 
-            return jax.lax.cond(self.guidance.applies(t), guided, lambda: after(first, x, t))
+            return jax.lax.cond(self.guidance.applies(t), guided, lambda: after(first, x, t, ahead))
 
         if not others:
             return partial(after, first)
-        if not self.machine.together:
+        if len(first.rows) > self.machine.together:
             return one_by_one
         joined = self.joined
         return all_at_once

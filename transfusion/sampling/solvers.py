@@ -1,11 +1,12 @@
 """Solvers go from noise (t = 0) to data (t = 1). Through `Estimates` each works with any path and prediction.
 
-A solver sees the model as a field: `field(x, t) -> Estimates` of x's shape at the time t of all rows.
+A solver sees the model as a field: `field(x, t) -> Estimates` of x's shape at the time t of all rows. A model of mean
+velocities also has `field(x, t, ahead)`, see `transfusion.objectives.ahead`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from transfusion.objectives.paths import STEPS, Estimates, Path, shift_time
 from transfusion.sequence.arrays import Array, Float
 
-Field = Callable[[jax.Array, jax.Array], Estimates]
+Field = Callable[..., Estimates]
 Noise = Callable[[], jax.Array]
 Memory = Any  # a pytree of arrays of one structure
 Scalar = Float[Array, ""] | np.floating | float
@@ -40,9 +41,14 @@ class Solver(Protocol):
 
     def evaluations(self, steps: int) -> int: ...
 
+    @property
+    def looks_ahead(self) -> bool: ...
+
 
 class OneStep:
-    """A solver that remembers nothing."""
+    """A solver that remembers nothing. Most ask for velocities at a time, not ahead of it."""
+
+    looks_ahead: ClassVar[bool] = False
 
     def first_memory(self, x: jax.Array) -> Memory:
         del x
@@ -155,6 +161,26 @@ class DDPM(OneStep):
         return steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Shortcut(OneStep):
+    """A step of any size by the mean velocity over it; one evaluation a step.
+
+    For models of the objectives 'shortcut' (arXiv 2410.12557, algorithm 2) and 'mean_flow' (arXiv 2505.13447, algorithm
+    2), which learn it. Those of 'shortcut' know steps of 1, 1/2, 1/4 and so on.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    def step(
+        self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
+    ) -> tuple[Noised, Noised, Memory]:
+        now = field(x, t, s - t)
+        return x + (s - t) * now.velocity, now.data, memory
+
+    def evaluations(self, steps: int) -> int:
+        return steps
+
+
 def posterior(path: Path, x: Noised, data: Noised, t: Scalar, s: Scalar) -> tuple[Noised, Scalar]:
     """Computes the mean (like x) and standard deviation (scalar) of q(x_s | x_t = x, data) for s > t."""
     ratio = path.alpha(t) / path.alpha(s)
@@ -165,4 +191,4 @@ def posterior(path: Path, x: Noised, data: Noised, t: Scalar, s: Scalar) -> tupl
     return mean, jnp.sqrt(jnp.maximum(added, 0) / total) * path.sigma(s)
 
 
-SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "ddim": DDIM(), "ddpm": DDPM()}
+SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "ddim": DDIM(), "ddpm": DDPM(), "shortcut": Shortcut()}

@@ -212,13 +212,14 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
     """Lays documents out as packed rows: [[documents of row 0], [documents of row 1], ...] -> numpy Batch.
 
     Raises:
-      UsageError: if a row's documents exceed a stream's budget.
+      UsageError: if a row's documents exceed a stream's budget, or a bidirectional block is torn apart.
     """
     batch = empty_batch(spec, len(rows))
     for r, row in enumerate(rows):
         filled, items = dict.fromkeys(spec.streams, 0), dict.fromkeys(spec.streams, 0)
         order = spans = 0
         for number, document in enumerate(row, start=1):
+            check_order(document, f"row {r}, document {number}")
             for name, piece in document.pieces.items():
                 stream, start, n = spec.streams[name], filled[name], len(piece["order"])
                 if start + n > stream.budget:
@@ -240,3 +241,28 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
             for name, count in document.items.items():
                 items[name] += count
     return batch
+
+
+def check_order(document: Expanded, where: str) -> None:
+    """Refuses a document whose tokens `transfusion.sequence.masks.intervals` would not describe.
+
+    Raises:
+      UsageError: if the tokens of a bidirectional block do not follow one another in the reading order, or orders lie
+        outside of the document.
+    """
+    order = np.concatenate([piece["order"] for piece in document.pieces.values()])
+    span = np.concatenate([piece["span"] for piece in document.pieces.values()])
+    if not len(order):
+        return
+    if order.min() < 0 or order.max() >= document.length:
+        raise UsageError(
+            f"{where}: its reading order runs from {order.min()} to {order.max()}, not over {document.length} tokens"
+        )
+    by_order = span[np.argsort(order, kind="stable")]
+    begins = by_order[np.flatnonzero(np.diff(by_order, prepend=0))]
+    begins = begins[begins > 0]
+    if len(begins) != len(np.unique(begins)):
+        raise UsageError(
+            f"{where}: the tokens of a bidirectional block must follow one another in the reading order, with no "
+            "others between them; see `attention` of the streams, and `boundary` of the runs with a time token"
+        )

@@ -12,7 +12,7 @@ from transfusion.errors import UsageError, check
 from transfusion.sequence.content import Content, Facts, Text
 from transfusion.sequence.items import PREDICTIONS, Codes, Latents, Prediction, Queries
 from transfusion.sequence.spans import ATTENTIONS
-from transfusion.sequence.times import TIMES
+from transfusion.sequence.times import AHEAD, TIMES
 
 _SOURCES = ("value", "pixels", "none")
 
@@ -48,7 +48,8 @@ class ConnectorConfig:
 @dataclasses.dataclass(frozen=True)
 class Released:
     """What only released weights need of a stream. The importers set it (`transfusion.interop`), and configs that have
-    the exact sizes of a release; it has no effect where it is not set.
+    the exact sizes of a release; it has no effect where it is not set. A slower `time.scale` also suits 'mean_flow',
+    which differentiates the model by its times.
 
     Attributes:
       time: how a noise level becomes a vector.
@@ -161,6 +162,11 @@ class Stream:
         )  # fmt: skip
 
     @property
+    def ahead(self) -> bool:
+        """Whether its items have a second time, see `transfusion.sequence.times.AHEAD`."""
+        return self.objective in AHEAD
+
+    @property
     def patch_sides(self) -> tuple[int, ...]:
         """Sides of a patch [S], in the order of `grid`."""
         return (self.patch_frames, self.patch, self.patch)[3 - len(self.grid) :]
@@ -211,6 +217,8 @@ def _fits_items(stream: Stream) -> None:
         raise UsageError(f"streams: grid is 1 to 3 sides, all positive or all 0, not {grid}")
     if any(side % p for side, p in zip(grid, stream.patch_sides, strict=True)):
         raise UsageError(f"streams: patch {stream.patch} does not divide the latent grid {grid}")
+    if stream.ahead and stream.time == "none":
+        raise UsageError(f"streams: objective {stream.objective!r} needs a `time`, such as 'added', not 'none'")
     if stream.attention == "frame" and len(grid) == 2 and not stream.scales:
         raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
     if content.mixed and not stream.items:

@@ -1,4 +1,4 @@
-"""How the noise level of an item enters the model: a table, by the `time` of a stream."""
+"""How the noise level of an item enters the model: a table, by the `time` of a stream; and who has a second time."""
 
 import dataclasses
 
@@ -21,6 +21,10 @@ class Time:
     coder: bool = False
     modulates: bool = False
 
+
+# Objectives whose items have a second number beside the noise level t: how far `ahead` of t the mean of the velocity
+# reaches, from t to t + ahead; 0 asks for the velocity at t. It enters wherever the noise level does.
+AHEAD = ("shortcut", "mean_flow")
 
 TIMES: dict[str, Time] = {
     "none": Time(),

@@ -35,7 +35,8 @@ def held_out_losses(task: Task, experiment: Experiment, rows: PyTree) -> HeldOut
     @functools.partial(jax.jit, out_shardings=everywhere)
     def sums(params, batch, i):
         key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
-        loss, parts = task.loss(params, batch, task.draw(batch, key), task.totals(batch))
+        draws = task.with_targets(params, batch, task.draw(batch, key))
+        loss, parts = task.loss(params, batch, draws, task.totals(batch))
         parts.pop(STATISTICS, None)
         return parts | {"loss": (loss, jnp.ones(()))}
 

@@ -56,7 +56,7 @@ def make_step(task: Task, experiment: Experiment):
 
     def step(state: TrainState, batch: PyTree) -> TrainState:
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-        draws, totals = task.draw(batch, key), task.totals(batch)
+        draws, totals = task.with_targets(state.best, batch, task.draw(batch, key)), task.totals(batch)
         trained, frozen = split(state.params, config.groups)
         gradient = jax.value_and_grad(lambda part, *rest: task.loss(merge(part, frozen), *rest), has_aux=True)
         if config.accumulate == 1:
@@ -136,7 +136,8 @@ def _zero_log(task: Task, experiment: Experiment) -> PyTree:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def sums(params, batch, key):
-        return task.loss(params, batch, task.draw(batch, key), task.totals(batch))[1]
+        draws = task.with_targets(params, batch, task.draw(batch, key))
+        return task.loss(params, batch, draws, task.totals(batch))[1]
 
     shapes = jax.eval_shape(sums, task.template.shapes, batch, key)
     shapes.pop(STATISTICS, None)
