@@ -198,6 +198,7 @@ WRONG = [
     ({"segments": [{"codes": [-1]}]}, "codes are whole numbers"),
     ({"segments": [{"series": [1.0, 2.0]}]}, "a series has rows of numbers"),
     ({"segments": [{"series": "ok.png"}]}, "ok.png is no .npy file with numbers"),
+    ({"segments": [{"series": "huge.npy"}]}, "huge.npy is no .npy file with numbers"),
     ({"segments": []}, "it has no segments"),
     ({"segments": "a"}, "segments is no list"),
     ({"segments": [7]}, "segment 1: is of type int"),
@@ -208,6 +209,8 @@ WRONG = [
 
 def test_a_wrong_record_is_one_line_with_file_and_number_and_nothing_else_is_lost(tmp_path):
     (tmp_path / "ok.png").write_bytes(public_forms.png(0))
+    with open(tmp_path / "huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"shape": (2**40, 2), "fortran_order": False, "descr": "<f4"})
     rows = [row for wrong, _ in WRONG for row in ({"text": "good"}, wrong)]
     path = public_forms.jsonl(tmp_path, "records.jsonl", rows)
     with open(path, "a") as file:
@@ -224,6 +227,16 @@ def test_a_wrong_record_is_one_line_with_file_and_number_and_nothing_else_is_los
     assert len(open_source(SourceConfig(kind="records", path=str(tmp_path / "out")))) == kept
     with pytest.raises(UsageError, match="exists"):
         write_records(SourceConfig(kind="records", path=path), str(tmp_path / "out"), LIMIT, lost.append)
+
+
+def test_numbers_lie_in_files_too(tmp_path):
+    for name, array in (("a", np.arange(6.0).reshape(3, 2)), ("b", np.asfortranarray(np.arange(6).reshape(2, 3)))):
+        np.save(tmp_path / f"{name}.npy", array)
+    rows = [{"segments": [{"series": "a.npy"}, {"codes": "b.npy"}]}]
+    source = open_source(SourceConfig(kind="records", path=public_forms.jsonl(tmp_path, "a.jsonl", rows)))
+    series, codes = source[0]["segments"]
+    assert series.value.tolist() == [[0, 1], [2, 3], [4, 5]] and series.kind == "series"
+    assert codes.value.tolist() == [[0, 1, 2], [3, 4, 5]] and codes.kind == "image" and codes.encoded
 
 
 def test_a_source_that_cannot_be_read_says_what_to_do(tmp_path):
