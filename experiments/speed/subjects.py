@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transfusion.kernels.kernel import Layout
 
 from transfusion.config import Experiment
 from transfusion.data.packing import Item, Lane
+from transfusion.kernels.kernel import Layout
 from transfusion.kernels.plan import NONE, Cut, plan
 from transfusion.model.attention import BACKENDS
 from transfusion.programs import load_experiment

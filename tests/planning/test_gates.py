@@ -10,9 +10,9 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from transfusion.kernels.kernel import Layout
 
 from transfusion import plan
+from transfusion.kernels.kernel import Layout
 from transfusion.model.attention import BACKENDS
 from transfusion.planning import compiled, gpus
 from transfusion.planning.assembly import compile_for_gpu
