@@ -13,17 +13,18 @@ from transfusion.kernels.mosaic_forward import forward
 from transfusion.kernels.mosaic_tangents import tangents
 from transfusion.kernels.mosaic_tiles import LANES, Tokens, tokens
 from transfusion.kernels.plan import Cut, plan
+from transfusion.kernels.visits import MOST
 from transfusion.sequence.arrays import Array, Bool, Float
 from transfusion.sequence.masks import Metadata, intervals
 
-QUERIES, KEYS = 256, 512
-"""The most tokens of a block. They compile for v5e, v5p and v6e with heads of up to 256 numbers in float32; none was
-timed."""
+FORMS = ((256, 512), (512, 1024))
+"""The most tokens of a query block and of a key block; the second form is for rows of whose blocks there are too many
+pairs. They compile for v5e, v5p and v6e; none was timed."""
 
 
 def cut_of(slices: tuple[int, ...], most: int) -> Cut:
     """Cuts rows into the largest blocks that fill rows up by an eighth at most, of whole registers."""
-    sizes = [size for size in (512, 256) if size <= most]
+    sizes = [size for size in (1024, 512, 256) if size <= most]
     cuts = [Cut(slices, size) for size in (*sizes, LANES)]
     return next((cut for cut in cuts if cut.blocks * cut.size <= 1.125 * cut.length), cuts[-1])
 
@@ -32,8 +33,14 @@ def plan_of(
     q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"] | None, q_slices: tuple[int, ...],
     k_slices: tuple[int, ...],
 ) -> Tokens:  # fmt: skip
-    """What all layers share. Queries and keys lie in slices of one stream each, see `transfusion.kernels.plan.Cut`."""
-    return tokens(plan(intervals(q, k, may), cut_of(q_slices, QUERIES), cut_of(k_slices, KEYS)))
+    """What all layers share. Queries and keys lie in slices of one stream each, see `transfusion.kernels.plan.Cut`.
+
+    Raises:
+      UsageError: if there are too many blocks even in the largest form.
+    """
+    cuts = [(cut_of(q_slices, queries), cut_of(k_slices, keys)) for queries, keys in FORMS]
+    fits = (one for one in cuts if len(q.order) * one[0].blocks * one[1].blocks <= MOST)
+    return tokens(plan(intervals(q, k, may), *next(fits, cuts[-1])))
 
 
 def attend(

@@ -16,6 +16,7 @@ from transfusion.sequence.arrays import Array, Int
 
 FIRST, LAST, MASKED = 1, 2, 4  # flags of an entry
 FLAGS, NUMBER = 3, 14  # bits of the flags, and of the number of a block
+MOST = 2**17  # entries: they lie in scalar memory, of which a chip has 1 MiB
 
 
 @jax.tree_util.register_dataclass
@@ -50,11 +51,14 @@ def visits(kinds: Int[Array, "B n m"]) -> Visits:
     A block that needs nothing has one masked entry, as its zeros must be written too.
 
     Raises:
-      UsageError: if there are more blocks than an entry can number.
+      UsageError: if there are more pairs than scalar memory holds, or more blocks than an entry can number.
     """
     rows, n, m = kinds.shape
-    if rows * max(n, m) > 2**NUMBER:
-        raise UsageError(f"{rows} rows of {max(n, m)} blocks are too many for one device: at most {2**NUMBER} in all")
+    if rows * n * m > MOST or rows * max(n, m) > 2**NUMBER:
+        raise UsageError(
+            f"{rows} rows with {n} x {m} pairs of blocks are too many for one device, which holds {MOST} pairs and "
+            f"{2**NUMBER} blocks: split the rows, or their tokens, over more devices"
+        )
     needed = kinds != NONE
     needed = needed.at[:, :, 0].set(needed[:, :, 0] | ~needed.any(-1))
     place = jnp.cumsum(needed, -1)
