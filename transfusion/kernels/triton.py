@@ -48,7 +48,7 @@ class Shapes:
     tangents: Shape
 
 
-# By the largest head size. Chosen so that no kernel keeps registers in memory (see `docs/how_it_works.md`).
+# By the largest head size. Chosen so that no kernel keeps registers in memory when it is compiled for an H100.
 SHAPES: dict[int, Shapes] = {
     64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
     128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
