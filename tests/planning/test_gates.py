@@ -130,7 +130,7 @@ def test_kernels_of_every_head_size_use_the_tensor_cores_and_hardly_spill(size):
 def compiled_step(size: str, rows: int, backend: str):
     """The training step of a size of the Transfusion paper on rows of 4,096 tokens, compiled for an H100."""
     experiment = load_experiment(f"{CONFIGS / 'transfusion_paper.py'}:{size}")
-    model = dataclasses.replace(experiment.model, attention=backend)
+    model = dataclasses.replace(experiment.model, attention=backend, remat="full")
     mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=1)
     experiment = dataclasses.replace(experiment, model=model, mesh=mesh, batch_size=rows)
     on = make_mesh(mesh, gpus.gpu_devices(parse_topology("h100:1")))
