@@ -1,6 +1,6 @@
 """The parts of `gpu.py` that use JAX. Each runs in a process of its own, which `gpu.py` ends when its time is over.
 
-python experiments/speed/gpu_parts.py attention --out results.jsonl --seconds 120
+python experiments/speed/gpu_parts.py attention --out results.jsonl --rows rows.npz --seconds 120
 """
 
 import argparse
@@ -39,6 +39,7 @@ class Log:
 
     path: pathlib.Path
     end: float
+    rows: pathlib.Path  # for the metadata of the rows
 
     def measure(self, name: str, measurement: Callable[[], dict[str, Any]]) -> None:
         """Writes what `measurement()` returns. What it cannot do, such as take too much memory, ends no other one."""
@@ -148,9 +149,12 @@ class Case:
             return self.attention.gradients(q, k, v, change, plan)
         return self.attention.attend(q, k, v, plan)
 
+    def plan(self, tokens: Metadata) -> Any:
+        return self.attention.plan(tokens, self.size)
+
     def shapes(self) -> list[Any]:
         columns = Metadata(*[jax.ShapeDtypeStruct((self.rows, self.length), "int32")] * 5)
-        plan = jax.eval_shape(self.attention.plan, columns)
+        plan = jax.eval_shape(self.plan, columns)
         return [*subjects.arrays(self.length, self.rows, self.size), plan]
 
 
@@ -165,14 +169,16 @@ def cases() -> Iterator[Case]:
 
 def attention(log: Log) -> None:
     metadata = {length: subjects.tokens(length, rows) for length, rows in subjects.ROWS.items()}
+    arrays = {f"{n}/{f.name}": getattr(of, f.name) for n, of in metadata.items() for f in dataclasses.fields(of)}
+    np.savez(log.rows, **arrays)  # the same rows for torch
     for size in (128, 64):
-        log.measure(f"correct/{size}", functools.partial(errors, metadata[4096], size))
+        log.measure(f"correct/{size}", functools.partial(errors, metadata[min(metadata)], size))
     for case in cases():
         log.measure(case.name, functools.partial(timed_attention, case, metadata[case.length]))
 
 
 def timed_attention(case: Case, tokens: Metadata) -> dict[str, Any]:
-    plan = jax.block_until_ready(jax.jit(case.attention.plan)(jax.device_put(tokens)))
+    plan = jax.block_until_ready(jax.jit(case.plan)(jax.device_put(tokens)))
     function = jax.jit(case.function)
     inputs = [random_arrays(subjects.arrays(case.length, case.rows, case.size), seed) for seed in range(3)]
     return {"seconds": seconds_per_call([functools.partial(function, *each, plan) for each in inputs])}
@@ -181,7 +187,7 @@ def timed_attention(case: Case, tokens: Metadata) -> dict[str, Any]:
 def errors(tokens: Metadata, size: int) -> dict[str, Any]:
     """Relative errors (in the 2-norm) of the output and of the gradients, of two rows, against float64."""
     tokens = jax.tree.map(lambda x: x[:2], tokens)
-    inputs = random_arrays(subjects.arrays(4096, 2, size), 7)
+    inputs = random_arrays(subjects.arrays(tokens.order.shape[1], 2, size), 7)
     mask = jax.jit(see)(jax.device_put(tokens), jax.device_put(tokens))
     with jax.enable_x64(True):
         out, gradients = jax.jit(subjects.exact)(*inputs, mask)
@@ -189,7 +195,8 @@ def errors(tokens: Metadata, size: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for candidate in ("kernel", "dense"):
         way = subjects.ATTENTION[candidate]()
-        out, gradients = jax.jit(way.gradients)(*inputs, jax.jit(way.plan)(jax.device_put(tokens)))
+        plan = jax.jit(way.plan, static_argnums=1)(jax.device_put(tokens), size)
+        out, gradients = jax.jit(way.gradients)(*inputs, plan)
         found = [np.asarray(x.astype(jnp.float32), np.float64) for x in (out, *gradients)]
         pairs = zip(("out", "q", "k", "v"), found, want, strict=True)
         result[candidate] = {name: float(np.linalg.norm(a - b) / np.linalg.norm(b)) for name, a, b in pairs}
@@ -251,8 +258,9 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--rows", type=pathlib.Path, required=True, help="where the metadata of the rows is written")
     options = parser.parse_args()
-    log = Log(options.out, time.monotonic() + options.seconds)
+    log = Log(options.out, time.monotonic() + options.seconds, options.rows)
     if jax.default_backend() != "gpu":
         record.write(log.path, f"part/{options.part}", error=f"jax found no GPU, but {jax.default_backend()}")
         sys.exit(1)

@@ -40,18 +40,19 @@ def ratio(results: Results, above: str, below: str, field: str = "seconds") -> f
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A ratio of two measurements of one run, and the least that it should be."""
+    """A ratio of two measurements of one run, and the least that it should be; None: it is only told."""
 
     what: str
-    least: float
+    least: float | None
     of: Callable[[Results], float | None]
 
     def line(self, results: Results) -> str:
         """The ratio, and whether the target is reached, as a row of a Markdown table."""
-        found = self.of(results)
+        found, least = self.of(results), "-" if self.least is None else f"{self.least:g}"
         if found is None:
-            return f"| {self.what} | not measured | {self.least:g} | - |"
-        return f"| {self.what} | {found:.2f} | {self.least:g} | {'reached' if found >= self.least else 'MISSED'} |"
+            return f"| {self.what} | not measured | {least} | - |"
+        verdict = "-" if self.least is None else "reached" if found >= self.least else "MISSED"
+        return f"| {self.what} | {found:.2f} | {least} | {verdict} |"
 
 
 def table(targets: list[Target], results: Results) -> str:

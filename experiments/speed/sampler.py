@@ -4,15 +4,12 @@ Weights are random, as only time is measured. Text is greedy, so that it does no
 """
 
 import argparse
-import dataclasses
 import pathlib
 import statistics
 import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-SIZE = "0.76B"
-WORKS = [("text", 1), ("guided", 1), ("text", 16), ("guided", 16)]
 CALLS = 3
 
 
@@ -25,6 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path[:0] = [str(options.tree), str(HERE)]
     import record
+    from settings import WORKS
 
     end = time.monotonic() + options.seconds
     for work, rows in WORKS:
@@ -42,23 +40,22 @@ def measure(tree: pathlib.Path, work: str, rows: int) -> dict[str, float]:
     """Seconds of a call for `rows` prompts, and the same per token or image of a row."""
     import jax
     import numpy as np
-    from settings import PROMPT, TOKENS, sampling
+    from settings import PROMPT, SIZE, TOKENS, sampled
 
     from transfusion.programs import load_experiment
     from transfusion.sampling.decoder import Prompt, generate
     from transfusion.sequence import Segment
     from transfusion.tasks import make_task
 
-    loaded = load_experiment(f"{tree / 'configs' / 'transfusion_paper.py'}:{SIZE}")
-    config = dataclasses.replace(loaded.sampling, **sampling(work))
-    task = make_task(loaded)
+    experiment = sampled(load_experiment(f"{tree / 'configs' / 'transfusion_paper.py'}:{SIZE}"), work)
+    task = make_task(experiment)
     params = jax.jit(task.template.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     prompts = [Prompt((Segment("text", rng.integers(1, 200, PROMPT).astype(np.int32)),), work != "text")] * rows
     found = []
     for call in range(CALLS + 1):
         start = time.perf_counter()
-        written = generate(task, params, prompts, call, config, batch=rows)
+        written = generate(task, params, prompts, call, experiment.sampling, batch=rows)
         found.append(time.perf_counter() - start)
     parts = max(sum(segment.value.size for segment in row) for row in written) if work == "text" else 1
     if work == "text" and parts < TOKENS:

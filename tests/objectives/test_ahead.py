@@ -1,6 +1,7 @@
 """Mean velocities: their targets on fields that are known exactly, and what stays as it is without them."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import tiny
 from closeness import assert_close
 
 from transfusion.errors import UsageError
+from transfusion.initial import InitConfig
 from transfusion.objectives import ObjectivesConfig, ahead, continuous
 from transfusion.objectives.paths import AheadConfig, ContinuousConfig
 from transfusion.sampling.config import SamplerConfig
@@ -19,6 +21,7 @@ from transfusion.sequence import Stream
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.times import AHEAD
 from transfusion.sequence.wordless import without_words
+from transfusion.train import train
 
 RATE = 0.7
 
@@ -191,6 +194,23 @@ def test_the_decoder_draws_like_the_plain_one(objective):
     assert_close(found[0].value, wanted.value, 500)
     euler = generate(learner, params, [prompt], 0, dataclasses.replace(sampler, solver="euler"))[0][0].value
     assert np.abs(euler - found[0].value).max() > 1e-3
+
+
+def test_a_trained_run_goes_on(tmp_path):
+    """The parameters of a run of flow matching are taken, and mean velocities are trained and logged."""
+    before = tiny.experiment(tiny.write_folder(tmp_path / "images"), steps=2)
+    train(before, tmp_path / "before")
+    settings = config(share=0.5, guidance=2.0)
+    after = dataclasses.replace(
+        before,
+        streams=before.streams | {"image": dataclasses.replace(before.streams["image"], objective="shortcut")},
+        objectives=ObjectivesConfig(continuous={"image": settings}),
+        init=InitConfig(path=str(tmp_path / "before")),
+        log_every=1,
+    )
+    train(after, tmp_path / "after")
+    rows = [json.loads(line) for line in (tmp_path / "after" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["image_ahead"]) and row["image_ahead"] > 0 for row in rows)
 
 
 def test_a_run_of_flow_matching_has_no_mean_velocities():

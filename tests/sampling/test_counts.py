@@ -13,7 +13,7 @@ from transfusion.sampling import decoder, memory
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of, generate
 from transfusion.sampling.prompts import Prompt
-from transfusion.sampling.settings import ACCELERATOR
+from transfusion.sampling.settings import MACHINES
 
 CONFIG = SamplerConfig(steps=2, max_tokens=3, guidance=2.0)
 
@@ -75,9 +75,10 @@ def test_prompts_that_stream_through_few_rows_give_what_each_gives_alone(model, 
         assert_same(streamed, alone, operations)
 
 
-def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch):
-    """A scan over the layers, several tokens between two looks at the end, guidance's prompts as rows."""
-    monkeypatch.setattr(decoder, "machine_of", lambda platform: dataclasses.replace(ACCELERATOR, unrolled=0))
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch, platform):
+    """Unrolled layers or a scan, several tokens between two looks at the end, guidance's prompts as rows."""
+    monkeypatch.setattr(decoder, "machine_of", lambda _: MACHINES[platform])
     task = tiny.task()  # another one, because decoders are kept for a task
     for alone, other in zip(one_by_one[:4], generate(task, model[1], PROMPTS[:4], 3, LONG), strict=True):
         assert_same(other, alone, drawing_operations(task, LONG))
@@ -99,3 +100,13 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(model, monke
 
 def test_the_memory_of_this_machine_is_known():
     assert 2**28 < memory.memory_bytes() < 2**60
+
+
+def test_without_an_end_of_documents_every_text_has_the_length_that_is_asked_for():
+    """A benchmark times texts of one length; with the end among 16 ids, none of these would be that long."""
+    spec = dataclasses.replace(tiny.SPECS["transfusion"], eos=-1)
+    task = tiny.task(spec)
+    params = task.template.init(jax.random.key(0))
+    prompts = [Prompt((tiny.words(1, 2),), draw=False)] * 3
+    results = generate(task, params, prompts, 0, SamplerConfig(max_tokens=20, max_images=0))
+    assert [segment.value.size for (segment,) in results] == [20, 20, 20]

@@ -24,7 +24,7 @@ from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
 from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
-from transfusion.sampling.settings import ACCELERATOR
+from transfusion.sampling.settings import Machine, machine_of
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
@@ -75,19 +75,30 @@ def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, topolog
 
 def lowered_step(task: SequenceTask, experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     """The training step of `transfusion.train` for `mesh`, not compiled yet."""
-    shardings = state_shardings(task, experiment, mesh)
     spec = task.batch_spec(experiment.batch_size)
     rows = sharding.batch_shardings(spec, mesh)
-    state = abstract_state(task, experiment, shardings)
+    # Says for which devices the kernels of attention are. No array can be made on devices that are not there, so the
+    # mesh is abstract until the step is lowered.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        shardings = state_shardings(task, experiment, mesh)
+        state = abstract_state(task, experiment, shardings)
     with jax.set_mesh(mesh):
         return jit_step(task, experiment, shardings, rows).lower(state, _placed(spec, rows))
 
 
 def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topology: Topology) -> Cost:
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
+    machine = machine_of("tpu" if topology.is_tpu else "gpu")
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
+    return _cost(lowered_sampler(task, experiment, mesh, machine, rows), mesh, topology)
+
+
+def lowered_sampler(
+    task: SequenceTask, experiment: Experiment, mesh: Mesh, machine: Machine, rows: int
+) -> jax.stages.Lowered:
+    """One call of the decoder for `rows` text prompts on `machine`, not compiled yet."""
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
-    made = dataclasses.replace(made, machine=ACCELERATOR)
+    made = dataclasses.replace(made, machine=machine)
     text = Segment("text", np.zeros(PROMPT, np.int32))
     prompts = [Prompt((text,), draw=made.way is not None)] * rows
     given = prefill_of(prompts, task.spec, made.drawable)
@@ -96,8 +107,7 @@ def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topo
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
     with jax.set_mesh(mesh):
-        lowered = made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
-    return _cost(lowered, mesh, topology)
+        return made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -147,7 +147,9 @@ class Fit:
     length: int
 
 
-def fit_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False) -> Fit:
+def fit_of(
+    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False, begin: bool = True
+) -> Fit:
     """Finds the shape that prompts fit; lengths are rounded up to powers of two, to compile seldom.
 
     Raises:
@@ -156,7 +158,7 @@ def fit_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None
     most: dict[str, tuple[int, int]] = {}  # of each stream: tokens and items
     length = 0
     for prompt in {id(prompt): prompt for prompt in prompts}.values():  # one may be asked for many times
-        part = expand_prompt(prompt.segments, spec, drawn, prompt.draw and not think)
+        part = expand_prompt(prompt.segments, spec, drawn, prompt.draw and not think, begin)
         length = max(length, part.length)
         for name, tokens in part.cost.items():
             before = most.get(name, (0, 0))
@@ -172,20 +174,26 @@ def fit_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None
 
 
 def prefill_of(
-    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False, fit: Fit | None = None
+    prompts: Sequence[Prompt],
+    spec: SequenceSpec,
+    drawn: Drawable | None,
+    think: bool = False,
+    fit: Fit | None = None,
+    begin: bool = True,
 ) -> Prefill:
     """Lays prompts out as one padded batch, in the shape `fit` or in that which they fit themselves.
 
-    With `think` those that draw write first.
+    With `think` those that draw write first. Without `begin` they do not begin a document, but go on with one.
 
     Raises:
       UsageError: if an image does not fit its stream or the model reads none, or a prompt ends where no text can
         follow.
     """
-    fit = fit or fit_of(prompts, spec, drawn, think)
+    fit = fit or fit_of(prompts, spec, drawn, think, begin)
     thinks = np.array([prompt.draw and think for prompt in prompts])
     draw = np.array([prompt.draw and not think for prompt in prompts])
-    expanded = [expand_prompt(p.segments, spec, drawn, at_once) for p, at_once in zip(prompts, draw, strict=True)]
+    pairs = zip(prompts, draw, strict=True)
+    expanded = [expand_prompt(prompt.segments, spec, drawn, at_once, begin) for prompt, at_once in pairs]
     batch = assemble([[part] for part in expanded], fit.spec)
     inputs = {}
     for name in fit.names:
@@ -221,7 +229,9 @@ def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
     return Asked(label, pooled)
 
 
-def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool) -> Expanded:
+def expand_prompt(
+    segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool, begin: bool = True
+) -> Expanded:
     """Expands a prompt's segments into tokens, followed by the opener if it is an ordinary token and an item follows.
 
     Raises:
@@ -234,7 +244,7 @@ def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None
         raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
     if draw and drawn.opener_is_text:
         segments = (*segments, Segment(TEXT, np.array([drawn.opener], np.int32)))
-    part = expand(segments, spec, end=False)
+    part = expand(segments, spec, begin=begin, end=False)
     if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
         raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
     return part

@@ -153,7 +153,7 @@ class Request:
 
         if not others:
             return partial(after, first)
-        if not self.machine.together:
+        if len(first.rows) > self.machine.together:
             return one_by_one
         joined = self.joined
         return all_at_once

@@ -48,7 +48,8 @@ class ConnectorConfig:
 @dataclasses.dataclass(frozen=True)
 class Released:
     """What only released weights need of a stream. The importers set it (`transfusion.interop`), and configs that have
-    the exact sizes of a release; it has no effect where it is not set.
+    the exact sizes of a release; it has no effect where it is not set. A slower `time.scale` also suits 'mean_flow',
+    which differentiates the model by its times.
 
     Attributes:
       time: how a noise level becomes a vector.
