@@ -141,7 +141,7 @@ def compiled_step(size: str, rows: int, backend: str, text: int = 2048):
     experiment = load_experiment(f"{CONFIGS / 'transfusion_paper.py'}:{size}")
     streams = experiment.streams | {"text": dataclasses.replace(experiment.streams["text"], budget=text)}
     experiment = dataclasses.replace(experiment, streams=streams)
-    model = dataclasses.replace(experiment.model, attention=backend)
+    model = dataclasses.replace(experiment.model, attention=backend, remat="full")
     mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=1)
     experiment = dataclasses.replace(experiment, model=model, mesh=mesh, batch_size=rows)
     on = make_mesh(mesh, gpus.gpu_devices(parse_topology("h100:1")))
