@@ -69,7 +69,7 @@ def get_config(form: str = ""):
         continuous = {"image": ContinuousConfig(ahead=AheadConfig(share=0.5, levels=4, guidance=2.0))}
         experiment = dataclasses.replace(
             experiment,
-            steps=500 if form == "mean_flow" else 400,
+            steps=400,
             init=InitConfig("runs/digits", fresh=fresh.get(form, "")),
             optim=dataclasses.replace(experiment.optim, learning_rate=1e-3, warmup=50),
             streams=experiment.streams | {"image": stream},
