@@ -15,7 +15,7 @@ NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation seque
 CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
   running/test_metrics.py running/test_guard.py test_storage.py test_house.py)
 
-.PHONY: demo test check portable soak lint install clean
+.PHONY: demo test check portable soak gates lint install clean
 
 install: $(VENV)/installed
 
@@ -46,11 +46,21 @@ portable-%: install
 	XLA_FLAGS=--xla_cpu_max_isa=$* $(RUN) pytest $(NUMERIC)
 
 soak: install
-	$(RUN) pytest -m soak -n 0
+	$(RUN) pytest -m 'soak and not gates' -n 0
+
+# What compiled programs for GPUs must be like. The compiler for GPUs stays out of the environment of the other tests.
+gates: $(VENV)-gpu/installed
+	$(VENV)-gpu/bin/python -m pytest -m gates -n 0 tests/planning
+
+$(VENV)-gpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plan-gpu]'
+	touch $@
 
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs .jax_cache
+	rm -rf $(VENV) $(VENV)-gpu runs .jax_cache

@@ -58,9 +58,10 @@ def main() -> None:
     task = SequenceTask(config.model, of, config.objectives)
     on = shapes.sharding_of(config, 8)
     mesh = sharding.make_mesh(on.of(config).mesh)
-    step = compiled.compile_step(task, config, mesh, 4)
+    two = parse_topology("v5e:2x2", 2)
+    step = compiled.compile_step(task, config, mesh, two)
     guess = shapes.estimate(task, config, on, parse_topology("v5e:2x4"))
-    sampler = compiled.compile_sampler(task, config, mesh, 4)
+    sampler = compiled.compile_sampler(task, config, mesh, two)
     costs = [dataclasses.asdict(cost) for cost in (step, guess, sampler)]
     json.dump(costs + [[part(8), part(64)] for part in (sent_by_a_tower, sent_by_a_decoder)], sys.stdout)
 

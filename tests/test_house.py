@@ -21,6 +21,7 @@ FLOORS = (
     ("__init__", "errors"),
     ("storage", "sharding"),
     ("sequence", "running"),
+    ("kernels",),
     ("model", "objectives"),
     ("codecs", "optim", "initial"),
     ("learner", "data"),
@@ -40,6 +41,7 @@ NEVER = {
     "data": {"model", "objectives", "learner", "sampling", "running", "config", "tasks"},
     "running": {"sequence", "model", "objectives", "codecs", "learner", "sampling", "data", "config", "tasks"},
     "model": {"running", "data"},
+    "kernels": {"running", "data"},
     "sampling": {"running", "data"},
 }
 MOST_CONDITIONS = 40
@@ -53,7 +55,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
         1,
         "where an opener stands; what is dropped; whose item modulates; legal rows",
     ),
-    "transfusion.sequence.masks": (1, 0, "which streams nobody else sees"),
+    "transfusion.sequence.pairs": (1, 0, "which streams nobody else sees"),
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
@@ -90,8 +92,8 @@ def house() -> House:
 def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
-        ["api", "codecs", "config", "data", "evaluation", "interop", "model", "objectives", "planning", "running"]
-        + ["sampling", "sequence", "training", "workdir"]
+        ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
+        + ["running", "sampling", "sequence", "training", "workdir"]
     )
 
 

@@ -16,6 +16,8 @@ from transfusion.config import to_json
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluation.sweep_table import sweep_table
+from transfusion.running.metrics import FLOPS_PER_STEP
+from transfusion.tasks import flops_of_data, make_task
 
 SWEEP = """
 import dataclasses, sys
@@ -112,6 +114,19 @@ def test_more_steps_continue_and_other_settings_do_not(member, processes):
     other = dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, seed=1))
     assert "holds a run with another 'seed'" in sweep.run_member(other)["error"]
     assert started == ["train", "evaluate"] * 2
+
+
+def test_flops_are_what_the_run_counted_or_of_an_earlier_version_what_its_data_say(tmp_path, processes):
+    experiment = tiny.experiment(tiny.write_folder(tmp_path / "images", 6), steps=10)
+    member = sweep.Member("small", experiment, tmp_path / "small")
+    row = sweep.run_member(member)  # its rows of metrics have no count
+    assert row["training_flops"] == flops_of_data(make_task(experiment), experiment) * experiment.batch_size * 10 > 0
+    rows = [{"step": 4, FLOPS_PER_STEP: 3.0}, {"step": 10, FLOPS_PER_STEP: 2.0}]
+    (member.workdir / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert sweep.run_member(member)["training_flops"] == 4 * 3.0 + 6 * 2.0
+    away = dataclasses.replace(member, experiment=tiny.experiment("nowhere", steps=10), workdir=tmp_path / "away")
+    row = sweep.run_member(away)
+    assert row["training_flops"] is None and "| not counted |" in sweep_table([row])
 
 
 def test_the_table_shows_intervals_and_reasons():

@@ -18,9 +18,9 @@ from transfusion.errors import UsageError
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.running.jax_setup import set_up_jax
-from transfusion.running.metrics import read_metrics
+from transfusion.running.metrics import FLOPS_PER_STEP, read_metrics, training_flops
 from transfusion.running.restore import restore_params
-from transfusion.tasks import make_task
+from transfusion.tasks import flops_of_data, make_task
 from transfusion.training import step as step_lib
 from transfusion.workdir import json_file, portable
 from transfusion.workdir.config_file import read_experiment
@@ -84,6 +84,7 @@ def test_a_workdir_holds_what_others_rely_on(run):
         assert row["skipped_updates"] == row["bad_records"] == 0
         assert 0 < row["packing_all"] <= 1
     assert rows[-1]["tokens_per_second"] > 0
+    assert "model_flops_utilisation" not in rows[-1]  # nobody knows the peak of a CPU
     assert {row["step"]: row.get("held_out_loss") is not None for row in rows} == {
         3: False, 5: True, 6: False, 9: False, 10: True,
     }  # fmt: skip
@@ -99,6 +100,20 @@ def test_the_mean_loss_of_a_row_is_over_its_steps(run):
     for row in read_metrics(run[1] / "metrics.jsonl"):
         # Roughly, as each mean is over what its steps hold.
         assert row["loss"] == pytest.approx(row["text_loss"] + 5 * row["image_loss"], rel=0.2)
+
+
+def test_the_flops_of_a_row_are_those_of_its_batches(run):
+    experiment, workdir = run
+    task, rows = make_task(experiment), read_metrics(workdir / "metrics.jsonl")
+    with task.open_data(experiment) as data:
+        steps = [task.flops(next(data)).sum() for _ in range(10)]
+    first, second = (row[FLOPS_PER_STEP] for row in rows[:2])
+    assert first == pytest.approx(np.mean(steps[:3]), rel=1e-12) and second == pytest.approx(np.mean(steps[3:5]))
+    assert training_flops(rows) == pytest.approx(sum(steps), rel=1e-12)
+    assert len(set(steps)) > 1  # or the mean would prove nothing
+    # What a plan says before is the mean over the first rows of the same data.
+    assert flops_of_data(task, experiment, rows=8) * 4 == pytest.approx(np.mean(steps[:2]), rel=1e-12)
+    assert training_flops([{"step": 3, "loss": 1.0}]) is None  # of a version that did not count
 
 
 def test_a_finished_run_does_nothing_more(run):

@@ -4,11 +4,13 @@ Sampling, planning and evaluation take a `Learner`; `transfusion.tasks` adds the
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transfusion.errors import UsageError, check
 from transfusion.model.config import TransformerConfig
@@ -20,7 +22,8 @@ from transfusion.objectives import OBJECTIVES, Objective, ObjectivesConfig, Sums
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.batch import Batch, batch_spec
 from transfusion.sequence.fakes import fake_batch
-from transfusion.sequence.masks import visible_pairs
+from transfusion.sequence.pairs import allowed_pairs, pairs_of_one_document
+from transfusion.sequence.stream import Stream
 from transfusion.sequence.text import BYTES, Tokenizer
 from transfusion.sequence.wordless import without_words
 
@@ -150,11 +153,35 @@ class Learner:
         """The number of token slots in one step, padding included."""
         return rows * sum(stream.budget for stream in self.spec.streams.values())
 
-    def flops(self, rows: int) -> float:
-        """Counts the model FLOPs of one training step, without recomputation (PaLM, appendix B).
+    def flops(self, batch: Batch) -> np.ndarray:
+        """Counts the model FLOPs of one training step on each packed row, without recomputation (PaLM, appendix B).
 
-        They are 6 per weight that a token passes, and 12 D per layer and pair of tokens of which one sees the other
-        (see `masks.visible_pairs`)."""
+        They are 6 per weight and token slot that passes it, padding included, and 12 D per layer and pair of tokens of
+        this very batch of which one sees the other (see `pairs.allowed_pairs`).
+
+        Args:
+          batch: numpy arrays.
+
+        Returns:
+          float64 [B].
+        """
+        return self._flops(lambda *streams: allowed_pairs(batch, self.spec, *streams))
+
+    def flops_of_one_document(self) -> float:
+        """The model FLOPs of a row that is one full document: more than packed rows need (see `pairs`)."""
+        return self._flops(lambda *streams: pairs_of_one_document(self.spec, *streams))
+
+    def _flops(self, pairs: Callable[..., Any]) -> Any:
+        """The FLOPs of a row, or of several, for which `pairs(queries, keys, causal)` counts a trunk's pairs."""
+        total = self._weight_flops
+        for config in (self.model, *(stage.trunk for stage in self.model.stages.values())):
+            inside, changed = self._streams_of(config)
+            total = total + 12.0 * config.layers * config.heads * config.size * pairs(changed, inside, config.causal)
+        return total
+
+    @functools.cached_property
+    def _weight_flops(self) -> float:
+        """The FLOPs of a row's products with weights, which its content does not change."""
         shapes, total = self.template.shapes, 0.0
         for name, stream in self.spec.streams.items():
             parts = shapes["parts"][stream.parts or name]
@@ -163,12 +190,10 @@ class Learner:
             total += 6.0 * stream.budget * sum(map(parameter_count, (head, embed)))
         trunks = [(self.model, shapes["trunk"])]
         trunks += [(stage.trunk, shapes["stages"][name]) for name, stage in self.model.stages.items()]
-        return rows * (total + sum(self._trunk_flops(*trunk) for trunk in trunks))
+        return total + sum(self._trunk_weight_flops(*trunk) for trunk in trunks)
 
-    def _trunk_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
-        """Counts the FLOPs of one trunk for one row."""
-        inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
-        changed = {name: stream for name, stream in inside.items() if name not in config.cross}
+    def _trunk_weight_flops(self, config: TransformerConfig, shapes: dict[str, Any]) -> float:
+        inside, changed = self._streams_of(config)
         blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0
         for name, stream in changed.items():
             total += 6.0 * stream.budget * parameter_count(blocks[first] | blocks.get(stream.expert, {}))
@@ -177,5 +202,9 @@ class Learner:
         context = sum(inside[name].budget for name in config.cross)
         for name, weight in shapes.get("cross", {}).items():  # keys and values are the context's, the rest the tokens'
             total += 6.0 * (context if name[0] in "kv" else length) * parameter_count(weight)
-        pairs = visible_pairs(self.spec, changed, inside, config.causal)
-        return total + 12.0 * config.layers * pairs * config.heads * config.size
+        return total
+
+    def _streams_of(self, config: TransformerConfig) -> tuple[dict[str, Stream], dict[str, Stream]]:
+        """The streams whose tokens a trunk reads, and those of them that it changes."""
+        inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
+        return inside, {name: stream for name, stream in inside.items() if name not in config.cross}

@@ -3,9 +3,9 @@
   python -m transfusion.plan --config configs/transfusion_paper.py:7B --topology v5p:8x8x8
   python -m transfusion.plan --config configs/bagel.py:7b --topology v5e:16x16,v6e:16x16 --table --json plan.json
 
-The training step is the one that `transfusion.train` runs. For a TPU it is compiled, where libtpu is installed;
-otherwise everything is estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator
-is needed.
+The training step is the one that `transfusion.train` runs. It is compiled for the devices, where the compiler is
+installed (`pip install 'transfusion[tpu]'`, and `'transfusion[plan-gpu]'` for NVIDIA's GPUs); otherwise everything is
+estimated from shapes. The report says which of the two it was. Nothing runs, and no accelerator is needed.
 """
 
 import dataclasses
@@ -22,11 +22,14 @@ from transfusion import programs, storage
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning import compiled, shapes
+from transfusion.planning.assembly import KernelUse, uses_text
 from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import GIB, Topology, parse_topology
 from transfusion.sharding import AXES, make_mesh
-from transfusion.tasks import SequenceTask, make_task
+from transfusion.tasks import SequenceTask, flops_of_data, make_task
+
+COUNTED_ROWS = 16  # of the data, for the FLOPs of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,9 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
     if not isinstance(task, SequenceTask):
         raise UsageError("task: plans are for sequences, not for an 'autoencoder'")
     on = shapes.sharding_of(experiment, topology.devices, topology.slices)
+    row_flops, counted_on = flops_of_row(task, experiment)
     missing = compiled.can_compile(topology) if compilation.compile else "as asked"
-    devices = [] if missing else compiled.tpu_devices(topology)
+    devices = [] if missing else compiled.devices_of(topology)
 
     def cost_of(on: Sharding, scale: float = 1.0) -> Cost:
         guess = shapes.estimate(task, experiment, on, topology, scale)
@@ -63,31 +67,48 @@ def plan(experiment: Experiment, topology: Topology, compilation: Compilation) -
             return guess
         changed = on.of(experiment)
         mesh = make_mesh(changed.mesh, devices)
-        return compiled.with_estimate(compiled.compile_step(task, changed, mesh, topology.per_slice), guess)
+        return compiled.with_estimate(compiled.compile_step(task, changed, mesh, topology), guess)
 
     cost = cost_of(on)
     result = {"topology": topology.name, "devices": topology.devices, "not_compiled_because": missing}
-    result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1)}
-    result |= {"state": shapes.state_bytes(task, experiment, on), "step": _described(task, on, cost, topology)}
+    result |= {"chip_memory": topology.spec.memory, "tokens_per_row": task.tokens(1), "flops_counted_on": counted_on}
+    result |= {
+        "state": shapes.state_bytes(task, experiment, on),
+        "step": _described(task, on, cost, topology, row_flops),
+    }
     if compilation.sampler and not missing:
         mesh = make_mesh(on.of(experiment).mesh, devices)
-        sampler = compiled.compile_sampler(task, experiment, mesh, topology.per_slice)
+        sampler = compiled.compile_sampler(task, experiment, mesh, topology)
         result["sampler"] = _memory(sampler) | _collectives(sampler)
     # The estimate is taken to be as far off for other programs as it was for this one.
     scale = cost.temporaries / shapes.estimate(task, experiment, on, topology).temporaries
     larger = shapes.largest_batch(task, experiment, on, topology, scale)
     result["largest_batch"] = larger.batch if larger else 0
-    found = shapes.search(task, experiment, topology, scale)
+    found = shapes.search(task, experiment, topology, row_flops, scale)
     if found:
         best, guess, _ = found[0]
         again = cost if best == on else cost_of(best, scale) if compilation.confirm else guess
         most = shapes.largest_batch(task, experiment, best, topology, scale)
-        result["suggestion"] = _described(task, best, again, topology) | {"largest_batch": most.batch if most else 0}
+        described = _described(task, best, again, topology, row_flops)
+        result["suggestion"] = described | {"largest_batch": most.batch if most else 0}
     return result
 
 
-def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology) -> dict[str, Any]:
-    flops = task.flops(on.batch)
+def flops_of_row(task: SequenceTask, experiment: Experiment) -> tuple[float, str]:
+    """The model FLOPs of a row, and in words on which rows they were counted.
+
+    Attention costs what the documents of a row let their tokens see, so only the data can tell. Without them each row
+    is taken as one document, which is more than packed rows need.
+    """
+    try:
+        return flops_of_data(task, experiment, COUNTED_ROWS), f"the first {COUNTED_ROWS} packed rows of the data"
+    except UsageError as error:
+        counted_on = f"rows of one document each, an upper bound, for the data cannot be read: {error}"
+        return task.flops_of_one_document(), counted_on
+
+
+def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology, row_flops: float) -> dict[str, Any]:
+    flops = row_flops * on.batch
     least = bounds(cost, flops, task.model.remat, topology)
     ideal = flops / topology.devices / topology.spec.flops
     times = dataclasses.asdict(least) | {"step": least.step, "by": least.by, "utilisation": ideal / least.step}
@@ -96,7 +117,8 @@ def _described(task: SequenceTask, on: Sharding, cost: Cost, topology: Topology)
 
 def _memory(cost: Cost) -> dict[str, Any]:
     names = ("how", "arguments", "temporaries", "peak", "fits")
-    return {name: getattr(cost, name) for name in names} | {"compile_seconds": round(cost.seconds, 1)}
+    result = {name: getattr(cost, name) for name in names} | {"compile_seconds": round(cost.seconds, 1)}
+    return result | {"kernels": [dataclasses.asdict(kernel) for kernel in cost.kernels]}
 
 
 def _collectives(cost: Cost) -> dict[str, Any]:
@@ -123,6 +145,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
     lines += ["training step, " + _sharding(result["step"], result["tokens_per_row"])]
     lines += [f"  state        parameters {state['parameters']}, optimizer and average {state['optimizer']} per device"]
     lines += _step_lines(result["step"], memory)
+    lines.append(f"               FLOPs counted on {result['flops_counted_on']}")
     if sampler := result.get("sampler"):
         lines += ["sampler, one prompt per device of slice, data and fsdp", *_memory_lines(sampler, memory)]
         loops = sampler["loops_of_unknown_length"]
@@ -163,7 +186,9 @@ def _step_lines(part: Mapping[str, Any], memory: float) -> list[str]:
 def _memory_lines(part: Mapping[str, Any], memory: float) -> list[str]:
     how = f"compiled in {part['compile_seconds']} s" if part["how"] == "compiled" else "from shapes"
     sizes = ", ".join(f"{name} {part[name] / GIB:.2f}" for name in ("arguments", "temporaries", "peak"))
-    return [f"  memory       {sizes} of {memory:.0f} GiB: {'fits' if part['fits'] else 'DOES NOT FIT'} ({how})"]
+    lines = [f"  memory       {sizes} of {memory:.0f} GiB: {'fits' if part['fits'] else 'DOES NOT FIT'} ({how})"]
+    kernels = uses_text([KernelUse(**kernel) for kernel in part["kernels"]])
+    return lines + [f"  {'kernels' if not i else '':<13}{line}" for i, line in enumerate(kernels)]
 
 
 def _collective_lines(part: Mapping[str, Any]) -> list[str]:
@@ -193,7 +218,8 @@ def plan_table(results: Sequence[Mapping[str, Any]]) -> str:
             step["how"] + ("" if step["fits"] else ", does not fit"),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    counted = dict.fromkeys(result["flops_counted_on"] for result in results)
+    return "\n".join([*lines, "", *(f"Model FLOPs are counted on {rows}." for rows in counted)])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -31,8 +31,8 @@ from transfusion.errors import UsageError, nearest
 from transfusion.evaluation.results import read_evaluation
 from transfusion.evaluation.sweep_table import SCORES_OF_TASK, sweep_table
 from transfusion.model.unified import parameter_count
-from transfusion.running.metrics import read_metrics
-from transfusion.tasks import make_task
+from transfusion.running.metrics import read_metrics, training_flops
+from transfusion.tasks import flops_of_data, make_task
 from transfusion.workdir import json_file
 from transfusion.workdir.changes import Change, differences
 from transfusion.workdir.config_file import read_experiment
@@ -54,11 +54,6 @@ class Member:
     @property
     def parameters(self) -> int:
         return parameter_count(make_task(self.experiment).template.shapes)
-
-    @property
-    def flops(self) -> float:
-        """Model FLOPs of the whole training."""
-        return make_task(self.experiment).flops(self.experiment.batch_size) * self.experiment.steps
 
 
 def read_sweep(path: str, workdir: str | os.PathLike, fields: Mapping[str, Any]) -> list[Member]:
@@ -171,13 +166,28 @@ def member_row(member: Member, seconds: float, reason: str | None = None) -> dic
         "name": member.name,
         "parameters": member.parameters,
         "steps": last.get("step", 0),
-        "training_flops": member.flops,
+        "training_flops": _training_flops(member, logged),
         "seconds": round(seconds, 1),
         "loss": last.get("loss"),
         "held_out_loss": last.get("held_out_loss"),
         **{name: evaluation.get(name) for name in SCORES_OF_TASK[member.experiment.task]},
         "error": reason,
     }
+
+
+def _training_flops(member: Member, logged: Sequence[Mapping[str, Any]]) -> float | None:
+    """The model FLOPs of the steps so far, as the run has counted them on its own rows.
+
+    If a run of an earlier version has not, the first rows of its data tell; None if those cannot be read.
+    """
+    counted, experiment = training_flops(logged), member.experiment
+    if counted is not None:
+        return counted
+    try:
+        return flops_of_data(make_task(experiment), experiment) * experiment.batch_size * logged[-1]["step"]
+    except UsageError as error:
+        logging.warning("%s: its FLOPs are not counted: %s", member.name, error)
+        return None
 
 
 def _another_run(member: Member) -> str | None:

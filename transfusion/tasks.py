@@ -12,7 +12,8 @@ training needs. It has
   after_step(old, new, statistics): the trained parameters `new`, which the optimizer made of `old`, after the changes
     that come from statistics of the whole batch and not from a gradient
   activations(rows): logical axes and shapes of the arrays that are split over devices, by the field of the config
-  tokens(rows), flops(rows): the tokens and the FLOPs of one step
+  tokens(rows): the tokens of one step, padding included
+  flops(batch): the FLOPs of one step on each row of this very batch
   open_data(experiment, rows), held_out(experiment): batches of numpy arrays
   start(experiment, given): the parameters to start from, by path, with those that are measured on the data
 Gradients of parts of a batch (microbatches, devices) add up to the gradient of the whole.
@@ -119,6 +120,19 @@ class AutoencoderTask(CodecLearner):
 
 
 Task = SequenceTask | AutoencoderTask
+
+
+def flops_of_data(task: Task, experiment: Experiment, rows: int = 16) -> float:
+    """The model FLOPs of a row, as the mean over the first `rows` rows that the training reads.
+
+    Raises:
+      UsageError: if the data are not there, or cannot be used.
+    """
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, prefetch=0))
+    lanes = min(rows, experiment.batch_size)
+    with task.open_data(experiment, range(lanes)) as data:
+        counts = [task.flops(batch) for batch in itertools.islice(data, -(-rows // lanes))]
+    return float(np.mean(np.concatenate(counts)[:rows]))
 
 
 def make_task(experiment: Experiment) -> Task:

@@ -68,7 +68,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment) as log,
+        RunLog(workdir, task, experiment, mine) as log,
     ):
         saver = Saver(checkpoints, data, watch, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
@@ -79,7 +79,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
-                batch = place(next(data), rows, mine, experiment.batch_size)
+                batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
             state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))

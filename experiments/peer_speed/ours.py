@@ -91,7 +91,8 @@ def train_step(size: work.Size, dtype: str, settings: dict[str, object]) -> Call
 def sampling_step(size: work.Size, dtype: str, config: SamplerConfig) -> Callable[[], None]:
     """One continuation of the prompt: an image if the config has one, else text."""
     setup = experiment(size, dtype, work.IMAGE_SIDE, {})
-    task = SequenceTask(setup.model, setup.spec, setup.objectives)
+    # Without an end of documents the model cannot choose it, so that every text has the length that is asked for.
+    task = SequenceTask(setup.model, dataclasses.replace(setup.spec, eos=-1), setup.objectives)
     params = jax.jit(task.template.init)(jax.random.key(0))
     prompt = Prompt((Segment("text", work.prompt()),), draw=config.max_images > 0)
     wanted = config.max_tokens or work.IMAGE_SIDE**2 * work.CHANNELS

@@ -9,7 +9,7 @@ from closeness import assert_close, trunk_operations
 
 from transfusion.errors import UsageError
 from transfusion.objectives import ObjectivesConfig
-from transfusion.objectives.next_token import NextTokenConfig, cross_entropy
+from transfusion.objectives.next_token import NextTokenConfig, chunk_of, cross_entropy
 
 # In sequence: a sum over a width of 8, exp, a sum over 24 words, log.
 OPERATIONS = 8 + 24 + 16
@@ -54,8 +54,21 @@ def test_no_array_of_all_logits_exists_in_chunks():
 def test_chunks_must_divide_the_vocabulary():
     with pytest.raises(UsageError, match="next_token.chunk 7 does not divide the vocabulary 24"):
         cross_entropy(*example(), 7)
-    with pytest.raises(UsageError, match="must not be negative"):
-        NextTokenConfig(chunk=-1)
+    with pytest.raises(UsageError, match="must be at least -1"):
+        NextTokenConfig(chunk=-2)
+
+
+def test_large_vocabularies_are_computed_in_chunks_by_default():
+    # A byte vocabulary, Llama's, Qwen2.5's padded, Llama 3's, and 2 * 19,997, which only divides into too many.
+    sizes = {264: 0, 32_768: 0, 152_064: 13_824, 128_256: 16_032, 2 * 19_997: 0}
+    assert {size: chunk_of(size, NextTokenConfig().chunk) for size in sizes} == sizes
+    assert chunk_of(152_064, 0) == 0 and chunk_of(264, 33) == 33
+    stream = tiny.text_stream(vocabulary=33_024)
+    task = tiny.task(tiny.spec({"text": stream, "image": tiny.image_stream()}))
+    shapes, batch = task.template.shapes, task.batch_spec(1)
+    draws = jax.eval_shape(task.draw, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    text = jax.jit(lambda *of: task.loss(*of)[0]).lower(shapes, batch, draws, task.totals(task.fake_batch(1))).as_text()
+    assert "24x11008xf32" in text and "24x33024xf32" not in text
 
 
 def test_z_loss_is_added_to_the_loss_and_not_to_the_logged_likelihood():

@@ -15,7 +15,8 @@ from transfusion.planning import shapes
 from transfusion.planning.cost import bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import CHIPS, parse_topology
-from transfusion.sequence.masks import metadata, see, visible_pairs
+from transfusion.sequence.masks import metadata, see
+from transfusion.sequence.pairs import pairs_of_one_document
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sharding import MeshConfig, batch_shardings
 from transfusion.tasks import SequenceTask
@@ -63,7 +64,8 @@ def test_parameters_and_optimizer_fall_as_one_over_the_devices():
 
 def test_the_search_takes_what_fits_and_more_microbatches_only_where_it_must():
     task, config = large()
-    found = {name: shapes.search(task, config, parse_topology(name)) for name in ("v5p:8x8x8", "v5e:16x16", "a100:64")}
+    names, row_flops = ("v5p:8x8x8", "v5e:16x16", "a100:64"), task.flops_of_one_document()
+    found = {name: shapes.search(task, config, parse_topology(name), row_flops) for name in names}
     assert all(found.values())
     for name, options in found.items():
         topology = parse_topology(name)
@@ -71,7 +73,7 @@ def test_the_search_takes_what_fits_and_more_microbatches_only_where_it_must():
         assert seconds == sorted(seconds)
         on, cost, least = options[0]
         assert cost.fits and on.data * on.fsdp * on.tensor == topology.devices and on.batch == 512
-        assert least == bounds(cost, task.flops(512), "full", topology)
+        assert least == bounds(cost, 512 * row_flops, "full", topology)
     assert found["v5p:8x8x8"][0][0].accumulate == 1 < found["a100:64"][0][0].accumulate
     # On GPUs what stays among eight neighbours is cheap: the network is not asked for every layer's weights.
     assert found["a100:64"][0][1].program.bytes_sent(far=True) < found["a100:64"][-1][1].program.bytes_sent(far=True)
@@ -106,7 +108,7 @@ def test_topologies_have_names():
 
 
 @pytest.mark.parametrize("name", ["transfusion", "bagel"])
-def test_visible_pairs_are_those_of_a_full_row(name):
+def test_pairs_of_one_document_are_those_of_a_full_row(name):
     base, rng, count = tiny.SPECS[name], np.random.default_rng(0), 20
     # Images of 64 tokens, each with its text, in one document. BOI and EOI are text too: few beside so many patches.
     larger = {
@@ -119,5 +121,5 @@ def test_visible_pairs_are_those_of_a_full_row(name):
     spec = dataclasses.replace(base, streams=streams)
     tokens = metadata(assemble([[row]], spec), spec)
     want = int(see(tokens, tokens, spec.visibility).sum())
-    assert visible_pairs(spec, streams, streams) == pytest.approx(want, rel=0.06)
-    assert visible_pairs(spec, streams, streams) < 0.6 * sum(row.cost.values()) ** 2
+    assert pairs_of_one_document(spec, streams, streams) == pytest.approx(want, rel=0.06)
+    assert pairs_of_one_document(spec, streams, streams) < 0.6 * sum(row.cost.values()) ** 2

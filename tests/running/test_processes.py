@@ -20,7 +20,7 @@ from transfusion.errors import UsageError
 from transfusion.running import agreement, distributed
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.jax_setup import set_up_jax
-from transfusion.running.metrics import read_metrics
+from transfusion.running.metrics import FLOPS_PER_STEP, read_metrics
 from transfusion.running.roll_call import roll_call
 from transfusion.train import train
 
@@ -74,6 +74,7 @@ def test_a_run_goes_on_with_other_processes_and_the_losses_of_one_device(names, 
                 np.array(values[1]), np.array(values[0]), 6 * trunk_operations(whole[name].model, 128), note=key
             )
         assert len(set(row["loss"] for row in one)) == 6
+        assert [row[FLOPS_PER_STEP] for row in many] == pytest.approx([row[FLOPS_PER_STEP] for row in one], rel=1e-12)
 
 
 # --- the start --------------------------------------------------------------------------------------------------------

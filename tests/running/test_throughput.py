@@ -1,4 +1,4 @@
-"""Speed: pauses and compilation do not count; the peak is known or measured, and says which."""
+"""Speed: pauses and compilation do not count; the peak is that of a data sheet, or unknown."""
 
 import types
 
@@ -64,21 +64,13 @@ def device(kind, platform="tpu"):
     ],
 )
 def test_peak_of_known_accelerators(kind, flops):
-    peak = peak_flops([device(kind)] * 4)
-    assert peak.flops == 4 * flops and peak.source.startswith("data sheet: 4 x ")
+    assert peak_flops([device(kind)] * 4) == 4 * flops
 
 
-def test_peak_of_an_unknown_accelerator_is_unknown():
-    peak = peak_flops([device("TPU v99")])
-    assert peak.flops is None and peak.source == "unknown device 'TPU v99'"
-    assert model_flops_utilisation(1e12, 1.0, peak.flops) is None
-
-
-def test_peak_of_a_cpu_is_measured_once_per_host():
-    peak = peak_flops(jax.devices("cpu"))
-    assert 1e8 < peak.flops < 1e14 and peak.source.startswith("measured: float32 GEMM on ")
-    twice = peak_flops(jax.devices("cpu") * 8)  # virtual devices do not make the host faster
-    assert twice.flops < 4 * peak.flops
+def test_a_cpu_and_an_unknown_accelerator_have_no_peak():
+    assert peak_flops([device("TPU v99")]) is None
+    assert peak_flops(jax.devices("cpu")) is None
+    assert model_flops_utilisation(1e12, 1.0, None) is None
 
 
 def test_model_flops_utilisation():

@@ -122,9 +122,9 @@ def test_equals_the_plain_decoder_in_any_batch(trained):
 def test_what_guidance_compares_with(bagel):
     task, _ = bagel
     how = (task.spec, drawable_of(task.spec))
-    assert conditions_of(PROMPTS[:1], *how, CONFIG, False).without_images is None
-    assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0), False) is None
-    conditions = conditions_of(PROMPTS[:3], *how, CONFIG, True)
+    assert conditions_of(PROMPTS[:1], *how, CONFIG).without_images is None
+    assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0)) is None
+    conditions = conditions_of(PROMPTS[:3], *how, CONFIG)
     assert conditions.images.tolist() == [False, True, True]
     images, texts = conditions.without_text.inputs, conditions.without_images.inputs
     assert set(images) == {TEXT, "clean", "semantic"} and set(texts) == {TEXT}

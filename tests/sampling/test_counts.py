@@ -1,15 +1,19 @@
-"""Numbers of prompts: one compilation serves all up to a power of two, and what fills the batch up changes nothing."""
+"""Numbers of prompts and rows: one compilation serves many, and what a prompt gives depends on neither."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from closeness import assert_same, drawing_operations
 
 from transfusion.errors import UsageError
-from transfusion.sampling import memory
+from transfusion.sampling import decoder, memory
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of, generate
 from transfusion.sampling.prompts import Prompt
+from transfusion.sampling.settings import MACHINES
 
 CONFIG = SamplerConfig(steps=2, max_tokens=3, guidance=2.0)
 
@@ -46,12 +50,38 @@ def test_counts_up_to_a_power_of_two_share_one_compilation(model):
     assert compiled._cache_size() == before + 2
 
 
-def test_a_part_of_a_list_is_what_the_list_has_there(model):
-    prompts = [Prompt((tiny.words(1 + i % 5),), draw=True) for i in range(4)]
-    whole = generate(*model, prompts, 3, CONFIG)
-    parts = [generate(*model, prompts[i : i + 2], 3, CONFIG, first=i) for i in (0, 2)]
-    for one, other in zip(whole, (*parts[0], *parts[1]), strict=True):
-        np.testing.assert_allclose(one[0].value, other[0].value, atol=1e-4)
+PROMPTS = [
+    Prompt(
+        (tiny.words(1 + i), *[tiny.picture(np.random.default_rng(i), "context")] * (i % 3 == 1), tiny.words(i)), i == 3
+    )
+    for i in range(7)
+]
+LONG = SamplerConfig(steps=2, max_tokens=9, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model):
+    """What each prompt gives alone, under the number that it has in the list."""
+    return [generate(*model, [prompt], 3, LONG, first=i)[0] for i, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_prompts_that_stream_through_few_rows_give_what_each_gives_alone(model, one_by_one, rows):
+    """Rows take the next prompt when they have finished; texts end early and late here, and some prompts draw."""
+    lengths = {sum(len(s.value) for s in result if s.kind == "text") for result in one_by_one}
+    assert len(lengths) > 2 and {s.kind for result in one_by_one for s in result} == {"text", "image"}
+    operations = drawing_operations(model[0], LONG)
+    for alone, streamed in zip(one_by_one, generate(*model, PROMPTS, 3, LONG, batch=rows), strict=True):
+        assert_same(streamed, alone, operations)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch, platform):
+    """Unrolled layers or a scan, several tokens between two looks at the end, guidance's prompts as rows."""
+    monkeypatch.setattr(decoder, "machine_of", lambda _: MACHINES[platform])
+    task = tiny.task()  # another one, because decoders are kept for a task
+    for alone, other in zip(one_by_one[:4], generate(task, model[1], PROMPTS[:4], 3, LONG), strict=True):
+        assert_same(other, alone, drawing_operations(task, LONG))
 
 
 def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(model, monkeypatch):
@@ -70,3 +100,13 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(model, monke
 
 def test_the_memory_of_this_machine_is_known():
     assert 2**28 < memory.memory_bytes() < 2**60
+
+
+def test_without_an_end_of_documents_every_text_has_the_length_that_is_asked_for():
+    """A benchmark times texts of one length; with the end among 16 ids, none of these would be that long."""
+    spec = dataclasses.replace(tiny.SPECS["transfusion"], eos=-1)
+    task = tiny.task(spec)
+    params = task.template.init(jax.random.key(0))
+    prompts = [Prompt((tiny.words(1, 2),), draw=False)] * 3
+    results = generate(task, params, prompts, 0, SamplerConfig(max_tokens=20, max_images=0))
+    assert [segment.value.size for (segment,) in results] == [20, 20, 20]

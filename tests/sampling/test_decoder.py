@@ -20,7 +20,7 @@ from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import prefill_of
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.request import Prefix, predict
-from transfusion.sampling.state import append, first_state
+from transfusion.sampling.state import Line, append
 from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import TEXT, Run, Segment, SequenceSpec, Stream, text
 from transfusion.sequence.patches import patchify
@@ -160,14 +160,11 @@ def packed(task, params, document, last_time=1.0):
     return {name: value[0, : part.cost.get(name, 0)] for name, value in out.items()}
 
 
-IMAGES = jax.ShapeDtypeStruct((1, 4, 8), np.float32)
-
-
-def prefix_state(task, model, prompt, room):
+def prefix_line(task, model, prompt, room):
     drawn = drawable_of(task.spec)
     prefill = prefill_of([prompt], task.spec, drawn)
     _, kept = model.read(prefill.inputs)
-    return painted_parts(task.spec, drawn, (0, 0), True), first_state(kept, prefill, room, 4, IMAGES, text.BOI)
+    return painted_parts(task.spec, drawn, (0, 0), True), Line.behind(kept, prefill.place, room)
 
 
 def test_cached_steps_equal_the_packed_forward(trained):
@@ -175,49 +172,49 @@ def test_cached_steps_equal_the_packed_forward(trained):
     task, params = trained
     model = task.template.bind(params)
     after = [11, 12, 13, 14]
-    _, state = prefix_state(task, model, Prompt((ids(1, 2), picture(0), ids(3))), len(after))
+    _, line = prefix_line(task, model, Prompt((ids(1, 2), picture(0), ids(3))), len(after))
     want = packed(task, params, (ids(1, 2), picture(0), ids(3, *after)))[TEXT]
     rows, part = jnp.array([True]), token_of_text(task.spec)
 
     @jax.jit
-    def step(state, token):
-        inputs = lay(part, task.spec, state.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
-        state, encoded = append(model, state, part, inputs, rows)
-        return state, model.head(TEXT, encoded[TEXT])[0, 0]
+    def step(line, token):
+        inputs = lay(part, task.spec, line.place, rows, {TEXT: token[None, None]}, jnp.ones(1))
+        line, encoded = append(model, line, part, inputs, rows)
+        return line, model.head(TEXT, encoded[TEXT])[0, 0]
 
     for i, token in enumerate(after):
-        state, logits = step(state, jnp.int32(token))
+        line, logits = step(line, jnp.int32(token))
         assert_close(logits, want[len(want) - len(after) + i], drawing_operations(task))
 
 
 def test_drawing_and_the_finished_image_equal_the_packed_forward(trained):
     task, params = trained
     model = task.template.bind(params)
-    parts, state = prefix_state(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
+    parts, line = prefix_line(task, model, Prompt((ids(1, 2, 3),), draw=True), 8)
     rows, image = jnp.array([True]), picture(5).value
     x = jnp.asarray(patchify(image, (2, 2)))[None]
-    got = jax.jit(lambda x: predict(model, parts, Prefix(state.cache, state.place, rows), x, jnp.float32(0.3)))(x)
+    got = jax.jit(lambda x: predict(model, parts, Prefix(line.cache, line.place, rows), x, jnp.float32(0.3)))(x)
     document = (ids(1, 2, 3), Segment("image", image, "target"))
     want = packed(task, params, document, 0.3)["image"]
     assert_close(got[0], want, drawing_operations(task))
 
     # The clean image's keys and values, and EOI's, are those of a prompt that holds the image.
-    inputs = lay(parts.finished, task.spec, state.place, rows, {"image": x}, jnp.ones(1))
-    state, _ = jax.jit(lambda state: append(model, state, parts.finished, inputs, rows))(state)
-    _, fresh = prefix_state(task, model, Prompt(document), 0)
+    inputs = lay(parts.finished, task.spec, line.place, rows, {"image": x}, jnp.ones(1))
+    line, _ = jax.jit(lambda line: append(model, line, parts.finished, inputs, rows))(line)
+    _, fresh = prefix_line(task, model, Prompt(document), 0)
     for field in ("order", "counter", "spans"):
-        assert getattr(state.place, field) == getattr(fresh.place, field)
+        assert getattr(line.place, field) == getattr(fresh.place, field)
     for got, want in (
-        (state.cache.k["trunk"], fresh.cache.k["trunk"]),
-        (state.cache.v["trunk"], fresh.cache.v["trunk"]),
+        (line.cache.k["trunk"][0], fresh.cache.k["trunk"][0]),
+        (line.cache.v["trunk"][0], fresh.cache.v["trunk"][0]),
     ):
-        got, want = _in_order(state, got), _in_order(fresh, want)
+        got, want = _in_order(line, got), _in_order(fresh, want)
         assert_close(got, want, drawing_operations(task))
 
 
-def _in_order(state, array):
+def _in_order(line, array):
     """Keys or values [layers, G, L, K] of the one row's tokens in reading order."""
-    meta = state.cache.metadata
+    meta = line.cache.metadata
     real = np.flatnonzero(np.asarray(meta.document[0]))
     return np.asarray(array)[:, :, real[np.argsort(np.asarray(meta.order[0])[real])]]
 
@@ -231,16 +228,16 @@ def test_rows_that_do_not_draw_keep_their_cache(model_one):
     )
     model = task.template.bind(params)
     _, kept = model.read(prefill.inputs)
-    before = first_state(kept, prefill, 8, 4, IMAGES, text.BOI)
+    before = Line.behind(kept, jax.tree.map(jnp.asarray, prefill.place), 8)
     rows = jnp.array([True, False])
     inputs = lay(finished, task.spec, before.place, rows, {"image": jnp.ones((2, 4, 8))}, jnp.ones(2))
     after, _ = append(model, before, finished, inputs, rows)
     groups = task.model.groups
 
-    def row(state, i):  # all but the slot that is no one's
-        metadata = jax.tree.map(lambda a: a[i, :-1], state.cache.metadata)
-        place, used = jax.tree.map(lambda a: a[i], (state.place, state.used))
-        return metadata, place, used, state.cache.k["trunk"][:, i * groups : (i + 1) * groups, :-1]
+    def row(line, i):  # all but the slot that is no one's
+        metadata = jax.tree.map(lambda a: a[i, :-1], line.cache.metadata)
+        place, used = jax.tree.map(lambda a: a[i], (line.place, line.used))
+        return metadata, place, used, line.cache.k["trunk"][0][:, i * groups : (i + 1) * groups, :-1]
 
     jax.tree.map(np.testing.assert_array_equal, row(before, 1), row(after, 1))
     assert int((after.cache.metadata.document[0] != before.cache.metadata.document[0]).sum()) == finished.length

@@ -11,7 +11,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfusion.sequence.masks import metadata, see
+from transfusion.errors import UsageError
+from transfusion.sequence.masks import Metadata, intervals, metadata, see
 from transfusion.sequence.rows import assemble, expand
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -94,6 +95,80 @@ def test_streams_may_be_hidden_from_others():
     assert mask[0][np.ix_(image, image)].any() and mask[0][np.ix_(image, text)].any()
     second = np.flatnonzero(image)[4:8]
     assert mask[0][np.ix_(second, np.flatnonzero(image)[:4])].all()  # images see earlier images
+
+
+# --- the rule as intervals --------------------------------------------------------------------------------------------
+
+STREAMS = 4
+
+
+def packed_rows(rng, rows, length):
+    """Metadata [rows, length] of documents with causal runs, spans and private spans of any stream, in any storage
+    order, and then padding; some rows are empty."""
+    document, span, private = np.zeros((3, rows, length), np.int32)
+    begins = rng.random((rows, length)) < 0.4
+    document = 1 + np.cumsum(begins & (rng.random((rows, length)) < 0.3), 1)
+    run = np.cumsum(begins, 1) + 1
+    kind = np.take_along_axis(rng.integers(0, 3, (rows, length + 2)), run, 1)
+    # A span never reaches into the next document, because a document begins where a run does.
+    span = np.where(kind > 0, run, 0)
+    private = np.where(kind == 2, span, 0)
+    order = np.broadcast_to(np.arange(length), (rows, length))
+    # Half of the runs are of one stream; the others mix, as where openers are text.
+    stream = np.take_along_axis(rng.integers(0, STREAMS, (rows, length + 2)), run, 1)
+    stream = np.where(rng.random((rows, length)) < 0.3, rng.integers(0, STREAMS, (rows, length)), stream)
+    real = order < rng.integers(0, length + 1, (rows, 1))
+    columns = [np.where(real, x, 0) for x in (document, order, span, private)]
+    stored = np.argsort(rng.random((rows, length)), axis=1)
+    columns = [np.take_along_axis(x, stored, 1).astype(np.int32) for x in (*columns, stream)]
+    return Metadata(*columns)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def differences(q, k, may):
+    """How many pairs `see` and `intervals` do not agree on, and how many are allowed."""
+    may = None if may is None else np.array(may)
+    rule = intervals(q, k, may)
+    last = jnp.take_along_axis(rule.last, rule.of[..., None], 1)
+    told = (rule.first[:, None] <= rule.order[..., None]) & (rule.order[..., None] <= last)
+    seen = see(q, k, may)
+    return (told != seen).sum(), seen.sum()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.booleans())
+def test_intervals_say_what_the_rule_says(seed, hidden):
+    """1,000 rows each; streams that hide from others, and queries and keys that are only some of the tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = packed_rows(rng, 1000, 28)
+    may = None
+    if hidden:
+        may = tuple(map(tuple, (rng.random((STREAMS, STREAMS)) < 0.6) | np.eye(STREAMS, dtype=bool)))
+    wrong, allowed = differences(tokens, tokens, may)
+    assert wrong == 0 and allowed > 1000
+    here, there = (
+        dataclasses.replace(tokens, document=np.where(rng.random(tokens.document.shape) < 0.5, tokens.document, 0))
+        for _ in "qk"
+    )
+    assert differences(here, there, may)[0] == 0
+
+
+def test_blocks_that_are_torn_apart_are_refused():
+    spec = tiny.SPECS["transfusion"]
+    document = expand(tiny.documents()[2], spec)
+    assemble([[document]], spec)
+    image = document.pieces["image"]
+    torn = image["order"].copy()
+    torn[0], torn[-1] = torn[0] - 1, torn[-1] + 1
+    text = document.pieces["text"]
+    swapped = text["order"].copy()
+    swapped[text["order"] == torn[0]] += 1
+    broken = {"image": image | {"order": torn}, "text": text | {"order": swapped}}
+    with pytest.raises(UsageError, match="row 0, document 1.*must follow one another in the reading order"):
+        assemble([[dataclasses.replace(document, pieces=document.pieces | broken)]], spec)
+    outside = {"image": image | {"order": image["order"] + document.length}}
+    with pytest.raises(UsageError, match="its reading order runs from"):
+        assemble([[dataclasses.replace(document, pieces=document.pieces | outside)]], spec)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ a prompt of one part, or itself a list of the parts of one prompt, in reading or
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from transfusion.sampling.config import plain_number
 Part = str | np.ndarray | Image.Image | os.PathLike
 Prompts = Part | Sequence[Part | Sequence[Part]]
 MOST_CHARACTERS = 1_000_000
+MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
 WHAT = "a text, an array, a PIL image, a pathlib.Path or a list of these"
 
 
@@ -171,3 +173,18 @@ def whole_number(name: str, value: Any, most: int) -> int:
     if not 0 <= value <= most:
         raise UsageError(f"{name}={f'{value}':.40} must be between 0 and {most}")
     return int(value)
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, ...]:
+    """Returns the sides of a drawing.
+
+    Raises:
+      UsageError: if they are no whole numbers, or make too many latents.
+    """
+    size = size.tolist() if isinstance(size, np.ndarray) else size
+    if not isinstance(size, list | tuple) or not 1 <= len(size) <= 3:
+        raise UsageError(f"size={shown(repr(size))} must be one to three whole numbers, as in size=(8, 8)")
+    sides = tuple(whole_number("size", side, MOST_NUMBERS) for side in size)
+    if math.prod(sides) > MOST_NUMBERS or (any(sides) and not all(sides)):
+        raise UsageError(f"size={sides}: all sides are 0, or together at most {MOST_NUMBERS:,} latents")
+    return sides

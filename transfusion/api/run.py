@@ -15,17 +15,18 @@ chat = ["a handwritten seven"]
 chat += run.generate([chat], draw=True)[0]
 chat += ["negative"]
 chat += run.generate([chat], draw=True, think=32)[0]           # up to 32 bytes of text first, then the image
+
+A model that has learned a chat template is asked turn by turn: `run.chat("Be brief.").say("Hello!")`.
 """
 
 import dataclasses
 import functools
-import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from transfusion.api.chat import Chat
 from transfusion.api.fitting import Fitter
 from transfusion.api.prompts import (
     Given,
@@ -34,6 +35,7 @@ from transfusion.api.prompts import (
     as_labels,
     as_paths,
     as_prompts,
+    checked_size,
     checked_text,
     whole_number,
     yes_or_no,
@@ -43,22 +45,18 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
-from transfusion.errors import UsageError, nearest, shown
-from transfusion.latents import Codec, Form, forms_of, open_codec
+from transfusion.errors import UsageError, nearest
+from transfusion.latents import Codec, Form, forms_of
 from transfusion.model.parameters import Params
-from transfusion.running.restore import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
-from transfusion.tasks import SequenceTask, make_task
-from transfusion.workdir.config_file import read_experiment
-from transfusion.workdir.resume import as_trained
+from transfusion.tasks import SequenceTask
 
 MOST_SEED = 2**32 - 1
 MOST_FIRST = 2**30
-MOST_NUMBERS = 2**22  # latents or codes of a drawing whose size is asked for
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -144,8 +142,11 @@ class Trained:
         sides = self.codec.sides(latents)
         if sides == 3 and not self.kind(3):
             return tuple(segment for frame in part for segment in self._segments(frame))
-        pixels = to_float(part) if self.spec.reads_pixels else None
-        return (Segment(self.kind(sides) or "image", latents, "context", pixels=pixels),)
+        return (Segment(self.kind(sides) or "image", latents, "context", pixels=self.pixels(part)),)
+
+    def pixels(self, medium: np.ndarray) -> np.ndarray | None:
+        """What streams read that see a picture itself; None if there are none."""
+        return to_float(medium) if self.spec.reads_pixels else None
 
     def _prompts(self, given: Given, labels: list[int], draw: bool, negative: str) -> list[Prompt]:
         """Makes the decoder's prompts; a part that occurs in several of them is read once."""
@@ -265,35 +266,15 @@ class Trained:
         captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
         return captions[0] if given.one else captions
 
+    def chat(self, system: str = "", *, seed: int = 0, **overrides: Any) -> Chat:
+        """Begins a conversation in the chat template of the tokenizer; see `transfusion.api.chat.Chat`.
+
+        Args:
+          system: the system prompt; '' has none.
+          seed: decides all random numbers, together with the number of a turn.
+          overrides: fields of `SamplerConfig`, for all turns.
+        """
+        return Chat(self, system, whole_number("seed", seed, MOST_SEED), overrides)
+
     def __repr__(self) -> str:
         return summary(self)
-
-
-def checked_size(size: Sequence[int]) -> tuple[int, ...]:
-    """Returns the sides of a drawing.
-
-    Raises:
-      UsageError: if they are no whole numbers, or make too many latents.
-    """
-    size = size.tolist() if isinstance(size, np.ndarray) else size
-    if not isinstance(size, list | tuple) or not 1 <= len(size) <= 3:
-        raise UsageError(f"size={shown(repr(size))} must be one to three whole numbers, as in size=(8, 8)")
-    sides = tuple(whole_number("size", side, MOST_NUMBERS) for side in size)
-    if math.prod(sides) > MOST_NUMBERS or (any(sides) and not all(sides)):
-        raise UsageError(f"size={sides}: all sides are 0, or together at most {MOST_NUMBERS:,} latents")
-    return sides
-
-
-def load_run(workdir: str | os.PathLike) -> Trained:
-    """Loads the newest intact checkpoint of a training run.
-
-    Raises:
-      UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
-    """
-    experiment = read_experiment(workdir)
-    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
-    experiment = as_trained(experiment, config, workdir)
-    task = make_task(experiment)
-    if not isinstance(task, SequenceTask):
-        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    return Trained(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))

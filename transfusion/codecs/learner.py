@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -96,12 +97,19 @@ class CodecLearner:
         """Pixels of one step."""
         return rows * math.prod(self.sides)
 
-    def flops(self, rows: int) -> float:
-        """Model FLOPs of one step: 3 x those of encoding and decoding, as the compiler counts them.
+    def flops(self, batch: dict[str, Any]) -> np.ndarray:
+        """Model FLOPs of one step on each image: 3 x those of encoding and decoding, as the compiler counts them.
 
         Of a frozen tower the compiler counts one layer. The networks that only judge the result do not count.
+
+        Returns:
+          float64 [B].
         """
-        batch = self.batch_spec(rows)
+        return np.full(len(batch["weight"]), self._image_flops)
+
+    @functools.cached_property
+    def _image_flops(self) -> float:
+        batch = self.batch_spec(1)
 
         def forward(params, images):
             model = self.template.bind(params)

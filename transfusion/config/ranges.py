@@ -83,7 +83,7 @@ RANGES: dict[str, Range] = {
     "Spelling.row_end": (-1, 2**24),
     "Spelling.frame_end": (-1, 2**24),
     "NextTokenConfig.z_loss": (0, _FACTOR),
-    "NextTokenConfig.chunk": (0, _INT),
+    "NextTokenConfig.chunk": (-1, _INT),
     "AheadConfig.share": (0, 1),
     "AheadConfig.levels": (1, 20),
     "AheadConfig.guidance": (-_FACTOR, _FACTOR),

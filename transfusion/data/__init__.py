@@ -4,7 +4,9 @@ How a batch comes about, in this order:
 
 - `config`: the settings, and what a record is.
 - `sources`: opens a source by its kind: `tfds_source` (with `tfds_open`), `folder` (with `tables` and `parquet`),
-  `webdataset` (with `tars`) or `text_source` (with `text_records`). `hold_out` keeps a share of it apart.
+  `webdataset` (with `tars`), `text_source` (with `text_records`) or `record_source`. `hold_out` keeps a share apart.
+- `segments`: the record form. `record_files` reads the files that hold records, `record_writer` writes
+  them, and `readers` read public forms.
 - `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized.
 - `records`: mixes, shuffles and repeats the sources.
 - `documents`: makes a record a document, by chance in one of several forms; `examples` makes that packable tokens.
@@ -15,5 +17,5 @@ How a batch comes about, in this order:
 Besides these: `latent_cache` writes and `latent_source` reads encoded data sets (`latent_files`); `check` refuses data
 that cannot be used before training starts; `builders` and `packaged` make the data sets of the demos. Files of
 strangers are read through `files`, `patterns`, `foreign_text` and `array_records`, and `faults` tells a bad record from
-a fault of the program. `prepare` and `cache_latents` are programs that have moved up.
+a fault of the program. `prepare`, `cache_latents` and `show` are programs that have moved up.
 """

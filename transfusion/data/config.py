@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from transfusion.errors import UsageError, check
 from transfusion.sequence import text
+from transfusion.sequence.chat import TURNS
 
 TRAIN, HELD_OUT = SIDES = ("train", "held_out")
 
@@ -24,6 +25,7 @@ FIELDS_OF_KINDS: dict[str, frozenset[str]] = {
     ),
     "webdataset": frozenset(("caption_field", "follow_links", "resolution", "channels")),
     "text": frozenset(("follow_links", "record_bytes")),
+    "records": frozenset(("reader", "files", "follow_links", "resolution", "channels", "length", "rate")),
 }
 
 
@@ -38,6 +40,8 @@ class SourceConfig:
     - 'folder': `path` is a folder of images, clips or sounds with a captions file.
     - 'webdataset': `path` is a tar, a folder of tars, or a pattern such as 'shards-{000..099}.tar'.
     - 'text': `path` is a text file, or a folder of .txt files.
+    - 'records': `path` is a file of records with segments (.jsonl, .json, .parquet, .tar or .array_record), a folder of
+      them or a pattern, or what a `reader` reads.
 
     The name of a stored field may be empty: that field is then not read. Images without captions have
     `caption_field=''`.
@@ -63,6 +67,8 @@ class SourceConfig:
     rate: int = 0  # samples per second that sounds are resampled to; 0 keeps what is stored
     resolution: int = 0  # images are cropped to a centred square and resized to this side; 0 keeps their size
     channels: int = 0  # 1 or 3; 0 keeps what is stored
+    reader: str = ""  # the public form of the records, a key of `transfusion.data.readers.READERS`; '': the record form
+    files: str = ""  # the folder of the files that records name; '': the folder of the records
     record_bytes: int = 1024  # the longest record of a text, which is cut at paragraphs where possible
     latents: str = ""  # the folder of this source's cached latents (`transfusion.cache_latents`); '' encodes its media
 
@@ -111,6 +117,7 @@ class DataConfig:
     caption_first: float = 0.8  # probability that the caption stands before its image
     drop_caption: float = 0.1  # probability that the caption is left out, of documents that it would begin
     null_caption: str = "drop"  # what stands in place of a caption that is left out, a key of `sequence.text.UNSEEN`
+    learned_turns: tuple[str, ...] = ("assistant",)  # of conversations: the turns that are learned
     drop_conditions: dict[str, float] = dataclasses.field(default_factory=dict)  # see `documents.choose_document`
     both: float = 0.0  # probability that an image is drawn and then read, not only one of the two
     edit: float = 0.0  # probability that a captioned image becomes an example of editing
@@ -144,6 +151,8 @@ class DataConfig:
         if self.shift < 0:
             raise UsageError(f"data.shift={self.shift} must not be negative: it is a number of pixels")
         check("data.null_caption", self.null_caption, text.UNSEEN)
+        for turn in self.learned_turns:
+            check("data.learned_turns", turn, TURNS)
         _check_ranges("data.", self, _RANGES)
         for name, source in self.sources.items():
             source.validate(f"data.sources.{name}", self.pixel_limit)
@@ -173,6 +182,7 @@ def _check_ranges(where: str, config: object, ranges: Mapping[str, tuple[int, in
 Record = Mapping[str, object]
 """One record of a source. It has an 'id' and one of these:
 
+- 'segments', a tuple of `transfusion.data.segments.RawSegment` in reading order. The others are short forms of it.
 - 'text', if it is a text.
 - A medium and mostly its 'caption'. The medium's key is its kind: 'image' (uint8 [H, W, 1 or 3]), 'video' (uint8
   [T, H, W, 1 or 3]), 'sound' (int16 or float [samples], with its 'rate'), or any other name, whose array the model's

@@ -9,7 +9,8 @@ from transfusion.data import documents
 from transfusion.data.config import Record
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.packing import Bad
-from transfusion.errors import PassingError
+from transfusion.data.segments import RawSegment
+from transfusion.errors import PassingError, UsageError
 from transfusion.sequence import TEXT, Document, SequenceSpec
 from transfusion.sequence.rows import Expanded, expand
 from transfusion.sequence.text import BYTES, Tokenizer
@@ -37,7 +38,9 @@ def make_example(
         return Bad(str(record["id"]), str(record["error"]))
     try:
         frames = "video" not in spec.layout
-        document = documents.to_document(record, choice, encode, spec.reads_pixels, frames, tokenizer)
+        segments = documents.segments_of(record, choice, frames)
+        _check_kinds(segments, spec)
+        document = documents.encoded(segments, encode, spec.reads_pixels, tokenizer)
         expanded = expand(document, spec)
         if truncate and _too_much(expanded, spec.budgets, split_text):
             expanded = _truncated(document, expanded, spec, tokenizer)
@@ -48,6 +51,14 @@ def make_example(
         raise
     except RECORD_FAULTS as error:
         return Bad(str(record["id"]), error_line(error))
+
+
+def _check_kinds(segments: Sequence[RawSegment], spec: SequenceSpec) -> None:
+    """Raises UsageError if the model has no stream for a kind of segment."""
+    for segment in segments:
+        if segment.kind not in spec.kinds:
+            known = ", ".join(spec.kinds)
+            raise UsageError(f"this model has no stream for {segment.kind!r}: the kinds of its layout are {known}")
 
 
 def _too_much(expanded: Expanded, budgets: Mapping[str, int], split_text: bool) -> list[str]:

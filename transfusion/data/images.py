@@ -44,17 +44,22 @@ def open_image(data: bytes, limit: int = PIXEL_LIMIT) -> Image.Image:
     return image
 
 
-def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT, frame: int = 0) -> np.ndarray:
     """Returns uint8 [H, W, 1] for grey images and [H, W, 3] otherwise; transparent parts become white.
 
-    An animation gives its first frame, and 16 bits per channel give the higher eight. A picture that is stored turned
-    (EXIF) is turned back.
+    A file with several pictures (an animation, the pages of a TIFF) gives the one of the number `frame`, and 16 bits
+    per channel give the higher eight. A picture that is stored turned (EXIF) is turned back.
 
     Raises:
       ValueError: with one line, when the bytes are no readable image, hold 32 bits per channel, or more than
         `pixel_limit` pixels (checked from the header, before any memory is taken).
     """
-    return frame_array(open_image(data, pixel_limit), data)
+    image = open_image(data, pixel_limit)
+    if frame:
+        if frame >= (count := translated(lambda: getattr(image, "n_frames", 1))):
+            raise ValueError(f"it has {count} pictures, and none of the number {frame}")
+        translated(lambda: image.seek(frame))
+    return frame_array(image, data)
 
 
 def translated(action: Callable[[], _T]) -> _T:

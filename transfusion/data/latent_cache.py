@@ -87,6 +87,8 @@ def finish_cache(folder: pathlib.Path, plan: CachePlan) -> int:
 
 def _encoded(record: Record, encode: Callable[[np.ndarray], np.ndarray]) -> Record:
     kind = medium_of(record)
+    if "segments" in record:
+        raise UsageError(f"{record['id']}: records with segments are not encoded ahead: train without `latents`")
     if "error" in record or not kind:
         return record
     try:

@@ -94,9 +94,11 @@ def _check_groups(path: str, metadata, columns: set[str]) -> None:
             )
 
 
-def _group_bytes(metadata, number: int, columns: set[str]) -> int:
+def _group_bytes(metadata, number: int, columns: set[str] | None) -> int:
     group = metadata.row_group(number)
     chunks = [group.column(i) for i in range(group.num_columns)]
+    if columns is None:
+        return sum(chunk.total_uncompressed_size for chunk in chunks)
     starts = tuple(f"{column}." for column in columns if column)
     # The name of a column may hold dots itself, so that a path does not say where it ends.
     return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
@@ -173,20 +175,61 @@ class _Files(CaptionTable):
         return CaptionRow(where, caption=caption, error="" if file else "no file", data=file)
 
     def _read(self, number: int) -> list:
-        arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
-        size = _group_bytes(self._metadata, number, {self._file, self._caption})
-        # No value is larger than its whole group. So this bounds a batch even if one value occurs many times.
-        rows = max(1, min(_BATCH_BYTES // max(size, 1), 65536))
+        return read_group(self._path, number, self._metadata, {self._file, self._caption}, self._columns)
 
-        def attempt() -> list:
-            batches, total = [], 0
-            with files.open_regular(self._path) as file:
-                table = parquet.ParquetFile(file, metadata=self._metadata)
-                for batch in table.iter_batches(rows, row_groups=[number], columns=self._columns):
-                    batches.append(batch)
-                    total += batch.nbytes
-                    if total > GROUP_BYTES:
-                        raise ValueError(f"row group {number} unpacks to more than the limit of {GROUP_BYTES} bytes")
-            return batches
 
-        return files.patiently(self._path, lambda: _translated(arrow, attempt), (self._path,))
+def open_metadata(path: str):
+    """The metadata of a Parquet file.
+
+    Raises:
+      StorageError: if the storage fails and goes on failing.
+      UsageError: if the file cannot be read.
+    """
+    arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
+
+    def attempt():
+        with files.open_regular(path) as file:
+            metadata = parquet.ParquetFile(file).metadata
+            check_rows(path, metadata.num_rows)
+            return metadata
+
+    try:
+        return files.patiently(path, lambda: _translated(arrow, attempt), ())
+    except OSError as error:
+        raise storage.lasting(f"cannot read {path}", error) from error
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def read_group(
+    path: str, number: int, metadata, names: set[str] | None = None, columns: list[str] | None = None
+) -> list:
+    """A row group as a list of record batches of the columns `columns`, which lie within the fields `names`.
+
+    Without them all columns are read.
+
+    Raises:
+      OSError, ValueError: if it cannot be read, or unpacks to more than `GROUP_BYTES`.
+    """
+    arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
+    size = _group_bytes(metadata, number, names)
+    if size > GROUP_BYTES:
+        raise ValueError(
+            f"row group {number} unpacks to {size} bytes, over the limit of {GROUP_BYTES}: write it with "
+            "row_group_size=100"
+        )
+    # No value is larger than its whole group. So this bounds a batch even if one value occurs many times.
+    rows = max(1, min(_BATCH_BYTES // max(size, 1), 65536))
+
+    def attempt() -> list:
+        batches, total = [], 0
+        with files.open_regular(path) as file:
+            table = parquet.ParquetFile(file, metadata=metadata)
+            for batch in table.iter_batches(rows, row_groups=[number], columns=columns):
+                batches.append(batch)
+                total += batch.nbytes
+                if total > GROUP_BYTES:
+                    raise ValueError(f"row group {number} unpacks to more than the limit of {GROUP_BYTES} bytes")
+        return batches
+
+    return files.patiently(path, lambda: _translated(arrow, attempt), (path,))

@@ -3,6 +3,7 @@
 A record is addressed by one global index, which decides the source, the epoch and the place in it.
 """
 
+import dataclasses
 import hashlib
 import math
 import threading
@@ -73,12 +74,20 @@ class Records:
 def _digest(source: Sequence[Record]) -> str:
     digest, last = hashlib.sha256(), len(source) - 1
     for index in sorted({i * last // 7 for i in range(8)}):
-        for key, value in sorted(source[index].items()):
-            if key not in ("id", "error"):  # these may hold paths, which may differ between machines
-                digest.update(f"{key} {getattr(value, 'shape', '')} ".encode())
-                array = isinstance(value, np.ndarray)
-                digest.update(value.tobytes() if array else str(value).encode(errors="surrogatepass"))
+        record = source[index]
+        for key, value in sorted(record.items()):
+            if key not in ("id", "error", "segments"):  # the first two may hold paths, which differ between machines
+                _add(digest, key, value)
+        for segment in record.get("segments", ()):
+            for key, value in dataclasses.asdict(segment).items():
+                _add(digest, key, value)
     return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", key: str, value: object) -> None:
+    digest.update(f"{key} {getattr(value, 'shape', '')} ".encode())
+    array = isinstance(value, np.ndarray)
+    digest.update(value.tobytes() if array else str(value).encode(errors="surrogatepass"))
 
 
 def _mixed_seed(seed: int, number: int) -> int:
@@ -119,7 +128,9 @@ class _Cached:
 
 
 def _size(record: Record) -> int:
-    return 500 + sum(getattr(value, "nbytes", 0) or len(str(value)) for value in record.values())
+    segments = record.get("segments", ())
+    values = [value for key, value in record.items() if key != "segments"] + [segment.value for segment in segments]
+    return 500 + 300 * len(segments) + sum(getattr(value, "nbytes", 0) or len(str(value)) for value in values)
 
 
 class BadRecords:

@@ -5,17 +5,19 @@ A source has `len(source)` and `source[i]`, and gives the same record for the sa
 no such column) is a UsageError when it is opened.
 """
 
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 
 from transfusion import storage
-from transfusion.data import foreign_text
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
 from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
+from transfusion.data.record_source import RecordSource
+from transfusion.data.segments import RawSegment, text_fault
 from transfusion.data.text_source import TextSource
 from transfusion.data.webdataset import WebDatasetSource
 from transfusion.errors import PassingError, UsageError, nearest, require
@@ -63,6 +65,8 @@ class _Checked(Sequence[Record]):
             name = _printable(record["id"])
             if "encoded" in record:
                 return record
+            if "segments" in record:
+                return {**record, "id": name, "segments": self._fitted(record["segments"])}
             error = record.get("error") or _fault(record)
             kind = medium_of(record)
             if error is None and kind in MEDIA:
@@ -74,6 +78,19 @@ class _Checked(Sequence[Record]):
                 raise storage.StorageError(f"cannot read {name}: {error_line(exception)}") from exception
             error = error_line(exception)
         return record if error is None else {"id": name, "error": _printable(error)}
+
+    def _fitted(self, segments: Sequence[RawSegment]) -> tuple[RawSegment, ...]:
+        """The segments with their media in the sizes that the config asks for; raises ValueError if one has a fault."""
+        fitted = []
+        for number, segment in enumerate(segments, start=1):
+            if segment.kind in MEDIA and not segment.encoded:
+                medium, fields = MEDIA[segment.kind], {segment.kind: segment.value}
+                if wrong := medium.fault(segment.value):
+                    raise ValueError(f"segment {number}: {wrong}")
+                fields |= {"rate": segment.rate} if segment.rate else {}
+                segment = dataclasses.replace(segment, value=medium.fit(fields, self._config))
+            fitted.append(segment)
+        return tuple(fitted)
 
 
 def _printable(text: object) -> str:
@@ -87,14 +104,8 @@ def _fault(record: Record) -> str | None:
     if not kind and "text" not in record:
         return "neither an image nor a text"
     for field in ("caption", "text"):
-        if field not in record:
-            continue
-        if wrong := foreign_text.not_text(record[field]):
-            return f"the {field} {wrong}"
-        if not (isinstance(record[field], str) and record[field].strip()):
-            return f"the {field} is empty or missing"
-        if not foreign_text.is_unicode(record[field]):
-            return f"the {field} is not Unicode text (it holds half a character, as of an emoji that was cut)"
+        if field in record and (wrong := text_fault(field, record[field])):
+            return wrong
     return MEDIA[kind].fault(record[kind]) if kind in MEDIA else None
 
 
@@ -110,4 +121,5 @@ SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {
     "folder": FolderSource,
     "webdataset": WebDatasetSource,
     "text": TextSource,
+    "records": RecordSource,
 }

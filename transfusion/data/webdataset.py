@@ -20,7 +20,7 @@ _CAPTIONS = (".txt", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
+class Shard:
     """A tar. `state` is its size and time, which tell whether it was replaced after it was indexed."""
 
     path: str
@@ -28,8 +28,10 @@ class _Shard:
 
 
 @dataclasses.dataclass
-class _Sample:
-    shard: _Shard
+class Sample:
+    """The members of a tar whose names are the same up to the first dot, by the rest of their names."""
+
+    shard: Shard
     key: str
     parts: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # extension -> (offset, size)
     error: str = ""
@@ -45,7 +47,11 @@ class WebDatasetSource:
 
     def __init__(self, config: SourceConfig, data_dir: str, pixel_limit: int):
         self._config, self._pixel_limit = config, pixel_limit
-        self._samples = [sample for path in _shards(config.path) for sample in _index(path, config)]
+        self._samples = [
+            sample
+            for path in shards_of(config.path)
+            for sample in index_shard(path, path == config.path or config.follow_links)
+        ]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -64,16 +70,16 @@ class WebDatasetSource:
             return {"id": name, "error": sample.error or f"no image ({', '.join(_IMAGES)}; a link is left out)"}
         record: dict = {"id": name}
         try:
-            record["image"] = images.decode(self._read(sample, image, files.MEDIA_BYTES), self._pixel_limit)
+            record["image"] = images.decode(read_member(sample, image, files.MEDIA_BYTES), self._pixel_limit)
             if self._config.caption_field:
                 record["caption"] = None if caption is None else self._caption(sample, caption)
         except (OSError, ValueError) as error:
             return {"id": name, "error": str(error)}
         return record
 
-    def _caption(self, sample: _Sample, extension: str) -> object:
+    def _caption(self, sample: Sample, extension: str) -> object:
         try:
-            text = foreign_text.decode_text(self._read(sample, extension, foreign_text.TEXT_BYTES))
+            text = foreign_text.decode_text(read_member(sample, extension, foreign_text.TEXT_BYTES))
             if extension == ".txt":
                 return text.strip()
             content = foreign_text.parse_json(text)
@@ -81,21 +87,27 @@ class WebDatasetSource:
             raise ValueError(f"{sample.key}{extension} {error}") from error
         return content.get(self._config.caption_field) if isinstance(content, dict) else None
 
-    def _read(self, sample: _Sample, extension: str, limit: int) -> bytes:
-        offset, size = sample.parts[extension]
-        if size > limit:
-            raise ValueError(f"{sample.key}{extension} holds {size} bytes, over the limit of {limit}")
 
-        def read(file: BinaryIO) -> bytes:
-            if _state(file) != sample.shard.state:
-                raise ValueError(f"{sample.shard.path} has changed since it was opened")
-            return files.read_part(file, offset, size)
+def read_member(sample: Sample, extension: str, limit: int) -> bytes:
+    """The bytes of a member of a sample.
 
-        # The shard existed when it was indexed: if it is missing now, its storage cannot be reached.
-        return _with_file(sample.shard.path, read, (sample.shard.path,))
+    Raises:
+      OSError, ValueError: if it cannot be read, or holds more than `limit` bytes.
+    """
+    offset, size = sample.parts[extension]
+    if size > limit:
+        raise ValueError(f"{sample.key}{extension} holds {size} bytes, over the limit of {limit}")
+
+    def read(file: BinaryIO) -> bytes:
+        if file_state(file) != sample.shard.state:
+            raise ValueError(f"{sample.shard.path} has changed since it was opened")
+        return files.read_part(file, offset, size)
+
+    # The shard existed when it was indexed: if it is missing now, its storage cannot be reached.
+    return with_file(sample.shard.path, read, (sample.shard.path,))
 
 
-def _with_file(path: str, use: Callable[[BinaryIO], _T], home: tuple[str, ...]) -> _T:
+def with_file(path: str, use: Callable[[BinaryIO], _T], home: tuple[str, ...]) -> _T:
     """`use(file)`, tried again while the storage that holds `home` cannot be reached."""
 
     def attempt() -> _T:
@@ -105,12 +117,12 @@ def _with_file(path: str, use: Callable[[BinaryIO], _T], home: tuple[str, ...]) 
     return files.patiently(path, attempt, home)
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
+def file_state(file: BinaryIO) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
-def _shards(path: str) -> list[str]:
+def shards_of(path: str) -> list[str]:
     """The tars that a source's path names."""
     if not os.path.isdir(path):
         shards = files_named(path)
@@ -126,8 +138,12 @@ def _shards(path: str) -> list[str]:
     return shards
 
 
-def _index(path: str, config: SourceConfig) -> list[_Sample]:
+def index_shard(path: str, follow_links: bool) -> list[Sample]:
     """The samples of one tar. If it cannot be read to its end, an error sample comes last.
+
+    Args:
+      path: the tar.
+      follow_links: whether it may be a link to outside its folder.
 
     Raises:
       StorageError: if the storage fails and goes on failing.
@@ -135,20 +151,20 @@ def _index(path: str, config: SourceConfig) -> list[_Sample]:
     """
     try:
         # A link that the user named in full may lead anywhere. One that was found in a folder may be a stranger's.
-        if path != config.path and not config.follow_links and files.leads_out(os.path.dirname(path) or ".", path):
+        if not follow_links and files.leads_out(os.path.dirname(path) or ".", path):
             raise ValueError("is a link to outside its folder: set follow_links=True if it may be read")
-        return _with_file(path, lambda file: _index_file(path, file), (os.path.dirname(path) or ".",))
+        return with_file(path, lambda file: _index_file(path, file), (os.path.dirname(path) or ".",))
     except (OSError, ValueError) as error:
-        return [_Sample(_Shard(path), "?", error=f"not a readable tar: {error}")]
+        return [Sample(Shard(path), "?", error=f"not a readable tar: {error}")]
 
 
-def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
+def _index_file(path: str, file: BinaryIO) -> list[Sample]:
     start = file.read(8)
     for magic, tool in tars.COMPRESSED.items():
         if start.startswith(magic):  # samples are read by their offsets, which a compressed tar does not have
             raise UsageError(f"{path} is compressed, and only plain tars can be read: unpack it with {tool}")
-    shard = _Shard(path, _state(file))
-    samples: dict[str, _Sample] = {}
+    shard = Shard(path, file_state(file))
+    samples: dict[str, Sample] = {}
     left_out: collections.Counter = collections.Counter()
     broken = ""
     try:
@@ -158,10 +174,10 @@ def _index_file(path: str, file: BinaryIO) -> list[_Sample]:
         broken = f"not a readable uncompressed tar from here on: {error}"
     if left_out:
         logging.info("%s: left out %s", path, ", ".join(f"{count} {what}" for what, count in left_out.items()))
-    return [*samples.values(), *([_Sample(shard, "?", error=broken)] if broken else [])]
+    return [*samples.values(), *([Sample(shard, "?", error=broken)] if broken else [])]
 
 
-def _add(member: tars.TarMember, shard: _Shard, samples: dict[str, _Sample], left_out: collections.Counter) -> None:
+def _add(member: tars.TarMember, shard: Shard, samples: dict[str, Sample], left_out: collections.Counter) -> None:
     folder, base = os.path.split(member.name)
     stem, dot, extension = base.partition(".")
     if not member.is_file:
@@ -172,9 +188,12 @@ def _add(member: tars.TarMember, shard: _Shard, samples: dict[str, _Sample], lef
         left_out["files whose names have no key before a dot"] += 1
         return
     key, extension = os.path.join(folder, stem), "." + extension.lower()
-    sample = samples.setdefault(key, _Sample(shard, key))
+    sample = samples.setdefault(key, Sample(shard, key))
     if extension in sample.parts:  # nobody knows which of the two is meant
         sample.error = sample.error or f"the tar holds {member.name} twice"
     if member.fault and extension in (*_IMAGES, *_CAPTIONS):
         sample.error = sample.error or f"{member.name} {member.fault}"
+    elif member.fault:
+        left_out[f"members such as {member.name}, which {member.fault}"] += 1
+        return
     sample.parts[extension] = (member.data, member.size)

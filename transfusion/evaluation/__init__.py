@@ -6,6 +6,7 @@
   reads a written evaluation.
 - What is shown: `score_table` and `sweep_table` (lines of text), `pictures` (masks and grids), `charts` (curves),
   `page` (the report's HTML), and `sections` (the parts of the report).
+- `show` is the program that shows the records of a source, as a page of the parts in `records_page`.
 
-The programs are `transfusion.evaluate` and `transfusion.report`.
+The other programs are `transfusion.evaluate` and `transfusion.report`.
 """

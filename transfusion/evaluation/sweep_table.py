@@ -22,7 +22,8 @@ def sweep_table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [headings, ("---",) * len(headings)]
     for entry in rows:
         cells = [
-            entry["name"], human(entry["parameters"]), str(entry["steps"]), human(entry["training_flops"]),
+            entry["name"], human(entry["parameters"]), str(entry["steps"]),
+            "not counted" if entry["training_flops"] is None else human(entry["training_flops"]),
             f"{entry['seconds']:.0f}",
             "" if entry["loss"] is None else f"{entry['loss']:.4g}",
         ]  # fmt: skip

@@ -9,5 +9,6 @@
 - Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`.
 - `blocks` are convolutional layers, `quantizers` and `multiscale` turn latents into codes, and `codebooks` is what an
   optimizer does not train of these; autoencoders use them, too.
-- `parameters` declares parameters with their logical axes, `names` names them in configs.
+- `parameters` declares parameters with their logical axes, `names` names them in configs, and `weights` casts them for
+  loops without gradients.
 """

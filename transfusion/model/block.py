@@ -7,7 +7,7 @@ the depth.
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from transfusion.sharding import constrain, flat
 # The groups of weights that an expert may own. It uses the first expert's weights for groups that it does not own.
 # Mixture-of-Transformers gives every expert all of them.
 GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
+# The weights of each group that are multiplied with tokens, in the dtype of the tokens. Norms compute in float32.
+MATRICES_OF = {"qkv": ("q", "k", "v"), "o": ("o",), "ffn": ("gate", "up", "down")}
+MATRICES = {name for names in MATRICES_OF.values() for name in names}
 # Shift, scale and gate of attention, then those of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2).
 MODULATIONS = 6
 ACTIVATIONS = {
@@ -64,6 +67,17 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     out = (flat(x) if x.ndim == 3 else x.reshape(-1, x.shape[-1])) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
     out = out.reshape(*x.shape[:-1], *kernel.shape[1:])
     return out if bias is None else out + broadcast_to_rank(bias.astype(x.dtype), out.ndim)
+
+
+def cast_once(weights: Mapping[str, Any], dtype: Any, besides: Collection[str] = ()) -> dict[str, Any]:
+    """Casts the `MATRICES` among stacked weights to the dtype of the computation, except those named in `besides`.
+
+    A trunk does this before its layers. Inside of them each layer's matrices would be cast when it runs, and again when
+    it is recomputed. The gradient of a matrix then has this dtype, too, until it leaves the trunk. Nothing changes if
+    the dtypes are equal.
+    """
+    cast = {name: w for name, w in weights.items() if name in MATRICES and name not in besides}
+    return {**weights, **jax.tree.map(lambda w: w.astype(dtype), cast)}
 
 
 def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.attention import BACKENDS, heads_first, joined_attention
-from transfusion.sequence.masks import Metadata, see
+from transfusion.kernels.kernel import Layout
+from transfusion.model.attention import backend_of, heads_first
+from transfusion.sequence.masks import Metadata
 
 Pair = tuple[jax.Array, jax.Array]
 """Keys and values of one layer: of a cache [B G, S, K] each, of new tokens [B, N, G, K]."""
-Layers = jax.Array | tuple[jax.Array, ...]
-"""A trunk's layers in order: one array [layers, B G, S, K], or for each layer an array [B G, S, K]."""
+Stacks = tuple[jax.Array, ...]
+"""Keys or values of a trunk's layers, in order: stacks [n, B G, S, K] of n layers each."""
 
 
 @jax.tree_util.register_dataclass
@@ -25,18 +26,24 @@ class KeyValues:
     """Keys and values of every layer of every trunk, by the trunk's name, with the metadata [B, S] of their tokens.
 
     Cross-attention reads those of a context (`TransformerConfig.cross`). Rows and heads are one axis, because only then
-    does XLA:CPU write a token without copying all others. The layers are one array for a scan, or an array each for an
-    unrolled trunk in a loop, which writes them in place. A trunk takes both forms, and returns the form it was given.
+    does XLA:CPU write a token without copying all others.
+
+    A trunk's layers lie in one stack for a scan, or in a stack each for an unrolled trunk in a loop, because XLA:CPU
+    copies a layer of a larger stack in order to read it. A trunk takes them divided in any way, and gives them back
+    divided in the same way.
     """
 
-    k: Mapping[str, Layers]
-    v: Mapping[str, Layers]
+    k: Mapping[str, Stacks]
+    v: Mapping[str, Stacks]
     metadata: Metadata
 
-    def by_layer(self) -> "KeyValues":
-        """Returns the same keys and values with an array for each layer."""
-        k, v = ({trunk: tuple(layers) for trunk, layers in table.items()} for table in (self.k, self.v))
-        return KeyValues(k, v, self.metadata)
+    def apart(self, trunk: str) -> "KeyValues":
+        """Returns the same keys and values with a stack for each layer of one trunk."""
+
+        def split(table: Mapping[str, Stacks]) -> dict[str, Stacks]:
+            return {**table, trunk: tuple(x[i : i + 1] for x in table[trunk] for i in range(len(x)))}
+
+        return KeyValues(split(self.k), split(self.v), self.metadata)
 
     def grown(self, room: int) -> "KeyValues":
         """Returns the same keys and values with `room` more slots, which are padding."""
@@ -44,26 +51,73 @@ class KeyValues:
         def pad(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
 
-        k, v = jax.tree.map(lambda x: pad(x, x.ndim - 2), (self.k, self.v))
+        k, v = jax.tree.map(lambda x: pad(x, 2), (self.k, self.v))
         return KeyValues(k, v, jax.tree.map(lambda x: pad(x, 1), self.metadata))
 
+    def with_rows(self, other: "KeyValues", rows: jax.Array) -> "KeyValues":
+        """Replaces the rows with the numbers `rows` int32 [A] by those of another cache; others are left out."""
 
-def stacked(layers: Layers) -> jax.Array:
-    """Stacks all layers into one array; `tuple(layers)` is the reverse."""
-    return jnp.stack(layers) if isinstance(layers, tuple) else layers
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            groups = new.shape[1] // len(rows)
+            at = (rows[:, None] * groups + jnp.arange(groups)[None]).reshape(-1)
+            return old.at[:, at].set(new, mode="drop")
+
+        k, v = jax.tree.map(put, (self.k, self.v), (other.k, other.v))
+        metadata = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), self.metadata, other.metadata)
+        return KeyValues(k, v, metadata)
+
+    def shrunk(self, slots: int) -> "KeyValues":
+        """Returns the first `slots` slots."""
+        k, v = jax.tree.map(lambda x: x[:, :, :slots], (self.k, self.v))
+        return KeyValues(k, v, jax.tree.map(lambda x: x[:, :slots], self.metadata))
+
+    def of_rows(self, change: Callable[..., jax.Array], *others: "KeyValues") -> "KeyValues":
+        """Applies a function of arrays [B, ...] to all arrays of this cache, and of others that are divided like it.
+
+        It gets keys and values as [B, layers, G, S, K].
+        """
+        rows = self.metadata.order.shape[0]
+
+        def of(*stacks: jax.Array) -> jax.Array:
+            x = change(*(jnp.moveaxis(x.reshape(len(x), -1, x.shape[1] // rows, *x.shape[2:]), 1, 0) for x in stacks))
+            x = jnp.moveaxis(x, 0, 1)
+            return x.reshape(len(x), -1, *x.shape[3:])
+
+        k, v = jax.tree.map(of, (self.k, self.v), *((other.k, other.v) for other in others))
+        return KeyValues(k, v, jax.tree.map(change, self.metadata, *(other.metadata for other in others)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CachedLayer:
+    """One layer of a cache: its number int32 [] in the stacks of keys and values [n, B G, S, K] that hold it.
+
+    The stacks themselves are handed from layer to layer, because a loop writes only into an array that it carries
+    without copying it.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    number: jax.Array | int
+
+    @property
+    def pair(self) -> Pair:
+        return self.k[self.number], self.v[self.number]
+
+    def written(self, new: Pair, at: jax.Array) -> "CachedLayer":
+        """Writes new tokens to the slots `at` int32 [B, N]; all of them must exist."""
+        at = jnp.repeat(at, new[0].shape[2], axis=0)
+        row = jnp.arange(len(at))[:, None]
+        k, v = (
+            x.at[self.number, row, at].set(y, mode="promise_in_bounds")
+            for x, y in zip((self.k, self.v), merged(new), strict=True)
+        )
+        return CachedLayer(k, v, self.number)
 
 
 def merged(new: Pair) -> Pair:
     """Gives new tokens' keys and values the shape that a cache has: [B G, N, K] each."""
     k, v = (heads_first(x).reshape(-1, x.shape[1], x.shape[3]) for x in new)
-    return k, v
-
-
-def write_layer(cached: Pair, new: Pair, at: jax.Array) -> Pair:
-    """Writes new tokens into one layer of a cache, at the slots `at` int32 [B, N]; all of them must exist."""
-    at = jnp.repeat(at, new[0].shape[2], axis=0)
-    row = jnp.arange(len(at))[:, None]
-    k, v = (x.at[row, at].set(y, mode="promise_in_bounds") for x, y in zip(cached, merged(new), strict=True))
     return k, v
 
 
@@ -74,8 +128,13 @@ def write_metadata(cached: Metadata, new: Metadata, at: jax.Array) -> Metadata:
 
 
 def attention_over(
-    queries: Metadata, keys: Metadata | None, cache: KeyValues | None, may: np.ndarray | None, backend: str
-) -> Callable[[jax.Array, Pair | None, Pair | None], jax.Array]:
+    queries: Metadata,
+    keys: Metadata | None,
+    cache: KeyValues | None,
+    may: np.ndarray | None,
+    backend: str,
+    layout: Layout,
+) -> Callable[[jax.Array, Pair | None, CachedLayer | None], jax.Array]:
     """Makes one layer's attention, a function of (q [B, N, H, K], new, cached), and once what all layers share.
 
     Args:
@@ -83,19 +142,22 @@ def attention_over(
       keys: metadata of new tokens that are not in the cache; None: there are none, or they have been written.
       cache: its metadata holds what has been written; None: there is none.
       may: see `transfusion.sequence.masks.see`.
-      backend: of attention without a cache, a key of `transfusion.model.attention.BACKENDS`.
+      backend: 'auto', or a key of `transfusion.model.attention.BACKENDS`.
+      layout: of the queries and of `keys`.
     """
+    chosen = backend_of(backend, layout)
     if cache is None:
-        chosen = BACKENDS[backend]
-        plan = chosen.plan(queries, keys, may)
+        plan = chosen.plan(queries, keys, may, layout)
         return lambda q, new, cached: chosen.attend(q, *new, plan)
-    sees_cache = see(queries, cache.metadata, may)
-    sees_new = None if keys is None else see(queries, keys, may)
+    of_cache = dataclasses.replace(layout, k=cache.metadata.order.shape[1:], shares=1)
+    plans = [chosen.plan_read(queries, cache.metadata, may, of_cache)]
+    if keys is not None:
+        plans.append(chosen.plan_read(queries, keys, may, layout))
 
-    def attend(q: jax.Array, new: Pair | None, cached: Pair | None) -> jax.Array:
-        parts = [(*(x.reshape(len(q), -1, *x.shape[1:]) for x in cached), sees_cache)]
-        if sees_new is not None:
-            parts.append((*map(heads_first, new), sees_new))
-        return joined_attention(q, parts)
+    def attend(q: jax.Array, new: Pair | None, cached: CachedLayer) -> jax.Array:
+        parts = [tuple(x.reshape(len(q), -1, *x.shape[1:]) for x in cached.pair)]
+        if keys is not None:
+            parts.append(tuple(map(heads_first, new)))
+        return chosen.read(q, parts, plans)
 
     return attend

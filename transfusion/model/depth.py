@@ -4,16 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from transfusion.model.cache import Layers, Pair, stacked
+from transfusion.model.cache import CachedLayer, Pair, Stacks
 from transfusion.model.config import REMAT, TransformerConfig
 from transfusion.model.parameters import Params
 from transfusion.model.sublayers import ExpertTokens
 
-Kept = tuple[Layers, Layers] | None
-Function = Callable[..., tuple[ExpertTokens, Pair | None]]
+Cached = tuple[Stacks, Stacks] | None
+"""A trunk's part of a cache, keys and values."""
+Function = Callable[..., tuple[ExpertTokens, CachedLayer | None, Pair | None]]
 """One layer: from the tokens, its part of `each`, of the context and of the cache, and the weights of its second
-attention to the tokens and to the keys and values that are kept."""
+attention to the tokens, the layer of the cache after it, and the keys and values that are returned beside the cache."""
 
 
 def by_layer(params: Params) -> Params:
@@ -36,9 +39,9 @@ def through(
     tokens: ExpertTokens,
     each: dict[str, Any],
     context: Pair | None,
-    cached: Kept,
+    cached: Cached,
     seconds: dict[int, dict[str, Any]],
-) -> tuple[ExpertTokens, Kept]:
+) -> tuple[ExpertTokens, Cached, Pair | None]:
     """Runs all layers.
 
     Args:
@@ -51,31 +54,49 @@ def through(
       seconds: weights of the second attention, by the number of each layer that has it.
 
     Returns:
-      The tokens, and what `layer` keeps, joined over all layers; None if it keeps None.
+      The tokens, the cache after all layers, and what they return beside it, stacked; None if they return nothing.
     """
     if REMAT[config.remat] is not None:
         layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
     # A scan has one body for all layers, so not where they differ; and where nothing is computed, it saves nothing.
     if not config.scan or seconds or not tokens:
         return _unrolled(layer, config.layers, tokens, each, context, cached, seconds)
-    whole = None if cached is None else tuple(stacked(x) for x in cached)
-    tokens, kept = jax.lax.scan(lambda x, part: layer(x, *part, None), tokens, (each, context, whole))
-    return tokens, kept
+    return _scanned(layer, config.layers, tokens, each, context, cached)
+
+
+def _scanned(layer, layers, tokens, each, context, cached):
+    """Does the same as `through`, as a scan, which carries the whole cache so that layers write into it in place."""
+
+    def step(carry, part):
+        (x, stack), (number, own, given) = carry, part
+        x, after, new = layer(x, own, given, None if stack is None else CachedLayer(*stack, number), None)
+        return (x, None if after is None else (after.k, after.v)), new
+
+    if cached is None:
+        (tokens, _), new = jax.lax.scan(step, (tokens, None), (None, each, context))
+        return tokens, None, new
+    sizes = [len(x) for x in cached[0]]
+    stack = tuple(stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks) for stacks in cached)
+    (tokens, stack), new = jax.lax.scan(step, (tokens, stack), (jnp.arange(layers), each, context))
+    k, v = (tuple(jnp.split(x, np.cumsum(sizes)[:-1].tolist())) for x in stack)
+    return tokens, (k, v), new
 
 
 def _unrolled(layer, layers, tokens, each, context, cached, seconds):
     """Does the same as `through`, as a loop over the layers."""
     kept = []
-    cached = None if cached is None else tuple(tuple(x) for x in cached)
+    stacks = None if cached is None else list(zip(*cached, strict=True))
+    places = [] if cached is None else [(s, i) for s, x in enumerate(cached[0]) for i in range(len(x))]
     for i in range(layers):
         own = jax.tree.map(lambda w, i=i: w[i], each, is_leaf=_one_by_one)
         given = None if context is None else tuple(x[i] for x in context)
-        before = None if cached is None else tuple(x[i] for x in cached)
-        tokens, out = layer(tokens, own, given, before, seconds.get(i))
-        kept.append(out)
-    if kept[0] is None:
-        return tokens, None
-    return tokens, tuple(zip(*kept, strict=True))
+        before = CachedLayer(*stacks[places[i][0]], places[i][1]) if places else None
+        tokens, after, new = layer(tokens, own, given, before, seconds.get(i))
+        if places:
+            stacks[places[i][0]] = (after.k, after.v)
+        kept.append(new)
+    new = None if kept[0] is None else tuple(map(jnp.stack, zip(*kept, strict=True)))
+    return tokens, None if cached is None else tuple(zip(*stacks, strict=True)), new
 
 
 def _one_by_one(weight: Any) -> bool:

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.attention import masked_attention
+from transfusion.kernels.kernel import Layout
 from transfusion.model.block import Block
-from transfusion.model.cache import KeyValues, Pair, attention_over, merged, write_layer
+from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
 from transfusion.model.cross import CrossAttention
 from transfusion.model.modulation import Condition, modulate
 from transfusion.model.parameters import bound
-from transfusion.sequence.masks import Metadata, see
+from transfusion.sequence.masks import Metadata
 from transfusion.sharding import by_heads, cut, join
 
 ExpertTokens = dict[str, jax.Array]
@@ -33,31 +33,27 @@ class Keep:
     """How a forward pass treats the keys and values of its tokens.
 
     Attributes:
-      of: a function of one layer's cache and the keys and values of all new tokens. It returns the cache that attention
-        reads, and what the pass returns of this layer.
-      gives: whether the pass returns anything of a layer.
+      of: a function of one layer of the cache and the keys and values of all new tokens. It returns the layer that
+        attention reads and that stays in the cache, and the keys and values that the pass returns beside the cache.
+      gives: whether it returns any beside the cache.
       writes: whether the new tokens are in the cache that attention reads.
     """
 
-    of: Callable[[Pair | None, Pair], tuple[Pair | None, Pair | None]]
-    gives: bool = True
+    of: Callable[[CachedLayer | None, Pair], tuple[CachedLayer | None, Pair | None]]
+    gives: bool = False
     writes: bool = False
 
 
-NOTHING = Keep(lambda cached, new: (cached, None), gives=False)
-NEW = Keep(lambda cached, new: (cached, merged(new)))
+NOTHING = Keep(lambda cached, new: (cached, None))
+NEW = Keep(lambda cached, new: (cached, merged(new)), gives=True)
 
 
 def written(at: jax.Array) -> Keep:
     """Writes the new tokens to the slots `at` int32 [B, N] before attention reads the cache.
 
-    In a loop, a cache that is read first and written afterwards would be copied."""
-
-    def of(cached: Pair, new: Pair) -> tuple[Pair, Pair]:
-        cached = write_layer(cached, new, at)
-        return cached, cached
-
-    return Keep(of, writes=True)
+    In a loop, a cache that is read first and written afterwards would be copied.
+    """
+    return Keep(lambda cached, new: (cached.written(new, at), None), writes=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,8 @@ class Pass:
       cache: earlier tokens that the new ones may see besides each other.
       context: metadata of a context among the tokens.
       keep: how keys and values are treated.
-      backend: the backend of attention without a cache.
+      backend: the backend of attention, see `transfusion.model.attention.backend_of`.
+      size, dtype: of heads.
     """
 
     groups: dict[str, list[str]]
@@ -90,6 +87,18 @@ class Pass:
     context: Metadata | None
     keep: Keep
     backend: str
+    size: int
+
+    dtype: str
+
+    def layout(self, *experts: str, over_context: bool = False) -> Layout:
+        """How the tokens of these experts lie as queries, and as keys too, or those of a context."""
+        own = tuple(self.metadata[s].order.shape[1] for expert in experts for s in self.groups[expert])
+        # Joined in shares, the slices of every share follow one another.
+        keys = tuple(size // self.shares for size in own) * self.shares
+        if over_context:
+            keys = () if self.context is None else self.context.order.shape[1:]
+        return Layout(own, keys, self.size, self.dtype, self.shares)
 
     def metadata_of(self, *experts: str) -> Metadata:
         """Joins the metadata of these experts' tokens."""
@@ -107,7 +116,7 @@ class Layer:
       context: keys and values of a context among the new tokens, before they are kept.
       cached: this layer of the cache.
       start: the tokens as they entered the layer.
-      kept: what the pass returns of this layer.
+      kept: the new keys and values that the pass returns beside the cache.
     """
 
     blocks: dict[str, Block]
@@ -115,7 +124,7 @@ class Layer:
     cross: dict[str, jax.Array] | None
     second: dict[str, Any] | None = None
     context: Pair | None = None
-    cached: Pair | None = None
+    cached: CachedLayer | None = None
     start: ExpertTokens = dataclasses.field(default_factory=dict)
     kept: Pair | None = None
 
@@ -139,7 +148,7 @@ class SelfAttention:
         tokens = run.metadata_of(*run.groups)
         # Tokens that are written into the cache are read there, and not a second time as new ones.
         new = None if run.keep.writes else tokens
-        return run, attention_over(tokens, new, run.cache, run.may, run.backend)
+        return run, attention_over(tokens, new, run.cache, run.may, run.backend, run.layout(*run.groups))
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
@@ -166,7 +175,8 @@ class ContextAlone:
         return run.keep
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: Keep) -> tuple[ExpertTokens, Layer]:
-        return x, dataclasses.replace(layer, kept=shared.of(layer.cached, layer.context)[1])
+        cached, kept = shared.of(layer.cached, layer.context)
+        return x, dataclasses.replace(layer, cached=cached, kept=kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +190,15 @@ class SecondAttention:
     expert: str
     dtype: str
 
-    def shared(self, run: Pass) -> tuple[Pass, jax.Array | None]:
+    def shared(self, run: Pass) -> tuple[Pass, Any]:
         if self.expert not in run.groups:
             return run, None
         tokens = run.metadata_of(self.expert)
-        return run, see(tokens, tokens, run.may)
+        return run, attention_over(tokens, tokens, None, run.may, run.backend, run.layout(self.expert))
 
-    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, jax.Array | None]) -> tuple[ExpertTokens, Layer]:
-        (run, mask), expert = shared, self.expert
-        if mask is None or layer.second is None:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
+        (run, attend), expert = shared, self.expert
+        if attend is None or layer.second is None:
             return x, layer
         (stream,) = run.groups[expert]
         condition = run.condition[stream]
@@ -197,7 +207,7 @@ class SecondAttention:
         second = bound(self.block, layer.second["block"])
         y = layer.blocks[expert].attention_input(layer.start[expert], (shift, scale))
         q, k, v = second.heads(y, run.turn[expert])
-        return x | {expert: x[expert] + gate * second.project(masked_attention(q, k, v, mask))}, layer
+        return x | {expert: x[expert] + gate * second.project(attend(q, (k, v), None))}, layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +220,9 @@ class OverContext:
         if run.context is None and run.cache is None:
             return run, None
         tokens, new = run.metadata_of(*run.groups), None if run.keep.writes else run.context
-        return run, attention_over(tokens, new, run.cache, run.may_cross, run.backend)
+        return run, attention_over(
+            tokens, new, run.cache, run.may_cross, run.backend, run.layout(*run.groups, over_context=True)
+        )
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared

@@ -18,11 +18,11 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
-from transfusion.model.block import GROUPS, MODULATIONS, Block, Norm
-from transfusion.model.cache import KeyValues, Layers, Pair, stacked
+from transfusion.model.block import GROUPS, MATRICES_OF, MODULATIONS, Block, Norm, cast_once
+from transfusion.model.cache import KeyValues, Pair
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
-from transfusion.model.depth import Kept, through
+from transfusion.model.depth import Cached, through
 from transfusion.model.modulation import Condition, Modulation, modulate, modulations
 from transfusion.model.parameters import array, bound, pure
 from transfusion.model.sublayers import (
@@ -121,9 +121,9 @@ class Trunk(nnx.Module):
 
     def read(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> tuple[dict[str, jax.Array], KeyValues]:
         """Returns the same outputs, and the keys and values of these tokens in the `order` of their streams."""
-        outputs, (k, v) = self._run(inputs, cache, NEW)
+        outputs, _, (k, v) = self._run(inputs, cache, NEW)
         metadata = joined(inputs.metadata, self.order(inputs.x))
-        return outputs, KeyValues({self.name: stacked(k)}, {self.name: stacked(v)}, metadata)
+        return outputs, KeyValues({self.name: (k,)}, {self.name: (v,)}, metadata)
 
     def extend(
         self, inputs: TrunkInputs, cache: KeyValues, slots: Mapping[str, jax.Array]
@@ -136,16 +136,13 @@ class Trunk(nnx.Module):
           slots: the slots of the cache to which the tokens are written, per stream int32 [B, N].
         """
         at = join([slots[stream] for stream in self.order(inputs.x)])
-        outputs, (k, v) = self._run(inputs, cache, written(at))
+        outputs, (k, v), _ = self._run(inputs, cache, written(at))
+        return outputs, KeyValues({**cache.k, self.name: k}, {**cache.v, self.name: v}, cache.metadata)
 
-        def put(layers: Mapping[str, Layers], new: Layers) -> dict[str, Layers]:
-            apart = isinstance(layers[self.name], tuple)
-            return {**layers, self.name: tuple(new) if apart else stacked(new)}
-
-        return outputs, KeyValues(put(cache.k, k), put(cache.v, v), cache.metadata)
-
-    def _run(self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep) -> tuple[dict[str, jax.Array], Kept]:
-        """Runs all layers; returns the outputs, and the keys and values that `keep` gives back."""
+    def _run(
+        self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep
+    ) -> tuple[dict[str, jax.Array], Cached, Pair | None]:
+        """Runs all layers; returns the outputs, the trunk's part of the cache, and what `keep` gives beside it."""
         config, x, groups = self.config, inputs.x, self._groups(inputs.x)
         outside = [stream for stream in x if stream in config.cross]
         # Keys and values that are kept, or lie in a cache, are in the order of the streams.
@@ -160,7 +157,7 @@ class Trunk(nnx.Module):
             sizes=[part.shape[1] for part in tokens.values()],
             shares=n, may=inputs.may, may_cross=inputs.may_cross, cache=cache,
             context=joined(inputs.metadata, outside) if outside else None,
-            keep=keep, backend=config.attention,
+            keep=keep, backend=config.attention, size=config.size, dtype=config.dtype,
         )  # fmt: skip
         sublayers = self._sublayers() if groups else [ContextAlone()]
         shared = [sublayer.shared(run) for sublayer in sublayers]
@@ -170,16 +167,17 @@ class Trunk(nnx.Module):
             one = dataclasses.replace(one, context=context, cached=cached, second=second, start=tokens)
             for sublayer, what in zip(sublayers, shared, strict=True):
                 tokens, one = sublayer.apply(tokens, one, what)
-            return {e: constrain(y, "batch", "tokens", None) for e, y in tokens.items()}, one.kept
+            return {e: constrain(y, "batch", "tokens", None) for e, y in tokens.items()}, one.cached, one.kept
 
         context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
         cached = None if cache is None else (cache.k[self.name], cache.v[self.name])
-        tokens, kept = through(layer, config, tokens, self._each(run, context), context, cached, self._seconds())
+        each, seconds = self._each(run, context), self._seconds()
+        tokens, cached, new = through(layer, config, tokens, each, context, cached, seconds)
         result = {stream: x[stream] for stream in outside}
         for expert, streams in groups.items():
             parts = cut(self._final(tokens[expert], expert), [x[s].shape[1] for s in streams], n)
             result |= dict(zip(streams, parts, strict=True))
-        return result, kept
+        return result, cached, new
 
     def _sublayers(self) -> list[Sublayer]:
         sublayers: list[Sublayer] = [SelfAttention()]
@@ -194,12 +192,18 @@ class Trunk(nnx.Module):
         experts = dict.fromkeys((self.first, *run.groups)) if run.groups else ()
         crosses = run.groups and self.config.cross and (context is not None or run.cache is not None)
         modulated = [s for streams in run.groups.values() for s in streams if s in run.condition]
+        dtype, shared = self.config.dtype, self._shared(run)
         return {
-            "blocks": {expert: pure(self.blocks[expert]) for expert in experts},
+            "blocks": {expert: cast_once(pure(self.blocks[expert]), dtype, shared) for expert in experts},
             "modulation": {stream: pure(self.modulation[stream]) for stream in modulated},
             "vectors": {s: run.condition[s].vector for s in modulated if run.condition[s].vector.ndim == 4},
-            "cross": pure(self.cross) if crosses else None,
+            "cross": cast_once(pure(self.cross), dtype) if crosses else None,
         }
+
+    def _shared(self, run: Pass) -> list[str]:
+        """The matrices that several experts use. Their gradients are summed in float32, and so each use casts them."""
+        several = len(run.groups) > 1
+        return [n for group, names in MATRICES_OF.items() if several and group not in self.config.untied for n in names]
 
     def _layer(self, run: Pass, x: Mapping[str, jax.Array], each: dict[str, Any]) -> Layer:
         """Builds one layer from its part of `_each`."""
@@ -247,7 +251,8 @@ class Trunk(nnx.Module):
         layers = self.config.released.dual_layers
         if not layers:
             return {}
-        stacked = {"block": pure(self.dual), "modulation": {s: pure(m) for s, m in self.dual_modulation.items()}}
+        modulation = {s: pure(m) for s, m in self.dual_modulation.items()}
+        stacked = {"block": cast_once(pure(self.dual), self.config.dtype), "modulation": modulation}
         return {n: jax.tree.map(lambda w, i=i: w[i], stacked) for i, n in enumerate(layers)}
 
     def _final(self, y: jax.Array, expert: str) -> jax.Array:

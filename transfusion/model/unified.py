@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
-from transfusion.model.cache import KeyValues, write_metadata
+from transfusion.model.cache import KeyValues, Stacks, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import Bridge
 from transfusion.model.heads import TiedHead
@@ -186,12 +186,12 @@ class UnifiedModel(nnx.Module):
                 [parts[n] if n in parts else jnp.zeros((*blank, sizes[n], x.shape[3]), x.dtype) for n in inputs], 2
             )
 
-        def of(where: str, field: str) -> jax.Array:
+        def of(where: str, field: str) -> Stacks:
             if where in kept:
-                return ordered(where, getattr(kept[where], field)[where])
+                return tuple(ordered(where, x) for x in getattr(kept[where], field)[where])
             # A trunk that none of these tokens passes through still needs keys and values, of its own shape.
             config, (b, s) = self.configs[where], metadata.order.shape
-            return jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype)
+            return (jnp.zeros((config.layers, b * config.groups, s, config.size), config.dtype),)
 
         k, v = ({where: of(where, field) for where in self.configs} for field in ("k", "v"))
         return KeyValues(k, v, metadata)

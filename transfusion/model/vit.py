@@ -19,8 +19,8 @@ from jax.lax import broadcast_to_rank
 
 from transfusion.errors import UsageError, nearest
 from transfusion.model.attention import masked_attention
-from transfusion.model.block import ACTIVATIONS, layer_norm
-from transfusion.model.parameters import fan_in, normal, ones, param, zeros
+from transfusion.model.block import ACTIVATIONS, cast_once, layer_norm
+from transfusion.model.parameters import bound, fan_in, normal, ones, param, pure, zeros
 from transfusion.sharding import by_heads, constrain
 
 CUBIC = -0.75  # the coefficient of PyTorch's bicubic interpolation; that of jax.image.resize is -0.5
@@ -248,10 +248,10 @@ class ViT(nnx.Module):
 
     def _run(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Runs all blocks: [B, N, D] -> hidden states [layers + 1, B, N, D]."""
-        graph, stacked = nnx.split(self.blocks)
+        stacked = cast_once(pure(self.blocks), x.dtype)
 
         def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
-            block, eps = nnx.merge(graph, weights), self.config.epsilon
+            block, eps = bound(self.blocks, weights), self.config.epsilon
             y = layer_norm(x, block.norm1_scale[...], block.norm1_bias[...], eps)
             z = x + block.attend(y, y, mask)
             y = layer_norm(z, block.norm2_scale[...], block.norm2_bias[...], eps)

@@ -14,25 +14,48 @@ from transfusion.errors import UsageError
 from transfusion.sequence.arrays import Array, Float, Int
 from transfusion.sharding import flat
 
+LARGE, SMALL = 32_768, 1024  # see `chunk_of`
+
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenConfig:
-    """`z_loss` weighs log(Z)^2 (PaLM, section 5; Chameleon: 1e-5); `chunk` slices the vocabulary, 0: all at once."""
+    """How next tokens are predicted.
+
+    Attributes:
+      z_loss: weighs log(Z)^2 (PaLM, section 5; Chameleon: 1e-5).
+      chunk: how many logits of a token are computed at once. It must divide the vocabulary; 0 means all, and -1 chooses
+        as `chunk_of` says.
+    """
 
     z_loss: float = 0.0
-    chunk: int = 0
+    chunk: int = -1
 
     def __post_init__(self):
-        if self.chunk < 0 or self.z_loss < 0:
-            raise UsageError("next_token: chunk and z_loss must not be negative")
+        if self.chunk < -1 or self.z_loss < 0:
+            raise UsageError("next_token: chunk must be at least -1, and z_loss not negative")
+
+
+def chunk_of(vocabulary: int, chunk: int = -1) -> int:
+    """How many logits of a token are computed at once, 0 for all; -1 chooses by the size of the vocabulary.
+
+    Up to 32,768 are computed at once. A row of 4,096 tokens has 2.3 GiB of logits in float32 with a vocabulary of
+    152,064, of which training needs about three copies. There the largest divisor up to 16,384 is chosen. All are
+    computed at once if that is below 1,024: a hundred small products would cost more time than the memory is worth.
+    """
+    if chunk >= 0 or vocabulary <= LARGE:
+        return max(chunk, 0)
+    largest = max(size for size in range(1, LARGE // 2 + 1) if vocabulary % size == 0)
+    return largest if largest >= SMALL else 0
 
 
 def token_losses(
-    head: Any, hidden: Float[Array, "B N D"], targets: Int[Array, "B N"], chunk: int = 0
+    head: Any, hidden: Float[Array, "B N D"], targets: Int[Array, "B N"], chunk: int = -1
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-    """Computes `cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each."""
+    """Computes `cross_entropy` of a head's logits at hidden [B, N, D] against targets [B, N]: float32 [B, N] each.
+
+    `chunk` is that of `NextTokenConfig`."""
     y, kernel = head.factors(hidden)
-    nll, log_z = cross_entropy(flat(y), kernel, flat(targets), chunk)
+    nll, log_z = cross_entropy(flat(y), kernel, flat(targets), chunk_of(kernel.shape[1], chunk))
     return nll.reshape(targets.shape), log_z.reshape(targets.shape)
 
 
@@ -48,8 +71,9 @@ def cross_entropy(
       chunk: with a positive chunk that divides V no array of T x V logits exists, forward or backward.
     """
     vocabulary = kernel.shape[1]
+    kernel = kernel.astype(hidden.dtype)  # here, because a part of it is read again when its logits are recomputed
     if not chunk or chunk >= vocabulary:
-        logits = jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z
     if vocabulary % chunk:
@@ -59,7 +83,7 @@ def cross_entropy(
     def add(carry, scanned):
         log_z, chosen = carry
         part, start = scanned
-        logits = jnp.einsum("...d,dv->...v", hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden, part, preferred_element_type=jnp.float32)
         local = targets - start
         inside = (local >= 0) & (local < chunk)
         picked = jnp.take_along_axis(logits, jnp.clip(local, 0, chunk - 1)[..., None], axis=-1)[..., 0]

@@ -17,11 +17,14 @@ from jax.sharding import Mesh
 from transfusion import sharding
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.planning.cost import Cost
+from transfusion.planning import gpus
+from transfusion.planning.assembly import compile_for_gpu
+from transfusion.planning.cost import USABLE, Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
-from transfusion.sampling.decoder import Decoder, decoder_of
+from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
+from transfusion.sampling.settings import Machine, machine_of
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
 from transfusion.tasks import SequenceTask
@@ -39,18 +42,22 @@ PROMPT = 64  # text tokens of the sampler's prompts
 def can_compile(topology: Topology) -> str:
     """Says what is missing to compile programs for `topology` here; '' if nothing is."""
     if not topology.is_tpu:
-        return "programs for GPUs cannot be compiled without one"
+        return gpus.missing()
     if importlib.util.find_spec("libtpu") is None:
         return "libtpu is not installed: pip install 'transfusion[tpu]'"
     return ""
 
 
-def tpu_devices(topology: Topology) -> list[jax.Device]:
-    """The devices of a topology, slice by slice.
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """The devices of a topology, slice by slice; they can be compiled for, and hold no arrays.
 
     Raises:
-      UsageError: if libtpu does not know the topology.
+      UsageError: if the compiler does not know the topology.
     """
+    return _tpu_devices(topology) if topology.is_tpu else gpus.gpu_devices(topology)
+
+
+def _tpu_devices(topology: Topology) -> list[jax.Device]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     more = {"num_slices": topology.slices} if topology.slices > 1 else {}
@@ -61,48 +68,59 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
     return sorted(found.devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
 
 
-def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
-    """The cost of the training step of `transfusion.train` on `mesh`, whose devices may be those of a topology."""
-    shardings = state_shardings(task, experiment, mesh)
+def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, topology: Topology) -> Cost:
+    """The cost of the training step of `transfusion.train` on `mesh`, whose devices are as many as the topology's."""
+    return _cost(lowered_step(task, experiment, mesh), mesh, topology)
+
+
+def lowered_step(task: SequenceTask, experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step of `transfusion.train` for `mesh`, not compiled yet."""
     spec = task.batch_spec(experiment.batch_size)
     rows = sharding.batch_shardings(spec, mesh)
-    state = abstract_state(task, experiment, shardings)
+    # Says for which devices the kernels of attention are. No array can be made on devices that are not there, so the
+    # mesh is abstract until the step is lowered.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        shardings = state_shardings(task, experiment, mesh)
+        state = abstract_state(task, experiment, shardings)
     with jax.set_mesh(mesh):
-        lowered = jit_step(task, experiment, shardings, rows).lower(state, _placed(spec, rows))
-    return _cost(lowered, mesh, per_slice)
+        return jit_step(task, experiment, shardings, rows).lower(state, _placed(spec, rows))
 
 
-def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, per_slice: int) -> Cost:
+def compile_sampler(task: SequenceTask, experiment: Experiment, mesh: Mesh, topology: Topology) -> Cost:
     """The cost of one call of the decoder, with a text prompt for every device along the data axes."""
+    machine = machine_of("tpu" if topology.is_tpu else "gpu")
     rows = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
+    return _cost(lowered_sampler(task, experiment, mesh, machine, rows), mesh, topology)
+
+
+def lowered_sampler(
+    task: SequenceTask, experiment: Experiment, mesh: Mesh, machine: Machine, rows: int
+) -> jax.stages.Lowered:
+    """One call of the decoder for `rows` text prompts on `machine`, not compiled yet."""
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
-    made = _Scanned(made.task, made.limits, made.size)
+    made = dataclasses.replace(made, machine=machine)
     text = Segment("text", np.zeros(PROMPT, np.int32))
     prompts = [Prompt((text,), draw=made.way is not None)] * rows
     given = prefill_of(prompts, task.spec, made.drawable)
-    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling, False)
+    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))
     with jax.set_mesh(mesh):
-        lowered = made.run.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
-    return _cost(lowered, mesh, per_slice)
-
-
-class _Scanned(Decoder):
-    """The decoder as it runs on accelerators, even if this process runs on a CPU."""
-
-    unrolled = False
+        return made.whole.lower(_placed(task.template.shapes, params), given, conditions, keys, settings)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda s, on: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on), tree, shardings)
 
 
-def _cost(lowered: Any, mesh: Mesh, per_slice: int) -> Cost:
-    start = time.perf_counter()
+def _cost(lowered: Any, mesh: Mesh, topology: Topology) -> Cost:
+    start, kernels = time.perf_counter(), ()
     try:
-        compiled = lowered.compile()
+        if mesh.devices.flat[0].platform == "gpu":
+            compiled, kernels = compile_for_gpu(lowered)
+        else:
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
         if used is None:
@@ -113,11 +131,13 @@ def _cost(lowered: Any, mesh: Mesh, per_slice: int) -> Cost:
     program, source = Program((), 0), "from shapes"
     # For some topologies libtpu cannot print the program that it compiled.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        program, source = read_program(compiled.as_text(), mesh.size, per_slice), "compiled"
+        program, source = read_program(compiled.as_text(), mesh.size, topology.domain), "compiled"
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     # The peak is all that the program reserves. On TPUs the compiler's own `peak_memory_in_bytes` ignores arguments.
     peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Cost("compiled", arguments, temporaries, peak, True, program, source, time.perf_counter() - start)
+    # Only the compiler for TPUs refuses a program that is too large.
+    fits = topology.is_tpu or peak <= USABLE * topology.spec.memory
+    return Cost("compiled", arguments, temporaries, peak, fits, program, source, time.perf_counter() - start, kernels)
 
 
 def with_estimate(cost: Cost, guess: Cost) -> Cost:

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+from transfusion.planning.assembly import KernelUse
 from transfusion.planning.hlo import Program
 from transfusion.running.chips import Topology
 
+# The share of the memory that a program may fill where no compiler says so. The rest is for the runtime and fragments.
+USABLE = 0.92
 # FLOPs of a step with each way of rematerialisation, in units of the model's own forward and backward passes.
 RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 
@@ -18,10 +21,11 @@ class Cost:
       arguments: bytes of the train state (or the parameters) and of the inputs.
       temporaries: bytes of temporary arrays.
       peak: bytes of all memory that the program reserves.
-      fits: whether the chip's memory holds the program. If it was compiled, the compiler has decided that.
+      fits: whether the chip's memory holds the program. If it was compiled for a TPU, the compiler has decided that.
       program: the collectives.
       collectives: how the collectives are known; 'from shapes' if the compiler gave no text.
       seconds: how long compilation took.
+      kernels: the program's own kernels, if it was compiled for a GPU.
     """
 
     how: str
@@ -32,6 +36,7 @@ class Cost:
     program: Program
     collectives: str
     seconds: float = 0.0
+    kernels: tuple[KernelUse, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,14 +76,14 @@ class Program:
 
 def read_program(text: str, devices: int, per_slice: int) -> Program:
     """The collectives of `text`, a program for `devices` devices. Every `per_slice` devices in a row are a slice."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     times: dict[str, int] = {}
     unknown: set[str] = set()
 
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
         for line in computations.get(name, ()):
-            for called, turns in _calls(line, computations):
+            for called, turns in calls(line, computations):
                 if turns is None:
                     unknown.add(called)
                 if called in computations:
@@ -108,8 +108,11 @@ def _goes_on(name: str, lines: Sequence[str]) -> bool:
     return name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in line for line in lines)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation, and the name of the entry."""
+def computations_of(text: str, names: bool = False) -> tuple[dict[str, list[str]], str]:
+    """The instructions of each computation, one a line, and the name of the entry.
+
+    With `names` a line ends in the operation of the Python program that it comes from, `op_name="..."`.
+    """
     result: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -119,16 +122,22 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif line.startswith("}"):
             current = None
         elif current is not None and " = " in line:
-            current.append(line.partition(", metadata={")[0] + _after_metadata(line))
+            current.append(line.partition(", metadata={")[0] + _metadata(line, names))
     return result, entry
 
 
-def _after_metadata(line: str) -> str:
-    found = re.search(r'known_trip_count":\{"n":"\d+"\}', line)
-    return f" {found[0]}" if found else ""
+def _metadata(line: str, names: bool) -> str:
+    kept = [r'known_trip_count":\{"n":"\d+"\}'] + [r'op_name="[^"]*"'] * names
+    return "".join(f" {part[0]}" for part in (re.search(one, line) for one in kept) if part)
 
 
-def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
+def opcode(line: str) -> str:
+    """The kind of an instruction, such as 'fusion'; '' for a line that is none."""
+    found = _OPCODE.search(line)
+    return found[1] if found else ""
+
+
+def calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
     """The computations that an instruction runs, and how often (None if that is unknown)."""
     kind = _OPCODE.search(line)
     if kind is None or kind[1].endswith(("-done", "-update")):
@@ -172,14 +181,19 @@ def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool)
             continue
         group, far = _groups(line, devices, per_slice)
         before = line[: kind.start()]
-        size = sum(map(_bytes, _ARRAY.finditer(before)))
-        if kind[1] == "all-gather-start":  # (what goes in, what comes out)
+        size = array_bytes(before)
+        if kind[1] in ("all-gather-start", "reduce-scatter-start"):  # (what goes in, what comes out): the larger one
             size = round(size * group / (group + 1))
-        elif kind[1] == "collective-permute-start":
+        elif kind[1] in ("collective-permute-start", "all-to-all-start"):
             size //= 2
         elif name == "reduce-scatter":
             size *= group
         yield Collective("reduce-scatter" if scatters and name == "all-reduce" else name, size, group, far, 1)
+
+
+def array_bytes(kind: str) -> int:
+    """The bytes of a type as HLO writes it: of an array, or of all arrays of a tuple."""
+    return sum(map(_bytes, _ARRAY.finditer(kind)))
 
 
 def _bytes(array: re.Match) -> int:

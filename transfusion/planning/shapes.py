@@ -15,16 +15,16 @@ from jax.sharding import AbstractMesh
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.model.attention import BACKENDS, chosen
 from transfusion.model.config import TransformerConfig
+from transfusion.objectives.next_token import chunk_of
 from transfusion.optim import split
-from transfusion.planning.cost import Bounds, Cost, bounds
+from transfusion.planning.cost import USABLE, Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
 from transfusion.running.chips import Topology
 from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 
-# The share of the memory that a program may fill by this estimate. The rest is for the runtime and for fragments.
-USABLE = 0.92
 FLOAT32 = 4
 # Arrays of scores [rows, heads, L, L] in float32 that are alive at once in dense attention's backward pass.
 SCORE_ARRAYS = 3
@@ -120,7 +120,7 @@ def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology:
     check_activations(task.activations(on.batch // on.accumulate), on.mesh)
     state = state_bytes(task, experiment, on)
     arguments = state["parameters"] + state["optimizer"] + input_bytes(task, on)
-    temporaries = scale * (state["gradients"] + _activations(task, on) + _weights(task, on))
+    temporaries = scale * (state["gradients"] + _activations(task, on, topology) + _weights(task, on))
     program = Program(tuple(_collectives(task, on, topology)), 0)
     peak = arguments + temporaries
     fits = peak <= USABLE * topology.spec.memory
@@ -134,21 +134,23 @@ def _trunks(task: SequenceTask) -> Iterator[tuple[TransformerConfig, int]]:
         yield config, sum(task.spec.streams[name].budget for name in inside)
 
 
-def _activations(task: SequenceTask, on: Sharding) -> float:
+def _activations(task: SequenceTask, on: Sharding, topology: Topology) -> float:
     """Bytes of a microbatch's activations: those kept for the backward pass, one layer's own arrays, and logits."""
     kept, layer, rows = 0.0, 0.0, on.rows // on.accumulate
     for config, length in _trunks(task):
         width = 2 if config.dtype == "bfloat16" else FLOAT32
         heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
         share = length / on.context
-        scores = 0.0 if config.attention == "blockwise" else SCORE_ARRAYS * FLOAT32 * heads * share * length
+        attention = BACKENDS[chosen(config.attention, "tpu" if topology.is_tpu else "gpu")]
+        scores = SCORE_ARRAYS * FLOAT32 * heads * share * length * attention.quadratic
         own = share * (2 * heads * config.size + 3 * hidden + 2 * config.width)
         inner = rows * (scores + 3 * width * own)
         outer = rows * share * config.width * width
         of_remat = {"full": 0.0, "dots": rows * width * own, "none": inner}
         kept += config.layers * (outer + of_remat[config.remat])
         layer = max(layer, inner)
-    logits = sum(s.budget * s.vocabulary for s in task.spec.streams.values() if s.head != "none")
+    heads, chunk = [s for s in task.spec.streams.values() if s.head != "none"], task.objectives.next_token.chunk
+    logits = sum(s.budget * (chunk_of(s.vocabulary, chunk) or s.vocabulary) for s in heads)
     return kept + max(layer, 3 * FLOAT32 * rows * logits / on.tensor / on.context)
 
 
@@ -212,14 +214,16 @@ def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterato
 
 
 def search(
-    task: SequenceTask, experiment: Experiment, topology: Topology, scale: float = 1.0
+    task: SequenceTask, experiment: Experiment, topology: Topology, row_flops: float, scale: float = 1.0
 ) -> list[tuple[Sharding, Cost, Bounds]]:
     """The shardings of the config's batch that fit, the fastest first: by the roofline, then without any overlap.
+
+    `row_flops` are the model FLOPs of a step on one row.
 
     More microbatches than the config's are tried only if nothing fits otherwise.
     """
     batch, parts = experiment.batch_size, experiment.optim.accumulate
-    flops, found = task.flops(batch), []
+    flops, found = row_flops * batch, []
     while not found and batch % parts == 0:
         for on in shardings(topology.devices, topology.slices, batch, parts):
             try:

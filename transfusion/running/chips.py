@@ -40,13 +40,14 @@ _CUBES = (
 
 # TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, 'System architecture'. Its figures for ICI count both directions
 # (v5e 400, v5p 1200 GB/s) or one (v4 2400, v6e 3200 Gbit/s); the network is the chip's share of a pod's.
-# GPUs: NVIDIA's data sheets 'A100 80GB', 'H100' and 'H200' (dense rates; NVLink counts both directions), and the user
-# guides of the DGX systems: one network adapter per GPU, of 200 (A100) or 400 Gbit/s.
+# GPUs: NVIDIA's data sheets 'A100 80GB', 'H100', 'H200' and 'DGX B200' (dense rates; NVLink counts both directions),
+# and the user guides of the DGX systems: one network adapter per GPU, of 200 (A100) or 400 Gbit/s.
 CHIPS: dict[str, Chip] = {
     "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9, 0.0, _CUBES),
     "v5e": Chip(("TPU v5e", "TPU v5 lite"), 197e12, 16 * GIB, 819e9, 200e9, 3.1e9, _FLAT),
     "v5p": Chip(("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, (*_CUBES, "16x16x24")),
     "v6e": Chip(("TPU v6e", "TPU v6 lite"), 918e12, 32 * GIB, 1600e9, 400e9, 12.5e9, _FLAT),
+    "b200": Chip(("B200",), 2250e12, 180e9, 8000e9, 900e9, 50e9, domain=8),
     "h200": Chip(("H200",), 989e12, 141e9, 4800e9, 450e9, 50e9, domain=8),
     "h100-pcie": Chip(("H100 PCIe",), 756e12, 80e9, 2000e9, 300e9, 50e9, domain=2),
     "h100": Chip(("H100",), 989e12, 80e9, 3350e9, 450e9, 50e9, domain=8),

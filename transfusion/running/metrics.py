@@ -4,11 +4,12 @@ Means are never averaged: every metric is a pair (sum, weight) until it is writt
 and log intervals of any size give the same number.
 """
 
+import itertools
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -18,6 +19,20 @@ from etils import epath
 
 from transfusion import storage
 from transfusion.running.tensorboard import Events
+
+FLOPS_PER_STEP = "model_flops_per_step"  # of a row of metrics.jsonl: the mean over the steps since the row before
+
+
+def training_flops(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The model FLOPs of all steps that the rows of a metrics.jsonl tell of; None if a row does not say.
+
+    Runs of versions that counted each row as one document do not say.
+    """
+    steps = itertools.pairwise((0, *(row["step"] for row in rows)))
+    counts = [row.get(FLOPS_PER_STEP) for row in rows]
+    if None in counts:
+        return None
+    return sum((count * (last - first) for count, (first, last) in zip(counts, steps, strict=True)), 0.0)
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | None]:

@@ -1,13 +1,10 @@
 """Measures how fast training is, and which share of the hardware's peak that is."""
 
 import contextlib
-import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from transfusion.running.chips import chip_of
 
@@ -60,24 +57,15 @@ class Throughput:
         return dict(zip(names, values, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """FLOP/s of all devices together (None if unknown) and, in words, where the number is from."""
+def peak_flops(devices: Sequence[jax.Device] | None = None) -> float | None:
+    """Returns the bfloat16 FLOP/s of the data sheets of `devices` (default: all), None where none is known.
 
-    flops: float | None
-    source: str
-
-
-def peak_flops(devices: Sequence[jax.Device] | None = None) -> Peak:
-    """Returns the peak of `devices` (default: all): bfloat16 data sheets, or for CPUs a measurement of about 0.2 s."""
+    A CPU has none: its data sheets name no rate that programs reach, and a rate measured at the start of a run is that
+    of a machine which does something else a moment later.
+    """
     devices = jax.devices() if devices is None else devices
-    kind, count = devices[0].device_kind, len(devices)
-    if devices[0].platform == "cpu":
-        hosts = len({device.process_index for device in devices})  # virtual devices share their host
-        return Peak(hosts * _measured_gemm(), f"measured: float32 GEMM on {_threads()} CPU threads, {hosts} host(s)")
-    if found := chip_of(kind):
-        return Peak(count * found[1].flops, f"data sheet: {count} x {found[0]}, bfloat16")
-    return Peak(None, f"unknown device {kind!r}")
+    found = None if devices[0].platform == "cpu" else chip_of(devices[0].device_kind)
+    return found and len(devices) * found[1].flops
 
 
 def model_flops_utilisation(flops_per_step: float, seconds: float | None, peak: float | None) -> float | None:
@@ -89,20 +77,3 @@ def model_flops_utilisation(flops_per_step: float, seconds: float | None, peak: 
       peak: FLOP/s of all devices; None (unknown) gives None.
     """
     return None if not seconds or not peak else flops_per_step / seconds / peak
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _measured_gemm(size: int = 768, seconds: float = 0.2) -> float:
-    """Returns the FLOP/s of the fastest of the float32 products of [size, size] that fit into `seconds`."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        matrix = jnp.ones((size, size), jnp.float32)
-        product = jax.jit(jnp.dot)
-        product(matrix, matrix).block_until_ready()
-        best, end = float("inf"), time.perf_counter() + seconds
-        while (start := time.perf_counter()) < end:
-            product(matrix, matrix).block_until_ready()
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best

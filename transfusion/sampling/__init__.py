@@ -3,7 +3,8 @@
 - `config` has the settings, and `settings` what of them the compiled code reads.
 - A layout table says which kind of segment the model draws (`drawable`), and which tokens the decoder appends for it
   (`parts`). `prompts` lays out what a row begins with, and `place` a part behind what a row has.
-- `decoder` is the loop over a batch of prompts, compiled once; `state` is what it carries, `memory` what that takes.
+- `decoder` continues a list of prompts, which `queue` hands to the rows of `loop`: this is what is compiled, once for
+  all lists. `state` is what the loop carries, `memory` what that takes. `conversation` answers one turn after another.
 - Text: `writer` puts out a token a step, which `choose` draws from the logits.
 - Images: `ways` has the two ways of drawing. `speller` writes an image as ids of the text's vocabulary, by a `grammar`.
   `painter` draws it by a stream of its own, as `drawing` says for the stream's objective: by `solvers` for latents

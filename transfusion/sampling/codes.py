@@ -15,7 +15,7 @@ from transfusion.objectives.masked import still_masked
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.place import lay
-from transfusion.sampling.request import Prefix, Request, predict
+from transfusion.sampling.request import Prefix, Request
 from transfusion.sampling.state import step_keys
 from transfusion.sequence import MASKED
 
@@ -73,12 +73,12 @@ def unmask(request: Request, parts: PaintedParts) -> jax.Array:
     All codes are masked at first. Each step draws all masked codes, keeps those with the greatest confidence, and masks
     the others again.
     """
-    schedule, steps = request.schedule, len(request.schedule.left)
+    schedule, steps, guided = request.schedule, len(request.schedule.left), request.guided(parts)
 
     def step(x, scanned):
         number, left, noise = scanned
         t = number / steps
-        logits = request.guided(t, lambda prefix: predict(request.model, parts, prefix, x, t))
+        logits = guided(x, t)
         keys = jax.vmap(jax.random.split)(step_keys(request.keys, request.drawn, number))
         drawing, ranking = jnp.moveaxis(keys, 1, 0)
         ids = choose_codes(request, logits, drawing)
@@ -122,32 +122,31 @@ def read_codes(
     return request.model.head(name, encoded[name]), dataclasses.replace(prefix, cache=cache)
 
 
-def with_room(request: Request, parts: PaintedParts) -> list[Prefix]:
-    """Gives all prefixes of the request room for the image's tokens."""
-    prefixes = [p for p in (request.prefix, request.without_text, request.without_images) if p is not None]
-    return [dataclasses.replace(p, cache=p.cache.grown(parts.tokens)) for p in prefixes]
+def with_room(request: Request, parts: PaintedParts) -> Prefix:
+    """Joins the prefixes of the request, see `Request.joined`, and gives them room for the image's tokens."""
+    return dataclasses.replace(request.joined, cache=request.joined.cache.grown(parts.tokens))
 
 
 def guided_codes(
     request: Request,
     parts: PaintedParts,
-    prefixes: list[Prefix],
+    prefix: Prefix,
     t: jax.Array,
     ramp: float,
     content: jax.Array,
     first: jax.Array,
     count: int,
-) -> tuple[jax.Array, list[Prefix]]:
+) -> tuple[jax.Array, Prefix]:
     """Calls `read_codes` for all prefixes and guides the logits; `ramp` in [0, 1] scales the guidance.
 
     All are read even where guidance does not apply, because later tokens see them.
     """
-    logits, prefixes = zip(*(read_codes(request, parts, p, content, first, count) for p in prefixes), strict=True)
-    if len(logits) == 1:
-        return logits[0], list(prefixes)
+    logits, prefix = read_codes(request, parts, prefix, request.repeated(content), first, count)
+    first_logits, *others = request.split(logits)
+    if not others:
+        return first_logits, prefix
     guidance = dataclasses.replace(request.guidance, scale=1 + ramp * (request.guidance.scale - 1))
-    guided = guidance.combine(logits[0], logits[1], logits[2] if len(logits) > 2 else None)
-    return jnp.where(guidance.applies(t), guided, logits[0]), list(prefixes)
+    return jnp.where(guidance.applies(t), guidance.combine(first_logits, *others), first_logits), prefix
 
 
 def one_after_another(request: Request, parts: PaintedParts) -> jax.Array:
@@ -157,11 +156,11 @@ def one_after_another(request: Request, parts: PaintedParts) -> jax.Array:
     n = parts.tokens
 
     def step(i, carry):
-        x, prefixes = carry
+        x, prefix = carry
         content = jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
-        logits, prefixes = guided_codes(request, parts, prefixes, i / (n - 1), 1.0, content, i, 1)
+        logits, prefix = guided_codes(request, parts, prefix, i / (n - 1), 1.0, content, i, 1)
         ids = choose_codes(request, logits, step_keys(request.keys, request.drawn, i))
-        return jax.lax.dynamic_update_slice_in_dim(x, ids, i + 1, axis=1), prefixes
+        return jax.lax.dynamic_update_slice_in_dim(x, ids, i + 1, axis=1), prefix
 
     x = jnp.zeros((len(request.keys), n), jnp.int32)
     return jax.lax.fori_loop(0, n - 1, step, (x, with_room(request, parts)))[0]
@@ -172,11 +171,11 @@ def scale_by_scale(request: Request, parts: PaintedParts) -> jax.Array:
 
     Guidance grows linearly from none at the first scale to all of it at the last, as in VAR's code.
     """
-    scales, first, prefixes = parts.stream.scales, 0, with_room(request, parts)
+    scales, first, prefix = parts.stream.scales, 0, with_room(request, parts)
     x = jnp.zeros((len(request.keys), parts.tokens), jnp.int32)
     for k, side in enumerate(scales):
         ramp, t, count = k / max(len(scales) - 1, 1), jnp.float32(k / len(scales)), side * side
-        logits, prefixes = guided_codes(request, parts, prefixes, t, ramp, x, first, count)
+        logits, prefix = guided_codes(request, parts, prefix, t, ramp, x, first, count)
         ids = choose_codes(request, logits, step_keys(request.keys, request.drawn, jnp.int32(k)))
         x = x.at[:, first : first + count].set(ids)
         first += count

@@ -17,7 +17,7 @@ from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import codes
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.parts import PaintedParts
-from transfusion.sampling.request import Request, predict
+from transfusion.sampling.request import Request
 from transfusion.sampling.solvers import LOOK_AHEAD, SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
 from transfusion.sequence.times import AHEAD
@@ -76,9 +76,10 @@ def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax
     config = request.objectives.of_continuous(parts.name)
     path, shape = PATHS[config.path], parts.held.shape
 
+    guided = request.guided(parts)
+
     def field(x, t, ahead=None):
-        predicted = request.guided(t, lambda prefix: predict(request.model, parts, prefix, x, t, ahead))
-        return estimates(path, config.prediction, t, x, predicted)
+        return estimates(path, config.prediction, t, x, guided(x, t, ahead))
 
     def step(carry, scanned):
         (x, memory), (number, t, s) = carry, scanned

@@ -59,7 +59,9 @@ class Guidance:
 
         return jax.lax.cond(self.applies(t), guided, lambda: conditional)
 
-    def combine(self, conditional: jax.Array, without_text: jax.Array, without_images: jax.Array | None) -> jax.Array:
+    def combine(
+        self, conditional: jax.Array, without_text: jax.Array, without_images: jax.Array | None = None
+    ) -> jax.Array:
         """Combines two or three predictions [B, N, E] to the guided one."""
         v = without_text + self.scale * (conditional - without_text)
         if self.renorm == "text_channel":

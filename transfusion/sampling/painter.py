@@ -71,21 +71,22 @@ class Painter:
         rows: jax.Array,
         then: Callable[[State, jax.Array], State],
     ) -> State:
-        def read(state: State) -> State:
-            state, encoded = self._read(model, state, unread, rows)
+        def read(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, encoded = self._read(model, carry[0], unread, rows)
             state = dataclasses.replace(state, mode=jnp.where(rows, WRITING, state.mode))
             last = jnp.full(len(rows), len(self.parts.finished.pieces[TEXT]["order"]) - 1)
-            return then(state, logits_at(model, encoded, last))
+            return then(state, logits_at(model, encoded, last)), jnp.bool_(False)
 
-        return jax.lax.cond(rows.any(), read, lambda state: state, state)
+        # A loop of one turn at most, and not a condition, because that would copy the cache.
+        return jax.lax.while_loop(lambda carry: carry[1], read, (state, rows.any()))[0]
 
     def _read(self, model: UnifiedModel, state: State, x: jax.Array, rows: jax.Array) -> tuple[State, Encoded]:
         """Reads the clean item and its closer into the cache, and returns the model's outputs for the text in it."""
         part, spec = self.parts.finished, self.parts.spec
         content = {name: self.parts.drawn_as(name, x) for name, piece in part.pieces.items() if "place" in piece}
-        inputs = lay(part, spec, state.place, rows, content, jnp.ones(len(rows)))
-        state, encoded = append(model, state, part, inputs, rows)
-        return state, encoded[TEXT]
+        inputs = lay(part, spec, state.line.place, rows, content, jnp.ones(len(rows)))
+        line, encoded = append(model, state.line, part, inputs, rows)
+        return dataclasses.replace(state, line=line), encoded[TEXT]
 
     def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
         drawable = self.parts.drawable

@@ -100,64 +100,110 @@ class Conditions:
     images: jax.Array
 
 
-def conditions_of(
-    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, config: SamplerConfig, with_images: bool
-) -> Conditions | None:
-    """Makes the versions of the prompts with which guidance compares, all about to draw; None without guidance.
+def compared(prompts: Sequence[Prompt], config: SamplerConfig, spec: SequenceSpec) -> list[list[Prompt]]:
+    """Makes the versions of the prompts with which guidance compares, all about to draw.
 
-    Images left out still take their rotary indices, text does not, as in BAGEL's condition dropout. `with_images` says
-    whether some prompt has images, here or in another part of the batch.
+    Returns:
+      Nothing without guidance, else the prompts' images alone, and then, if images guide, the prompts' texts alone, or
+      nothing. Each is a list of as many prompts, or of one prompt for all where they are the same. Images left out
+      still take their rotary indices, text does not, as in BAGEL's condition dropout.
     """
+    with_images = any(map(has_images, prompts))
     images_guide = with_images and config.image_guidance != 1
-    if drawn is None or not config.max_images or not (images_guide or config.guidance != 1):
-        return None
-    images = [has_images(prompt) for prompt in prompts]
+    if not config.max_images or not (images_guide or config.guidance != 1):
+        return []
     rows = [without_text(prompt, config.without_text) for prompt in prompts]
     if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
         rows = rows[:1]
-    plain = prefill_of(rows, spec, drawn)
     if not images_guide:
-        return Conditions(plain, None, np.array(images))
+        return [rows]
     keeps = config.image_against == "text"
-    others = [without_images(prompt, spec) if keeps else Prompt(draw=True) for prompt in prompts]
-    return Conditions(plain, prefill_of(others, spec, drawn), np.array(images))
+    return [rows, [without_images(prompt, spec) if keeps else Prompt(draw=True) for prompt in prompts]]
 
 
-def prefill_of(prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False) -> Prefill:
-    """Lays prompts out as one padded batch; lengths are rounded up to powers of two, to compile seldom.
+def conditions_of(
+    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, config: SamplerConfig
+) -> Conditions | None:
+    """Lays out the versions of the prompts with which guidance compares, see `compared`; None without guidance."""
+    versions = [] if drawn is None else compared(prompts, config, spec)
+    if not versions:
+        return None
+    plain, *others = (prefill_of(version, spec, drawn) for version in versions)
+    return Conditions(plain, others[0] if others else None, np.array([has_images(prompt) for prompt in prompts]))
 
-    With `think` those that draw write first.
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The shape into which prompts are laid out.
+
+    Attributes:
+      spec: the tables of the model, with budgets that the prompts fit.
+      names: the streams that the prompts use.
+      length: the number of tokens of the longest prompt.
+    """
+
+    spec: SequenceSpec
+    names: tuple[str, ...]
+    length: int
+
+
+def fit_of(
+    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False, begin: bool = True
+) -> Fit:
+    """Finds the shape that prompts fit; lengths are rounded up to powers of two, to compile seldom.
+
+    Raises:
+      UsageError: as `prefill_of`.
+    """
+    most: dict[str, tuple[int, int]] = {}  # of each stream: tokens and items
+    length = 0
+    for prompt in {id(prompt): prompt for prompt in prompts}.values():  # one may be asked for many times
+        part = expand_prompt(prompt.segments, spec, drawn, prompt.draw and not think, begin)
+        length = max(length, part.length)
+        for name, tokens in part.cost.items():
+            before = most.get(name, (0, 0))
+            most[name] = max(before[0], tokens), max(before[1], part.items.get(name, 0))
+    streams = {}
+    for name, stream in spec.streams.items():
+        tokens, items = most.get(name, (0, 0))
+        if tokens:
+            items = bucket(items, 1)
+            budget = stream.content.slots(bucket(tokens, 16), items)
+            streams[name] = dataclasses.replace(stream, budget=budget, items=items)
+    return Fit(dataclasses.replace(spec, streams=dict(spec.streams) | streams), tuple(streams), length)
+
+
+def prefill_of(
+    prompts: Sequence[Prompt],
+    spec: SequenceSpec,
+    drawn: Drawable | None,
+    think: bool = False,
+    fit: Fit | None = None,
+    begin: bool = True,
+) -> Prefill:
+    """Lays prompts out as one padded batch, in the shape `fit` or in that which they fit themselves.
+
+    With `think` those that draw write first. Without `begin` they do not begin a document, but go on with one.
 
     Raises:
       UsageError: if an image does not fit its stream or the model reads none, or a prompt ends where no text can
         follow.
     """
+    fit = fit or fit_of(prompts, spec, drawn, think, begin)
     thinks = np.array([prompt.draw and think for prompt in prompts])
     draw = np.array([prompt.draw and not think for prompt in prompts])
-    expanded = [expand_prompt(p.segments, spec, drawn, at_once) for p, at_once in zip(prompts, draw, strict=True)]
-    fitting, names = _fitting(spec, expanded)
-    batch = assemble([[part] for part in expanded], fitting)
+    pairs = zip(prompts, draw, strict=True)
+    expanded = [expand_prompt(prompt.segments, spec, drawn, at_once, begin) for prompt, at_once in pairs]
+    batch = assemble([[part] for part in expanded], fit.spec)
     inputs = {}
-    for name in names:
+    for name in fit.names:
         part = batch[name]
         content = part.tokens if part.values is None else part.values
         time = None if part.time_low is None else np.ones_like(part.time_low)
-        inputs[name] = inputs_of(name, batch, fitting, content, time)
+        inputs[name] = inputs_of(name, batch, fit.spec, content, time)
     last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
     where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
     return Prefill(inputs, last, draw, thinks, Place(*where, _asked(prompts, spec)))
-
-
-def _fitting(spec: SequenceSpec, expanded: Sequence[Expanded]) -> tuple[SequenceSpec, list[str]]:
-    """Returns the same tables with budgets that the prompts fit, and the names of the streams that they use."""
-    streams = {}
-    for name, stream in spec.streams.items():
-        tokens = max(part.cost.get(name, 0) for part in expanded)
-        items = bucket(max(part.items.get(name, 0) for part in expanded), 1)
-        if tokens:
-            budget = stream.content.slots(bucket(tokens, 16), items)
-            streams[name] = dataclasses.replace(stream, budget=budget, items=items)
-    return dataclasses.replace(spec, streams=dict(spec.streams) | streams), list(streams)
 
 
 def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
@@ -183,7 +229,9 @@ def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
     return Asked(label, pooled)
 
 
-def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool) -> Expanded:
+def expand_prompt(
+    segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool, begin: bool = True
+) -> Expanded:
     """Expands a prompt's segments into tokens, followed by the opener if it is an ordinary token and an item follows.
 
     Raises:
@@ -196,7 +244,7 @@ def expand_prompt(segments: Document, spec: SequenceSpec, drawn: Drawable | None
         raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
     if draw and drawn.opener_is_text:
         segments = (*segments, Segment(TEXT, np.array([drawn.opener], np.int32)))
-    part = expand(segments, spec, end=False)
+    part = expand(segments, spec, begin=begin, end=False)
     if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
         raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
     return part

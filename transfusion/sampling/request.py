@@ -4,7 +4,8 @@ Shape letters: B rows, N tokens of an image, E numbers of a patch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from transfusion.sampling.choose import Filters
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.place import Place, lay
+from transfusion.sampling.settings import Machine
 
 
 @jax.tree_util.register_dataclass
@@ -69,10 +71,22 @@ def broadcast(prefix: Prefix, rows: int) -> Prefix:
     def spread(x):
         return jnp.broadcast_to(x, (rows, *x.shape[1:]))
 
-    cache = prefix.cache
-    k, v = jax.tree.map(lambda x: jnp.tile(x, (rows, 1, 1)), (cache.k, cache.v))
-    cache = KeyValues(k, v, jax.tree.map(spread, cache.metadata))
-    return Prefix(cache, *jax.tree.map(spread, (prefix.place, prefix.rows)))
+    return Prefix(prefix.cache.of_rows(spread), *jax.tree.map(spread, (prefix.place, prefix.rows)))
+
+
+def interleaved(*parts: jax.Array) -> jax.Array:
+    """Joins n arrays [B, ...] to one [B n, ...], in which the n rows of the same number stand together.
+
+    So rows that are split over devices stay where they are."""
+    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+
+
+def side_by_side(prefixes: Sequence[Prefix]) -> Prefix:
+    """Joins prefixes of the same B rows to one of more rows, see `interleaved`; their caches get as many slots."""
+    slots = max(p.cache.metadata.order.shape[1] for p in prefixes)
+    first, *others = (p.cache.grown(slots - p.cache.metadata.order.shape[1]) for p in prefixes)
+    cache = first.of_rows(interleaved, *others)
+    return Prefix(cache, *jax.tree.map(interleaved, *((p.place, p.rows) for p in prefixes)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,33 +98,62 @@ class Request:
       objectives: the settings of the task's objectives.
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
       filters: which codes may be drawn.
-      prefix: the prefix after which the images are drawn.
-      without_text, without_images: the same without a condition; None where it does not guide.
+      prefixes: the prefix after which the images are drawn, and the same without conditions: without the text, if
+        anything guides, and then without the images, if they guide.
       guidance: the guidance by the text and by the images.
       schedule: the arrays made of the config, see `transfusion.sampling.drawing.Drawing`.
       keys: the keys of the rows [B].
       drawn: the number of this image in its row, int32 [B].
+      machine: how the loops are compiled.
     """
 
     model: UnifiedModel
     objectives: ObjectivesConfig
     solver: str
     filters: Filters
-    prefix: Prefix
-    without_text: Prefix | None
-    without_images: Prefix | None
+    prefixes: tuple[Prefix, ...]
     guidance: Guidance
     schedule: Any
     keys: jax.Array
     drawn: jax.Array
+    machine: Machine
 
-    def guided(self, t: jax.Array, predict: Callable[[Prefix], jax.Array]) -> jax.Array:
-        """Guides the result of `predict` after the prefix by those after the others, at the time t (scalar)."""
-        predicted = predict(self.prefix)
-        if self.without_text is None:
-            return predicted
+    @cached_property
+    def joined(self) -> Prefix:
+        """All prefixes as one, see `side_by_side`; make it outside the loops."""
+        return self.prefixes[0] if len(self.prefixes) == 1 else side_by_side(self.prefixes)
 
-        def after(prefix):
-            return None if prefix is None else lambda: predict(prefix)
+    def repeated(self, x: jax.Array) -> jax.Array:
+        """Repeats an array [B, ...] for the rows of `joined`."""
+        return jnp.repeat(x, len(self.prefixes), axis=0)
 
-        return self.guidance.predict(t, predicted, after(self.without_text), after(self.without_images))
+    def split(self, x: jax.Array) -> list[jax.Array]:
+        """Splits an array over the rows of `joined` into one [B, ...] for each prefix."""
+        n = len(self.prefixes)
+        return [x[i::n] for i in range(n)]
+
+    def guided(self, parts: PaintedParts) -> Callable[..., jax.Array]:
+        """Makes the function of x [B, N, E], t and `ahead` that computes the guided prediction [B, N, E].
+
+        `t` and `ahead` are scalars as in `predict`. Make the function outside the loops."""
+        first, *others = self.prefixes
+
+        def after(prefix: Prefix, *given: jax.Array | None) -> jax.Array:
+            return predict(self.model, parts, prefix, *given)
+
+        def one_by_one(x: jax.Array, t: jax.Array, ahead: jax.Array | None = None) -> jax.Array:
+            rest = (partial(after, prefix, x, t, ahead) for prefix in others)
+            return self.guidance.predict(t, after(first, x, t, ahead), *rest)
+
+        def all_at_once(x: jax.Array, t: jax.Array, ahead: jax.Array | None = None) -> jax.Array:
+            def guided():
+                return self.guidance.combine(*self.split(after(joined, self.repeated(x), t, ahead)))
+
+            return jax.lax.cond(self.guidance.applies(t), guided, lambda: after(first, x, t, ahead))
+
+        if not others:
+            return partial(after, first)
+        if len(first.rows) > self.machine.together:
+            return one_by_one
+        joined = self.joined
+        return all_at_once

@@ -1,6 +1,6 @@
 """Drawing an item id by id in the text's vocabulary, by its grammar, guided by up to two prompts more.
 
-The caches of all prompts advance together. What is drawn stays in the first one, and nothing is encoded again.
+The rows of all prompts advance together. What is drawn stays in the cache of the first, and nothing is encoded again.
 """
 
 import dataclasses
@@ -10,39 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.cache import KeyValues
 from transfusion.model.unified import UnifiedModel
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.codes import CodeSchedule, code_schedule
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.grammar import OPENED, OUTSIDE
 from transfusion.sampling.parts import SpelledParts
-from transfusion.sampling.place import Place, lay
+from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import Prompt
-from transfusion.sampling.request import Prefix, Request
-from transfusion.sampling.state import NO_IMAGES, WRITING, State, append, put_ids, text_keys
+from transfusion.sampling.request import Prefix, Request, side_by_side
+from transfusion.sampling.state import NO_IMAGES, WRITING, Line, State, append, put_ids, text_keys
 from transfusion.sequence import TEXT, Document, Segment
 from transfusion.sequence.rows import Expanded
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Branch:
-    """One more prompt about to draw, for guidance; see `State`."""
-
-    cache: KeyValues
-    used: jax.Array
-    place: Place
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Loop:
-    """The values that the loop over an item's ids carries: the state, the other prompts, and the rows' grammar states,
-    int32 [B]."""
+    """The values that the loop over an item's ids carries: the state, whose line has a row for each prompt of each row
+    (see `Request.joined`), and the grammar states of the rows, int32 [B]."""
 
     state: State
-    others: tuple[Branch, ...]
     at: jax.Array
 
 
@@ -71,25 +59,32 @@ class Speller:
         return prefix
 
     def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-        parts = self.parts
-        loop = self._opened(state, rows, (request.without_text, request.without_images))
-        waits = loop.at != OUTSIDE
+        parts, prompts = self.parts, len(request.prefixes)
+        at = jnp.where(rows, OPENED, OUTSIDE).astype(jnp.int32)
+        state = dataclasses.replace(state, pending=jnp.where(rows, parts.drawable.opener, state.pending))
+        before = state.line
+        if prompts > 1:
+            state = dataclasses.replace(state, line=self._lines(before, request.prefixes[1:]))
+        loop = Loop(state, at)
         if parts.drawable.run.stream != TEXT:  # the opener is text, what follows is not
             loop = _spell_one(request, parts, loop, parts.token)
-        loop = jax.lax.while_loop(
-            lambda loop: (loop.at != OUTSIDE).any(), lambda loop: _spell_one(request, parts, loop, parts.code), loop
-        )
-        state = dataclasses.replace(loop.state, drawn=loop.state.drawn + waits)
-        return state, state.pending
 
-    def _opened(self, state: State, rows: jax.Array, others: Sequence[Prefix | None]) -> Loop:
-        """Moves the rows that wait to the place after their opener, which is not in the caches yet."""
-        branches = []
-        state = dataclasses.replace(state, pending=jnp.where(rows, self.parts.drawable.opener, state.pending))
-        for prefix in filter(None, others):
-            used = jnp.full(rows.shape, prefix.cache.metadata.order.shape[1], jnp.int32)
-            branches.append(Branch(prefix.cache.grown(self.parts.grammar.longest + 1), used, prefix.place))
-        return Loop(state, tuple(branches), jnp.where(rows, OPENED, OUTSIDE).astype(jnp.int32))
+        def spell(loop: Loop) -> Loop:
+            spell_one = lambda _, loop: _spell_one(request, parts, loop, parts.code)  # noqa: E731
+            return jax.lax.fori_loop(0, request.machine.tokens, spell_one, loop)
+
+        state = jax.lax.while_loop(lambda loop: (loop.at != OUTSIDE).any(), spell, loop).state
+        if prompts > 1:
+            slots = before.cache.metadata.order.shape[1]
+            state = dataclasses.replace(state, line=_first_rows(state.line, prompts, slots))
+        return dataclasses.replace(state, drawn=state.drawn + (at != OUTSIDE)), state.pending
+
+    def _lines(self, line: Line, others: Sequence[Prefix]) -> Line:
+        """Joins the line of the rows with those of the other prompts."""
+        room = self.parts.grammar.longest + 1
+        lines = [line, *(Line.behind(prefix.cache, prefix.place, room) for prefix in others)]
+        prefix = side_by_side([Prefix(each.cache, each.place, each.used) for each in lines])
+        return Line(prefix.cache, prefix.rows, prefix.place)
 
     def go_on(
         self,
@@ -117,19 +112,24 @@ class Speller:
         return tuple(segments)
 
 
+def _first_rows(line: Line, prompts: int, slots: int) -> Line:
+    """The first of every `prompts` rows, and the first `slots` slots of them: what `Speller._lines` joined first."""
+    first = jax.tree.map(lambda x: x[::prompts], (line.used, line.place))
+    return Line(line.cache.of_rows(lambda x: x[::prompts]).shrunk(slots), *first)
+
+
 def _spell_one(request: Request, parts: SpelledParts, loop: Loop, part: Expanded) -> Loop:
-    """Chooses the next id of each row inside an item; the pending id enters the caches as `part`."""
+    """Chooses the next id of each row inside an item; the pending id enters the cache as `part`."""
     model, schedule = request.model, request.schedule
     rows, state = loop.at != OUTSIDE, loop.state
     (name,) = part.pieces
-    content, time, branches, logits = {name: state.pending[:, None]}, jnp.ones(len(rows)), [], []
-    for branch in (state, *loop.others):
-        inputs = lay(part, parts.spec, branch.place, rows, content, time)
-        branch, encoded = append(model, branch, part, inputs, rows)
-        branches.append(branch)
-        logits.append(model.head(name, encoded[name])[:, 0])
-    state, *others = branches
+    every = request.repeated(rows)
+    content = {name: request.repeated(state.pending)[:, None]}
+    inputs = lay(part, parts.spec, state.line.place, every, content, jnp.ones(len(every)))
+    line, encoded = append(model, state.line, part, inputs, every)
+    logits = request.split(model.head(name, encoded[name])[:, 0])
     allowed = parts.grammar.masked(loop.at, request.guidance.of_logits(logits))
     ids = request.filters.choose(allowed, text_keys(request.keys, state.count), schedule.temperature, schedule.top_p)
-    state = dataclasses.replace(put_ids(state, ids, rows), pending=jnp.where(rows, ids, state.pending))
-    return Loop(state, tuple(others), jnp.where(rows, parts.grammar.after(loop.at, ids), OUTSIDE))
+    pending = jnp.where(rows, ids, state.pending)
+    state = dataclasses.replace(put_ids(state, ids, rows), line=line, pending=pending)
+    return Loop(state, jnp.where(rows, parts.grammar.after(loop.at, ids), OUTSIDE))

@@ -25,14 +25,34 @@ NO_IMAGES = jax.ShapeDtypeStruct((0, 0, 0), np.float32)  # of rows that draw non
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
-    """Everything that the loop carries. A row's values depend on that row only.
+class Line:
+    """The tokens that rows hold so far, to which others are appended.
 
     Attributes:
       cache: keys and values of S slots. Slots that are not yet written are padding in its metadata. The last slot stays
         padding: rows that wait write there, which costs less than not to write.
       used: int32 [B] how many slots are written; prompts fill the same number in every row.
       place: where each row stands in its document.
+    """
+
+    cache: KeyValues
+    used: jax.Array
+    place: Place
+
+    @classmethod
+    def behind(cls, cache: KeyValues, place: Place, room: int) -> "Line":
+        """Begins with the tokens of a cache, all of whose slots are used; `room` tokens may follow."""
+        rows, used = cache.metadata.order.shape
+        return cls(cache.grown(room + 1), jnp.full(rows, used, jnp.int32), place)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything that the loop carries. A row's values depend on that row only.
+
+    Attributes:
+      line: the tokens of the rows.
       mode: int32 [B] WRITING, DRAWING or FINISHED.
       thinks: bool [B] whether the row writes the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
@@ -43,9 +63,7 @@ class State:
       drawn: int32 [B] how many images are drawn.
     """
 
-    cache: KeyValues
-    used: jax.Array
-    place: Place
+    line: Line
     mode: jax.Array
     thinks: jax.Array
     pending: jax.Array
@@ -54,6 +72,17 @@ class State:
     written: jax.Array
     images: jax.Array
     drawn: jax.Array
+
+    def with_rows(self, other: "State", rows: jax.Array) -> "State":
+        """Replaces some rows by those of another state: its row i by `rows[i]`, int32 [A], if there is such a row."""
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[rows].set(new, mode="drop")
+
+        cache = self.line.cache.with_rows(other.line.cache, rows)
+        line = Line(cache, *jax.tree.map(put, (self.line.used, self.line.place), (other.line.used, other.line.place)))
+        rest = [field.name for field in dataclasses.fields(self) if field.name != "line"]
+        return State(line, *(put(getattr(self, name), getattr(other, name)) for name in rest))
 
 
 def first_state(
@@ -69,34 +98,32 @@ def first_state(
       images: shape [M, N, E] or [M, N] and dtype of the images that a row puts out.
       opener: the id that begins a drawing; -1 if nothing is drawn.
     """
-    place, draw = prompts.place, prompts.draw
-    b, used = prefix.metadata.order.shape
-    zero = jnp.zeros(b, jnp.int32)
-
-    cache = prefix.grown(room + 1)
-    drawing = draw.astype(jnp.int32)
-    buffer = jnp.zeros((b, ids), jnp.int32)
+    draw = prompts.draw
+    zero = jnp.zeros(len(draw), jnp.int32)
+    drawing = jnp.asarray(draw, jnp.int32)
+    buffer = jnp.zeros((len(draw), ids), jnp.int32)
     if opener >= 0:
         buffer = buffer.at[:, 0].set(drawing * opener)
     mode = jnp.where(draw, DRAWING, WRITING)
     thinks = jnp.asarray(prompts.thinks)
-    drawn = jnp.zeros((b, *images.shape), images.dtype)
-    return State(cache, zero + used, place, mode, thinks, zero, buffer, drawing, zero, drawn, zero)
+    drawn = jnp.zeros((len(draw), *images.shape), images.dtype)
+    line = Line.behind(prefix, prompts.place, room)
+    return State(line, mode, thinks, zero, buffer, drawing, zero, drawn, zero)
 
 
 def append(
-    model: UnifiedModel, state: State, part: Expanded, inputs: Mapping[str, Inputs], rows: jax.Array
-) -> tuple[State, dict[str, Encoded]]:
+    model: UnifiedModel, line: Line, part: Expanded, inputs: Mapping[str, Inputs], rows: jax.Array
+) -> tuple[Line, dict[str, Encoded]]:
     """Runs a part after the tokens of the rows bool [B], and writes it into their next free slots of the cache.
 
     The other rows are not touched."""
-    slots, used, last = {}, state.used, state.cache.metadata.order.shape[1] - 1
+    slots, used, last = {}, line.used, line.cache.metadata.order.shape[1] - 1
     for name, piece in inputs.items():
         n = piece.position.shape[1]
         slots[name] = jnp.where(rows[:, None], used[:, None] + jnp.arange(n)[None], last)
         used += n * rows.astype(jnp.int32)
-    encoded, cache = model.extend(inputs, state.cache, slots)
-    return dataclasses.replace(state, cache=cache, used=used, place=state.place.after(part, rows)), encoded
+    encoded, cache = model.extend(inputs, line.cache, slots)
+    return Line(cache, used, line.place.after(part, rows)), encoded
 
 
 def put_ids(state: State, ids: jax.Array, rows: jax.Array) -> State:

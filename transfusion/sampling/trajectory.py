@@ -11,7 +11,7 @@ from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.prompts import Prompt, conditions_of, has_images, prefill_of
+from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
 from transfusion.sampling.state import row_keys
 
 __all__ = ["Prompt", "Trajectory", "trajectory"]
@@ -49,7 +49,7 @@ def trajectory(
     prefill = prefill_of([prompt], task.spec, made.drawable)
     if DRAWINGS[made.drawable.stream.objective].record is None:
         raise UsageError("codes are drawn without noise: there is no trajectory from noise to an image")
-    conditions = conditions_of([prompt], task.spec, made.drawable, config, has_images(prompt))
+    conditions = conditions_of([prompt], task.spec, made.drawable, config)
     last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
     steps = list(range(config.steps) if at is None else at)
     x, data, last = (made.way.parts.media(np.asarray(a)[..., 0, :, :]) for a in (x, data, last))

@@ -61,7 +61,7 @@ class Way(Protocol):
         """Makes the rows bool [B] ready to write behind the item that they have just drawn.
 
         Args:
-          model: the form that is compiled for code that runs once.
+          model: compiled for the loops.
           state: the state after `draw`.
           unread: the contents that `draw` has returned.
           rows: the rows that go on.

@@ -52,10 +52,10 @@ class Writer:
         """Writes one token of text in each row that is writing."""
         rows = state.mode == WRITING
         content = {TEXT: state.pending[:, None]}
-        inputs = lay(self.token, self.spec, state.place, rows, content, jnp.ones(len(rows)))
-        state, encoded = append(model, state, self.token, inputs, rows)
+        inputs = lay(self.token, self.spec, state.line.place, rows, content, jnp.ones(len(rows)))
+        line, encoded = append(model, state.line, self.token, inputs, rows)
         opened = rows & (state.pending == self.opener)
-        state = dataclasses.replace(state, mode=jnp.where(opened, DRAWING, state.mode))
+        state = dataclasses.replace(state, line=line, mode=jnp.where(opened, DRAWING, state.mode))
         return self.put_next(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
     def put_next(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:

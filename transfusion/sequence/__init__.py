@@ -4,8 +4,9 @@ Read in this order: `segment` (what a document is), `stream` and `spec` (the two
 the layout), `content` and `items` (what the tokens of a stream hold, and what follows from it), `position`, `times` and
 `spans` (tables of rules that streams and runs name), `layouts` (the layouts of published systems), `rows` (a document
 to tokens, tokens to a packed row), `batch` (the arrays of a packed batch), `wordless` (the same without its words),
-`masks` (which token sees which), `patches` (latents in patches), `text` and `spelling` (ids of text, and of codes in
-the text's vocabulary), `arrays` (types that name the axes of arrays), `fakes` (random batches for tests).
+`masks` (which token sees which), `pairs` (how many pairs of tokens that makes), `patches` (latents in patches), `text`,
+`chat` and `spelling` (ids of text, of turns, and of codes in the text's vocabulary), `arrays` (types that name the axes
+of arrays), `fakes` (random batches for tests).
 
 The words of this language, each with one meaning:
 

@@ -1,7 +1,6 @@
 """The attention rule: the one place that decides which token sees which."""
 
 import dataclasses
-from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -74,29 +73,64 @@ def see(q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"] | Non
     return (dq == dk) & (dq != 0) & (((sq == sk) & (sq != 0)) | earlier)
 
 
-def visible_pairs(
-    spec: SequenceSpec, queries: Collection[str], keys: Collection[str], causal: Collection[str] = ()
-) -> float:
-    """Pairs of tokens (one of the streams `queries`, one of `keys`) of a row that `see` allows on average.
+NEVER = 2**30  # no token of a row has an order as large as this
 
-    The row is taken as one full document whose streams mix evenly. Documents that share a row see less; how much less,
-    the data say.
 
-    Args:
-      spec: the streams and their layout.
-      queries, keys: names of streams.
-      causal: streams whose spans do not count, see `causal`.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """The same rule as `see`, as one interval per key: query q sees key k where `first[k] <= order[q] <= last[k]`.
+
+    A pair costs two compares, and a kernel needs no other numbers of the tokens. This is the column-wise form of
+    FlashMask (arXiv 2410.01359), in places of the reading order instead of places in memory.
+
+    Attributes:
+      order: int32 [B, Q], the order of each query; -1 of padding.
+      first: int32 [B, K], the least order of the queries that see a key; `NEVER` where none does.
+      last: int32 [B, C, K], the largest one, for each class C of query streams (see `classes`); -2 where none does.
+      of: int32 [B, Q], the class of each query.
     """
-    runs = [run for row in spec.layout.values() for run in row]
-    public = {run.stream for run in runs if not run.private}
-    private = {run.stream for run in runs} - public
-    names, may, total = list(spec.streams), spec.visibility, 0.0
-    for q in queries:
-        for k in keys:
-            n, m = spec.streams[q].budget, spec.streams[k].budget
-            if k not in private and (may is None or may[names.index(q), names.index(k)]):
-                total += n * m / 2
-            if q == k:
-                span = 1 if q in causal else spec.streams[q].span_tokens
-                total += n * (span if k in private else span / 2)
-    return total
+
+    order: Int[Array, "B Q"]
+    first: Int[Array, "B K"]
+    last: Int[Array, "B C K"]
+    of: Int[Array, "B Q"]
+
+
+def classes(may: Bool[np.ndarray, "streams streams"] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts streams into classes that see the same streams: (bool [C, streams] which they see, the class of each)."""
+    if may is None:
+        return np.ones((1, 1), bool), np.zeros(1, int)
+    seen, of = np.unique(may, axis=0, return_inverse=True)
+    return seen, of.reshape(-1)
+
+
+def intervals(q: Metadata, k: Metadata, may: Bool[np.ndarray, "streams streams"] | None = None) -> Intervals:
+    """`see(q, k, may)` as intervals.
+
+    They say the same where the tokens of a document follow one another in the reading order, and those of a span, with
+    no other token between them. `rows.assemble` refuses rows in which they do not.
+    """
+    seen, of = classes(may)
+    real = q.document > 0
+
+    def extreme(field: str, empty: int) -> Array:
+        """Over the queries that share a key's value of `field`: the least order, or the largest one."""
+        mine, theirs = getattr(q, field)[:, :, None], getattr(k, field)[:, None, :]
+        together = (
+            (q.document[:, :, None] == k.document[:, None, :]) & (mine == theirs) & ((mine > 0) & real[..., None])
+        )
+        # A compiler makes these into one loop that keeps the extremes only, and no array [B, Q, K].
+        order = jnp.where(together, q.order[:, :, None], empty)
+        return order.min(1) if empty > 0 else order.max(1)
+
+    open_to = (k.private == 0)[:, None, :]
+    if may is not None:
+        open_to &= jnp.moveaxis(jnp.asarray(seen)[:, k.stream], 0, 1)
+    open_to = jnp.broadcast_to(open_to, (len(k.order), len(seen), k.order.shape[1]))
+    own = jnp.where(k.document > 0, k.order, NEVER)
+    first = jnp.minimum(extreme("span", NEVER), jnp.where(k.private == 0, own, NEVER))
+    in_span, in_document = extreme("span", -2)[:, None], extreme("document", -2)[:, None]
+    last = jnp.maximum(in_span, jnp.where(open_to, in_document, -2))
+    number = jnp.asarray(of, jnp.int32)[q.stream] if may is not None else jnp.zeros_like(q.stream)
+    return Intervals(jnp.where(real, q.order, -1), first, last, number)

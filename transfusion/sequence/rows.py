@@ -62,7 +62,7 @@ class _Builder:
         self.items: dict[str, list[dict[str, np.ndarray]]] = {}  # what a row knows of each item of a stream
         self.order = self.spans = 0
         self.counter = 0  # the running rotary index
-        self.opened: list[tuple[int, int, bool]] = []  # start tokens: their order, the opener, whether it is a target
+        self.opened: list[tuple[int, int, float]] = []  # start tokens: their order, the opener, the factor of its loss
 
     def append(self, stream: str, n: int, **columns) -> None:
         """Appends n tokens; a scalar column holds for all of them."""
@@ -73,11 +73,12 @@ class _Builder:
         self.order += n
 
     def edge(
-        self, number: int, loss: bool = True, item: int = -1, span: int = 0, private: bool = False, takes: int = 1
+        self, number: int, loss: float = 1.0, item: int = -1, span: int = 0, private: bool = False, takes: int = 1
     ) -> None:
         """Appends the id of an opener, a closer, the begin or the end of the document; nothing where it is -1.
 
         Args:
+          loss: factor of its loss where it is a target.
           takes: how many rotary indices it takes, 0 where it shares that of an item.
         """
         if number >= 0:
@@ -87,25 +88,25 @@ class _Builder:
             )  # fmt: skip
             self.counter += takes
 
-    def opener(self, run: Run, content: Content, item: int, **edge) -> None:
+    def opener(self, run: Run, content: Content, item: int, loss: float, **edge) -> None:
         """Appends what opens a run. A start token comes with the item, and only its target is the opener."""
         if content.starts:
-            self.opened.append((self.order, run.opener, run.loss and run.opener >= 0))
+            self.opened.append((self.order, run.opener, loss * (run.opener >= 0)))
         else:
-            self.edge(run.opener, run.loss, content.opener(item), **edge)
+            self.edge(run.opener, loss, content.opener(item), **edge)
 
-    def body(self, run: Run, tokens: Tokens, item: int, spans: np.ndarray) -> None:
+    def body(self, run: Run, tokens: Tokens, item: int, spans: np.ndarray, loss: float) -> None:
         """Appends the tokens of a run, without its edges."""
         rule = POSITIONS[run.position]
         self.append(
             run.stream, len(tokens.places), position=rule.at(self.counter, tokens.places, self.spec.axes), span=spans,
-            private=int(run.private), item=item, predictable=run.loss * tokens.predictable, **tokens.columns,
+            private=int(run.private), item=item, predictable=np.float32(loss) * tokens.predictable, **tokens.columns,
         )  # fmt: skip
         self.counter += rule.extent(tokens.places)
 
     def segment(self, segment: Segment, run: Run) -> None:
         """Appends a run of a segment: its opener, its tokens and its closer."""
-        content, rule = self.spec.content(run), POSITIONS[run.position]
+        content, rule, loss = self.spec.content(run), POSITIONS[run.position], float(run.loss * segment.weight)
         tokens = content.tokens(segment)
         blocks = ATTENTIONS[self.spec.streams[run.stream].attention].blocks(tokens.places)
         blocks[: tokens.outside] = 0
@@ -116,16 +117,16 @@ class _Builder:
         if run.boundary == "inside":
             # One shared index covers the edges too where they lie inside the item's span (BAGEL).
             edge, start = {"private": run.private, "takes": int(not rule.one)}, self.counter
-            self.opener(run, content, item, span=first, **edge)
-            self.body(run, tokens, item, spans)
-            self.edge(run.closer, run.loss, span=last, **edge)
+            self.opener(run, content, item, loss, span=first, **edge)
+            self.body(run, tokens, item, spans, loss)
+            self.edge(run.closer, loss, span=last, **edge)
             self.counter = rule.behind(start, self.counter)
         else:
-            self.opener(run, content, item)
+            self.opener(run, content, item, loss)
             start = self.counter
-            self.body(run, tokens, item, spans)
+            self.body(run, tokens, item, spans, loss)
             self.counter = rule.behind(start, self.counter)
-            self.edge(run.closer, run.loss)
+            self.edge(run.closer, loss)
 
     def skip(self, segment: Segment, run: Run) -> None:
         """Leaves a run out: only the rotary index moves on."""
@@ -183,6 +184,7 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
     an image) has no target (the Transfusion paper's footnote 8), and nothing predicts EOI there, which the decoder
     appends. BOI is a target of the text before an image that is drawn (a run with `loss`), so that the model learns
     when to draw. Codes that are spelled in the text's vocabulary are predicted like text, and so is the EOI after them.
+    The end of a document has the weight of its last segment.
 
     A masked code and one at several scales is its own target. Codes that follow one another do as text does, and their
     stream holds a start token in BOI's place, which predicts the first.
@@ -198,7 +200,7 @@ def expand(document: Document, spec: SequenceSpec, *, begin: bool = True, end: b
             spec.content(run).check(segment)
             (builder.skip if run.stream in segment.dropped else builder.segment)(segment, run)
     if end:
-        builder.edge(spec.eos)
+        builder.edge(spec.eos, float(document[-1].weight) if document else 1.0)
     pieces = builder.pieces()
     items = {name: len(facts) for name, facts in builder.items.items()}
     tokens = {name: len(piece["order"]) for name, piece in pieces.items()}
@@ -210,13 +212,14 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
     """Lays documents out as packed rows: [[documents of row 0], [documents of row 1], ...] -> numpy Batch.
 
     Raises:
-      UsageError: if a row's documents exceed a stream's budget.
+      UsageError: if a row's documents exceed a stream's budget, or a bidirectional block is torn apart.
     """
     batch = empty_batch(spec, len(rows))
     for r, row in enumerate(rows):
         filled, items = dict.fromkeys(spec.streams, 0), dict.fromkeys(spec.streams, 0)
         order = spans = 0
         for number, document in enumerate(row, start=1):
+            check_order(document, f"row {r}, document {number}")
             for name, piece in document.pieces.items():
                 stream, start, n = spec.streams[name], filled[name], len(piece["order"])
                 if start + n > stream.budget:
@@ -238,3 +241,28 @@ def assemble(rows: Sequence[Sequence[Expanded]], spec: SequenceSpec) -> Batch:
             for name, count in document.items.items():
                 items[name] += count
     return batch
+
+
+def check_order(document: Expanded, where: str) -> None:
+    """Refuses a document whose tokens `transfusion.sequence.masks.intervals` would not describe.
+
+    Raises:
+      UsageError: if the tokens of a bidirectional block do not follow one another in the reading order, or orders lie
+        outside of the document.
+    """
+    order = np.concatenate([piece["order"] for piece in document.pieces.values()])
+    span = np.concatenate([piece["span"] for piece in document.pieces.values()])
+    if not len(order):
+        return
+    if order.min() < 0 or order.max() >= document.length:
+        raise UsageError(
+            f"{where}: its reading order runs from {order.min()} to {order.max()}, not over {document.length} tokens"
+        )
+    by_order = span[np.argsort(order, kind="stable")]
+    begins = by_order[np.flatnonzero(np.diff(by_order, prepend=0))]
+    begins = begins[begins > 0]
+    if len(begins) != len(np.unique(begins)):
+        raise UsageError(
+            f"{where}: the tokens of a bidirectional block must follow one another in the reading order, with no "
+            "others between them; see `attention` of the streams, and `boundary` of the runs with a time token"
+        )

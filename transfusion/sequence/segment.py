@@ -22,6 +22,7 @@ class Segment:
       dropped: streams whose runs are left out, as if the document had them: what follows keeps its positions (BAGEL's
         condition dropout).
       pooled: float32 [C], for streams with a pooled vector; None: zeros.
+      weight: factor of the loss of its tokens, and of the tokens around it; 0: it is not learned.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Segment:
     pixels: np.ndarray | None = None
     dropped: tuple[str, ...] = ()
     pooled: np.ndarray | None = None
+    weight: float = 1.0
 
     def of(self, source: str) -> np.ndarray:
         """Returns what a stream with this `source` reads."""

@@ -9,6 +9,7 @@ replaced by flags, and nothing has to be read before a run starts.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,7 @@ from etils import epath
 
 from transfusion import storage
 from transfusion.errors import UsageError, check, nearest, require
+from transfusion.sequence.chat import TEMPLATES, Chat, ChatConfig, make_chat, own_template
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
 # Inside an image of codes: ends of a row and of a frame, and what separates its size (Emu3) or its codes (UniToken)
@@ -38,6 +40,7 @@ class TokenizerConfig:
         it has none, and the model gets one behind the file's vocabulary.
       fixed: the vocabulary of the config's text stream, and its ids from `VOCABULARY` on, are the model's own, as with
         released weights; only the special tokens are looked up, or take rows that the tokenizer leaves free.
+      chat: how conversations are written.
       sha256: of the file that a run was trained with; written by the run, '' in config files.
     """
 
@@ -48,6 +51,7 @@ class TokenizerConfig:
     boi: str = ""
     eoi: str = ""
     fixed: bool = False
+    chat: ChatConfig = ChatConfig()
     sha256: str = ""
 
     def __post_init__(self):
@@ -66,8 +70,10 @@ class Tokenizer:
       measure: ids [n] -> how many bytes of text they stand for.
       size: ids of text are below it.
       specials: special tokens that are the file's own, byte id -> id.
+      named: the special tokens of the file by their texts.
       fixed: see `TokenizerConfig`.
       sha256: of the file; '' without one.
+      chat: how conversations are written.
     """
 
     encode: Callable[[str], np.ndarray]
@@ -75,8 +81,10 @@ class Tokenizer:
     measure: Callable[[np.ndarray], int]
     size: int
     specials: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    named: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fixed: bool = False
     sha256: str = ""
+    chat: Chat | None = None
 
     @property
     def shift(self) -> int:
@@ -130,7 +138,29 @@ def decode(ids: np.ndarray) -> str:
     return bytes(ids[(ids >= 0) & (ids < 256)].astype(np.uint8)).decode("utf-8", errors="replace")
 
 
-BYTES = Tokenizer(encode, decode, len, 256)
+def _with_chat(tokenizer: Tokenizer, chat: ChatConfig, path: str = "") -> Tokenizer:
+    """The tokenizer with a chat template; `path` is its file. Raises UsageError if the file lacks its tokens."""
+    kind = own_template(*_own_chat(path)) if chat.kind == "own" else chat.kind
+    texts = (chat.system, chat.user, chat.assistant) if kind == "text" else TEMPLATES[kind].texts
+    named = {f"<|{name}|>": tokenizer.id(number) for name, number in NAMES.items()} | dict(tokenizer.named)
+    return dataclasses.replace(tokenizer, chat=make_chat(kind, texts, tokenizer.encode, named, tokenizer.id(EOS)))
+
+
+def _own_chat(tokenizer: str) -> tuple[str, str]:
+    """The template in `tokenizer_config.json` beside a tokenizer's file, and the path of that file."""
+    path = epath.Path(tokenizer).parent / "tokenizer_config.json"
+    try:
+        found = json.loads(path.read_text())["chat_template"]
+    except OSError as error:
+        raise UsageError(f"tokenizer.chat.kind: cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"tokenizer.chat.kind: {path} has no chat_template") from error
+    if isinstance(found, list):  # several with names
+        found = next((one.get("template") for one in found if one.get("name") == "default"), "")
+    return str(found), str(path)
+
+
+BYTES = _with_chat(Tokenizer(encode, decode, len, 256), ChatConfig())
 
 
 def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
@@ -141,7 +171,7 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
         token, or its library is not installed.
     """
     if config.kind == "bytes":
-        return dataclasses.replace(BYTES, fixed=config.fixed)
+        return _with_chat(dataclasses.replace(BYTES, fixed=config.fixed), config.chat, config.path)
     data, found = _read(config)
     if config.sha256 and config.sha256 != found:
         raise UsageError(
@@ -155,7 +185,8 @@ def open_tokenizer(config: TokenizerConfig) -> Tokenizer:
             if token not in lookup:
                 raise UsageError(f"tokenizer.{name}: {config.path} has no token {token!r}{nearest(token, lookup)}")
             specials[number] = lookup[token]
-    return dataclasses.replace(parts, specials=specials, fixed=config.fixed, sha256=found)
+    whole = dataclasses.replace(parts, specials=specials, fixed=config.fixed, sha256=found)
+    return _with_chat(whole, config.chat, config.path)
 
 
 def tokens(config: TokenizerConfig) -> dict[int, str]:
@@ -195,12 +226,14 @@ def _open_huggingface(config: TokenizerConfig, data: bytes) -> Opened:
     model.no_padding()
     model.no_truncation()
     lookup = model.get_vocab(with_added_tokens=True)
+    named = {token.content: number for number, token in model.get_added_tokens_decoder().items()}
     size = 1 + max(lookup.values())
 
     def encode_one(text: str) -> list[int]:
         return model.encode(text, add_special_tokens=False).ids
 
-    return _from(encode_one, lambda ids: model.decode(ids, skip_special_tokens=True), size), lookup
+    made = _from(encode_one, lambda ids: model.decode(ids, skip_special_tokens=True), size)
+    return dataclasses.replace(made, named=named), lookup
 
 
 def _open_sentencepiece(config: TokenizerConfig, data: bytes) -> Opened:
@@ -211,7 +244,9 @@ def _open_sentencepiece(config: TokenizerConfig, data: bytes) -> Opened:
         raise _unreadable(config, "SentencePiece model", error) from error
     size = model.get_piece_size()
     lookup = {model.id_to_piece(i): i for i in range(size)}
-    return _from(model.encode, lambda ids: model.decode(ids) if ids else "", size), lookup
+    named = {token: number for token, number in lookup.items() if model.is_control(number)}
+    made = _from(model.encode, lambda ids: model.decode(ids) if ids else "", size)
+    return dataclasses.replace(made, named=named), lookup
 
 
 def _from(encode_one: Callable[[str], list[int]], decode_ids: Callable[[list[int]], str], size: int) -> Tokenizer:

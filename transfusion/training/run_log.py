@@ -1,15 +1,18 @@
 """Logs a run while it trains: rows of metrics, its speed, the progress line."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from transfusion.config import Experiment
 from transfusion.optim import learning_rate
-from transfusion.running.metrics import MetricWriter, Progress, means
+from transfusion.running.agreement import gather
+from transfusion.running.metrics import FLOPS_PER_STEP, MetricWriter, Progress, means
 from transfusion.running.throughput import Throughput, model_flops_utilisation, peak_flops
 from transfusion.tasks import Task
 
@@ -17,10 +20,11 @@ from transfusion.tasks import Task
 class RunLog:
     """Writes a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
 
-    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment):
-        self._experiment = experiment
-        self._tokens, self._flops = task.tokens(experiment.batch_size), task.flops(experiment.batch_size)
-        self._peak = peak_flops()
+    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment, rows: Sequence[int]):
+        """`rows` are those of the global batch that this process reads; another may read some of them too."""
+        self._experiment, self._task, self._rows = experiment, task, rows
+        self._tokens, self._peak = task.tokens(experiment.batch_size), peak_flops()
+        self._flops, self._steps = np.zeros(len(rows)), 0
         self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
         self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written = 0
@@ -37,6 +41,13 @@ class RunLog:
         """Begins to log after `at` steps, and removes later rows, which an earlier attempt has left."""
         self._writer.truncate(at)
         self._written = at
+        self._flops, self._steps = np.zeros(len(self._rows)), 0
+
+    def counted(self, batch: Any) -> Any:
+        """Counts the FLOPs of a step on these rows, and returns them. The devices still compute the step before."""
+        self._flops += self._task.flops(batch)
+        self._steps += 1
+        return batch
 
     def due(self, at: int) -> bool:
         """Whether the step is logged, as the config says, or because held-out losses are computed after it."""
@@ -53,10 +64,11 @@ class RunLog:
         """
         sums, skips = jax.device_get((state.log, state.skips))
         self.clock.add(self._tokens * (at - self._written), at - self._written)
-        rates = self.clock.rates()
-        utilisation = model_flops_utilisation(self._flops, rates["seconds_per_step"], self._peak.flops)
+        rates, flops = self.clock.rates(), self._flops_per_step()
         row = means(sums) | {"learning_rate": float(self._schedule(at)), "skipped_updates": int(skips["skipped"])}
-        row |= {"bad_records": stats["bad"], "model_flops_utilisation": utilisation} | rates
+        row |= {"bad_records": stats["bad"], FLOPS_PER_STEP: flops} | rates
+        if self._peak:
+            row["model_flops_utilisation"] = model_flops_utilisation(flops, rates["seconds_per_step"], self._peak)
         row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
         row |= {f"held_out_{name}": value for name, value in held_out.items()}
         self._writer.write(at, row)
@@ -64,3 +76,11 @@ class RunLog:
         self._written = at
         self.clock.begin()
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
+
+    def _flops_per_step(self) -> float:
+        """The mean over the steps that were counted, of all rows of the global batch; collective."""
+        everyone = gather(dict(zip(map(str, self._rows), self._flops.tolist(), strict=True)))
+        rows = {row: flops for one in everyone for row, flops in one.items()}  # each once, whoever has read it
+        mean = sum(rows.values()) / max(self._steps, 1)
+        self._flops, self._steps = np.zeros(len(self._rows)), 0
+        return mean

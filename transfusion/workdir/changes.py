@@ -64,15 +64,15 @@ FIELD_RULES: dict[str, Rule] = {
         (f"data.sources.*{field}" for field in
          ("", ".kind", ".name", ".path", ".split", ".weight", ".image_field", ".caption_field", ".text_field",
           ".label_field", ".file_field", ".captions", ".record_bytes", ".latents", ".hold_out", ".part",
-          ".follow_links")), Rule.FREE,
+          ".follow_links", ".reader", ".files")), Rule.FREE,
     ),
     "data.null_caption": Rule.MEANING,
     "data.open_rows": Rule.GROWS,
     **dict.fromkeys(
         (f"data.{field}" for field in
          ("data_dir", "caption_first", "drop_caption", "drop_conditions.**", "both", "edit", "draw_earlier", "flip",
-          "shift", "split_text", "min_piece", "cache", "cache_megabytes", "prefetch", "read_threads", "read_ahead",
-          "pixel_limit", "max_bad_share", "max_bad_after", "truncate")), Rule.FREE,
+          "shift", "learned_turns", "split_text", "min_piece", "cache", "cache_megabytes", "prefetch", "read_threads",
+          "read_ahead", "pixel_limit", "max_bad_share", "max_bad_after", "truncate")), Rule.FREE,
     ),
     **dict.fromkeys(
         (f"{part}.**" for part in ("init", "optim", "checkpoint", "guard", "eval", "sampling", "mesh")), Rule.FREE
