@@ -12,7 +12,7 @@ from transfusion.kernels.triton import Shape, Shapes, attend, sides
 from transfusion.model.attention import masked_attention
 from transfusion.sequence.masks import intervals, see
 
-SMALL = Shapes(*[Shape(16, 32, 4, 2)] * 2, Shape(32, 16, 4, 2))
+SMALL = Shapes(*[Shape(16, 32, 4, 2)] * 2, *[Shape(32, 16, 4, 2)] * 2)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
@@ -20,7 +20,7 @@ def both(q, k, v, do, tokens, may, sizes):
     """Outputs and gradients (out, dq, dk, dv) of the kernel, and of the reference in float32."""
     may = None if may is None else np.array(may, bool)
     made = sides(intervals(tokens, tokens, may), sizes, sizes, SMALL)
-    ours, ours_back = jax.vjp(lambda q, k, v: attend(q, k, v, made, SMALL, True)[0], q, k, v)
+    ours, ours_back = jax.vjp(lambda q, k, v: attend(q, k, v, made, True)[0], q, k, v)
     mask = see(tokens, tokens, may)
     wide = [x.astype(jnp.float32) for x in (q, k, v, do)]
     with jax.default_matmul_precision("highest"):

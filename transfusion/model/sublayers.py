@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.kernels.kernel import Layout
 from transfusion.model.attention import masked_attention
 from transfusion.model.block import Block
 from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
@@ -71,7 +72,8 @@ class Pass:
       cache: earlier tokens that the new ones may see besides each other.
       context: metadata of a context among the tokens.
       keep: how keys and values are treated.
-      backend: the backend of attention without a cache.
+      backend: the backend of attention, see `transfusion.model.attention.backend_of`.
+      size, dtype: of heads.
     """
 
     groups: dict[str, list[str]]
@@ -86,6 +88,18 @@ class Pass:
     context: Metadata | None
     keep: Keep
     backend: str
+    size: int
+
+    dtype: str
+
+    def layout(self, over_context: bool = False) -> Layout:
+        """How the tokens of all experts lie as queries, and as keys too or those of a context."""
+        own = tuple(self.metadata[s].order.shape[1] for streams in self.groups.values() for s in streams)
+        # Joined in shares, the slices of every share follow one another.
+        keys = tuple(size // self.shares for size in own) * self.shares
+        if over_context:
+            keys = () if self.context is None else self.context.order.shape[1:]
+        return Layout(own, keys, self.size, self.dtype, self.shares)
 
     def metadata_of(self, *experts: str) -> Metadata:
         """Joins the metadata of these experts' tokens."""
@@ -135,7 +149,7 @@ class SelfAttention:
         tokens = run.metadata_of(*run.groups)
         # Tokens that are written into the cache are read there, and not a second time as new ones.
         new = None if run.keep.writes else tokens
-        return run, attention_over(tokens, new, run.cache, run.may, run.backend)
+        return run, attention_over(tokens, new, run.cache, run.may, run.backend, run.layout())
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
@@ -207,7 +221,7 @@ class OverContext:
         if run.context is None and run.cache is None:
             return run, None
         tokens, new = run.metadata_of(*run.groups), None if run.keep.writes else run.context
-        return run, attention_over(tokens, new, run.cache, run.may_cross, run.backend)
+        return run, attention_over(tokens, new, run.cache, run.may_cross, run.backend, run.layout(over_context=True))
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
