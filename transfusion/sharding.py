@@ -266,6 +266,12 @@ def flat(x: jax.Array) -> jax.Array:
     return x if shares() > 1 else x.reshape(-1, *x.shape[2:])
 
 
+def platform() -> str:
+    """The platform of the mesh that `jax.set_mesh` set, even if its devices are a compiler's only; else that of jax."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
 def _current() -> AbstractMesh | None:
     """The mesh that `jax.set_mesh` set; None without one, or if it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import by_streams
+from packed_streams import by_streams
 
-from transfusion.kernels.mosaic import attend, cut_of
+from transfusion.errors import UsageError
+from transfusion.kernels.mosaic import attend, cut_of, plan_of
 from transfusion.kernels.mosaic_tiles import tokens as flat_plan
-from transfusion.kernels.pairs import FIRST, LAST, MASKED, inner, outer, pairs
 from transfusion.kernels.plan import FULL, NONE, Cut, plan
+from transfusion.kernels.visits import FIRST, LAST, MASKED, inner, outer, visits
 from transfusion.model.attention import masked_attention
-from transfusion.sequence.masks import intervals, see
+from transfusion.sequence.masks import Metadata, intervals, see
 
 SLICES = (150, 20, 90)
 MAY = ((1, 0, 1), (1, 1, 1), (0, 1, 1))
@@ -71,7 +72,7 @@ def test_head_sizes_and_dtypes(heads, groups, size, dtype):
 def test_the_list_has_each_needed_pair_once(seed):
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 3, (2, 3, 4))
-    made = jax.device_get(pairs(jnp.asarray(kinds)))
+    made = jax.device_get(visits(jnp.asarray(kinds)))
     entries = made.entries[: made.count[0]]
     blocks, others = np.asarray(outer(entries)), np.asarray(inner(entries))
     assert (np.diff(blocks) >= 0).all() and set(blocks) == set(range(6))
@@ -89,3 +90,18 @@ def test_blocks_fill_rows_up_by_little():
     assert cut_of((4096,), 512) == Cut((4096,), 512)
     assert cut_of((4096, 2048), 256).size == 256
     assert cut_of((300, 900), 512).size == 128
+
+
+def test_long_rows_have_larger_blocks_and_too_long_ones_are_refused():
+    def sizes(rows, length):
+        made = jax.eval_shape(
+            lambda x: plan_of(x, x, None, (length,), (length,)), Metadata(*[columns(rows, length)] * 5)
+        )
+        return made.q.size, made.k.size
+
+    def columns(rows, length):
+        return jax.ShapeDtypeStruct((rows, length), "int32")
+
+    assert sizes(8, 16384) == (256, 512) and sizes(1, 262144) == sizes(8, 65536) == (512, 1024)
+    with pytest.raises(UsageError, match="split the rows"):
+        sizes(64, 65536)

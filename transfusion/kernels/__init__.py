@@ -2,9 +2,10 @@
 
 - `plan` cuts rows into blocks, and lists the blocks that each block needs. All layers of a forward pass share the
   lists.
+- `kernel` says what a kernel is to the model, and `devices` runs one on a mesh of devices.
+- `triton` is attention on GPUs: the programs are in `triton_kernels`, and `triton_tiles` has what they share.
 - `derivatives` makes one attention of a platform's kernels, for `jax.grad` and `jax.jvp`.
-- `pairs` is a flat list of all rows' needed pairs of blocks, along which kernels for TPUs run.
-- `triton` is attention on GPUs.
+- `visits` is a flat list of all rows' needed pairs of blocks, along which kernels for TPUs run.
 - `mosaic` is attention on TPUs: `mosaic_forward`, `mosaic_backward`, `mosaic_tangents`, and `mosaic_tiles`, which these
   share.
 

@@ -32,7 +32,7 @@ from transfusion.kernels.mosaic_tiles import (
     rule,
     widen,
 )
-from transfusion.kernels.pairs import FIRST, LAST, inner, outer
+from transfusion.kernels.visits import FIRST, LAST, inner, outer
 from transfusion.sequence.arrays import Array, Float
 
 

@@ -1,6 +1,6 @@
 """What the attention kernels for TPUs share: the plan as they read it, and how a step of the grid finds its blocks.
 
-Every kernel runs along a flat list of the needed pairs of blocks, see `transfusion.kernels.pairs`. Blocks in which
+Every kernel runs along a flat list of the needed pairs of blocks, see `transfusion.kernels.visits`. Blocks in which
 every pair of tokens is allowed are not masked. Softmaxes are computed with base 2, because the exponential of base e
 costs a product more.
 
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion.kernels.pairs import MASKED, Pairs, inner, outer, pairs
 from transfusion.kernels.plan import Cut, Plan
+from transfusion.kernels.visits import MASKED, Visits, inner, outer, visits
 
 LANES = 128  # numbers in a row of a register
 LOG2E = math.log2(math.e)
@@ -41,8 +41,8 @@ class Tokens:
       q, k: how the rows of queries and of keys are cut.
     """
 
-    by_query: Pairs
-    by_key: Pairs
+    by_query: Visits
+    by_key: Visits
     of: jax.Array
     order: jax.Array
     first: jax.Array
@@ -55,8 +55,8 @@ def tokens(plan: Plan) -> Tokens:
     """Joins the rows of a plan, whose blocks must be whole registers."""
     last = plan.last.swapaxes(0, 1)
     return Tokens(
-        by_query=pairs(plan.kinds),
-        by_key=pairs(plan.kinds.swapaxes(1, 2)),
+        by_query=visits(plan.kinds),
+        by_key=visits(plan.kinds.swapaxes(1, 2)),
         of=plan.of.ravel(),
         order=plan.order.reshape(1, -1),
         first=plan.first.reshape(1, -1),
@@ -126,7 +126,7 @@ def both_ways(entry: jax.Array, plain: Any, masked: Any) -> None:
 
 def call(
     kernel: Any,
-    pairs: Pairs,
+    visits: Visits,
     of: jax.Array,
     grid: tuple,
     ins: Sequence[tuple],
@@ -136,7 +136,7 @@ def call(
     name: str,
     interpret: bool,
 ) -> Any:
-    """Runs a kernel over the pairs. `grid` is around them; `ins` and `outs` are (array or its form, block, index).
+    """Runs a kernel along a list. `grid` is around it; `ins` and `outs` are (array or its form, block, index).
 
     An index gets the numbers of the grid, and then the list of entries and the classes of the query blocks.
     """
@@ -151,7 +151,7 @@ def call(
         interpret=interpret,
         name=name,
     )
-    return run(pairs.entries, of, *(array for array, _, _ in ins))
+    return run(visits.entries, of, *(array for array, _, _ in ins))
 
 
 def rule(tokens: Tokens) -> list:

@@ -4,17 +4,24 @@ Shape letters: B rows, Q queries, S keys, H heads, G key-value heads, R = H / G,
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.errors import UsageError
+from transfusion.kernels import devices, mosaic, triton
+from transfusion.kernels.kernel import Kernel, Layout
 from transfusion.model import blockwise
 from transfusion.model.blockwise import UNSEEN_SCORE
 from transfusion.sequence.arrays import Array, Bool, Float
 from transfusion.sequence.masks import Metadata, see
+from transfusion.sharding import platform
 
 
 def attention(
@@ -27,20 +34,21 @@ def attention(
     may: Bool[np.ndarray, "streams streams"] | None = None,
     backend: str = "dense",
 ) -> Float[Array, "B Q H K"]:
-    """Computes attention under the rule of `masks.see`, with a float32 softmax; queries that see nothing give zeros.
+    """Computes attention of queries of one stream, or without `may`; see `Backend` for the rest.
 
     Args:
-      q: [B, Q, H, K]; scaled by 1 / sqrt(K) here.
-      k, v: [B, S, G, K]; H is a multiple of G, and head h reads key-value head h // (H / G).
+      q: [B, Q, H, K].
+      k, v: [B, S, G, K].
       q_metadata, k_metadata: metadata [B, Q] and [B, S].
       may: static bool [streams, streams], see `masks.see`.
-      backend: a key of `BACKENDS`.
+      backend: a key of `BACKENDS`, or 'auto'.
 
     Returns:
       [B, Q, H, K].
     """
-    chosen = BACKENDS[backend]
-    return chosen.attend(q, k, v, chosen.plan(q_metadata, k_metadata, may))
+    layout = Layout(q.shape[1:2], k.shape[1:2], q.shape[-1], str(q.dtype))
+    chosen = backend_of(backend, layout)
+    return chosen.attend(q, k, v, chosen.plan(q_metadata, k_metadata, may, layout))
 
 
 def grouped(q: Float[Array, "B Q H K"], kv_heads: int) -> Float[Array, "B {kv_heads} _ K"]:
@@ -93,14 +101,78 @@ def _ends(keys: Sequence[jax.Array]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """`plan(q_metadata, k_metadata, may)` prepares what all layers share; `attend(q, k, v, plan)` runs one layer."""
+    """A way to compute attention under the rule of `masks.see`; queries that see nothing give zeros.
+
+    Attributes:
+      plan: (metadata [B, Q] of queries, [B, S] of keys, may, layout) -> what all layers share.
+      attend: (q [B, Q, H, K], k, v [B, S, G, K], plan) -> [B, Q, H, K]. It scales by 1 / sqrt(K), and has a float32
+        softmax. H is a multiple of G, and head h reads key-value head h // (H / G).
+      read: (q, [(k, v), ...] of keys and values [B, G, S, K] in several parts, as a cache and new tokens are, the
+        result of `plan_read` for each part) -> the same as `attend`.
+      plan_read: as `plan`, for one part.
+      refusal: (layout, platform) -> why it does not run in this case; '' where it does.
+      quadratic: whether it holds the scores of all pairs at once.
+    """
 
     plan: Callable[..., Any]
     attend: Callable[..., jax.Array]
+    plan_read: Callable[..., Any]
+    read: Callable[..., jax.Array]
+    refusal: Callable[[Layout, str], str] = lambda layout, platform: ""
+    quadratic: bool = False
 
 
-# Kernels for TPUs and GPUs are further rows: the same arguments, the same result.
+def _see(q: Metadata, k: Metadata, may: np.ndarray | None, layout: Layout) -> jax.Array:
+    return see(q, k, may)
+
+
+def _plan_blocks(q: Metadata, k: Metadata, may: np.ndarray | None, layout: Layout) -> blockwise.BlockPlan:
+    return blockwise.plan_blocks(q, k, may)
+
+
+def _read_masked(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], masks: Sequence[jax.Array]) -> jax.Array:
+    return joined_attention(q, [(*pair, mask) for pair, mask in zip(parts, masks, strict=True)])
+
+
+def of_kernel(kernel: Kernel) -> Backend:
+    """The backend of an accelerator's kernel."""
+    plan = partial(devices.plan, kernel)
+    return Backend(plan, partial(devices.attend, kernel), plan, partial(devices.read, kernel), kernel.refusal)
+
+
 BACKENDS: dict[str, Backend] = {
-    "dense": Backend(see, masked_attention),
-    "blockwise": Backend(blockwise.plan_blocks, blockwise.attend),
+    "dense": Backend(_see, masked_attention, _see, _read_masked, quadratic=True),
+    # The queries that see a cache are few, so that nothing is gained by blocks.
+    "blockwise": Backend(_plan_blocks, blockwise.attend, _see, _read_masked),
+    "triton": of_kernel(triton.KERNEL),
+    "mosaic": of_kernel(mosaic.KERNEL),
 }
+AUTO = "auto"
+# What 'auto' takes on each platform; the reference on any other.
+OF_PLATFORM = {"gpu": "triton", "tpu": "mosaic"}
+
+
+def chosen(name: str, where: str) -> str:
+    """The backend that `name` means on a platform: `name` itself, or what 'auto' takes there."""
+    return OF_PLATFORM.get(where, "dense") if name == AUTO else name
+
+
+def backend_of(name: str, layout: Layout) -> Backend:
+    """The backend to use here, a row of `BACKENDS`; says once what 'auto' chose, and why.
+
+    Raises:
+      UsageError: if it does not run in this case.
+    """
+    where = platform()
+    taken = chosen(name, where)
+    refusal = BACKENDS[taken].refusal(layout, where)
+    if refusal:
+        raise UsageError(f"model.attention: {taken!r} {refusal}; set model.attention to 'dense' or 'blockwise'")
+    if name == AUTO:
+        _say(f"attention: {taken!r}, because this is a {where}")
+    return BACKENDS[taken]
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

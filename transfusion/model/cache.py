@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transfusion.model.attention import BACKENDS, heads_first, joined_attention
-from transfusion.sequence.masks import Metadata, see
+from transfusion.kernels.kernel import Layout
+from transfusion.model.attention import backend_of, heads_first
+from transfusion.sequence.masks import Metadata
 
 Pair = tuple[jax.Array, jax.Array]
 """Keys and values of one layer: of a cache [B G, S, K] each, of new tokens [B, N, G, K]."""
@@ -58,7 +59,7 @@ class KeyValues:
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
             groups = new.shape[1] // len(rows)
-            at = (rows[:, None] * groups + jnp.arange(groups)).reshape(-1)
+            at = (rows[:, None] * groups + jnp.arange(groups)[None]).reshape(-1)
             return old.at[:, at].set(new, mode="drop")
 
         k, v = jax.tree.map(put, (self.k, self.v), (other.k, other.v))
@@ -127,7 +128,12 @@ def write_metadata(cached: Metadata, new: Metadata, at: jax.Array) -> Metadata:
 
 
 def attention_over(
-    queries: Metadata, keys: Metadata | None, cache: KeyValues | None, may: np.ndarray | None, backend: str
+    queries: Metadata,
+    keys: Metadata | None,
+    cache: KeyValues | None,
+    may: np.ndarray | None,
+    backend: str,
+    layout: Layout,
 ) -> Callable[[jax.Array, Pair | None, CachedLayer | None], jax.Array]:
     """Makes one layer's attention, a function of (q [B, N, H, K], new, cached), and once what all layers share.
 
@@ -136,19 +142,22 @@ def attention_over(
       keys: metadata of new tokens that are not in the cache; None: there are none, or they have been written.
       cache: its metadata holds what has been written; None: there is none.
       may: see `transfusion.sequence.masks.see`.
-      backend: of attention without a cache, a key of `transfusion.model.attention.BACKENDS`.
+      backend: 'auto', or a key of `transfusion.model.attention.BACKENDS`.
+      layout: of the queries and of `keys`.
     """
+    chosen = backend_of(backend, layout)
     if cache is None:
-        chosen = BACKENDS[backend]
-        plan = chosen.plan(queries, keys, may)
+        plan = chosen.plan(queries, keys, may, layout)
         return lambda q, new, cached: chosen.attend(q, *new, plan)
-    sees_cache = see(queries, cache.metadata, may)
-    sees_new = None if keys is None else see(queries, keys, may)
+    of_cache = dataclasses.replace(layout, k=cache.metadata.order.shape[1:], shares=1)
+    plans = [chosen.plan_read(queries, cache.metadata, may, of_cache)]
+    if keys is not None:
+        plans.append(chosen.plan_read(queries, keys, may, layout))
 
     def attend(q: jax.Array, new: Pair | None, cached: CachedLayer) -> jax.Array:
-        parts = [(*(x.reshape(len(q), -1, *x.shape[1:]) for x in cached.pair), sees_cache)]
-        if sees_new is not None:
-            parts.append((*map(heads_first, new), sees_new))
-        return joined_attention(q, parts)
+        parts = [tuple(x.reshape(len(q), -1, *x.shape[1:]) for x in cached.pair)]
+        if keys is not None:
+            parts.append(tuple(map(heads_first, new)))
+        return chosen.read(q, parts, plans)
 
     return attend

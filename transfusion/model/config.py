@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from transfusion.errors import UsageError, check, nearest
-from transfusion.model.attention import BACKENDS
+from transfusion.model.attention import AUTO, BACKENDS
 from transfusion.model.block import BIASES, FFN_KINDS, GROUPS, NORMS, QK_NORMS
 from transfusion.model.rope import RopeScaling
 from transfusion.model.vit import ViTConfig
@@ -21,7 +21,7 @@ REMAT = {
 TABLES = {
     "dtype": ("float32", "bfloat16"),
     "remat": REMAT,
-    "attention": BACKENDS,
+    "attention": (AUTO, *BACKENDS),
     "ffn_kind": FFN_KINDS,
     "norm": NORMS,
     "norm_place": ("pre", "post"),
@@ -88,7 +88,8 @@ class TransformerConfig:
       dtype: dtype of the computation ('float32' or 'bfloat16'); parameters stay float32.
       remat: 'none', 'full' (keep nothing of a layer) or 'dots' (keep its matrix products).
       scan: whether one compiled layer serves all (fast compilation); unrolled is a few per cent faster on tiny models.
-      attention: a key of `transfusion.model.attention.BACKENDS`.
+      attention: 'dense' (all scores at once), 'blockwise' (in blocks, on any device), 'triton' (on GPUs) or 'mosaic'
+        (on TPUs), see `transfusion.model.attention.BACKENDS`; 'auto' takes the kernel of the device, 'dense' on a CPU.
       released: settings that only released weights need, see `ReleasedTrunk`.
     """
 
@@ -118,7 +119,7 @@ class TransformerConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
-    attention: str = "dense"
+    attention: str = "auto"
     released: ReleasedTrunk = ReleasedTrunk()
 
     def __post_init__(self):

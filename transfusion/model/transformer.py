@@ -157,7 +157,7 @@ class Trunk(nnx.Module):
             sizes=[part.shape[1] for part in tokens.values()],
             shares=n, may=inputs.may, may_cross=inputs.may_cross, cache=cache,
             context=joined(inputs.metadata, outside) if outside else None,
-            keep=keep, backend=config.attention,
+            keep=keep, backend=config.attention, size=config.size, dtype=config.dtype,
         )  # fmt: skip
         sublayers = self._sublayers() if groups else [ContextAlone()]
         shared = [sublayer.shared(run) for sublayer in sublayers]

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.model.attention import BACKENDS, chosen
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives.next_token import chunk_of
 from transfusion.optim import split
@@ -119,7 +120,7 @@ def estimate(task: SequenceTask, experiment: Experiment, on: Sharding, topology:
     check_activations(task.activations(on.batch // on.accumulate), on.mesh)
     state = state_bytes(task, experiment, on)
     arguments = state["parameters"] + state["optimizer"] + input_bytes(task, on)
-    temporaries = scale * (state["gradients"] + _activations(task, on) + _weights(task, on))
+    temporaries = scale * (state["gradients"] + _activations(task, on, topology) + _weights(task, on))
     program = Program(tuple(_collectives(task, on, topology)), 0)
     peak = arguments + temporaries
     fits = peak <= USABLE * topology.spec.memory
@@ -133,14 +134,15 @@ def _trunks(task: SequenceTask) -> Iterator[tuple[TransformerConfig, int]]:
         yield config, sum(task.spec.streams[name].budget for name in inside)
 
 
-def _activations(task: SequenceTask, on: Sharding) -> float:
+def _activations(task: SequenceTask, on: Sharding, topology: Topology) -> float:
     """Bytes of a microbatch's activations: those kept for the backward pass, one layer's own arrays, and logits."""
     kept, layer, rows = 0.0, 0.0, on.rows // on.accumulate
     for config, length in _trunks(task):
         width = 2 if config.dtype == "bfloat16" else FLOAT32
         heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
         share = length / on.context
-        scores = 0.0 if config.attention == "blockwise" else SCORE_ARRAYS * FLOAT32 * heads * share * length
+        attention = BACKENDS[chosen(config.attention, "tpu" if topology.is_tpu else "gpu")]
+        scores = SCORE_ARRAYS * FLOAT32 * heads * share * length * attention.quadratic
         own = share * (2 * heads * config.size + 3 * hidden + 2 * config.width)
         inner = rows * (scores + 3 * width * own)
         outer = rows * share * config.width * width

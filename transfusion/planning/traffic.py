@@ -40,7 +40,7 @@ CLASSES = {
     "collectives": "exchange between devices",
     "rest": "norms, activations, losses",
 }
-_ATTENTION = re.compile(r"bgqk|bgqs|bgsk|softmax|spans|attend")
+_ATTENTION = re.compile(r"bgqk|bgqs|bgsk|softmax|attend|attention_|mosaic_")  # the last ones are names of kernels
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-")
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from transfusion.errors import UsageError
 from transfusion.learner import Learner
+from transfusion.model.attention import BACKENDS, chosen
 from transfusion.sampling.prompts import bucket
+from transfusion.sharding import platform
 
 SHARE = 0.8  # the share of memory to fill; the rest is for arrays that are not counted here
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -48,7 +50,9 @@ def needed_bytes(task: Learner, rows: int, length: int, room: int, drawn: int) -
         per_token = 2 * trunk.layers * trunk.groups * trunk.size * jnp.dtype(trunk.dtype).itemsize
         cache += rows * (length + room) * per_token
         if not trunk.streams:  # a trunk of some streams sees fewer tokens
-            pairs = max(drawn * (length + room + drawn), length**2 * (trunk.attention == "dense"))
+            pairs = max(
+                drawn * (length + room + drawn), length**2 * BACKENDS[chosen(trunk.attention, platform())].quadratic
+            )
             scores = max(scores, rows * trunk.heads * pairs * 4 * 2)
     return cache + scores
 

@@ -16,21 +16,22 @@ from transfusion.sequence.arrays import Array, Int
 
 FIRST, LAST, MASKED = 1, 2, 4  # flags of an entry
 FLAGS, NUMBER = 3, 14  # bits of the flags, and of the number of a block
+MOST = 2**17  # entries: they lie in scalar memory, of which a chip has 1 MiB
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Visits:
     """The needed pairs of blocks, sorted by the outer block, so that what is summed for it stays in registers.
 
     Attributes:
-      entries: int32 [pairs], one integer each, because scalar memory is small: the outer block, the inner one, and the
+      entries: int32 [visits], one integer each, because scalar memory is small: the outer block, the inner one, and the
         flags `FIRST` and `LAST` of its outer block, and `MASKED` where some pair of tokens may be forbidden. Blocks are
         numbered over all rows. Behind the needed pairs lies what no kernel reads.
       count: int32 [1], how many entries are needed.
     """
 
-    entries: Int[Array, "pairs"]
+    entries: Int[Array, "visits"]
     count: Int[Array, "1"]
 
 
@@ -44,17 +45,20 @@ def inner(entry: jax.Array) -> jax.Array:
     return jax.lax.shift_right_logical(entry, jnp.int32(FLAGS)) & (2**NUMBER - 1)
 
 
-def pairs(kinds: Int[Array, "B n m"]) -> Pairs:
+def visits(kinds: Int[Array, "B n m"]) -> Visits:
     """Lists the pairs that are not `NONE`; the second axis of `kinds` is the outer block.
 
     A block that needs nothing has one masked entry, as its zeros must be written too.
 
     Raises:
-      UsageError: if there are more blocks than an entry can number.
+      UsageError: if there are more pairs than scalar memory holds, or more blocks than an entry can number.
     """
     rows, n, m = kinds.shape
-    if rows * max(n, m) > 2**NUMBER:
-        raise UsageError(f"{rows} rows of {max(n, m)} blocks are too many for one device: at most {2**NUMBER} in all")
+    if rows * n * m > MOST or rows * max(n, m) > 2**NUMBER:
+        raise UsageError(
+            f"{rows} rows with {n} x {m} pairs of blocks are too many for one device, which holds {MOST} pairs and "
+            f"{2**NUMBER} blocks: split the rows, or their tokens, over more devices"
+        )
     needed = kinds != NONE
     needed = needed.at[:, :, 0].set(needed[:, :, 0] | ~needed.any(-1))
     place = jnp.cumsum(needed, -1)
@@ -66,4 +70,4 @@ def pairs(kinds: Int[Array, "B n m"]) -> Pairs:
     entry = (block << (FLAGS + NUMBER)) | (other << FLAGS) | flags
     # An entry grows with the number of its outer block, then with that of its inner one: sorting keeps their order.
     entries = jnp.sort(jnp.where(needed, entry, jnp.iinfo(jnp.int32).max).ravel())
-    return Pairs(entries.astype(jnp.int32), needed.sum(dtype=jnp.int32)[None])
+    return Visits(entries.astype(jnp.int32), needed.sum(dtype=jnp.int32)[None])

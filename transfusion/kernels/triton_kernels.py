@@ -1,0 +1,181 @@
+"""The programs of the attention kernels for GPUs: each has one block of a row and head, and visits others.
+
+They read arrays where they lie: a program is given a whole row and head, and its blocks begin wherever a slice does.
+Exponents have base 2, which is what GPUs compute.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as gpu
+
+from transfusion.kernels.kernel import UNSEEN
+from transfusion.kernels.triton_tiles import add, before, load, products, store, visit, zeros
+
+LOG2E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a kernel knows when it is compiled: its blocks, how many queries and keys there are, and the head size."""
+
+    tq: int
+    tk: int
+    queries: int
+    keys: int
+    head: int
+
+    @property
+    def scale(self) -> float:
+        return self.head**-0.5
+
+    @property
+    def scale2(self) -> float:
+        """The same in powers of two, which are what GPUs compute."""
+        return self.scale * LOG2E
+
+
+def forward(q, k, v, start, count, order, of, first, last, blocks, starts, counts, out, lse, *, sizes: Sizes):
+    i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[i], tq)
+    own = jax.lax.iota(jnp.int32, tq) < count[i]
+    mine, places, number = load(q, size, at, own), order[pl.ds(i * tq, tq)], of[i]
+
+    def body(step, carry, partial):
+        top, total, sums = carry
+        begin = starts[step]
+        there = before(begin, tk, sizes.keys) if partial else None
+        keys = pl.ds(begin, tk)
+        scores = products(mine, load(k, size, keys, there)) * sizes.scale2
+        if partial:
+            near = pl.ds(blocks[step] * tk, tk)
+            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            scores = jnp.where(seen, scores, UNSEEN)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp2(scores - new[:, None])
+        shrink = jnp.exp2(top - new)
+        sums = add([x * shrink[:, None] for x in sums], weights, load(v, size, keys, there))
+        return new, total * shrink + weights.sum(-1), sums
+
+    # The first maximum lies above the score of what is not seen, so that weights of unseen keys are zero, not one.
+    begin = (jnp.full((tq,), UNSEEN / 10, jnp.float32), jnp.zeros((tq,), jnp.float32), zeros(tq, size))
+    top, total, sums = visit(counts, body, begin)
+    sees = total > 0
+    total = jnp.where(sees, total, 1.0)
+    store(out, size, at, own, [jnp.where(sees[:, None], x / total[:, None], 0.0) for x in sums])
+    gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
+
+
+def tangents(
+    q, k, v, t_q, t_k, t_v, start, count, order, of, first, last, blocks, starts, counts, out, lse, t_out, t_lse,
+    *, sizes: Sizes,
+):  # fmt: skip
+    """Forward mode. With weights w, scores s and their tangents s', an output o = sum w v / sum w has the tangent
+
+        o' = (sum w v' + sum w s' v) / sum w  -  o (sum w s') / sum w,
+
+    whose sums are taken along with those of the softmax. The last fraction is the tangent of the log-sum-exp.
+    """
+    i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[i], tq)
+    own = jax.lax.iota(jnp.int32, tq) < count[i]
+    mine, t_mine, places, number = load(q, size, at, own), load(t_q, size, at, own), order[pl.ds(i * tq, tq)], of[i]
+
+    def body(step, carry, partial):
+        top, total, moment, sums, t_sums = carry
+        begin = starts[step]
+        there = before(begin, tk, sizes.keys) if partial else None
+        keys = pl.ds(begin, tk)
+        theirs = load(k, size, keys, there)
+        scores = products(mine, theirs) * sizes.scale2
+        moves = (products(t_mine, theirs) + products(mine, load(t_k, size, keys, there))) * sizes.scale
+        if partial:
+            near = pl.ds(blocks[step] * tk, tk)
+            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            scores = jnp.where(seen, scores, UNSEEN)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp2(scores - new[:, None])
+        moves = weights * moves
+        shrink = jnp.exp2(top - new)
+        values = load(v, size, keys, there)
+        sums = add([x * shrink[:, None] for x in sums], weights, values)
+        t_sums = add([x * shrink[:, None] for x in t_sums], moves, values)
+        t_sums = add(t_sums, weights, load(t_v, size, keys, there))
+        return new, total * shrink + weights.sum(-1), moment * shrink + moves.sum(-1), sums, t_sums
+
+    zero = jnp.zeros((tq,), jnp.float32)
+    begin = (jnp.full((tq,), UNSEEN / 10, jnp.float32), zero, zero, zeros(tq, size), zeros(tq, size))
+    top, total, moment, sums, t_sums = visit(counts, body, begin)
+    sees = total > 0
+    total = jnp.where(sees, total, 1.0)
+    moment = moment / total
+    means = [jnp.where(sees[:, None], x / total[:, None], 0.0) for x in sums]
+    store(out, size, at, own, means)
+    store(t_out, size, at, own, [x / total[:, None] - m * moment[:, None] for x, m in zip(t_sums, means, strict=True)])
+    gpu.store(lse.at[at], jnp.where(sees, (top + jnp.log2(total)) / LOG2E, UNSEEN), mask=own)
+    gpu.store(t_lse.at[at], moment, mask=own)
+
+
+def queries_backward(
+    q, k, v, do, lse, delta, start, count, order, of, first, last, blocks, starts, counts, dq, *, sizes: Sizes
+):
+    i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[i], tq)
+    own = jax.lax.iota(jnp.int32, tq) < count[i]
+    mine, given, places, number = load(q, size, at, own), load(do, size, at, own), order[pl.ds(i * tq, tq)], of[i]
+    norm = gpu.load(lse.at[at], mask=own, other=0.0) * LOG2E
+    mean = gpu.load(delta.at[at], mask=own, other=0.0)
+
+    def body(step, sums, partial):
+        begin = starts[step]
+        there = before(begin, tk, sizes.keys) if partial else None
+        keys = pl.ds(begin, tk)
+        theirs = load(k, size, keys, there)
+        weights = jnp.exp2(products(mine, theirs) * sizes.scale2 - norm[:, None])
+        if partial:
+            near = pl.ds(blocks[step] * tk, tk)
+            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            weights = jnp.where(seen, weights, 0.0)
+        change = weights * (products(given, load(v, size, keys, there)) - mean[:, None])
+        return add(sums, change, theirs)
+
+    sums = visit(counts, body, zeros(tq, size))
+    store(dq, size, at, own, [x * sizes.scale for x in sums])
+
+
+def keys_backward(
+    q, k, v, do, lse, delta, start, count, order, of, first, last, blocks, starts, counts, dk, dv, *, sizes: Sizes
+):
+    j, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
+    at = pl.ds(start[j], tk)
+    own = jax.lax.iota(jnp.int32, tk) < count[j]
+    keys, values, near = load(k, size, at, own), load(v, size, at, own), pl.ds(j * tk, tk)
+    begins = first[near]
+
+    def body(step, carry, head, partial):
+        dk, dv = carry
+        begin = starts[step]
+        rows = pl.ds(begin, tq)
+        there = before(begin, tq, sizes.queries) if partial else None
+        other = 0.0 if partial else None
+        theirs, given = (load(x, size, rows, there, (head,)) for x in (q, do))
+        norm, mean = (gpu.load(x.at[head, rows], mask=there, other=other) for x in (lse, delta))
+        weights = jnp.exp2(products(keys, theirs) * sizes.scale2 - (norm * LOG2E)[None])
+        if partial:
+            number = blocks[step]
+            places = order[pl.ds(number * tq, tq)]
+            seen = (begins[:, None] <= places[None]) & (places[None] <= last[of[number], near][:, None])
+            weights = jnp.where(seen, weights, 0.0)
+        dv = add(dv, weights, given)
+        return add(dk, weights * (products(values, given) - mean[None]), theirs), dv
+
+    def of_head(head, carry):
+        return visit(counts, functools.partial(body, head=head), carry)
+
+    sums = jax.lax.fori_loop(0, q.shape[1], of_head, (zeros(tk, size), zeros(tk, size)))
+    store(dk, size, at, own, [x * sizes.scale for x in sums[0]])
+    store(dv, size, at, own, sums[1])
