@@ -98,8 +98,9 @@ def rows_of(config: str):
     )
 
 
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
 @pytest.mark.parametrize("config", [pytest.param(f, marks=() if f in QUICK else pytest.mark.soak) for f in FORMS])
-def test_the_rows_of_every_config(config):
+def test_the_rows_of_every_config(config, kernel):
     found = rows_of(config)
     if found is None:
         pytest.skip("no model of sequences")
@@ -115,7 +116,7 @@ def test_the_rows_of_every_config(config):
         out, back = jax.vjp(lambda q, k, v: backend.attend(q, k, v, planned), q, k, v)
         return out, *back(do)
 
-    for ours, plain in zip(results("triton"), results("dense"), strict=True):
+    for ours, plain in zip(results(kernel), results("dense"), strict=True):
         assert np.linalg.norm(ours - plain) <= 1e-6 * np.linalg.norm(plain)
 
 
