@@ -5,8 +5,8 @@ Data: python -m transfusion.prepare --data_dir data emoji/24
 Command: python -m transfusion.train --config configs/emoji.py --workdir runs/emoji
 Hardware: 2 CPU cores. Time: 1 h 50 min (2026-11-22, AMD EPYC, beside other programs). Results and pictures: the front
 page, README.md.
-Forms: `:latents` draws the latents of `configs/autoencoder_emoji.py`. `:shortcut` and `:mean_flow` learn to draw in a
-few steps (experiments/few_steps). `configs/emoji.py:debug` trains 20 steps in seconds.
+Forms: `:latents` draws the latents of `configs/autoencoder_emoji.py`. `:shortcut` and `:mean_flow` teach the
+finished run to draw in a few steps (experiments/few_steps). `configs/emoji.py:debug` trains 20 steps in seconds.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from transfusion import layouts
 from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import AheadConfig, ContinuousConfig
@@ -68,13 +69,17 @@ def get_config(form: str = ""):
     if form in AHEAD:
         # MeanFlow differentiates by the times: the usual waves of up to 1000 radians would drown that in noise.
         slow = {"mean_flow": Released(time=TimeConfig(scale=10.0))}
+        fresh = {"mean_flow": "parts/image/time"}
         stream = dataclasses.replace(image, objective=form, released=slow.get(form, Released()))
-        ahead = AheadConfig(share=0.5, levels=5, guidance=3.0)
+        ahead = AheadConfig(share=0.5, levels=4, guidance=3.0)
         continuous = dataclasses.replace(experiment.objectives.continuous["image"], ahead=ahead)
         experiment = dataclasses.replace(
             experiment,
             streams=experiment.streams | {"image": stream},
             objectives=ObjectivesConfig(continuous={"image": continuous}),
+            steps=3000,
+            init=InitConfig("runs/emoji", fresh=fresh.get(form, "")),
+            optim=dataclasses.replace(experiment.optim, learning_rate=6e-4),
             sampling=dataclasses.replace(experiment.sampling, solver="shortcut", steps=4, guidance=1.0),
         )
     return to_config_dict(experiment)

@@ -8,11 +8,10 @@ from typing import Any
 
 import gpu_parts
 import jax
-import numpy as np
 import record
 import settings
 import subjects
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from transfusion import sharding
 from transfusion.errors import UsageError
@@ -28,7 +27,7 @@ Lower = Callable[[], Any]
 def programs(chip: str) -> Iterator[tuple[str, Lower]]:
     """The name of each program, and what lowers it for the chip."""
     devices = gpus.gpu_devices(parse_topology(f"{chip}:1"))
-    mesh = Mesh(np.array(devices), ("device",))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1), devices)
 
     def lower(function: Callable[..., Any], inputs: list[Any], wide: bool = False) -> Any:
         whole = NamedSharding(mesh, PartitionSpec())

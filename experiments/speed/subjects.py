@@ -11,17 +11,20 @@ import numpy as np
 
 from transfusion.config import Experiment
 from transfusion.data.packing import Item, Lane
+from transfusion.kernels.kernel import Layout
+from transfusion.kernels.plan import NONE, Cut, plan
 from transfusion.model.attention import BACKENDS
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
 from transfusion.sequence.batch import Batch
-from transfusion.sequence.masks import Metadata, metadata, see
+from transfusion.sequence.masks import Metadata, intervals, metadata, see
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spec import SequenceSpec
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "transfusion_paper.py"
 KERNEL = "triton"  # the backend of attention that is measured
 HEADS = 12
+BLOCKS = (128, 64)  # queries and keys of a block of the kernel's forward pass
 ROWS = {4096: 4, 16384: 1}  # tokens of a row -> rows
 WARM_UP = 40  # rows that packing makes before those that are taken
 # Documents: one in ten is text (the median of its lengths, in bytes), the others are images with captions.
@@ -83,14 +86,34 @@ def tokens(length: int, rows: int) -> Metadata:
     return jax.tree.map(np.asarray, metadata(packed(spec, rows), spec))
 
 
+def pairs_in_blocks(tokens: Metadata, allowed: np.ndarray) -> tuple[int, int]:
+    """The pairs of tokens in blocks that a kernel computes, and in those that hold a pair that is allowed.
+
+    Args:
+      tokens: metadata [B, L] of rows with two slices of L / 2 tokens, whole blocks each.
+      allowed: bool [B, L, L], what `masks.see` says.
+    """
+    rows, length = tokens.order.shape
+    cuts = [Cut((length // 2, length // 2), size) for size in BLOCKS]
+    kinds = np.asarray(plan(intervals(tokens, tokens), *cuts).kinds)
+    (q, k), each = BLOCKS, BLOCKS[0] * BLOCKS[1]
+    needed = allowed.reshape(rows, length // q, q, length // k, k).any((2, 4))
+    return each * int((kinds != NONE).sum()), each * int(needed.sum())
+
+
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """A way to compute attention: what is prepared once per step, and what every layer computes with it."""
+    """A way to compute attention: what is prepared once per step, and what every layer computes with it.
 
-    plan: Callable[[Metadata], Any]
+    Attributes:
+      plan: (metadata of the tokens, head size) -> what all layers share.
+      attend: (q, k, v [B, L, H, K], that) -> [B, L, H, K].
+    """
+
+    plan: Callable[[Metadata, int], Any]
     attend: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
     def gradients(self, q: jax.Array, k: jax.Array, v: jax.Array, change: jax.Array, plan: Any) -> tuple[Any, Any]:
@@ -100,9 +123,14 @@ class Attention:
 
 
 def of_backend(name: str) -> Attention:
-    """A backend of the library."""
+    """A backend of the library, for rows of two streams of equal length."""
     backend = BACKENDS[name]
-    return Attention(lambda tokens: backend.plan(tokens, tokens, None), backend.attend)
+
+    def plan(tokens: Metadata, size: int) -> Any:
+        slices = (tokens.order.shape[1] // 2,) * 2
+        return backend.plan(tokens, tokens, None, Layout(slices, slices, size, "bfloat16"))
+
+    return Attention(plan, backend.attend)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -111,7 +139,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 ATTENTION: dict[str, Callable[[], Attention]] = {
     "kernel": lambda: of_backend(KERNEL),
-    "cudnn": lambda: Attention(lambda tokens: see(tokens, tokens)[:, None], _cudnn),
+    "cudnn": lambda: Attention(lambda tokens, size: see(tokens, tokens)[:, None], _cudnn),
     "dense": lambda: of_backend("dense"),
 }
 

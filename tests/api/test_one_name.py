@@ -45,6 +45,19 @@ def still(channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (137, 160, channels), np.uint8)
 
 
+def test_a_loaded_run_keeps_what_it_compiles_unless_jax_was_told_where(tiny_run, monkeypatch, tmp_path):
+    told = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path))
+    load_run(tiny_run)
+    assert jax.config.jax_compilation_cache_dir == told
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        load_run(tiny_run)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
+
+
 # --- one and several --------------------------------------------------------------------------------------------------
 
 

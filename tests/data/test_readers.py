@@ -1,5 +1,6 @@
 """The readers of public forms: real-form records become the packed batches of hand-built documents, bit for bit."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -11,7 +12,7 @@ import pytest
 from transfusion.data import readers
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.packing import Lane
-from transfusion.data.pipeline import epoch_batches
+from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import open_source
 from transfusion.sequence import Run, SequenceSpec, Stream, text
 from transfusion.sequence.layouts import bagel
@@ -101,3 +102,30 @@ def test_a_wrong_record_is_one_line_with_file_and_number(tmp_path, reader):
     assert [record["id"] for record in records] == [f"{path}:1", f"{path}:2"]
     assert re.search(wrong, records[0]["error"]) and "\n" not in records[0]["error"]
     assert "no JSON object" in records[1]["error"]
+
+
+def test_a_public_form_without_its_reader_is_refused(tmp_path):
+    form = public_forms.write("llava", tmp_path)
+    records = list(open_source(SourceConfig(kind="records", path=form.fields["path"])))
+    assert {record["error"] for record in records} == {
+        "it has 'conversations' and no segments: set reader='llava' if it is of that form"
+    }
+
+
+def test_a_mixture_of_all_forms_fills_rows_and_goes_on_exactly(tmp_path):
+    forms = {name: public_forms.write(name, tmp_path / name) for name in public_forms.FORMS}
+    sources = {name: SourceConfig(kind="records", **form.fields) for name, form in forms.items()}
+    (tmp_path / "prose.txt").write_text("".join(f"Line {i} of a text that is read.\n" for i in range(600)))
+    sources["prose"] = SourceConfig(kind="text", path=str(tmp_path / "prose.txt"), weight=2.0, record_bytes=256)
+    streams = {"text": dataclasses.replace(TRANSFUSION.streams["text"], budget=576)}
+    spec = dataclasses.replace(TRANSFUSION, streams=dict(TRANSFUSION.streams) | streams)
+    config = DataConfig(sources=sources, prefetch=0, flip=0.5, drop_caption=0.2)
+    with Pipeline(config, spec, 4) as pipeline:
+        for _ in range(30):
+            next(pipeline)
+        state, stats = json.loads(json.dumps(pipeline.state())), pipeline.stats()
+        following = [next(pipeline) for _ in range(3)]
+    assert stats["bad"] == 0 and min(stats["efficiency"].values()) > 0.95
+    with Pipeline(config, spec, 4) as pipeline:
+        pipeline.restore(state)
+        assert_same([next(pipeline) for _ in range(3)], following)

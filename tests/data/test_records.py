@@ -10,6 +10,7 @@ import public_forms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program import run_program
 
 from transfusion.data import clips, documents, images, sounds
 from transfusion.data.config import DataConfig, SourceConfig
@@ -197,6 +198,7 @@ WRONG = [
     ({"segments": [{"codes": [-1]}]}, "codes are whole numbers"),
     ({"segments": [{"series": [1.0, 2.0]}]}, "a series has rows of numbers"),
     ({"segments": [{"series": "ok.png"}]}, "ok.png is no .npy file with numbers"),
+    ({"segments": [{"series": "huge.npy"}]}, "huge.npy is no .npy file with numbers"),
     ({"segments": []}, "it has no segments"),
     ({"segments": "a"}, "segments is no list"),
     ({"segments": [7]}, "segment 1: is of type int"),
@@ -207,6 +209,8 @@ WRONG = [
 
 def test_a_wrong_record_is_one_line_with_file_and_number_and_nothing_else_is_lost(tmp_path):
     (tmp_path / "ok.png").write_bytes(public_forms.png(0))
+    with open(tmp_path / "huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"shape": (2**40, 2), "fortran_order": False, "descr": "<f4"})
     rows = [row for wrong, _ in WRONG for row in ({"text": "good"}, wrong)]
     path = public_forms.jsonl(tmp_path, "records.jsonl", rows)
     with open(path, "a") as file:
@@ -223,6 +227,16 @@ def test_a_wrong_record_is_one_line_with_file_and_number_and_nothing_else_is_los
     assert len(open_source(SourceConfig(kind="records", path=str(tmp_path / "out")))) == kept
     with pytest.raises(UsageError, match="exists"):
         write_records(SourceConfig(kind="records", path=path), str(tmp_path / "out"), LIMIT, lost.append)
+
+
+def test_numbers_lie_in_files_too(tmp_path):
+    for name, array in (("a", np.arange(6.0).reshape(3, 2)), ("b", np.asfortranarray(np.arange(6).reshape(2, 3)))):
+        np.save(tmp_path / f"{name}.npy", array)
+    rows = [{"segments": [{"series": "a.npy"}, {"codes": "b.npy"}]}]
+    source = open_source(SourceConfig(kind="records", path=public_forms.jsonl(tmp_path, "a.jsonl", rows)))
+    series, codes = source[0]["segments"]
+    assert series.value.tolist() == [[0, 1], [2, 3], [4, 5]] and series.kind == "series"
+    assert codes.value.tolist() == [[0, 1, 2], [3, 4, 5]] and codes.kind == "image" and codes.encoded
 
 
 def test_a_source_that_cannot_be_read_says_what_to_do(tmp_path):
@@ -335,3 +349,18 @@ def test_pictures_of_one_record_are_mirrored_together(tmp_path):
     plain = documents.to_document(record, documents.DocumentChoice())
     for at in (0, 2):
         np.testing.assert_array_equal(mirrored[at].value, plain[at].value[:, ::-1])
+
+
+def test_prepare_writes_records_and_says_what_it_leaves_out(tmp_path):
+    public_forms.pictures(tmp_path, lambda i: f"{i}.png", 1)
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    rows = [{"image": name, "conversations": said} for name in ("0.png", "1.png")]
+    path = public_forms.whole(tmp_path, "chat.json", rows)
+    arguments = ["--data_dir", str(tmp_path), "--records", path, "--reader", "llava", "mine"]
+    done = run_program(tmp_path / "once", "transfusion.prepare", *arguments)
+    assert done.code == 0 and "mine: 1 records, 1 left out in" in done.out
+    assert f"left out {path}#1: " in done.err
+    (record,) = open_source(SourceConfig(kind="records", path=str(tmp_path / "mine")))
+    assert [segment.turn for segment in record["segments"]] == ["user", "user", "assistant"]
+    again = run_program(tmp_path / "again", "transfusion.prepare", *arguments)
+    assert again.code == 2 and "exists" in again.err and len(again.err.splitlines()) == 1

@@ -75,9 +75,10 @@ def test_prompts_that_stream_through_few_rows_give_what_each_gives_alone(model, 
         assert_same(streamed, alone, operations)
 
 
-def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch):
-    """A scan over the layers, several tokens between two looks at the end, guidance's prompts as rows."""
-    monkeypatch.setattr(decoder, "machine_of", lambda platform: MACHINES["tpu"])
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_loops_of_an_accelerator_give_the_same(model, one_by_one, monkeypatch, platform):
+    """Unrolled layers or a scan, several tokens between two looks at the end, guidance's prompts as rows."""
+    monkeypatch.setattr(decoder, "machine_of", lambda _: MACHINES[platform])
     task = tiny.task()  # another one, because decoders are kept for a task
     for alone, other in zip(one_by_one[:4], generate(task, model[1], PROMPTS[:4], 3, LONG), strict=True):
         assert_same(other, alone, drawing_operations(task, LONG))

@@ -1,9 +1,10 @@
 """The use of a trained run from Python.
 
-`run` loads a workdir, and `chat` talks to it turn by turn; `prompts` reads the prompts that users pass; `fitting` fits
-their media to the model; `summary` makes the short text that a notebook shows of a run.
+`loading` opens a workdir as a `run`, and `chat` talks to it turn by turn; `prompts` reads the prompts that users pass;
+`fitting` fits their media to the model; `summary` makes the short text that a notebook shows of a run.
 """
 
-from transfusion.api.run import MOST_SEED, Trained, load_run
+from transfusion.api.loading import load_run
+from transfusion.api.run import MOST_SEED, Trained
 
 __all__ = ["MOST_SEED", "Trained", "load_run"]

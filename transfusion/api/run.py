@@ -21,11 +21,9 @@ A model that has learned a chat template is asked turn by turn: `run.chat("Be br
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from transfusion.api.chat import Chat
@@ -48,18 +46,14 @@ from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Form, forms_of, open_codec
+from transfusion.latents import Codec, Form, forms_of
 from transfusion.model.parameters import Params
-from transfusion.running.jax_setup import keep_programs
-from transfusion.running.restore import restore_params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.drawable import drawable_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
-from transfusion.tasks import SequenceTask, make_task
-from transfusion.workdir.config_file import read_experiment
-from transfusion.workdir.resume import as_trained
+from transfusion.tasks import SequenceTask
 
 MOST_SEED = 2**32 - 1
 MOST_FIRST = 2**30
@@ -284,23 +278,3 @@ class Trained:
 
     def __repr__(self) -> str:
         return summary(self)
-
-
-def load_run(workdir: str | os.PathLike) -> Trained:
-    """Loads the newest intact checkpoint of a training run.
-
-    Compiled programs are kept on disk as the programs keep them, unless JAX has been told where
-    (`jax_compilation_cache_dir`).
-
-    Raises:
-      UsageError: if the workdir holds no run, no intact checkpoint, or a codec's run.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        keep_programs()
-    experiment = read_experiment(workdir)
-    step, params, config = restore_params(workdir, "ema" if experiment.optim.ema else "params")
-    experiment = as_trained(experiment, config, workdir)
-    task = make_task(experiment)
-    if not isinstance(task, SequenceTask):
-        raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    return Trained(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))

@@ -256,6 +256,7 @@ def pack_record(record: Mapping[str, object], read: Read) -> bytes:
       OSError, ValueError: if a file cannot be read.
     """
     data: list[bytes] = []
+    places: dict[str, str] = {}  # of files that are named: several segments may show pictures of one
 
     def packed(value: object, held: bool = False) -> object:
         if isinstance(value, Mapping):
@@ -263,8 +264,13 @@ def pack_record(record: Mapping[str, object], read: Read) -> bytes:
                 inner = packed(value.get("bytes") or value.get("path"), True)
                 return {"path": inner, "frame": value["frame"]} if value.get("frame") else {"path": inner}
             return {name: packed(one, name in _FILES) for name, one in value.items() if one is not None}
-        if isinstance(value, bytes | bytearray) or (held and isinstance(value, str)):
-            data.append(bytes(value) if not isinstance(value, str) else read(value))
+        if held and isinstance(value, str):
+            if value not in places:
+                data.append(read(value))
+                places[value] = str(len(data) - 1)
+            return places[value]
+        if isinstance(value, bytes | bytearray):
+            data.append(bytes(value))
             return str(len(data) - 1)
         if isinstance(value, list | tuple | np.ndarray):
             return [packed(one) for one in value]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from transfusion.data import files, foreign_text, images
+from transfusion.data import foreign_text, images
 from transfusion.data.media import MEDIA
 from transfusion.errors import nearest
 from transfusion.sequence import TEXT
@@ -198,8 +198,8 @@ def _numbers(value: object, read: Read) -> np.ndarray:
     if not isinstance(value, list | tuple | np.ndarray):
         data, name, _ = _file(value, read)
         try:
-            value = np.load(io.BytesIO(data[: files.MEDIA_BYTES]), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            value = _npy(data)
+        except (ValueError, TypeError, SyntaxError) as error:
             raise ValueError(f"{name or 'it'} is no .npy file with numbers") from error
     try:
         array = np.asarray(value)
@@ -208,6 +208,22 @@ def _numbers(value: object, read: Read) -> np.ndarray:
     if array.dtype.kind not in "iuf" or not array.size:
         raise ValueError("is no array of numbers")
     return array
+
+
+def _npy(data: bytes) -> np.ndarray:
+    """The array of a .npy file; raises ValueError and others if it is none.
+
+    `np.load` would take the memory that the file's head asks for, whatever the file holds.
+    """
+    file = io.BytesIO(data)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"version {version}")
+    shape, columns_first, dtype = readers[version](file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError("it does not hold what its head says")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if columns_first else "C")
 
 
 def _read_codes(value: object, kind: str, read: Read, pixel_limit: int) -> RawSegment:

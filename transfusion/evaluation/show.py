@@ -23,7 +23,7 @@ from transfusion.data.packing import Bad, Lane
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation import page, pictures, records_page
-from transfusion.latents import open_codec
+from transfusion.latents import Form, forms_of, open_codec
 from transfusion.sequence import SequenceSpec, Stream, text
 from transfusion.sequence.layouts import transfusion
 from transfusion.sequence.rows import assemble
@@ -58,6 +58,9 @@ def source_of(name: str, experiment: Experiment, reader: str, files: str) -> Sou
         raise UsageError(f"no file or folder {name!r}, and no such source in the config{nearest(name, known)}")
     first = next(iter(experiment.data.sources.values()))
     sizes = {field: getattr(first, field) for field in _SIZES}
+    form = forms_of(experiment.spec, open_codec(experiment.codec)).get("image", Form())
+    if form.sizes and not sizes["resolution"]:  # the pictures of the config's source have the right size as they are
+        sizes |= {"resolution": form.sizes[0][0], "channels": sizes["channels"] or form.channels}
     captions = os.path.isdir(name) and any(one.startswith("captions.") for one in os.listdir(name))
     if captions and not reader:
         return SourceConfig(kind="folder", path=name, **sizes)

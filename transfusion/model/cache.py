@@ -59,7 +59,7 @@ class KeyValues:
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
             groups = new.shape[1] // len(rows)
-            at = (rows[:, None] * groups + jnp.arange(groups)).reshape(-1)
+            at = (rows[:, None] * groups + jnp.arange(groups)[None]).reshape(-1)
             return old.at[:, at].set(new, mode="drop")
 
         k, v = jax.tree.map(put, (self.k, self.v), (other.k, other.v))

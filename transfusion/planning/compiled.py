@@ -75,10 +75,13 @@ def compile_step(task: SequenceTask, experiment: Experiment, mesh: Mesh, topolog
 
 def lowered_step(task: SequenceTask, experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     """The training step of `transfusion.train` for `mesh`, not compiled yet."""
-    shardings = state_shardings(task, experiment, mesh)
     spec = task.batch_spec(experiment.batch_size)
     rows = sharding.batch_shardings(spec, mesh)
-    state = abstract_state(task, experiment, shardings)
+    # Says for which devices the kernels of attention are. No array can be made on devices that are not there, so the
+    # mesh is abstract until the step is lowered.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        shardings = state_shardings(task, experiment, mesh)
+        state = abstract_state(task, experiment, shardings)
     with jax.set_mesh(mesh):
         return jit_step(task, experiment, shardings, rows).lower(state, _placed(spec, rows))
 

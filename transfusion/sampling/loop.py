@@ -38,8 +38,8 @@ class Weights:
     """The parameters as the decoder reads them, see `transfusion.model.weights`.
 
     Attributes:
-      params: all parameters.
-      trunk: those of the trunk, layer by layer, where the loops unroll it; else None.
+      params: all parameters, for reading prompts.
+      trunk: those of the trunk for all behind them, layer by layer; None if they are the same.
     """
 
     params: Params
@@ -91,8 +91,9 @@ class Decoder:
 
     @cached_property
     def once(self):
-        """The form of the model that is used outside the loops."""
-        return model_template(dataclasses.replace(self.task.model, remat="none"), self.task.spec)
+        """The form of the model that reads prompts."""
+        config = dataclasses.replace(self.task.model, remat="none")
+        return model_template(config, self.task.spec) if self.machine.stacked else self.often
 
     @cached_property
     def unrolled(self) -> bool:
@@ -101,13 +102,24 @@ class Decoder:
 
     @cached_property
     def often(self):
-        """The form of the model that is used in the loops."""
+        """The form of the model for all behind the prompts, which loops use."""
         config = dataclasses.replace(self.task.model, remat="none", scan=not self.unrolled)
         return model_template(config, self.task.spec)
 
+    def ready(self, params: Params) -> Weights:
+        """Makes the weights that the others take; arrays that stay as they are are not copied."""
+        made = self._changed(params)
+        kept = jax.tree.map(lambda old, new: old if new is None else new, params, made.params)
+        return dataclasses.replace(made, params=kept)
+
     @cached_property
-    def ready(self):
-        return jax.jit(self._ready)
+    def _changed(self):
+        def changed(params: Params) -> Weights:
+            made = self._ready(params)
+            other = jax.tree.map(lambda old, new: None if new is old else new, params, made.params)
+            return dataclasses.replace(made, params=other)
+
+        return jax.jit(changed)
 
     @cached_property
     def start(self):
@@ -148,9 +160,16 @@ class Decoder:
 
     def _ready(self, params: Params) -> Weights:
         params = as_computed(params, self.task.template.axes, self.task.model)
-        return Weights(params, by_layer(params[FIRST]) if self.unrolled else None)
+        if not self.unrolled:
+            return Weights(params, None)
+        trunk = by_layer(params[FIRST])
+        return Weights(params, trunk) if self.machine.stacked else Weights(params | {FIRST: trunk}, None)
 
     def _models(self, weights: Weights) -> Models:
+        """Binds both forms of the model; call it outside the loops."""
+        # Behind the barrier the compiler chooses the layout in which the loops read weights fastest: on XLA:CPU a token
+        # would take nearly twice as long with that of a program's arguments.
+        weights = jax.lax.optimization_barrier(weights)
         split = {} if weights.trunk is None else {FIRST: weights.trunk}
         return Models(self.once.bind(weights.params), self.often.bind(weights.params | split))
 

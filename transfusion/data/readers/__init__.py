@@ -46,7 +46,19 @@ class Reader:
     folder: Callable[[str], Store] | None = None
 
 
+# Fields of public forms that the record form does not have, and the reader that reads them.
+_MARKS = {
+    "conversations": "llava", "messages": "llava", "texts": "obelics", "image_list": "bagel", "question": "vqav2",
+    "input_images": "omnigen", "output_image": "omnigen", "out_image": "tuna", "prompt": "geneval",
+    "file_name": "imagefolder",
+}  # fmt: skip
+
+
 def _plain(row: Mapping[str, object]) -> Mapping[str, object]:
+    """The record form itself; a row of a public form is refused, because much of it would be left out unseen."""
+    found = next((mark for mark in _MARKS if mark in row), None)
+    if found and "segments" not in row:
+        raise ValueError(f"it has {found!r} and no segments: set reader={_MARKS[found]!r} if it is of that form")
     return row
 
 
