@@ -6,7 +6,10 @@ Original: it has a tokenizer. Here text is bytes, because no tokenizer is shippe
 Command: python -m transfusion.train --config configs/transfusion_paper.py:7B --workdir FOLDER \
            --config.codec.path=<autoencoder's run> --config.data.sources.images.path=<shards>
 Hardware: a TPU pod or GPU cluster. Not run by us; parameter counts and shardings are tested without one.
-Forms: the sizes of Table 2, from '0.16B', which is the default, to '7B'.
+Forms: the sizes of Table 2, from '0.16B', which is the default, to '7B'. Up to '1.4B' the matrix products of a layer
+are kept for the backward pass (`model.remat` 'dots'), which a chip of 80 GB holds for eight rows if attention is not
+dense. '7B' recomputes its layers ('full'), so that it fits chips of 16 and 32 GB. With one row on a chip of 80 GB or
+more, `--config.model.remat=dots` spares a quarter of its FLOPs.
 """
 
 from transfusion import layouts

@@ -34,6 +34,10 @@ def test_the_step_and_the_sampler_compile_for_a_mesh():
     # two slices of four devices.
     assert sum(c["times"] == 3 and c["kind"] == "all-gather" and c["group"] == 4 for c in found) >= 2
     assert any(c["kind"] == "all-reduce" and c["far"] for c in found)
+    # Of the sum of a matrix's gradient over fsdp each device receives its own part: of two experts, three layers, four
+    # matrices of 32 x 32 and three of 32 x 96, in float32.
+    scattered = sum(c["times"] * c["size"] for c in found if c["kind"] == "reduce-scatter" and c["group"] == 4)
+    assert scattered == 2 * 3 * (4 * 32 * 32 + 3 * 32 * 96) * 4
     assert sampler["how"] == "compiled" and 0 < sampler["arguments"] < step["arguments"]
     # Of a tower and of a codec weights travel, and rows stay where they are.
     assert len(parts) == 2

@@ -235,6 +235,12 @@ def per_device(function: Callable[..., Any], into: Any, out: Any) -> Callable[..
     return function if _current() is None else jax.shard_map(function, in_specs=into, out_specs=out, check_vma=False)
 
 
+def parts(axis: str) -> int:
+    """The number of parts into which the current mesh splits a logical axis; 1 without a mesh."""
+    mesh = _current()
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in RULES[axis])
+
+
 def shares(sizes: Iterable[int] = ()) -> int:
     """The number of shares into which the tokens of a row are split; 1 if one of the `sizes` does not divide by it."""
     mesh = _current()

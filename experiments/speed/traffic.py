@@ -40,11 +40,14 @@ devices = jax.devices("cpu")[:1]
 if about["target"]:
     devices = topologies.get_topology_desc(platform="cuda", target_config=about["target"], topology="1x1x1").devices
 task, mesh = make_task(experiment), sharding.make_mesh(mesh, list(devices))
-spec, where = task.batch_spec(rows), state_shardings(task, experiment, mesh)
+spec = task.batch_spec(rows)
+with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    where = state_shardings(task, experiment, mesh)
+    state = abstract_state(task, experiment, where)
 on = sharding.batch_shardings(spec, mesh)
 batch = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), spec, on)
 with jax.set_mesh(mesh):
-    step = jit_step(task, experiment, where, on).lower(abstract_state(task, experiment, where), batch).compile()
+    step = jit_step(task, experiment, where, on).lower(state, batch).compile()
 pathlib.Path(about["out"]).write_text(step.as_text())
 print(parameter_count(task.template.shapes))
 """

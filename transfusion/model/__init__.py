@@ -9,6 +9,6 @@
 - Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`.
 - `blocks` are convolutional layers, `quantizers` and `multiscale` turn latents into codes, and `codebooks` is what an
   optimizer does not train of these; autoencoders use them, too.
-- `parameters` declares parameters with their logical axes, `names` names them in configs, and `weights` casts them for
-  loops without gradients.
+- `parameters` declares parameters with their logical axes, `names` names them in configs, `weights` casts them for
+  loops without gradients, and `gathered` multiplies with those that are split over devices.
 """

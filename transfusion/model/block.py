@@ -16,6 +16,7 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 
 from transfusion.model import rope
+from transfusion.model.gathered import gathered_product, gathers
 from transfusion.model.parameters import array, constant, fan_in, ones, param, zeros
 from transfusion.sharding import constrain, flat
 
@@ -59,12 +60,17 @@ def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, ep
     return (y if bias is None else y + broadcast_to_rank(bias, y.ndim)).astype(x.dtype)
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, embed: int | None = None) -> jax.Array:
     """x [B, N, in] times kernel [in, out...] (plus bias [out...]) -> [B, N, out...].
 
     Tokens are flattened to one axis: XLA:CPU leaves its fast matrix product when a weight gradient contracts two axes.
+    `embed` is 0 or 1 if the first or the other axes of the kernel are split over devices as "embed" is in
+    `transfusion.sharding.RULES`.
     """
-    out = (flat(x) if x.ndim == 3 else x.reshape(-1, x.shape[-1])) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    tokens = flat(x) if x.ndim == 3 else x.reshape(-1, x.shape[-1])
+    matrix = kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    gathered = embed is not None and gathers(x, matrix, embed)
+    out = gathered_product(x, matrix, embed) if gathered else _product(tokens, matrix)
     out = out.reshape(*x.shape[:-1], *kernel.shape[1:])
     return out if bias is None else out + broadcast_to_rank(bias.astype(x.dtype), out.ndim)
 
@@ -78,6 +84,19 @@ def cast_once(weights: Mapping[str, Any], dtype: Any, besides: Collection[str] =
     """
     cast = {name: w for name, w in weights.items() if name in MATRICES and name not in besides}
     return {**weights, **jax.tree.map(lambda w: w.astype(dtype), cast)}
+
+
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [n, in] times a matrix [in, out]; one row on a GPU is multiplied as two.
+
+    XLA:GPU makes an elementwise product and a sum of the product of one row, which reads the matrix, writes as much and
+    reads it again. The product of two rows reads the matrix once.
+    """
+    if len(x) > 1:
+        return x @ matrix
+    return jax.lax.platform_dependent(
+        x, matrix, cuda=lambda x, matrix: (jnp.concatenate([x, x]) @ matrix)[:1], default=jnp.matmul
+    )
 
 
 def per_token(of_items: jax.Array, item: jax.Array, aligned: bool) -> jax.Array:
@@ -208,9 +227,9 @@ class Block(nnx.Module):
 
     def heads(self, y: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> tuple[jax.Array, ...]:
         """The queries, keys and values of tokens y [B, N, D] that `attention_input` returned."""
-        q = dense(y, self.q[...], array(self.q_bias))
-        k = dense(y, self.k[...], array(self.k_bias))
-        v = dense(y, self.v[...], array(self.v_bias))
+        q = dense(y, self.q[...], array(self.q_bias), embed=0)
+        k = dense(y, self.k[...], array(self.k_bias), embed=0)
+        v = dense(y, self.v[...], array(self.v_bias), embed=0)
         if self.qk_norm is not None:
             q = self.qk_norm(q, array(self.q_norm), array(self.q_norm_bias))
             k = self.qk_norm(k, array(self.k_norm), array(self.k_norm_bias))
@@ -223,14 +242,14 @@ class Block(nnx.Module):
     def project(self, attended: jax.Array) -> jax.Array:
         """Projects the output of attention to the width of the trunk: [B, N, H, K] -> [B, N, D]."""
         o = self.o[...]
-        return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), array(self.o_bias))
+        return dense(attended.reshape(*attended.shape[:2], -1), o.reshape(-1, o.shape[-1]), array(self.o_bias), embed=1)
 
     def feed_forward(self, y: jax.Array) -> jax.Array:
         """The feed-forward layer alone, without norm and residual: [B, N, D] -> [B, N, D]."""
         act = ACTIVATIONS[self.activation]
-        up = dense(y, self.up[...], array(self.up_bias))
-        hidden = act(up) if self.gate is None else act(dense(y, self.gate[...], array(self.gate_bias))) * up
-        return dense(constrain(hidden, "batch", "tokens", "act_mlp"), self.down[...], array(self.down_bias))
+        up = dense(y, self.up[...], array(self.up_bias), embed=0)
+        hidden = act(up) if self.gate is None else act(dense(y, self.gate[...], array(self.gate_bias), embed=0)) * up
+        return dense(constrain(hidden, "batch", "tokens", "act_mlp"), self.down[...], array(self.down_bias), embed=1)
 
     def add_attention(self, x: jax.Array, attended: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
         """Adds the attention output [B, N, H, K] to x [B, N, D]."""

@@ -9,8 +9,10 @@ import numpy as np
 
 from transfusion.model.cache import CachedLayer, Pair, Stacks
 from transfusion.model.config import REMAT, TransformerConfig
+from transfusion.model.gathered import keeps
 from transfusion.model.parameters import Params
 from transfusion.model.sublayers import ExpertTokens
+from transfusion.sharding import parts
 
 Cached = tuple[Stacks, Stacks] | None
 """A trunk's part of a cache, keys and values."""
@@ -56,8 +58,9 @@ def through(
     Returns:
       The tokens, the cache after all layers, and what they return beside it, stacked; None if they return nothing.
     """
-    if REMAT[config.remat] is not None:
-        layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=not config.scan)
+    policy = REMAT[config.remat] or (keeps if parts("embed") > 1 else None)
+    if policy is not None:
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan)
     # A scan has one body for all layers, so not where they differ; and where nothing is computed, it saves nothing.
     if not config.scan or seconds or not tokens:
         return _unrolled(layer, config.layers, tokens, each, context, cached, seconds)
