@@ -14,6 +14,15 @@ pytestmark = [pytest.mark.gates, pytest.mark.skipif(bool(MISSING), reason=MISSIN
 PROGRAM = pathlib.Path(__file__).parents[2] / "experiments" / "speed" / "tpu_memory.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_not_kept():
+    """JAX cannot read a program for a chip that is not here from its cache, and warns of it."""
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+
+
 @pytest.fixture(scope="module")
 def program():
     spec = importlib.util.spec_from_file_location(PROGRAM.stem, PROGRAM)
