@@ -48,14 +48,14 @@ portable-%: install
 soak: install
 	$(RUN) pytest -m 'soak and not gates' -n 0
 
-# What compiled programs for GPUs must be like. The compiler for GPUs stays out of the environment of the other tests.
+# What compiled programs for GPUs and TPUs must be like. The compilers stay out of the environment of the other tests.
 gates: $(VENV)-gpu/installed
 	$(VENV)-gpu/bin/python -m pytest -m gates -n 0 tests/planning
 
 $(VENV)-gpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plan-gpu]'
+	$(VENV)-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plan-gpu,tpu]'
 	touch $@
 
 lint: install

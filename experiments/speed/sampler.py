@@ -21,9 +21,13 @@ def main() -> None:
     parser.add_argument("--as", dest="name", required=True, help="name of the tree in what is written")
     options = parser.parse_args()
     sys.path[:0] = [str(options.tree), str(HERE)]
+    import jax
     import record
     from settings import WORKS
 
+    if jax.default_backend() != "gpu":
+        record.write(options.out, f"sampler/{options.name}", error=f"jax found no GPU, but {jax.default_backend()}")
+        sys.exit(1)
     end = time.monotonic() + options.seconds
     for work, rows in WORKS:
         name = f"sampler/{options.name}/{work}/{rows}"
