@@ -268,8 +268,8 @@ MISTAKES = {
     "accumulate": (["--config.optim.accumulate=3"], "accumulate 3 does not divide batch_size 4"),
     "objective": (
         ["--config.streams.image.objective=continuos"],
-        "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous "
-        "(did you mean 'continuous'?)",
+        "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous, "
+        "shortcut, mean_flow (did you mean 'continuous'?)",
     ),
     "patience without --supervise": (["--hang_after=0"], "--hang_after and --start_after must be positive"),
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),

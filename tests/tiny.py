@@ -25,7 +25,9 @@ from transfusion.tasks import SequenceTask
 # They come beside the flags that are given, as `make portable` gives --xla_cpu_max_isa, which all stand in the keys of
 # the programs that are kept on disk: no run gets a program for a processor that it was told not to be.
 OLDER_EMITTERS = ("--xla_cpu_use_fusion_emitters=false",) if jaxlib.version.__version_info__ < (0, 11, 1) else ()
-QUICK = ("--xla_backend_optimization_level=0", *OLDER_EMITTERS)
+# As `running.jax_setup.without_ynnpack` sets it in programs, so that they and the tests compute the same.
+WITHOUT_YNNPACK = ("--xla_cpu_experimental_ynn_fusion_type=",) if jaxlib.version.__version_info__ < (0, 11) else ()
+QUICK = ("--xla_backend_optimization_level=0", *OLDER_EMITTERS, *WITHOUT_YNNPACK)
 given = os.environ.get("XLA_FLAGS", "").split()
 names = {flag.partition("=")[0] for flag in given}
 os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in QUICK if flag.partition("=")[0] not in names)])

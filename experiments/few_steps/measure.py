@@ -11,11 +11,10 @@ import json
 import pathlib
 
 import jax
-import numpy as np
 from absl import app, flags
 
 from transfusion.api import load_run
-from transfusion.evaluation import pictures, scores
+from transfusion.evaluation import scores
 from transfusion.evaluation.examples import read_examples
 from transfusion.evaluation.losses import held_out_batches, text_bits
 
@@ -26,7 +25,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", [], "name=workdir of each run; the first is the teacher.")
 flags.DEFINE_integer("samples", 500, "Images to draw.")
 flags.DEFINE_string("out", str(HERE / "results.json"), "The JSON file; '' for none.")
-flags.DEFINE_string("picture", "", "A PNG of ten drawings per run and number of steps.")
 flags.DEFINE_bool("text", True, "Whether to measure text, too.")
 
 
@@ -38,19 +36,18 @@ def samplers(run) -> dict[str, dict]:
     return own | {f"{TEACHER} Euler": {"solver": "euler", "steps": TEACHER, "guidance": 2.0}}
 
 
-def drawings(name: str, run, judge, real) -> tuple[dict, list[np.ndarray]]:
-    """The scores of each way of drawing, and ten drawings of each."""
-    rows, shown = {}, []
+def drawings(name: str, run, judge, real) -> dict[str, dict]:
+    """The scores of each way of drawing."""
+    rows = {}
     for how, sampler in samplers(run).items():
         drawn = scores.draw_classes(run, real, FLAGS.samples, seed=0, **sampler)
         distance = scores.feature_distance(judge, drawn, real, 0)
         rows[how] = {"accuracy": scores.generation(judge, drawn).all, "feature_distance": distance["distance"]}
-        shown.append(drawn.images[:10])
         print(
             f"| {name} | {how} | {percent(rows[how]['accuracy'])} | {number(rows[how]['feature_distance'])} |",
             flush=True,
         )
-    return rows, shown
+    return rows
 
 
 def percent(score: dict) -> str:
@@ -71,12 +68,9 @@ def main(argv) -> None:
     path = pathlib.Path(FLAGS.out) if FLAGS.out else None
     results = json.loads(path.read_text()) if path and path.is_file() else {}
     print("| run | steps | judged accuracy | feature distance |\n| --- | --- | --- | --- |")
-    shown = []
     for name, workdir in runs.items():
         run = load_run(workdir)
-        found, images = drawings(name, run, judge, real)
-        shown += images
-        results[name] = {"drawn": found}
+        results[name] = {"drawn": drawings(name, run, judge, real)}
         if FLAGS.text:
             source = next(iter(run.experiment.eval.sources.values()))
             bits = text_bits(run.task, run.params, held_out_batches(run.task, run.experiment, source)).score()
@@ -85,8 +79,6 @@ def main(argv) -> None:
         jax.clear_caches()
     if path:
         path.write_text(json.dumps(results, indent=1) + "\n")
-    if FLAGS.picture:
-        pictures.grid(np.concatenate(shown), 10, path=FLAGS.picture)
 
 
 if __name__ == "__main__":

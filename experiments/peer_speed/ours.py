@@ -23,6 +23,7 @@ from transfusion.learner import Draws
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives.paths import PATHS, interpolate, target
 from transfusion.optim import OptimConfig
+from transfusion.running.jax_setup import without_ynnpack
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sequence import Run, Segment, Stream, text
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--dump", help="write the npz for check_control.py here and measure nothing")
     options = parser.parse_args()
     work.pin(options.threads)
+    without_ynnpack()  # as every program of the library
     size = work.SIZES[options.size]
     if options.dump:
         dump(dataclasses.replace(size, batch=2), options.dump)

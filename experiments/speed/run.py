@@ -144,7 +144,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[tuple[str, dict[str, An
 
 def per_token(results: record.Results) -> float | None:
     found = results.get("program/attention/65536/kernel", {}).get("bytes")
-    return 256 * 65536 / found if found else None
+    return 128 * 65536 / found if found else None
 
 
 def share(above: str, below: str, length: int, results: record.Results) -> float | None:
@@ -174,7 +174,7 @@ def targets() -> list[Target]:
                    attention.format(n, "dense"), attention.format(n, "kernel"), "bytes")
             for n in LENGTHS[:2]
         ),
-        Target("memory of attention at 64k: 256 B a token / kernel", 1.0, per_token),
+        Target("memory of attention at 64k: 128 B a token / kernel", 1.0, per_token),
         _ratio("memory of a step of 0.76B, 4 x 4k: dense / kernel", 4.0,
                step.format("dense"), step.format("kernel"), "bytes"),
         _ratio("bytes moved by that step: dense / kernel", 5.0, step.format("dense"), step.format("kernel"), "moved"),

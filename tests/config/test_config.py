@@ -84,7 +84,7 @@ WRONG = [
     (
         "sampling.solver",
         "euler2",
-        "sampling.solver: 'euler2' is none of euler, heun, ddim, ddpm (did you mean 'euler'?)",
+        "sampling.solver: 'euler2' is none of euler, heun, ddim, ddpm, shortcut (did you mean 'euler'?)",
     ),
     ("optim.accumulate", 3, "optim.accumulate 3 does not divide batch_size 4"),
 ]
@@ -111,8 +111,8 @@ def test_whole_numbers_are_fine_for_real_ones():
             dataclasses.replace(
                 tiny.experiment("x"), streams={"text": tiny.text_stream(objective="next_tokn")}, layout={}
             ),
-            "streams.text.objective: 'next_tokn' is none of none, next_token, next_scale, masked, continuous "
-            "(did you mean 'next_token'?)",
+            "streams.text.objective: 'next_tokn' is none of none, next_token, next_scale, masked, continuous, "
+            "shortcut, mean_flow (did you mean 'next_token'?)",
         ),
     ],
 )

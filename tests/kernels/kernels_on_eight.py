@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from interpreted import BACKENDS, TRITON
 from jax.sharding import PartitionSpec
-from test_plan import by_streams
+from packed_streams import by_streams
 
 from transfusion.kernels import devices
 from transfusion.kernels.kernel import Layout

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interpreted import BACKENDS
+from packed_streams import by_streams
 from program import environment
-from test_plan import by_streams
 
 from transfusion.errors import UsageError
 from transfusion.kernels.kernel import Layout
@@ -98,8 +98,9 @@ def rows_of(config: str):
     )
 
 
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
 @pytest.mark.parametrize("config", [pytest.param(f, marks=() if f in QUICK else pytest.mark.soak) for f in FORMS])
-def test_the_rows_of_every_config(config):
+def test_the_rows_of_every_config(config, kernel):
     found = rows_of(config)
     if found is None:
         pytest.skip("no model of sequences")
@@ -115,7 +116,7 @@ def test_the_rows_of_every_config(config):
         out, back = jax.vjp(lambda q, k, v: backend.attend(q, k, v, planned), q, k, v)
         return out, *back(do)
 
-    for ours, plain in zip(results("triton"), results("dense"), strict=True):
+    for ours, plain in zip(results(kernel), results("dense"), strict=True):
         assert np.linalg.norm(ours - plain) <= 1e-6 * np.linalg.norm(plain)
 
 
@@ -129,7 +130,7 @@ def test_twenty_steps_of_digits_are_those_of_dense_attention(monkeypatch):
         state, step = jax.jit(make_init(task, of))(), jax.jit(make_step(task, of), donate_argnums=0)
         losses[name] = []
         for number in range(20):
-            state = step(state, task.fake_batch(2, number))
+            state = step(state, task.fake_batch(1, number))
             losses[name].append(float(state.log["loss"][0]))
     np.testing.assert_allclose(losses["triton"], losses["dense"], rtol=1e-5)
 

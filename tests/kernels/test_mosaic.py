@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import by_streams
+from packed_streams import by_streams
 
 from transfusion.errors import UsageError
 from transfusion.kernels.mosaic import attend, cut_of, plan_of

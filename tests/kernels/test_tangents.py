@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_plan import by_streams
+from packed_streams import by_streams
 from test_triton import SMALL
 
 from transfusion.kernels import mosaic, triton

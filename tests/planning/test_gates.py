@@ -82,13 +82,15 @@ def test_kernels_that_need_more_registers_than_there_are_are_seen_to_spill():
 def test_a_step_and_a_sampler_compile_for_gpus_of_two_hosts():
     experiment = load_experiment(f"{CONFIGS / 'digits.py'}:debug")
     mesh = dataclasses.replace(experiment.mesh, data=2, fsdp=8)
-    experiment = dataclasses.replace(experiment, batch_size=16, mesh=mesh)
+    model = dataclasses.replace(experiment.model, attention=KERNEL)
+    experiment = dataclasses.replace(experiment, batch_size=16, mesh=mesh, model=model)
     result = plan.plan(experiment, parse_topology("h100:16"), plan.Compilation(confirm=False))
     step = result["step"]
     assert step["how"] == step["collectives_how"] == result["sampler"]["how"] == "compiled" and step["fits"]
     # Eight neighbours share the weights and sum their gradients; between the two hosts only sums of a part go.
     assert step["collectives"]["all-gather"]["count"] and 0 < step["bytes_sent_between_slices"] < step["bytes_sent"] / 2
-    assert "compiled in" in plan.plan_text(result)
+    assert "compiled in" in plan.plan_text(result) and " 0 B spilled, " in plan.plan_text(result)
+    assert len(step["kernels"]) >= 3
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def compiled_attention(length: int, heads: int = 12, size: int = 128, dtype: str
 def test_attention_takes_memory_as_the_tokens_and_not_as_their_pairs(length):
     """Dense attention takes 1,936 MiB for 4k tokens (506 KB a token), and 16 times as much for four times as many."""
     program, kernels = compiled_attention(length)
-    assert program.memory_analysis().temp_size_in_bytes <= 512 * length
+    assert program.memory_analysis().temp_size_in_bytes <= 128 * length
     assert len(kernels) >= 3  # forwards, and backwards for the queries and for the keys
     for use in kernels:
         assert use.spilled <= 64 and use.products["wgmma.mma_async"] > 0, use

@@ -181,7 +181,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_counts_of_evaluations():
     calls = []
 
-    def field(x, t):
+    def field(x, t, ahead=0.0):
         calls.append(float(t))
         return linear(x, t)
 

@@ -1,6 +1,8 @@
 """Chat templates: their special tokens become ids, a turn ends where the decoder stops, and wrong ones are refused."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from transfusion.errors import UsageError
 from transfusion.sequence import text
 from transfusion.sequence.chat import ChatConfig, own_template
-from transfusion.sequence.text import TokenizerConfig, open_tokenizer
+from transfusion.sequence.text import TokenizerConfig, open_tokenizer, recorded
 
 CHATML = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
 
@@ -44,6 +46,18 @@ def test_special_tokens_of_a_template_are_ids_and_those_in_a_text_are_text(folde
     assert after[0] == end == tokenizer.chat.end == tokenizer.id(text.EOS) and tokenizer.decode(after) == "\n"
     assert not len(tokenizer.chat.after("assistant", last=True))  # the end of the document stands there
     assert end not in tokenizer.encode("<|im_end|>")
+
+
+def test_a_run_records_which_template_its_own_was(folder, tmp_path):
+    config = TokenizerConfig("huggingface", str(folder / "tokenizer.json"), eos="<|im_end|>", chat=ChatConfig("own"))
+    assert recorded(config).chat == ChatConfig("chatml")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")  # newer than what stands in the config
+    with pytest.raises(UsageError, match=r"chat_template\.jinja: the chat template is none of"):
+        open_tokenizer(dataclasses.replace(config, path=str(tmp_path / "tokenizer.json")))
+    with pytest.raises(UsageError, match="bytes have none"):
+        TokenizerConfig(chat=ChatConfig("own"))
 
 
 def test_the_plain_template_needs_no_tokenizer():

@@ -15,7 +15,8 @@ from transfusion.interop.family import Family
 from transfusion.interop.files import Checkpoint
 from transfusion.interop.opening import Folder
 from transfusion.sequence import TEXT
-from transfusion.sequence.text import TokenizerConfig, recorded, tokens
+from transfusion.sequence.chat import ChatConfig
+from transfusion.sequence.text import TokenizerConfig, open_tokenizer, recorded, tokens
 
 FILES = "tokenizer"
 TOKENIZER_FILES = {"tokenizer.json": "huggingface", "tokenizer.model": "sentencepiece"}
@@ -62,7 +63,8 @@ def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
 def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target: pathlib.Path) -> TokenizerConfig:
     """The config of the checkpoint's tokenizer, whose files are in the workdir `target`. Its path is relative to it.
 
-    The tokens that begin and end a document are those of `family.tokens`, or have the ids that config.json gives.
+    The tokens that begin and end a document are those of `family.tokens`, or have the ids that config.json gives. If
+    its chat template is a known one, conversations are written in it.
 
     Raises:
       UsageError: if there is no tokenizer, or it cannot be used.
@@ -81,10 +83,20 @@ def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target
             names |= {field: known[number]} if number in known else {}
         found = recorded(dataclasses.replace(found, **names))
         _ = dataclasses.replace(experiment, tokenizer=found).spec  # refuses one that does not fit the vocabulary
+        found = _with_own_chat(found)
     except UsageError as error:
         said = str(error).replace(found.path, str(checkpoint.folder / name))
         raise UsageError(f"{said}{_BYTES}") from error
     return dataclasses.replace(found, path=f"{FILES}/{name}")
+
+
+def _with_own_chat(config: TokenizerConfig) -> TokenizerConfig:
+    try:
+        own = recorded(dataclasses.replace(config, chat=ChatConfig("own")))
+        open_tokenizer(own)
+        return own
+    except UsageError:  # it has no template, or one that is not known: turns are written in plain words
+        return config
 
 
 def has_text(experiment: Experiment | None) -> bool:

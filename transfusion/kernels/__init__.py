@@ -5,9 +5,6 @@
 - `kernel` says what a kernel is to the model, and `devices` runs one on a mesh of devices.
 - `triton` is attention on GPUs: the programs are in `triton_kernels`, and `triton_tiles` has what they share.
 - `derivatives` makes one attention of a platform's kernels, for `jax.grad` and `jax.jvp`.
-- `kernel` says what a kernel is to the model, and `devices` runs one on a mesh of devices.
-- `triton` is attention on GPUs: the programs are in `triton_kernels`, and `triton_tiles` has what they share.
-- `derivatives` makes one attention of a platform's kernels, for `jax.grad` and `jax.jvp`.
 - `visits` is a flat list of all rows' needed pairs of blocks, along which kernels for TPUs run.
 - `mosaic` is attention on TPUs: `mosaic_forward`, `mosaic_backward`, `mosaic_tangents`, and `mosaic_tiles`, which these
   share.

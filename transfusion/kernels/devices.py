@@ -38,7 +38,7 @@ def plan(kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, layou
     slices = (tuple(size // layout.shares for size in layout.q), layout.k)
 
     def make(q: Metadata, k: Metadata) -> Any:
-        return jax.tree.map(lambda x: x[None], kernel.plan(q, k, may, *slices, layout.size))
+        return jax.tree.map(lambda x: x[None], kernel.plan(q, k, may, *slices, layout.head))
 
     return Planned(per_device(make, (queries, keys), _of_devices(queries))(q, k), split)
 
@@ -80,7 +80,7 @@ def _of_devices(queries: PartitionSpec) -> PartitionSpec:
 
 
 def ring_plans(
-    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, size: int,
+    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, head: int,
     axis: str,
 ) -> list[Any]:  # fmt: skip
     """Plans `ring` inside `jax.shard_map`: a plan for the keys of each device along `axis`, the own ones first.
@@ -88,11 +88,12 @@ def ring_plans(
     Args:
       q, k: metadata of the device's own queries and keys.
       q_slices, k_slices: the sizes of their slices, the same on all devices.
+      head: the bytes of a head.
     """
     everyone = jax.tree.map(lambda x: jax.lax.all_gather(x, axis), k)
     devices, own = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     others = [jax.tree.map(lambda x, i=i: x[(own + i) % devices], everyone) for i in range(devices)]
-    return [kernel.plan(q, other, may, q_slices, k_slices, size) for other in others]
+    return [kernel.plan(q, other, may, q_slices, k_slices, head) for other in others]
 
 
 def ring(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, plans: list[Any], axis: str) -> Result:

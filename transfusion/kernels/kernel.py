@@ -37,6 +37,11 @@ class Layout:
     dtype: str
     shares: int = 1
 
+    @property
+    def head(self) -> int:
+        """The bytes of a head."""
+        return self.size * jnp.dtype(self.dtype).itemsize
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -45,8 +50,8 @@ class Kernel:
     Attributes:
       platform: that of the devices on which it runs.
       largest: the largest head size.
-      plan: (metadata of queries, metadata of keys, may, sizes of the slices of queries, of keys, head size) -> what all
-        layers share, for the rows of one device.
+      plan: (metadata of queries, metadata of keys, may, sizes of the slices of queries, those of keys, bytes of a head)
+        -> what all layers share, for the rows of one device.
       attend: (q [B, L, H, K], k, v [B, S, G, K], plan) -> `Result`, with gradients.
       read: the same for keys and values [B, G, S, K], as a cache has them, without gradients.
     """

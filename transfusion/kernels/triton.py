@@ -48,18 +48,21 @@ class Shapes:
     tangents: Shape
 
 
-# By the largest head size. Chosen so that no kernel keeps registers in memory (see `docs/how_it_works.md`).
+# By the most bytes of a head, so that float32 has the shapes of bfloat16 with heads of twice the size. Compiled for an
+# H100, no kernel keeps more than 64 bytes of a thread in memory up to 512 bytes; two kernels of 1,024 bytes do.
 SHAPES: dict[int, Shapes] = {
-    64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
-    128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
-    256: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(32, 64, 8, 2), Shape(32, 32, 8, 2)),
+    128: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
+    256: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
+    512: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(16, 64, 8, 2), Shape(32, 32, 8, 2)),
+    1024: Shapes(Shape(64, 32, 8, 2), Shape(64, 32, 8, 2), Shape(32, 32, 8, 1), Shape(32, 32, 8, 1)),
 }
-LARGEST = max(SHAPES)
+LARGEST = 256
+"""The largest head size."""
 
 
-def shapes_of(size: int, queries: int) -> Shapes:
-    """The shapes for heads of this size; blocks of a few queries, as of a decoder, are smaller."""
-    shapes = SHAPES[min(limit for limit in SHAPES if size <= limit)]
+def shapes_of(head: int, queries: int) -> Shapes:
+    """The shapes for heads of so many bytes; blocks of a few queries, as of a decoder, are smaller."""
+    shapes = SHAPES[min(limit for limit in SHAPES if head <= limit)]
     few = max(1 << (queries - 1).bit_length(), 16)
     if few >= shapes.queries.q:
         return shapes
@@ -105,10 +108,10 @@ def sides(tokens: Intervals, q: Sequence[int], k: Sequence[int], shapes: Shapes)
 
 
 def plan_of(
-    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], size: int
+    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], head: int
 ) -> Sides:
-    """What all layers share, for heads of this size; see `transfusion.kernels.kernel.Kernel`."""
-    return sides(intervals(q, k, may), q_slices, k_slices, shapes_of(size, sum(q_slices)))
+    """What all layers share, for heads of so many bytes; see `transfusion.kernels.kernel.Kernel`."""
+    return sides(intervals(q, k, may), q_slices, k_slices, shapes_of(head, sum(q_slices)))
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.kernels.kernel import Layout
-from transfusion.model.attention import masked_attention
 from transfusion.model.block import Block
 from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
 from transfusion.model.cross import CrossAttention
 from transfusion.model.modulation import Condition, modulate
 from transfusion.model.parameters import bound
-from transfusion.sequence.masks import Metadata, see
+from transfusion.sequence.masks import Metadata
 from transfusion.sharding import by_heads, cut, join
 
 ExpertTokens = dict[str, jax.Array]
@@ -92,9 +91,9 @@ class Pass:
 
     dtype: str
 
-    def layout(self, over_context: bool = False) -> Layout:
-        """How the tokens of all experts lie as queries, and as keys too or those of a context."""
-        own = tuple(self.metadata[s].order.shape[1] for streams in self.groups.values() for s in streams)
+    def layout(self, *experts: str, over_context: bool = False) -> Layout:
+        """How the tokens of these experts lie as queries, and as keys too, or those of a context."""
+        own = tuple(self.metadata[s].order.shape[1] for expert in experts for s in self.groups[expert])
         # Joined in shares, the slices of every share follow one another.
         keys = tuple(size // self.shares for size in own) * self.shares
         if over_context:
@@ -149,7 +148,7 @@ class SelfAttention:
         tokens = run.metadata_of(*run.groups)
         # Tokens that are written into the cache are read there, and not a second time as new ones.
         new = None if run.keep.writes else tokens
-        return run, attention_over(tokens, new, run.cache, run.may, run.backend, run.layout())
+        return run, attention_over(tokens, new, run.cache, run.may, run.backend, run.layout(*run.groups))
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared
@@ -191,15 +190,15 @@ class SecondAttention:
     expert: str
     dtype: str
 
-    def shared(self, run: Pass) -> tuple[Pass, jax.Array | None]:
+    def shared(self, run: Pass) -> tuple[Pass, Any]:
         if self.expert not in run.groups:
             return run, None
         tokens = run.metadata_of(self.expert)
-        return run, see(tokens, tokens, run.may)
+        return run, attention_over(tokens, tokens, None, run.may, run.backend, run.layout(self.expert))
 
-    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, jax.Array | None]) -> tuple[ExpertTokens, Layer]:
-        (run, mask), expert = shared, self.expert
-        if mask is None or layer.second is None:
+    def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
+        (run, attend), expert = shared, self.expert
+        if attend is None or layer.second is None:
             return x, layer
         (stream,) = run.groups[expert]
         condition = run.condition[stream]
@@ -208,7 +207,7 @@ class SecondAttention:
         second = bound(self.block, layer.second["block"])
         y = layer.blocks[expert].attention_input(layer.start[expert], (shift, scale))
         q, k, v = second.heads(y, run.turn[expert])
-        return x | {expert: x[expert] + gate * second.project(masked_attention(q, k, v, mask))}, layer
+        return x | {expert: x[expert] + gate * second.project(attend(q, (k, v), None))}, layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +220,9 @@ class OverContext:
         if run.context is None and run.cache is None:
             return run, None
         tokens, new = run.metadata_of(*run.groups), None if run.keep.writes else run.context
-        return run, attention_over(tokens, new, run.cache, run.may_cross, run.backend, run.layout(over_context=True))
+        return run, attention_over(
+            tokens, new, run.cache, run.may_cross, run.backend, run.layout(*run.groups, over_context=True)
+        )
 
     def apply(self, x: ExpertTokens, layer: Layer, shared: tuple[Pass, Any]) -> tuple[ExpertTokens, Layer]:
         run, attend = shared

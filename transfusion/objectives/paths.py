@@ -134,9 +134,10 @@ class AheadConfig:
     """Which items of a step learn a mean velocity, see `transfusion.objectives.ahead`.
 
     Attributes:
-      share: about which share of the rows; the whole share is 1 / n, and every n-th row is taken.
+      share: of the rows, whose drawn items all do; it is rounded to 1 / n, for every n-th row. 0 is none.
       levels: 'shortcut' has steps of 1, 1/2, ... 1/2^(levels - 1).
-      guidance: scale of the guidance that mean velocities learn, so that sampling needs none.
+      guidance: scale of the guidance by the words that mean velocities learn, so that sampling needs none. The velocity
+        itself learns none. It compares with documents without words, as `data.drop_caption` makes them.
     """
 
     share: float = 0.25

@@ -40,7 +40,8 @@ CLASSES = {
     "collectives": "exchange between devices",
     "rest": "norms, activations, losses",
 }
-_ATTENTION = re.compile(r"bgqk|bgqs|bgsk|softmax|pallas_call")
+# Dense attention by its einsums, and kernels by their names.
+_ATTENTION = re.compile(r"bgqk|bgqs|bgsk|softmax|pallas_call|attend|attention_|mosaic_")
 _COLLECTIVES = ("all-", "reduce-scatter", "collective-", "ragged-")
 
 

@@ -5,13 +5,16 @@ import logging as standard_logging
 import os
 
 import jax
+import jaxlib.version
 from absl import logging
 
 CACHE_VARIABLE = "TRANSFUSION_CACHE"
+YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def set_up_jax() -> None:
-    """Sets JAX, its logs and the memory up; programs call it first, see `keep_programs` and `_keep_memory`."""
+    """Sets JAX, its logs and the memory up; programs call it before JAX starts, see the functions below."""
+    without_ynnpack()
     keep_programs()
     _keep_memory()
     logging.get_absl_handler().setFormatter(None)
@@ -24,6 +27,18 @@ def keep_programs() -> None:
     folder = os.environ.get(CACHE_VARIABLE) or os.path.join(os.path.expanduser("~"), ".cache", "transfusion")
     jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def without_ynnpack() -> None:
+    """Tells XLA of jaxlib 0.10 to compile its own code for a CPU, unless $XLA_FLAGS says what goes to YNNPACK.
+
+    By default it gives products, sums and the arithmetic around them to YNNPACK, with which a training step takes 1.13
+    times as long, and drawing up to 1.19 times (experiments/peer_speed/README.md). Later versions are as fast with it.
+    Without effect once JAX has started.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.version.__version_info__ < (0, 11) and YNNPACK not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {YNNPACK}=".strip()
 
 
 def _keep_memory() -> None:

@@ -18,7 +18,7 @@ from transfusion.sampling import codes
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.request import Request
-from transfusion.sampling.solvers import SOLVERS
+from transfusion.sampling.solvers import LOOK_AHEAD, SOLVERS
 from transfusion.sampling.state import first_noise, step_noise
 from transfusion.sequence.times import AHEAD
 
@@ -51,7 +51,7 @@ def times(objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConf
     Raises:
       UsageError: if the solver needs mean velocities, and the model has learned none.
     """
-    if SOLVERS[config.solver].looks_ahead and not parts.stream.ahead:
+    if config.solver in LOOK_AHEAD and not parts.stream.ahead:
         raise UsageError(
             f"sampling.solver={config.solver!r} is for models that were trained by one of the objectives "
             f"{', '.join(AHEAD)}, not by {parts.stream.objective!r}: choose another solver, such as 'euler'"

@@ -6,7 +6,7 @@ velocities also has `field(x, t, ahead)`, see `transfusion.objectives.ahead`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,9 @@ class Solver(Protocol):
 
     def evaluations(self, steps: int) -> int: ...
 
-    @property
-    def looks_ahead(self) -> bool: ...
-
 
 class OneStep:
-    """A solver that remembers nothing. Most ask for velocities at a time, not ahead of it."""
-
-    looks_ahead: ClassVar[bool] = False
+    """A solver that remembers nothing."""
 
     def first_memory(self, x: jax.Array) -> Memory:
         del x
@@ -169,8 +164,6 @@ class Shortcut(OneStep):
     2), which learn it. Those of 'shortcut' know steps of 1, 1/2, 1/4 and so on.
     """
 
-    looks_ahead: ClassVar[bool] = True
-
     def step(
         self, field: Field, path: Path, x: Noised, t: Scalar, s: Scalar, noise: Noise, memory: Memory
     ) -> tuple[Noised, Noised, Memory]:
@@ -192,3 +185,5 @@ def posterior(path: Path, x: Noised, data: Noised, t: Scalar, s: Scalar) -> tupl
 
 
 SOLVERS: dict[str, Solver] = {"euler": Euler(), "heun": Heun(), "ddim": DDIM(), "ddpm": DDPM(), "shortcut": Shortcut()}
+# Solvers whose field has a third argument, how far ahead: only models of mean velocities have it.
+LOOK_AHEAD = ("shortcut",)

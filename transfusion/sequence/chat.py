@@ -20,8 +20,9 @@ class ChatConfig:
     (`<|im_end|>`); `<|bos|>`, `<|eos|>`, `<|boi|>` and `<|eoi|>` are those of the config, whatever the file calls them.
 
     Attributes:
-      kind: 'text' (the three texts below), a key of `TEMPLATES`, or 'own': the template in `tokenizer_config.json`
-        beside the tokenizer's file, which must be one of `TEMPLATES`, because no program of a file is run.
+      kind: 'text' (the three texts below), a key of `TEMPLATES`, or 'own': the template beside the tokenizer's file
+        (`chat_template.jinja`, or in `tokenizer_config.json`), which must be one of `TEMPLATES`, because no program of
+        a file is run.
       system, user, assistant: the texts of the kind 'text'. The assistant's must hold the token that ends a document:
         there the decoder stops.
     """

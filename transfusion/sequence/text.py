@@ -58,6 +58,8 @@ class TokenizerConfig:
         check("tokenizer.kind", self.kind, TOKENIZERS)
         if self.kind != "bytes" and not self.path:
             raise UsageError(f"tokenizer.path must name the file of the {self.kind} tokenizer")
+        if self.kind == "bytes" and self.chat.kind == "own":
+            raise UsageError("tokenizer.chat.kind='own' is the template of a tokenizer's file, and bytes have none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,17 +149,24 @@ def _with_chat(tokenizer: Tokenizer, chat: ChatConfig, path: str = "") -> Tokeni
 
 
 def _own_chat(tokenizer: str) -> tuple[str, str]:
-    """The template in `tokenizer_config.json` beside a tokenizer's file, and the path of that file."""
-    path = epath.Path(tokenizer).parent / "tokenizer_config.json"
+    """The chat template beside a tokenizer's file, and the path of its own file.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    folder = epath.Path(tokenizer).parent
+    alone, within = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
-        found = json.loads(path.read_text())["chat_template"]
+        if alone.exists():
+            return alone.read_text(), str(alone)
+        found = json.loads(within.read_text())["chat_template"]
+        if isinstance(found, list):  # several with names
+            found = next(one["template"] for one in found if one["name"] == "default")
     except OSError as error:
-        raise UsageError(f"tokenizer.chat.kind: cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"tokenizer.chat.kind: {path} has no chat_template") from error
-    if isinstance(found, list):  # several with names
-        found = next((one.get("template") for one in found if one.get("name") == "default"), "")
-    return str(found), str(path)
+        raise UsageError(f"tokenizer.chat.kind: cannot read {within}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UsageError(f"tokenizer.chat.kind: {within} has no chat_template") from error
+    return str(found), str(within)
 
 
 BYTES = _with_chat(Tokenizer(encode, decode, len, 256), ChatConfig())
@@ -195,8 +204,13 @@ def tokens(config: TokenizerConfig) -> dict[int, str]:
 
 
 def recorded(config: TokenizerConfig) -> TokenizerConfig:
-    """The config with the hash of its file; raises UsageError if it cannot be read."""
-    return config if config.kind == "bytes" else dataclasses.replace(config, sha256=_read(config)[1])
+    """The config with the hash of its file, and the template that its own is, which a copy of the run may not have
+    beside it; raises UsageError if it cannot be read."""
+    if config.kind == "bytes":
+        return config
+    own = config.chat.kind == "own"
+    chat = ChatConfig(own_template(*_own_chat(config.path))) if own else config.chat
+    return dataclasses.replace(config, sha256=_read(config)[1], chat=chat)
 
 
 def _read(config: TokenizerConfig) -> tuple[bytes, str]:

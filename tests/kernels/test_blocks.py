@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_streams import by_streams
 
 from transfusion.data.packing import Lane
 from transfusion.kernels.plan import FULL, NONE, Cut, plan
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
-from transfusion.sequence.masks import Metadata, intervals, metadata, see
+from transfusion.sequence.masks import intervals, metadata, see
 from transfusion.sequence.rows import assemble, expand
 from transfusion.tasks import make_task
 
@@ -24,29 +25,6 @@ def blocks_of(mask, q: Cut, k: Cut):
     filled = q.filled(jnp.swapaxes(k.filled(jnp.swapaxes(mask, 1, 2)), 1, 2))
     apart = filled.reshape(len(mask), q.blocks, q.size, k.blocks, k.size)
     return apart.swapaxes(2, 3)
-
-
-def by_streams(rng, rows, sizes):
-    """Packed documents of which every stream fills a slice of the row, in reading order, and then padding."""
-    columns = np.zeros((5, rows, sum(sizes)), np.int32)
-    ends = np.cumsum(sizes)
-    for r in range(rows):
-        at, left = list(ends - sizes), list(sizes)
-        order = span = 0
-        for document in range(1, rng.integers(0, 5) + 1):
-            for _ in range(rng.integers(1, 6)):
-                stream = int(rng.integers(len(sizes)))
-                n = min(int(rng.integers(1, 10)), left[stream])
-                kind = rng.integers(0, 3)
-                span += 1
-                own = span if kind else 0
-                run = slice(at[stream], at[stream] + n)
-                columns[:, r, run] = np.stack(np.broadcast_arrays(
-                    document, np.arange(order, order + n), own, own if kind == 2 else 0, stream
-                ))  # fmt: skip
-                order, at[stream], left[stream] = order + n, at[stream] + n, left[stream] - n
-        columns[4, r] = np.repeat(np.arange(len(sizes)), sizes)
-    return Metadata(*map(jnp.asarray, columns))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
