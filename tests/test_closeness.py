@@ -124,21 +124,21 @@ def test_numpy_in_float64_and_a_wider_float_are_close(params, right):
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def dropped(q, k, may=None):
+def dropped(q, k, may=None, layout=None):
     """No token sees its own span."""
     return right_see(q, dataclasses.replace(k, span=jnp.zeros_like(k.span)), may)
 
 
-def earlier_only(q, k, may=None):
+def earlier_only(q, k, may=None, layout=None):
     """One key less: a token does not see itself, if it is outside of spans."""
     return right_see(dataclasses.replace(q, order=q.order - 1), k, may)
 
 
-def both_ways(q, k, may=None):
+def both_ways(q, k, may=None, layout=None):
     return (q.document[:, :, None] == k.document[:, None]) & (q.document != 0)[:, :, None]
 
 
-def across_documents(q, k, may=None):
+def across_documents(q, k, may=None, layout=None):
     one = [dataclasses.replace(x, document=jnp.minimum(x.document, 1)) for x in (q, k)]
     return right_see(*one, may)
 
