@@ -1,6 +1,6 @@
 """The weights of a model as loops without gradients read them: cast once, before the loop, and not in every turn."""
 
-import jax
+from collections.abc import Callable, Mapping
 
 from transfusion.model.config import TransformerConfig
 from transfusion.model.parameters import Params
@@ -32,8 +32,12 @@ def as_computed(params: Params, axes: Params, config: TransformerConfig) -> Para
     return result
 
 
-def _cast(params: Params, axes: Params, dtype: str, chosen) -> Params:
-    return jax.tree.map(lambda x, of: x.astype(dtype) if chosen(of) else x, params, axes)
+def _cast(params: Params, axes: Params, dtype: str, chosen: Callable[[Axes], bool]) -> Params:
+    if not isinstance(params, Mapping):
+        return params.astype(dtype) if chosen(axes) else params
+    # The members of a list are numbered, by numbers in a template and by digits in a checkpoint.
+    axes = {str(name): part for name, part in axes.items()}
+    return {name: _cast(part, axes[str(name)], dtype, chosen) for name, part in params.items()}
 
 
 def _is_matrix(axes: Axes) -> bool:
