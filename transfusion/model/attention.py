@@ -158,7 +158,9 @@ def chosen(name: str, where: str) -> str:
 
 
 def backend_of(name: str, layout: Layout) -> Backend:
-    """The backend to use here, a row of `BACKENDS`; says once what 'auto' chose, and why.
+    """The backend to use here, a row of `BACKENDS`.
+
+    Says once which kernel 'auto' chose, and why. Where there is no kernel to choose, as on a CPU, it says nothing.
 
     Raises:
       UsageError: if it does not run in this case.
@@ -168,7 +170,7 @@ def backend_of(name: str, layout: Layout) -> Backend:
     refusal = BACKENDS[taken].refusal(layout, where)
     if refusal:
         raise UsageError(f"model.attention: {taken!r} {refusal}; set model.attention to 'dense' or 'blockwise'")
-    if name == AUTO:
+    if name == AUTO and where in OF_PLATFORM:
         _say(f"attention: {taken!r}, because this is a {where}")
     return BACKENDS[taken]
 
