@@ -74,6 +74,7 @@ def test_what_needs_an_extra_names_it(tmp_path):
     lines = run_without_extras(
         """
 import contextlib
+from absl import flags
 from transfusion import cache_latents, prepare
 from transfusion.sequence.text import TokenizerConfig, open_tokenizer
 from transfusion.data.config import SourceConfig
@@ -82,6 +83,7 @@ from transfusion.errors import UsageError
 from transfusion.codecs import features
 from transfusion.workdir.place import check_workdir
 
+flags.FLAGS(["prepare"])
 for case in (
     lambda: open_source(SourceConfig(name="digits"), sys.argv[1]),
     lambda: open_source(SourceConfig(kind="folder", path=sys.argv[1]), sys.argv[1]),

@@ -29,21 +29,23 @@ def _parse(argv: list[str]) -> list[str]:
 
 def main(names: list[str]) -> None:
     try:
-        if _RECORDS.value is not None:
-            _write_records(names)
-            return
-        require("tensorflow_datasets", "demo")
-        from transfusion.data import builders  # here, as they are written with TFDS, which is an extra
-
-        if not names:
-            raise UsageError(f"name the datasets to prepare: {', '.join(builders.BUILDERS)}")
-        for name in names:
-            builder = builders.prepare(name, _DATA_DIR.value)
-            counts = ", ".join(f"{split}: {info.num_examples}" for split, info in sorted(builder.info.splits.items()))
-            print(f"{name}: {counts} in {builder.data_dir}")
+        (write_datasets if _RECORDS.value is None else _write_records)(names)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def write_datasets(names: list[str]) -> None:
+    """Writes the datasets with these names, which `transfusion.data.builders` knows."""
+    require("tensorflow_datasets", "demo")
+    from transfusion.data import builders  # here, as they are written with TFDS, which is an extra
+
+    if not names:
+        raise UsageError(f"name the datasets to prepare: {', '.join(builders.BUILDERS)}")
+    for name in names:
+        builder = builders.prepare(name, _DATA_DIR.value)
+        counts = ", ".join(f"{split}: {info.num_examples}" for split, info in sorted(builder.info.splits.items()))
+        print(f"{name}: {counts} in {builder.data_dir}")
 
 
 def _write_records(names: list[str]) -> None:
