@@ -9,8 +9,8 @@ export JAX_PLATFORMS ?= cpu
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # Tests whose results are floating-point numbers, and which another processor may therefore compute otherwise.
-NUMERIC := $(addprefix tests/, model objectives sampling codecs evaluation sequence test_closeness.py test_oracles.py \
-  test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
+NUMERIC := $(addprefix tests/, kernels model objectives sampling codecs evaluation sequence test_closeness.py \
+  test_oracles.py test_optim.py test_frozen.py test_train.py test_evaluate.py test_sharding.py)
 # The part of the tests that takes two minutes: all that is quick, of the files that need no trained run.
 CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
   running/test_metrics.py running/test_guard.py test_storage.py test_house.py)
