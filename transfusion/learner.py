@@ -56,6 +56,8 @@ class Learner:
                 raise UsageError(f"streams.{name}: the stream {stream.parts!r}, whose parts it has, has no second time")
             objective, config = self._objective(name)
             objective.fits(f"objectives.continuous.{name}", config)
+        for trunk in (self.model, *(stage.trunk for stage in self.model.stages.values())):
+            _check_causal(trunk, self.spec)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
 
     def batch_spec(self, rows: int) -> Batch:
@@ -208,3 +210,17 @@ class Learner:
         """The streams whose tokens a trunk reads, and those of them that it changes."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
         return inside, {name: stream for name, stream in inside.items() if name not in config.cross}
+
+
+def _check_causal(trunk: TransformerConfig, spec: SequenceSpec) -> None:
+    """Refuses streams to read causally whose spans have tokens of text, too.
+
+    These would still see the whole span, in which other tokens then lie, so that `masks.intervals` would not be exact.
+    """
+    for runs in spec.layout.values():
+        for run in runs:
+            if run.stream in trunk.causal and run.boundary == "inside" and max(run.opener, run.closer) >= 0:
+                raise UsageError(
+                    f"model.causal names {run.stream!r}, whose openers and closers lie inside of its spans: set the "
+                    f"boundary of its runs in the layout to 'outside'"
+                )

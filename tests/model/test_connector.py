@@ -18,7 +18,7 @@ from transfusion.sequence.rows import assemble, expand
 QUERIES = 3
 
 
-def connected(**queries):
+def connected(boundary="outside", **queries):
     """A task whose images follow queries; the queries' outputs are read after the stage `head_after`."""
     fields = dict(embed="queries", source="none", grid=(QUERIES, 1), budget=4 * QUERIES)
     streams = {
@@ -26,7 +26,8 @@ def connected(**queries):
         "image": tiny.image_stream(),
         "queries": Stream(head="none", objective="none", attention="block", **fields | queries),
     }
-    runs = (tiny.image_run("queries", closer=-1, loss=False), tiny.image_run(opener=-1, private=True))
+    read = tiny.image_run("queries", closer=-1, loss=False, boundary=boundary)
+    runs = (read, tiny.image_run(opener=-1, private=True))
     spec = tiny.spec(streams, {"image": runs, "image/context": ()})
     connector = tiny.model(layers=1, streams=("queries",))
     diffuse = tiny.model(layers=1, streams=("image", "queries"))
@@ -55,6 +56,11 @@ def outputs(task):
 
 def changed(a, b):
     return np.abs(a - b).max(-1) > 1e-6
+
+
+def test_a_span_is_not_read_causally_in_part():
+    with pytest.raises(UsageError, match="model.causal names 'queries', whose openers and closers lie inside"):
+        connected(boundary="inside")
 
 
 def test_every_image_brings_the_same_queries_whatever_it_holds():
