@@ -59,7 +59,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
-    "transfusion.learner": (2, 1, "streams that learn nothing; a table that is a head, too, in FLOPs"),
+    "transfusion.learner": (2, 2, "streams that learn nothing; a table that is a head, in FLOPs; legal causal streams"),
     "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
     "transfusion.sampling.drawing": (0, 1, "which solvers need mean velocities"),
     "transfusion.sampling.drawable": (1, 2, "which run is drawn; legal layouts"),
