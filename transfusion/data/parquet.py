@@ -54,6 +54,11 @@ def read_parquet(path: str, file_field: str, caption_field: str) -> CaptionTable
                 return _names(arrow, parquet, file, path, file_field, caption_field)
             return _Files(path, table.metadata, kind, file_field, caption_field)
 
+    return _opened(path, arrow, attempt)
+
+
+def _opened(path: str, arrow: ModuleType, attempt: Callable[[], _T]) -> _T:
+    """`attempt()`, which opens a file, patiently; raises UsageError if the file cannot be read."""
     try:
         return files.patiently(path, lambda: _translated(arrow, attempt), ())
     except OSError as error:
@@ -193,12 +198,7 @@ def open_metadata(path: str):
             check_rows(path, metadata.num_rows)
             return metadata
 
-    try:
-        return files.patiently(path, lambda: _translated(arrow, attempt), ())
-    except OSError as error:
-        raise storage.lasting(f"cannot read {path}", error) from error
-    except ValueError as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+    return _opened(path, arrow, attempt)
 
 
 def read_group(

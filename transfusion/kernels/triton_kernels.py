@@ -39,6 +39,11 @@ class Sizes:
         return self.scale * LOG2E
 
 
+def visible(places, first, last, number, keys):
+    """Whether queries at `places` [tq], of the class `number`, see the keys of a block: bool [tq, tk]."""
+    return (first[keys][None] <= places[:, None]) & (places[:, None] <= last[number, keys][None])
+
+
 def forward(q, k, v, start, count, order, of, first, last, blocks, starts, counts, out, lse, *, sizes: Sizes):
     i, size, tq, tk = pl.program_id(0), sizes.head, sizes.tq, sizes.tk
     at = pl.ds(start[i], tq)
@@ -52,8 +57,7 @@ def forward(q, k, v, start, count, order, of, first, last, blocks, starts, count
         keys = pl.ds(begin, tk)
         scores = products(mine, load(k, size, keys, there)) * sizes.scale2
         if partial:
-            near = pl.ds(blocks[step] * tk, tk)
-            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            seen = visible(places, first, last, number, pl.ds(blocks[step] * tk, tk))
             scores = jnp.where(seen, scores, UNSEEN)
         new = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp2(scores - new[:, None])
@@ -94,8 +98,7 @@ def tangents(
         scores = products(mine, theirs) * sizes.scale2
         moves = (products(t_mine, theirs) + products(mine, load(t_k, size, keys, there))) * sizes.scale
         if partial:
-            near = pl.ds(blocks[step] * tk, tk)
-            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            seen = visible(places, first, last, number, pl.ds(blocks[step] * tk, tk))
             scores = jnp.where(seen, scores, UNSEEN)
         new = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp2(scores - new[:, None])
@@ -137,8 +140,7 @@ def queries_backward(
         theirs = load(k, size, keys, there)
         weights = jnp.exp2(products(mine, theirs) * sizes.scale2 - norm[:, None])
         if partial:
-            near = pl.ds(blocks[step] * tk, tk)
-            seen = (first[near][None] <= places[:, None]) & (places[:, None] <= last[number, near][None])
+            seen = visible(places, first, last, number, pl.ds(blocks[step] * tk, tk))
             weights = jnp.where(seen, weights, 0.0)
         change = weights * (products(given, load(v, size, keys, there)) - mean[:, None])
         return add(sums, change, theirs)

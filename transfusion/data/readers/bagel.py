@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 
 def read(row: Mapping[str, object]) -> dict:
+    """One row of BAGEL's data as a record with segments; raises ValueError if it is none."""
     images = row.get("image_list")
     if images is None:
         return {

@@ -11,6 +11,7 @@ TURNS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 def read(row: Mapping[str, object]) -> dict:
+    """One row of LLaVA's conversations as a record with segments; raises ValueError if it is none."""
     said = row.get("conversations") or row.get("messages")
     if not isinstance(said, list) or not said:
         raise ValueError("conversations is no list of turns")

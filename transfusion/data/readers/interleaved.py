@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 
 def read(row: Mapping[str, object]) -> dict:
+    """One page of OBELICS or MINT-1T as a record with segments; raises ValueError if it is none."""
     texts, images = row.get("texts"), row.get("images")
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise ValueError("texts and images are no lists of one length, as OBELICS and MINT-1T have them")

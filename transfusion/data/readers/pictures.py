@@ -17,6 +17,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")
 
 
 def read(row: Mapping[str, object]) -> dict:
+    """One row of pictures with captions or questions as a record with segments; raises ValueError if it is none."""
     if row.get("conversations") or row.get("messages"):
         return conversations.read(row)
     picture = next((row[name] for name in _PICTURES if row.get(name)), None)
