@@ -15,6 +15,7 @@ from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
+from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.data.media import MEDIA
 from transfusion.errors import UsageError, check
@@ -116,6 +117,31 @@ class Codec:
                 found.update(f"{path} {array.dtype} {array.shape}".encode())
                 found.update(np.ascontiguousarray(array))
         return found.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Codecs:
+    """The codecs of a model by kind of segment: `codecs[kind]` is the codec that reads and draws this kind.
+
+    Attributes:
+      default: the codec of all kinds that `by_kind` does not name.
+    """
+
+    default: Codec
+    by_kind: Mapping[str, Codec] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, kind: str) -> Codec:
+        return self.by_kind.get(kind, self.default)
+
+    def encode(self, kind: str, medium: np.ndarray) -> np.ndarray:
+        """What the codec of this kind makes of a medium, see `Codec.encode`."""
+        return self[kind].encode(medium)
+
+
+def open_codecs(experiment: Experiment) -> Codecs:
+    """Opens all codecs of an experiment; see `open_codec`."""
+    by_kind = {kind: open_codec(config) for kind, config in experiment.codecs.items()}
+    return Codecs(open_codec(experiment.codec), by_kind)
 
 
 def open_codec(config: CodecConfig) -> Codec:
@@ -224,10 +250,10 @@ CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
 }
 
 
-def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
-    """The forms of the media that a model with these tables and this codec reads, by 'image', 'video' and 'sound'.
+def forms_of(spec: SequenceSpec, codecs: Codecs) -> dict[str, Form]:
+    """The forms of the media that a model with these tables and codecs reads, by 'image', 'video' and 'sound'.
 
-    Kinds of media that you have added are not among them: their arrays go to the codec unchanged.
+    Kinds of media that you have added are not among them: their arrays go to their codec unchanged.
     """
     runs: dict[str, list[Run]] = {}
     for kind, _, some in spec.entries:
@@ -235,7 +261,7 @@ def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
             media = [run for run in some if spec.content(run).sides and spec.content(run).source != "none"]
             runs.setdefault(kind, []).extend(media)
     found = {kind: [run for run in some if _KINDS[spec.content(run).sides] == kind] for kind, some in runs.items()}
-    return {kind: _form(spec, codec, some) for kind, some in found.items() if some}
+    return {kind: _form(spec, codecs[kind], some) for kind, some in found.items() if some}
 
 
 def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
@@ -249,19 +275,20 @@ def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
     return dataclasses.replace(form, multiple=multiple)
 
 
-def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codec: Codec) -> None:
+def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codecs: Codecs) -> None:
     """Refuses a source whose images are resized to a size that no stream holds, because all its records would be bad.
 
     Raises:
       UsageError: naming the source, and the sizes that fit.
     """
-    forms = [form for kind, form in forms_of(spec, codec).items() if kind in ("image", "video")]
-    sizes = {size for form in forms for size in form.sizes}
-    if not all(form.sizes for form in forms):  # images of some kind may have any size
+    forms = {kind: form for kind, form in forms_of(spec, codecs).items() if kind in ("image", "video")}
+    sizes = {size for form in forms.values() for size in form.sizes}
+    if not all(form.sizes for form in forms.values()):  # images of some kind may have any size
         return
     for name, source in sources.items():
-        side = source.resolution // codec.down * codec.down
-        if source.resolution and sizes and (side, side) not in sizes:
+        sides = {kind: source.resolution // codecs[kind].down * codecs[kind].down for kind in forms}
+        fits = any((side, side) in forms[kind].sizes for kind, side in sides.items())
+        if source.resolution and sizes and not fits:
             wanted = " or ".join(f"{height}x{width}" for height, width in sorted(sizes))
             raise UsageError(
                 f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
