@@ -41,6 +41,7 @@ class Sharding:
     accumulate: int = 1
     context: int = 1
     slice: int = 1
+    expert: int = 1
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -53,13 +54,13 @@ class Sharding:
 
     @property
     def gathered(self) -> "Sharding":
-        """The sharding of parameters that are in use: they are split along the axis 'tensor' only."""
+        """The sharding of parameters that are in use: they are split along the axes 'tensor' and 'expert' only."""
         return dataclasses.replace(self, data=self.data * self.fsdp * self.context, fsdp=1, context=1)
 
     @property
     def rows(self) -> int:
         """Rows of the batch on one device."""
-        return self.batch // (self.slice * self.data * self.fsdp)
+        return self.batch // (self.slice * self.data * self.fsdp * self.expert)
 
     def of(self, experiment: Experiment) -> Experiment:
         """The experiment with this mesh, batch and microbatches."""
@@ -76,10 +77,10 @@ def sharding_of(experiment: Experiment, devices: int, slices: int = 1) -> Shardi
     """
     sizes = experiment.mesh.sizes(devices, slices)
     found = Sharding(**sizes, batch=experiment.batch_size, accumulate=experiment.optim.accumulate)
-    parts = found.slice * found.data * found.fsdp * found.accumulate
+    parts = found.slice * found.data * found.fsdp * found.expert * found.accumulate
     if found.batch % parts:
         raise UsageError(
-            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data and fsdp, microbatches)"
+            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data, fsdp and expert, microbatches)"
         )
     return found
 
