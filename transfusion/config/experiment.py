@@ -23,7 +23,7 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
-from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives import OBJECTIVES, ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.running.guard import GuardConfig
@@ -97,6 +97,16 @@ class Experiment:
             ranges.check_number(field, f"Experiment.{field}", getattr(self, field))
         if self.batch_size % self.optim.accumulate:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
+        compared = [n for n, s in self.streams.items() if s.objective in OBJECTIVES and self._beside(n)]
+        if compared and self.optim.accumulate > 1:
+            raise UsageError(
+                f"optim.accumulate must be 1: stream {compared[0]!r} is compared with others over the whole batch"
+            )
+
+    def _beside(self, name: str) -> tuple[str, ...]:
+        """The streams with whose outputs the loss of a stream compares."""
+        objective = OBJECTIVES[self.streams[name].objective]
+        return objective.beside(objective.config(self.objectives, name))
 
     @property
     def spec(self) -> SequenceSpec:
