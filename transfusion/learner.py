@@ -59,6 +59,8 @@ class Learner:
                 raise UsageError(f"streams.{name}: the stream {stream.parts!r}, whose parts it has, has no second time")
             objective, config = self._objective(name)
             objective.fits(f"objectives.continuous.{name}", config)
+            for other in objective.beside(config):
+                _check_apart(name, other, self.spec)
         for trunk in self._trunks.values():
             _check_causal(trunk, self.spec)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
@@ -125,7 +127,8 @@ class Learner:
             if stream.objective == "none":
                 continue
             part = batch[name]
-            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name], config)
+            beside = {other: (encoded[other].hidden, batch[other]) for other in objective.beside(config)}
+            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name] | beside, config)
             total = jnp.sum(per_token * part.loss_weight)
             scalar += stream.weight * total / totals[name]
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
@@ -241,6 +244,18 @@ class Learner:
         """The streams whose tokens a trunk reads, and those of them that it changes."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
         return inside, {name: stream for name, stream in inside.items() if name not in config.cross}
+
+
+def _check_apart(name: str, other: str, spec: SequenceSpec) -> None:
+    """Refuses a stream that is compared with another one if one of the two sees the other."""
+    if other not in spec.streams:
+        raise UsageError(f"objectives: there is no stream {other!r} to compare {name!r} with")
+    for seen, by in ((name, other), (other, name)):
+        if not spec.streams[seen].visible_to or by in spec.streams[seen].visible_to:
+            raise UsageError(
+                f"streams.{seen}.visible_to: {name!r} and {other!r} are compared and must not see each other; leave "
+                f"out {by!r}, such as visible_to=({seen!r},)"
+            )
 
 
 def _check_causal(trunk: TransformerConfig, spec: SequenceSpec) -> None:

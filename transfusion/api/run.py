@@ -89,6 +89,11 @@ class Trained:
         return self.codecs.default
 
     @property
+    def writes(self) -> bool:
+        """Whether the model has learned to write text; one that only compares has not."""
+        return self.spec.streams[TEXT].objective != "none"
+
+    @property
     def drawn(self) -> Stream | None:
         """The stream that the model draws; None for a model that only writes."""
         found = drawable_of(self.spec)
@@ -223,6 +228,8 @@ class Trained:
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
+        if not self.writes:
+            raise UsageError("this model neither writes nor draws: it compares (`transfusion.evaluate` measures that)")
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
             self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
