@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.model.attention import backend_in_forward_mode
 from transfusion.model.block import FFN_WEIGHTS
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.experts import KINDS, FeedForwardConfig, balanced
 from transfusion.model.inputs import Inputs, inputs_of
-from transfusion.model.parameters import Params
+from transfusion.model.parameters import Params, Template
 from transfusion.model.transformer import FIRST, Loads
 from transfusion.model.unified import UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, STATISTICS, Objective, ObjectivesConfig, Sums
@@ -100,9 +101,14 @@ class Learner:
             result[name] = draws[name] | {"target": target}
         return result
 
+    @functools.cached_property
+    def _in_forward_mode(self) -> Template:
+        """The template of the same model for targets, which have no gradient, and may need derivatives themselves."""
+        return model_template(self.model, self.spec, backend_in_forward_mode)
+
     def _prediction(self, name: str, params: Params, batch: Batch, draws: Draws) -> Callable[..., jax.Array]:
         """Makes `transfusion.objectives.ahead.Predict` of one stream; the other streams are as they are in training."""
-        model: UnifiedModel = self.template.bind(params)
+        model: UnifiedModel = self._in_forward_mode.bind(params)
 
         def predict(x: jax.Array, time: jax.Array, ahead: jax.Array, words: bool = True) -> jax.Array:
             rows = batch if words else without_words(batch, self.spec)
