@@ -158,6 +158,12 @@ class TransformerConfig:
         """F, hidden width of the feed-forward layer."""
         return self.ffn or -(-(8 * self.width) // (3 * self.ffn_multiple)) * self.ffn_multiple
 
+    @property
+    def hidden_of_token(self) -> int:
+        """The hidden widths of all feed-forward layers that a token passes at most."""
+        added = sum((layer.ffn or self.hidden) * max(layer.choices, 1) for layer in self.feed_forwards.values())
+        return added + (0 if self.ffn_absent else self.hidden)
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:

@@ -22,6 +22,7 @@ from transfusion.model.parameters import array, fan_in, param, zeros
 from transfusion.sharding import RULES, fitting, per_device, platform
 
 TILE = 64  # rows of one expert that `_tiles` multiplies at a time
+LEAST = 2  # rows of a product: XLA:CPU sums that of a single row in another order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,11 @@ class FeedForwardConfig:
         if self.top > self.experts:
             raise UsageError(f"model.feed_forwards: top {self.top} is more than the {self.experts} experts")
 
+    @property
+    def choices(self) -> int:
+        """How many experts are chosen for a token: k, or 0 where nothing is chosen."""
+        return self.top if KINDS[self.kind] is Routed else 0
+
 
 SCORES: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
@@ -68,8 +74,8 @@ class Shared(Block):
         super().__init__(dataclasses.replace(trunk, ffn=config.ffn or trunk.hidden), rngs, ("ffn",))
         self.config = config
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        """The layer's output for tokens x [B, N, D]. No experts are chosen."""
+    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
+        """The layer's output for tokens x [B, N, D], of which bool [B, N] are `real`. No experts are chosen."""
         return self.feed_forward(x), None
 
     @staticmethod
@@ -102,10 +108,14 @@ class Routed(nnx.Module):
 
     # The methods below run on the weights of a single layer, which have no leading axis.
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The experts' weighted sum for tokens x [B, N, D], and the experts that each took, int32 [B, N, k]."""
+    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The experts' weighted sum for tokens x [B, N, D], and the experts that each took, int32 [B, N, k].
+
+        Tokens that are not `real`, bool [B, N], are padding: they take no expert, E stands for it, and the sum is 0.
+        """
         chosen, weights = self.choose(x)
-        return combined(self.outputs(x, chosen), weights, self.config), chosen
+        chosen = jnp.where(real[..., None], chosen, self.config.experts)
+        return jnp.where(real[..., None], combined(self.outputs(x, chosen), weights, self.config), 0), chosen
 
     def choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The experts of each token, int32 [B, N, k], the best first, and their scores, float32 [B, N, k].
@@ -113,10 +123,11 @@ class Routed(nnx.Module):
         The biases of `balanced` change which experts are chosen, and not their scores (arXiv 2408.15664, equation 3).
         """
         tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        logits = jnp.matmul(tokens, self.router[...], precision=jax.lax.Precision.HIGHEST)
+        rows = jnp.concatenate([tokens] * LEAST) if len(tokens) < LEAST else tokens
+        logits = jnp.matmul(rows, self.router[...], precision=jax.lax.Precision.HIGHEST)[: len(tokens)]
         scores = SCORES[self.config.score](logits).reshape(*x.shape[:-1], -1)
-        ranked = scores if self.router_bias is None else jax.lax.stop_gradient(scores) + self.router_bias[...]
-        _, chosen = jax.lax.top_k(jax.lax.stop_gradient(ranked), self.config.top)
+        bias = 0.0 if self.router_bias is None else jax.lax.broadcast_to_rank(self.router_bias[...], scores.ndim)
+        _, chosen = jax.lax.top_k(jax.lax.stop_gradient(scores + bias), self.config.top)
         return chosen, jnp.take_along_axis(scores, chosen, -1)
 
     def outputs(self, x: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -163,6 +174,8 @@ def combined(outputs: jax.Array, scores: jax.Array, config: FeedForwardConfig) -
     It is the first output plus weighted differences to it: where all outputs are equal, the sum is the same bits.
     """
     total = jnp.sum(scores, -1, keepdims=True)
+    # A token's sum is the same bits in any batch only if it is never one program with what made the outputs.
+    outputs = jax.lax.optimization_barrier(outputs)
     y, shares = outputs.astype(jnp.float32), scores / jnp.maximum(total, 1e-20)
     result = y[..., 0, :]
     for i in range(1, y.shape[-2]):
@@ -171,10 +184,9 @@ def combined(outputs: jax.Array, scores: jax.Array, config: FeedForwardConfig) -
     return (config.factor * result).astype(outputs.dtype)
 
 
-def load(chosen: jax.Array, real: jax.Array, experts: int) -> jax.Array:
-    """How many tokens each expert has, float32 [E], of those that are `real` [B, N]; `chosen` is [B, N, k]."""
-    taken = jax.nn.one_hot(chosen, experts, dtype=jnp.float32).sum(-2)
-    return jnp.sum(taken * real[..., None].astype(jnp.float32), (0, 1))
+def load(chosen: jax.Array, experts: int) -> jax.Array:
+    """How many tokens each expert has, float32 [E]; `chosen` is int32 [B, N, k], and E or more stands for no expert."""
+    return jnp.sum(jax.nn.one_hot(chosen, experts, dtype=jnp.float32), (0, 1, 2))
 
 
 def balanced(bias: jax.Array, loads: jax.Array, config: FeedForwardConfig) -> jax.Array:
@@ -210,7 +222,7 @@ def _on_one_device(
         weights = weights | {n: jax.lax.all_gather(weights[n], embed, axis=i, tiled=True) for n, i in at.items()}
     first = jax.lax.axis_index(by_expert) * mine if mine < experts else 0
     own = (chosen >= first) & (chosen < first + mine)
-    ids = jnp.where(own, chosen - first, mine) if mine < experts else chosen
+    ids = jnp.where(own, chosen - first, mine)
     y = feed_forwards(x, ids, weights, act)
     if weights["up"].shape[2] < hidden:
         y = jax.lax.psum(y, by_width)
@@ -219,7 +231,9 @@ def _on_one_device(
     if mine == experts:
         return y
     y = jnp.where(own[..., None], y, 0)
-    return jax.lax.psum_scatter(y, by_expert, scatter_dimension=0, tiled=True) if gathers else jax.lax.psum(y, by_expert)
+    return (
+        jax.lax.psum_scatter(y, by_expert, scatter_dimension=0, tiled=True) if gathers else jax.lax.psum(y, by_expert)
+    )
 
 
 def feed_forwards(x: jax.Array, ids: jax.Array, weights: dict[str, jax.Array], act: Callable) -> jax.Array:
@@ -274,8 +288,8 @@ def _tiles(ids: jax.Array, experts: int) -> Rows:
     XLA has no `ragged_dot` for CPUs: it multiplies all rows with all experts' matrices. Here a product is that of a
     dense layer, so that a token's is the same bits.
     """
-    tile = min(TILE, len(ids))
-    count = -(-len(ids) // tile) + experts
+    tile = TILE  # also for few rows: the bits of a product may change with their number
+    count = len(ids) // tile + min(len(ids), experts + 1)
     sizes = _sizes(ids, experts + 1)  # the last group is the tokens without an expert
     starts = jnp.cumsum(-(-sizes // tile)) - -(-sizes // tile)
     order = jnp.argsort(ids, stable=True)
@@ -304,7 +318,7 @@ def _every(ids: jax.Array, experts: int) -> Rows:
 
 def _sizes(ids: jax.Array, groups: int) -> jax.Array:
     """How many ids each group has, int32 [groups]."""
-    return jnp.sum(ids[:, None] == jnp.arange(groups), 0, dtype=jnp.int32)
+    return jnp.sum(ids[:, None] == jnp.arange(groups)[None], 0, dtype=jnp.int32)
 
 
 # Name -> how the tokens lie. All give the same outputs.

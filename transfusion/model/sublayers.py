@@ -105,7 +105,9 @@ class Pass:
     def by_stream(self, expert: str, tokens: jax.Array) -> dict[str, jax.Array]:
         """Cuts the tokens of an expert into those of its streams."""
         streams = self.groups[expert]
-        return dict(zip(streams, cut(tokens, [self.metadata[s].order.shape[1] for s in streams], self.shares), strict=True))
+        return dict(
+            zip(streams, cut(tokens, [self.metadata[s].order.shape[1] for s in streams], self.shares), strict=True)
+        )
 
     def metadata_of(self, *experts: str) -> Metadata:
         """Joins the metadata of these experts' tokens."""
@@ -265,7 +267,10 @@ class FeedForward:
             found, loads[name] = self._added(bound(module, layer.added[name]), given, run)
             for expert, y in found.items():
                 outputs[expert].append(y)
-        x = {e: block.add_feed_forward(x[e], sum(outputs[e][1:], outputs[e][0]), layer.modulations[e]) for e, block in blocks}
+        x = {
+            e: block.add_feed_forward(x[e], sum(outputs[e][1:], outputs[e][0]), layer.modulations[e])
+            for e, block in blocks
+        }
         return x, dataclasses.replace(layer, loads={name: seen for name, seen in loads.items() if seen})
 
     def _added(
@@ -276,13 +281,14 @@ class FeedForward:
         passing = {s: x for of in parts.values() for s, x in of.items() if s in (module.config.streams or of)}
         if not passing:
             return {}, {}
-        y, chosen = module(join(list(passing.values()), run.shares))
+        real = join([run.metadata[stream].document != 0 for stream in passing], run.shares)
+        y, chosen = module(join(list(passing.values()), run.shares), real)
         sizes = [part.shape[1] for part in passing.values()]
         of_stream = dict(zip(passing, cut(y, sizes, run.shares), strict=True))
         loads = {}
         if chosen is not None:
             for stream, ids in zip(passing, cut(chosen, sizes, run.shares), strict=True):
-                loads[stream] = load(ids, run.metadata[stream].document != 0, module.config.experts)
+                loads[stream] = load(ids, module.config.experts)
         found = {
             e: join([of_stream[s] if s in of_stream else jnp.zeros_like(x) for s, x in of.items()], run.shares)
             for e, of in parts.items()
