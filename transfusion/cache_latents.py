@@ -92,8 +92,8 @@ def cache_latents(
     Raises:
       UsageError: if the codec cannot be cached, or the folder holds other latents.
     """
+    dataclasses.replace(source, latents=str(folder)).validate("the source", data.pixel_limit)
     source = dataclasses.replace(source, latents="", weight=1.0)
-    source.validate("the source", data.pixel_limit)
     _source.cache_clear()
     _codec.cache_clear()
     records = len(_source(source, data.data_dir, data.pixel_limit))

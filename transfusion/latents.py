@@ -17,6 +17,7 @@ from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.data.config import SourceConfig
 from transfusion.data.media import MEDIA
+from transfusion.data.sizes import Size, named
 from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
@@ -39,6 +40,7 @@ class Form:
       channels: 1 or 3; with any other number the channels of media are left unchanged.
       length: number of frames or samples; 0: any.
       rate: samples per second; 0: any.
+      area: the most pixels of a picture for which a row has room; 0: not known.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -46,6 +48,7 @@ class Form:
     channels: int = 0
     length: int = 0
     rate: int = 0
+    area: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,24 +248,45 @@ def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
     first = min(range(len(read)), key=lambda i: read[i][1].source == "pixels")
     run, stream = read[first]
     form = readers[first].form(run.spelling.grids or (tuple(stream.grid),), stream.channels)
-    multiple = math.lcm(*(s.patch * reader.down for (_, s), reader in zip(read, readers, strict=True)))
-    return dataclasses.replace(form, multiple=multiple)
+    tokens = [(stream.patch * reader.down, stream) for (_, stream), reader in zip(read, readers, strict=True)]
+    area = min((stream.budget - stream.content.lead) * side**2 for side, stream in tokens)
+    return dataclasses.replace(form, multiple=math.lcm(*(side for side, _ in tokens)), area=area)
+
+
+def sized(forms: Mapping[str, Form], sources: Mapping[str, SourceConfig]) -> dict[str, Form]:
+    """The forms of a model that is trained on these sources: where it reads any size, those that the sources have."""
+    if not any(source.sizes for source in sources.values()):
+        return dict(forms)
+    sizes = tuple(dict.fromkeys(size for source in sources.values() for size in source.fitted))
+    any_size = {kind: form for kind, form in forms.items() if kind in ("image", "video") and not form.sizes}
+    return dict(forms) | {kind: dataclasses.replace(form, sizes=sizes) for kind, form in any_size.items()}
 
 
 def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codec: Codec) -> None:
-    """Refuses a source whose images are resized to a size that no stream holds, because all its records would be bad.
+    """Refuses a source whose images are resized to a size that no stream holds, because these records would be bad.
 
     Raises:
       UsageError: naming the source, and the sizes that fit.
     """
     forms = [form for kind, form in forms_of(spec, codec).items() if kind in ("image", "video")]
-    sizes = {size for form in forms for size in form.sizes}
-    if not all(form.sizes for form in forms):  # images of some kind may have any size
-        return
-    for name, source in sources.items():
+    for name, source in sources.items() if forms else ():
         side = source.resolution // codec.down * codec.down
-        if source.resolution and sizes and (side, side) not in sizes:
-            wanted = " or ".join(f"{height}x{width}" for height, width in sorted(sizes))
-            raise UsageError(
-                f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
-            )
+        if source.resolution and all(form.sizes and (side, side) not in form.sizes for form in forms):
+            raise UsageError(f"data.sources.{name}.resolution: {_unfit(str(source.resolution), forms)}")
+        for size in {size for _, stage in source.sizes.stages for size in stage.last}:
+            if not any(_holds(form, size) for form in forms):
+                raise UsageError(f"data.sources.{name}.sizes: {_unfit(named([size]), forms)}")
+
+
+def _holds(form: Form, size: Size) -> bool:
+    if form.sizes:
+        return size in form.sizes
+    return not any(side % form.multiple for side in size) and size[0] * size[1] <= (form.area or math.inf)
+
+
+def _unfit(found: str, forms: Sequence[Form]) -> str:
+    """What is wrong with a size, in words."""
+    sizes = [f"{height}x{width}" for height, width in sorted({size for form in forms for size in form.sizes})]
+    free = [form for form in forms if not form.sizes]
+    sizes += [f"multiples of {f.multiple} pixels" + f" and at most {f.area} in all" * bool(f.area) for f in free]
+    return f"{found} does not fit the streams' images of {' or '.join(sizes)}"

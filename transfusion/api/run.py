@@ -46,7 +46,7 @@ from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Form, forms_of
+from transfusion.latents import Codec, Form, forms_of, sized
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -110,7 +110,7 @@ class Trained:
         the training data, or else three."""
         sources = self.experiment.data.sources.values()
         known = next((source.channels for source in sources if source.channels), 3)
-        forms = forms_of(self.spec, self.codec)
+        forms = sized(forms_of(self.spec, self.codec), self.experiment.data.sources)
         pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 

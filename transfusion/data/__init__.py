@@ -2,7 +2,7 @@
 
 How a batch comes about, in this order:
 
-- `config`: the settings, and what a record is.
+- `config`: the settings, and what a record is. `sizes`: those of images that keep nearly their own aspect.
 - `sources`: opens a source by its kind: `tfds_source` (with `tfds_open`), `folder` (with `tables` and `parquet`),
   `webdataset` (with `tars`), `text_source` (with `text_records`) or `record_source`. `hold_out` keeps a share apart.
 - `segments`: the record form. `record_files` reads the files that hold records, `record_writer` writes
