@@ -18,12 +18,13 @@ from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.config import from_json, to_json
 from transfusion.data import images
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.forms import sized
 from transfusion.data.latent_files import CachePlan, check_source, content_of, read_about, write_about
 from transfusion.data.pipeline import Pipeline, merge_states
 from transfusion.data.sizes import SizesConfig, nearest_size
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
-from transfusion.latents import PIXELS, Codec, autoencoder_codec, check_resolutions, forms_of, sized
+from transfusion.latents import PIXELS, Codec, Codecs, autoencoder_codec, check_resolutions, forms_of
 from transfusion.sequence import Run, SequenceSpec, Stream, text
 
 STREAMS = {
@@ -112,13 +113,13 @@ def sizes_of(batch):
 
 def test_the_media_of_prompts_get_the_sizes_of_training(folder):
     one = source(folder, tokens=24)
-    forms = sized(forms_of(SPEC, PIXELS), {"mine": one, "words": SourceConfig(kind="text", path="x")})
+    forms = sized(forms_of(SPEC, Codecs(PIXELS)), {"mine": one, "words": SourceConfig(kind="text", path="x")})
     fitter = Fitter(forms)
     record = next(r for r in open_source(one) if r["caption"] == "16 by 56")
     picture = np.asarray(Image.open(f"{folder}/16x56.png"))
     np.testing.assert_array_equal(fitter.fit(picture), record["image"])
     assert fitter.notes == ["a picture of 56x16 is cropped and resized to 12x6"]
-    assert sized(forms_of(SPEC, PIXELS), {"mine": SourceConfig()})["image"].sizes == ()
+    assert sized(forms_of(SPEC, Codecs(PIXELS)), {"mine": SourceConfig()})["image"].sizes == ()
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def test_wrong_sizes_are_one_line(fields, message):
 
 def test_sizes_that_the_streams_do_not_hold_are_refused_before_any_record_is_read():
     def check(codec=PIXELS, **sizes):
-        check_resolutions({"mine": SourceConfig(sizes=SizesConfig(**sizes))}, SPEC, codec)
+        check_resolutions({"mine": SourceConfig(sizes=SizesConfig(**sizes))}, SPEC, Codecs(codec))
 
     check(tokens=60, multiple=2)
     check(tokens=15, multiple=4)

@@ -16,11 +16,11 @@ from transfusion.api.prompts import Part
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.forms import Form
 from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
 from transfusion.data.sizes import nearest_size
 from transfusion.errors import UsageError, shown
-from transfusion.latents import Form
 
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -48,30 +48,34 @@ class Fitter:
         Raises:
           UsageError: if it cannot be read, or the model reads no such medium.
         """
+        return self.read(part)[1]
+
+    def read(self, part: Part) -> tuple[str, np.ndarray]:
+        """As `fit`, with the kind of segment as which the model reads it; '' where the model has no `forms`."""
         if isinstance(part, str | os.PathLike):
             return self._of_file(part)
         if isinstance(part, Image.Image):
             return self._fitted(_of_pillow(part))
         array = np.asarray(part)
-        return self._fitted(self._of_array(array)) if self.forms else array
+        return self._fitted(self._of_array(array)) if self.forms else ("", array)
 
-    def _fitted(self, record: Record) -> np.ndarray:
+    def _fitted(self, record: Record) -> tuple[str, np.ndarray]:
         kind = next(kind for kind in MEDIA if kind in record)
         if kind == "image" and kind not in self.forms and "video" in self.forms:
             kind, record = "video", {"video": record["image"][None]}  # a clip in which nothing moves
-        form = self.forms.get(kind)
+        form, read_as = self.forms.get(kind), kind
         if form is None and kind == "video" and "image" in self.forms:  # its frames are the images
-            form = dataclasses.replace(self.forms["image"], length=0)
+            form, read_as = dataclasses.replace(self.forms["image"], length=0), "image"
         if form is None:
             known = " or ".join(f"{_NAMES[kind]}s" for kind in self.forms) or "no files"
             raise UsageError(f"this model reads {known}, not a {_NAMES[kind]}")
         if kind == "sound":
-            return self._sound(record, form)
+            return read_as, self._sound(record, form)
         array = self._pictures(record[kind], form, kind)
         channels = form.channels if form.channels in (1, 3) else 0
         if kind == "video" and form.length and len(array) != form.length:
             self.notes.append(f"of a clip of {len(array)} frames {form.length} are taken evenly")
-        return MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
+        return read_as, MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
 
     def _pictures(self, array: np.ndarray, form: Form, kind: str) -> np.ndarray:
         """Fits pictures [..., H, W, C] to a size that the model reads."""
@@ -131,7 +135,7 @@ class Fitter:
             raise UsageError(f"{wanted[kind]}, not {array.dtype} {list(array.shape)} ({fault})")
         return record
 
-    def _of_file(self, path: str | os.PathLike) -> np.ndarray:
+    def _of_file(self, path: str | os.PathLike) -> tuple[str, np.ndarray]:
         """Reads a file and fits the medium in it.
 
         Raises:

@@ -67,7 +67,8 @@ class Experiment:
     `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
 
     `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
-    'kind' or 'kind/role' to its runs (see `transfusion.sequence`).
+    'kind' or 'kind/role' to its runs (see `transfusion.sequence`). `codecs` maps kinds of segments to their codecs;
+    `codec` is that of all other kinds.
     """
 
     task: str = "sequence"
@@ -81,6 +82,7 @@ class Experiment:
     objectives: ObjectivesConfig = ObjectivesConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     codec: CodecConfig = CodecConfig()
+    codecs: dict[str, CodecConfig] = dataclasses.field(default_factory=dict)
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
     init: InitConfig = InitConfig()
@@ -97,6 +99,12 @@ class Experiment:
             ranges.check_number(field, f"Experiment.{field}", getattr(self, field))
         if self.batch_size % self.optim.accumulate:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
+        for kind in self.codecs:
+            check("codecs: kind of segment", kind, {key.partition("/")[0] for key in self.layout})
+
+    def codec_of(self, kind: str) -> CodecConfig:
+        """The codec of segments of this kind."""
+        return self.codecs.get(kind, self.codec)
 
     @property
     def spec(self) -> SequenceSpec:

@@ -7,7 +7,8 @@ How a batch comes about, in this order:
   `webdataset` (with `tars`), `text_source` (with `text_records`) or `record_source`. `hold_out` keeps a share apart.
 - `segments`: the record form. `record_files` reads the files that hold records, `record_writer` writes
   them, and `readers` read public forms.
-- `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized.
+- `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized; `forms`: what
+  they must be for a model.
 - `records`: mixes, shuffles and repeats the sources.
 - `documents`: makes a record a document, by chance in one of several forms; `examples` makes that packable tokens.
 - `packing`: fills rows with documents.

@@ -42,7 +42,7 @@ class Pipeline:
         batch_size: int,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        encode: documents.Encode = documents.pixel_latents,
+        encode: documents.Encode = documents.as_pixels,
         opened: Mapping[str, Source] | None = None,
         tokenizer: Tokenizer = BYTES,
     ):
@@ -54,7 +54,7 @@ class Pipeline:
           batch_size: rows of the global batch, on all hosts together.
           seed: decides the order of the records and the form of each document.
           rows: the rows of the global batch that this host makes; all by default.
-          encode: the codec, which is called in this pipeline's threads.
+          encode: the codecs, which are called in this pipeline's threads.
           opened: sources that are used in place of the config's.
           tokenizer: makes ids of texts.
 
@@ -254,7 +254,7 @@ def epoch_batches(
     spec: SequenceSpec,
     batch_size: int,
     seed: int = 0,
-    encode: documents.Encode = documents.pixel_latents,
+    encode: documents.Encode = documents.as_pixels,
     tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
     """Yields batches that hold every usable record once, in order, for held-out losses. The last rows may be empty."""

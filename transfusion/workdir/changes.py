@@ -51,6 +51,8 @@ FIELD_RULES: dict[str, Rule] = {
     "tokenizer.**": Rule.MEANING,
     "codec.path": Rule.BY_CONTENT,
     "codec.**": Rule.MEANING,
+    "codecs.*.path": Rule.BY_CONTENT,
+    "codecs.**": Rule.MEANING,
     **dict.fromkeys(
         (f"autoencoder.{field}" for field in ("kl_weight", "perceptual_weight", "adversarial.weight",
          "adversarial.start", "quantizer.commitment", "quantizer.decay", "quantizer.revive", "tower.remat")), Rule.FREE,
