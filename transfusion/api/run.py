@@ -45,8 +45,9 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
+from transfusion.data.forms import Form, sized
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Codecs, Form, forms_of
+from transfusion.latents import Codec, Codecs, forms_of
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -118,9 +119,9 @@ class Trained:
     def forms(self) -> dict[str, Form]:
         """The forms to which the media of prompts are fitted. If the codec takes any channels, pictures get those of
         the training data, or else three."""
-        sources = self.experiment.data.sources.values()
-        known = next((source.channels for source in sources if source.channels), 3)
-        forms = forms_of(self.spec, self.codecs)
+        sources = self.experiment.data.sources
+        known = next((source.channels for source in sources.values() if source.channels), 3)
+        forms = sized(forms_of(self.spec, self.codecs), sources)
         pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
