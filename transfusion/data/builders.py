@@ -12,11 +12,14 @@ from absl import logging
 from transfusion.data.packaged.animations import Animations
 from transfusion.data.packaged.digits import Digits
 from transfusion.data.packaged.emoji import Emoji
+from transfusion.data.packaged.scenes import Scenes
 from transfusion.data.packaged.speech import Speech
 from transfusion.data.packaged.stdlib_text import StdlibText
 from transfusion.errors import UsageError, nearest
 
-BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText, "speech": Speech, "animations": Animations}
+BUILDERS = {
+    "digits": Digits, "emoji": Emoji, "text": StdlibText, "speech": Speech, "animations": Animations, "scenes": Scenes,
+}  # fmt: skip
 
 
 def prepare(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
