@@ -4,6 +4,9 @@ Lengths are in 16ths of a picture's side. A clip has 8 frames; what changes, cha
 """
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -129,24 +132,22 @@ def described(states: tuple[State | None, ...]) -> tuple[str, ...]:
     return ()
 
 
+@functools.cache
 def all_says(split: str) -> tuple[tuple[str, ...], ...]:
-    """All that captions of a split can say, each as `Clip.says`."""
+    """All that captions of a split can say, each as `Clip.says`: what a clip of the split shows."""
     found = []
     for shape in SHAPES:
         for colour in COLOURS:
             for motion in MOTIONS:
                 for turned in COLOURS if motion == "turns" else ("",):
                     says = (shape, colour, motion, turned)
-                    pairs = {(colour, shape), (turned, shape)} & HELD_PAIRS
-                    if turned != colour and bool(pairs) == (split == "pairs"):
+                    if turned != colour and any(clip_split(clip) == split for clip in clips_of(says)):
                         found.append(says)
     return tuple(found)
 
 
-def count_clips() -> int:
-    """How many clips there are in all splits."""
-    says = len(all_says("train")) + len(all_says("pairs"))
-    moves = len(SHAPES) * len(COLOURS) * len(STEPS)
-    still = says - moves
-    places = [len(ys) * len(xs) for ys, xs in map(starts, ("left", "turns"))]
-    return len(BACKGROUNDS) * (moves * places[0] + still * places[1])
+def clips_of(says: tuple[str, ...]) -> Iterator[Clip]:
+    """All clips of which captions say the same, of all splits."""
+    shape, colour, motion, turned = says
+    for background, y, x in itertools.product(BACKGROUNDS, *starts(motion)):
+        yield Clip(shape, colour, motion, y, x, turned, background)

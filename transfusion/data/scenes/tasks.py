@@ -132,7 +132,7 @@ def _mapped(name: str) -> Callable[[Chance, str, str], Drawn]:
 
 def _clip(chance: Chance, split: str, kind: str) -> Drawn:
     """All that a caption can say has the same share."""
-    says = chance.of([says for says in all_says(split) if kind in ("", words.clip_skill(says))])
+    says = chance.of([says for says in all_says(draws.home(split)) if kind in ("", words.clip_skill(says))])
     skill = words.clip_skill(says)
     caption = words.clip_caption(says, chance.of(words.templates(skill, split)))
     return Drawn(skill, (caption,), clip=draws.clip_for(chance, says, split), says=says)

@@ -166,7 +166,9 @@ def bits(task: str, split: str = "train") -> float:
         skills = skills_of(split)
         return math.log2(len(skills)) + sum(bits(skill, split) for skill in skills) / len(skills)
     if task == "clips":
-        return math.log2(len(moving.all_says(split))) + math.log2(len(templates("moves", split)))
+        return math.log2(len(moving.all_says("test" if split == "paraphrases" else split))) + math.log2(
+            len(templates("moves", split))
+        )
     words = math.log2(len(templates(task, split)))
     if task == "listed":
         numbers = range(1, MOST_LISTED + 1)
