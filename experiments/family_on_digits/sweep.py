@@ -4,8 +4,8 @@ import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # All configs are based on `configs/digits.py`; only the system differs. Runs that others begin with come before them,
-# and their steps are not counted for the others: the text model that some freeze, the tower and the decoder of BLIP3-o,
-# and the two codecs of the systems that draw codes.
+# and their steps are not counted for the others: the text model that some freeze, the tower and the first stage of
+# LLaVA, the tower and the decoder of BLIP3-o, and the two codecs of the systems that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -20,6 +20,10 @@ MEMBERS = {
     "janusflow": "janusflow.py",
     "janus_understanding": "janusflow.py:understanding",
     "fuyu": "fuyu.py",
+    "contrastive": "contrastive.py",
+    "contrastive_siglip": "contrastive.py:siglip",
+    "llava_projector": "llava.py:projector",
+    "llava": "llava.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
@@ -41,6 +45,8 @@ TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the fro
 CODES = {"codec.path": f"{RUNS}/vq_digits"}
 CHANGES = {
     "lmfusion": TEXT,
+    "llava_projector": TEXT | {"init.others.tower.path": f"{RUNS}/contrastive"},
+    "llava": {"init.path": f"{RUNS}/llava_projector"},
     "metaqueries": TEXT,
     "metaqueries_cross": TEXT,
     "qwen_image": TEXT,

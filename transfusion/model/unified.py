@@ -19,7 +19,7 @@ from transfusion.model.inputs import Encoded, Inputs
 from transfusion.model.modulation import Condition
 from transfusion.model.parameters import Template
 from transfusion.model.parts import Entering, StreamParts, entry
-from transfusion.model.transformer import FIRST, Trunk, TrunkInputs
+from transfusion.model.transformer import FIRST, Loads, Trunk, TrunkInputs
 from transfusion.sequence import SequenceSpec, Stream
 from transfusion.sequence.masks import Metadata, causal
 from transfusion.sequence.times import TIMES
@@ -110,6 +110,16 @@ class UnifiedModel(nnx.Module):
     def encode(self, inputs: Mapping[str, Inputs], cache: KeyValues | None = None) -> dict[str, Encoded]:
         """Runs tokens of some streams through the trunks; they see each other, and a cache."""
         return self._encode(inputs, lambda trunk, tokens: trunk(tokens, cache))
+
+    def encode_counted(self, inputs: Mapping[str, Inputs]) -> tuple[dict[str, Encoded], dict[str, Loads]]:
+        """Encodes, and also returns how many tokens the routed experts of each trunk had."""
+        loads: dict[str, Loads] = {}
+
+        def run(trunk: Trunk, tokens: TrunkInputs) -> dict[str, jax.Array]:
+            outputs, loads[trunk.name] = trunk.counted(tokens)
+            return outputs
+
+        return self._encode(inputs, run), loads
 
     def read(
         self, inputs: Mapping[str, Inputs], cache: KeyValues | None = None
