@@ -40,7 +40,12 @@ def get_config(form: str = ""):
             streams={"text": words, "image": image},
             layout=layouts.showo2(),
             objectives=ObjectivesConfig(
-                continuous={"image": ContinuousConfig(prediction="data", weighting="inverse_square")}
+                # Few times are close to 1, where the velocity's error is many times that of the image.
+                continuous={
+                    "image": ContinuousConfig(
+                        prediction="data", weighting="inverse_square", times="logit_normal", mean=-0.8, std=0.8
+                    )
+                }
             ),
         )
     )
