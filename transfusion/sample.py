@@ -129,7 +129,7 @@ def suffix_of(medium: np.ndarray) -> str:
 
 def save(run: Trained, medium: np.ndarray, path: pathlib.Path) -> None:
     """Writes an image, a clip or a sound; see `transfusion.data.media.to_file`."""
-    data = media.to_file(medium, path.suffix.lower(), run.codec.rate)
+    data = media.to_file(medium, path.suffix.lower(), run.codecs[kind_of(medium)].rate)
 
     def put() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -219,7 +219,7 @@ def test_an_image_of_another_size_is_a_bad_record():
 
 
 def test_errors_of_the_thread_reach_the_caller_and_close_ends_it():
-    def encode(image):
+    def encode(kind, image):
         if image[0, 0, 0] == 33:
             raise RuntimeError("codec broke")
         return documents.pixel_latents(image)

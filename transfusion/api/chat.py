@@ -12,7 +12,7 @@ import numpy as np
 
 from transfusion.api.prompts import Part, as_prompts, checked_size, yes_or_no
 from transfusion.errors import UsageError
-from transfusion.latents import Codec
+from transfusion.latents import Codecs
 from transfusion.model.parameters import Params
 from transfusion.sampling import conversation
 from transfusion.sampling.config import SamplerConfig
@@ -27,7 +27,7 @@ class Speaker(Protocol):
 
     task: SequenceTask
     params: Params
-    codec: Codec
+    codecs: Codecs
 
     def sampler(self, **overrides: Any) -> SamplerConfig: ...
 
@@ -69,7 +69,7 @@ class Chat:
     def say(
         self, *parts: Part, draw: bool = False, size: tuple[int, ...] = (0, 0), **overrides: Any
     ) -> list[str | np.ndarray]:
-        """Says something, and returns the texts and uint8 images of the answer, or other media that the codec decodes.
+        """Says something, and returns the texts and uint8 images of the answer, or other media.
 
         A turn that raises an error was not said.
 
@@ -97,7 +97,7 @@ class Chat:
             sampler, size=checked_size(size), number=len(self.turns),
         )  # fmt: skip
         decode = run.task.tokenizer.decode
-        shown = [decode(s.value) if s.kind == TEXT else run.codec.decode(s.value) for s in answer]
+        shown = [decode(s.value) if s.kind == TEXT else run.codecs[s.kind].decode(s.value) for s in answer]
         again = tuple(self._as_read(segment, part) for segment, part in zip(answer, shown, strict=True))
         self._kept, self._read = kept, len(document)
         self._document = (*document, *again, Segment(TEXT, template.after("assistant")))

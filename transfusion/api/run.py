@@ -45,8 +45,9 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
+from transfusion.data.forms import Form, sized
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Form, forms_of
+from transfusion.latents import Codec, Codecs, forms_of
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -67,7 +68,7 @@ class Trained:
       experiment: the config that it was trained with.
       task: the learner that builds the model from its parameters.
       params: the averaged parameters where the run keeps an average, else the parameters.
-      codec: turns media into latents and back.
+      codecs: turn media into latents and back, by kind of segment.
       step: number of training steps that the parameters have seen.
       workdir: the folder of the run.
     """
@@ -75,13 +76,18 @@ class Trained:
     experiment: Experiment
     task: SequenceTask
     params: Params
-    codec: Codec
+    codecs: Codecs
     step: int
     workdir: str = ""
 
     @property
     def spec(self) -> SequenceSpec:
         return self.task.spec
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of all kinds of segments without one of their own: that of a model with one codec."""
+        return self.codecs.default
 
     @property
     def writes(self) -> bool:
@@ -113,14 +119,14 @@ class Trained:
     def forms(self) -> dict[str, Form]:
         """The forms to which the media of prompts are fitted. If the codec takes any channels, pictures get those of
         the training data, or else three."""
-        sources = self.experiment.data.sources.values()
-        known = next((source.channels for source in sources if source.channels), 3)
-        forms = forms_of(self.spec, self.codec)
+        sources = self.experiment.data.sources
+        known = next((source.channels for source in sources.values() if source.channels), 3)
+        forms = sized(forms_of(self.spec, self.codecs), sources)
         pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
     def fitted(self, part: Part) -> np.ndarray:
-        """Fits a picture, clip or sound, a PIL image or the path of a file to what the codec reads; see
+        """Fits a picture, clip or sound, a PIL image or the path of a file to what its codec reads; see
         `transfusion.api.fitting`.
 
         Raises:
@@ -134,20 +140,28 @@ class Trained:
     def segments(self, part: Part) -> Document:
         """Makes the segments of a prompt's part, a text or a medium, which is fitted first: one segment, or one for
         each frame of a clip if the model has images only."""
-        return self._segments(part if isinstance(part, str) else self.fitted(part))
+        fitter = Fitter(self.forms)
+        segments = self._segments(part, fitter)
+        fitter.tell()
+        return segments
 
-    def _segments(self, part: str | np.ndarray) -> Document:
+    def _segments(self, part: Part, fitter: Fitter) -> Document:
         if isinstance(part, str):
             return (Segment(TEXT, self.task.tokenizer.encode(checked_text(part))),)
+        return self._media(*fitter.read(part))
+
+    def _media(self, kind: str, medium: np.ndarray) -> Document:
+        """The segments of a medium that was fitted; `kind` is '' for the first kind of the layout that is no text."""
+        codec = self.codecs[kind or next((k for k in self.spec.kinds if k != TEXT), "")]
         try:
-            latents = segment_value(self.codec.encode(part))
+            latents = segment_value(codec.encode(medium))
         except RECORD_FAULTS as error:
-            found = f"{part.dtype} {list(part.shape)}"
+            found = f"{medium.dtype} {list(medium.shape)}"
             raise UsageError(f"the model's codec does not read {found}: {error_line(error)}") from error
-        sides = self.codec.sides(latents)
+        sides = codec.sides(latents)
         if sides == 3 and not self.kind(3):
-            return tuple(segment for frame in part for segment in self._segments(frame))
-        return (Segment(self.kind(sides) or "image", latents, "context", pixels=self.pixels(part)),)
+            return tuple(segment for frame in medium for segment in self._media(kind, frame))
+        return (Segment(kind or self.kind(sides) or "image", latents, "context", pixels=self.pixels(medium)),)
 
     def pixels(self, medium: np.ndarray) -> np.ndarray | None:
         """What streams read that see a picture itself; None if there are none."""
@@ -157,9 +171,9 @@ class Trained:
         """Makes the decoder's prompts; a part that occurs in several of them is read once."""
         fitter, seen = Fitter(self.forms), {}
         for part in {id(part): part for parts in given.prompts for part in parts}.values():
-            seen[id(part)] = self._segments(part if isinstance(part, str) else fitter.fit(part))
+            seen[id(part)] = self._segments(part, fitter)
         fitter.tell()
-        against = self._segments(negative) if negative else ()
+        against = self._segments(negative, fitter) if negative else ()
         return [
             Prompt(tuple(segment for part in parts for segment in seen[id(part)]), draw, against, label)
             for parts, label in zip(given.prompts, labels, strict=True)
@@ -184,7 +198,7 @@ class Trained:
         **overrides: Any,
     ) -> list[str | np.ndarray] | list[list[str | np.ndarray]]:
         """Continues interleaved prompts; returns lists of the texts and uint8 images that the model writes and draws,
-        or of other media that the codec decodes.
+        or of other media.
 
         Args:
           prompts: a text, an array, a PIL image or a path is one prompt, and the result is that of one; a list is
@@ -224,7 +238,7 @@ class Trained:
         )  # fmt: skip
         decode = self.task.tokenizer.decode
         return [
-            [decode(s.value) if s.kind == TEXT else self.codec.decode(s.value) for s in document]
+            [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
             for document in documents
         ]
 

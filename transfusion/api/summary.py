@@ -23,7 +23,8 @@ def summary(run: Any) -> str:
     ]
     if len(streams) > STREAMS:
         rows.append(("...", f"and {len(streams) - STREAMS} streams more"))
-    rows += [("codec", run.experiment.codec.kind), ("draws", _draws(run, sampling))]
+    codecs = dict.fromkeys(run.experiment.codec_of(kind).kind for kind in run.spec.kinds if kind != TEXT)
+    rows += [("codec", ", ".join(codecs) or run.experiment.codec.kind), ("draws", _draws(run, sampling))]
     known = [kind for kind in run.spec.kinds if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
     head = f"Trained({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"

@@ -4,6 +4,7 @@ Shape letters: see `transfusion.kernels.kernel`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,14 +44,16 @@ def plan(kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, layou
     return Planned(per_device(make, (queries, keys), _of_devices(queries))(q, k), split)
 
 
-def attend(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, planned: Planned) -> jax.Array:
-    """Computes attention: rows over 'data' and 'fsdp', heads over 'tensor', queries over 'context'."""
+def attend(of_device: Callable[..., Result], q: jax.Array, k: jax.Array, v: jax.Array, planned: Planned) -> jax.Array:
+    """Computes attention: rows over 'data' and 'fsdp', heads over 'tensor', queries over 'context'.
+
+    `of_device` is what each device runs on its part: `attend` or `forward_mode` of a kernel."""
     heads = "act_heads" if any(fitting(k.shape[2:3], "act_heads")) else None
     keys = fitting(k.shape, "batch", None, heads, None)
     queries = fitting(q.shape, "batch", "tokens" if planned.split else None, heads, None)
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array, each: Any) -> jax.Array:
-        return kernel.attend(q, k, v, jax.tree.map(lambda x: x[0], each))[0]
+        return of_device(q, k, v, jax.tree.map(lambda x: x[0], each))[0]
 
     return per_device(run, (queries, keys, keys, _of_devices(queries)), queries)(q, k, v, planned.each)
 

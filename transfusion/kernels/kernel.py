@@ -53,6 +53,7 @@ class Kernel:
       plan: (metadata of queries, metadata of keys, may, sizes of the slices of queries, those of keys, bytes of a head)
         -> what all layers share, for the rows of one device.
       attend: (q [B, L, H, K], k, v [B, S, G, K], plan) -> `Result`, with gradients.
+      forward_mode: the same for `jax.jvp`, which gets outputs and tangents in one pass. It has no gradients itself.
       read: the same for keys and values [B, G, S, K], as a cache has them, without gradients.
     """
 
@@ -60,6 +61,7 @@ class Kernel:
     largest: int
     plan: Callable[..., Any]
     attend: Callable[..., Result]
+    forward_mode: Callable[..., Result]
     read: Callable[..., Result]
 
     def refusal(self, layout: Layout, platform: str) -> str:

@@ -28,6 +28,8 @@ from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.batch import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
+# The name of the sums that are not logged: a task's `after_step` updates codebooks or the biases of routers with them.
+STATISTICS = "statistics"
 
 
 @dataclasses.dataclass(frozen=True)

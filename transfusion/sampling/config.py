@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from transfusion.errors import UsageError, check, shown
-from transfusion.objectives.paths import SHIFTS, STEPS
+from transfusion.objectives.paths import BASE_TOKENS, SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SOLVERS, SPACINGS, time_grid
 from transfusion.sequence import text
@@ -31,6 +31,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_tokens": (0, MOST_TOKENS),
     "max_images": (0, MOST_IMAGES),
     "min_images": (0, MOST_IMAGES),
+    "shift_tokens": (1, MOST_TOKENS),
     "terminal": (0, 1),
 }
 OPEN = {"shift": 0, "top_p": 0, "code_top_p": 0, "terminal": 1}
@@ -68,6 +69,7 @@ class SamplerConfig:
       min_images: images drawn at least once one is drawn, as far as `max_images` allows: the next opens at once after
         the last (the frames of a world model).
       shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
+      shift_tokens: the number of tokens of an image whose shift is `shift`; as in training, see `ContinuousConfig`.
       spacing, terminal: spacing and last noise level of the time grid, see `transfusion.sampling.solvers.time_grid`.
     """
 
@@ -98,6 +100,7 @@ class SamplerConfig:
     terminal: float = 0.0
     image_against: str = "text"
     negative: str = ""
+    shift_tokens: int = BASE_TOKENS
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -122,7 +125,7 @@ class SamplerConfig:
 
     def times(self, prediction: str, tokens: int) -> np.ndarray:
         """Makes the time grid float32 [steps + 1] for images of so many tokens."""
-        shift = SHIFTS[self.shift_by](self.shift, tokens)
+        shift = SHIFTS[self.shift_by](self.shift, tokens, self.shift_tokens)
         return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)
 
 
