@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "code_top_k": (0, 2**31 - 1),
     "code_top_p": (0, 1),
     "unmask_noise": (0, LARGE),
+    "unmask_blocks": (1, MOST_STEPS),
     "think": (0, MOST_TOKENS),
     "max_tokens": (0, MOST_TOKENS),
     "max_images": (0, MOST_IMAGES),
@@ -59,6 +60,8 @@ class SamplerConfig:
       code_temperature, code_top_k, code_top_p: the same for the codes of images.
       unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
         again; see `transfusion.sampling.codes.unmask_schedule`.
+      unmask_blocks: into how many equal blocks the codes of an item are cut, which are unmasked one after the other,
+        each in its share of the steps (LLaDA, arXiv 2502.09992, section 2.4).
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -87,6 +90,7 @@ class SamplerConfig:
     code_top_k: int = 0
     code_top_p: float = 1.0
     unmask_noise: float = 1.0
+    unmask_blocks: int = 1
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1
