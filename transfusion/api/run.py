@@ -49,8 +49,9 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
+from transfusion.data.forms import Form, sized
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Codecs, Form, forms_of
+from transfusion.latents import Codec, Codecs, forms_of
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
@@ -103,6 +104,11 @@ class Trained:
         return "image" if "image" in self.draws else next(iter(self.draws), "")
 
     @property
+    def writes(self) -> bool:
+        """Whether the model has learned to write text; one that only compares has not."""
+        return self.spec.streams[TEXT].objective != "none"
+
+    @property
     def drawn(self) -> Stream | None:
         """The stream that draws the kind that `shows`; None for a model that only writes."""
         return chosen(drawables_of(self.spec), self.shows).stream if self.draws else None
@@ -125,9 +131,9 @@ class Trained:
     def forms(self) -> dict[str, Form]:
         """The forms to which the media of prompts are fitted. If the codec takes any channels, pictures get those of
         the training data, or else three."""
-        sources = self.experiment.data.sources.values()
-        known = next((source.channels for source in sources if source.channels), 3)
-        forms = forms_of(self.spec, self.codecs)
+        sources = self.experiment.data.sources
+        known = next((source.channels for source in sources.values() if source.channels), 3)
+        forms = sized(forms_of(self.spec, self.codecs), sources)
         pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
@@ -240,6 +246,8 @@ class Trained:
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
+        if not self.writes:
+            raise UsageError("this model neither writes nor draws: it compares (`transfusion.evaluate` measures that)")
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
             self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first

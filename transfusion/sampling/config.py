@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transfusion.errors import UsageError, check, nearest, shown
-from transfusion.objectives.paths import SHIFTS, STEPS
+from transfusion.objectives.paths import BASE_TOKENS, SHIFTS, STEPS
 from transfusion.sampling.guidance import AGAINST, RENORMS
 from transfusion.sampling.solvers import SOLVERS, SPACINGS, time_grid
 from transfusion.sequence import text
@@ -28,10 +28,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "code_top_k": (0, 2**31 - 1),
     "code_top_p": (0, 1),
     "unmask_noise": (0, LARGE),
+    "unmask_blocks": (1, MOST_STEPS),
     "think": (0, MOST_TOKENS),
     "max_tokens": (0, MOST_TOKENS),
     "max_images": (0, MOST_IMAGES),
     "min_images": (0, MOST_IMAGES),
+    "shift_tokens": (1, MOST_TOKENS),
     "terminal": (0, 1),
 }
 OPEN = {"shift": 0, "top_p": 0, "code_top_p": 0, "terminal": 1}
@@ -77,6 +79,8 @@ class SamplerConfig:
       code_temperature, code_top_k, code_top_p: the same for the codes of images.
       unmask_noise: factor of the Gumbel noise on the confidence in a code, which decides whether it stays or is hidden
         again; see `transfusion.sampling.codes.unmask_schedule`.
+      unmask_blocks: into how many equal blocks the codes of an item are cut, which are unmasked one after the other,
+        each in its share of the steps (LLaDA, arXiv 2502.09992, section 2.4).
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -84,6 +88,7 @@ class SamplerConfig:
       min_images: images drawn at least once one is drawn, as far as `max_images` allows: the next opens at once after
         the last (the frames of a world model).
       shift_by: a key of `transfusion.objectives.paths.SHIFTS`: how the shift depends on the size of the image.
+      shift_tokens: the number of tokens of an image whose shift is `shift`; as in training, see `ContinuousConfig`.
       spacing, terminal: spacing and last noise level of the time grid, see `transfusion.sampling.solvers.time_grid`.
     """
 
@@ -104,6 +109,7 @@ class SamplerConfig:
     code_top_k: int = 0
     code_top_p: float = 1.0
     unmask_noise: float = 1.0
+    unmask_blocks: int = 1
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1
@@ -113,6 +119,7 @@ class SamplerConfig:
     terminal: float = 0.0
     image_against: str = "text"
     negative: str = ""
+    shift_tokens: int = BASE_TOKENS
     conditions: Mapping[str, float] = dataclasses.field(default_factory=dict)
     kinds: Mapping[str, KindConfig] = dataclasses.field(default_factory=dict)
 
@@ -167,7 +174,7 @@ class SamplerConfig:
 
     def times(self, prediction: str, tokens: int) -> np.ndarray:
         """Makes the time grid float32 [steps + 1] for images of so many tokens."""
-        shift = SHIFTS[self.shift_by](self.shift, tokens)
+        shift = SHIFTS[self.shift_by](self.shift, tokens, self.shift_tokens)
         return time_grid(self.steps, shift, prediction, self.spacing, self.terminal)
 
 
