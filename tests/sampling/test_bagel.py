@@ -13,11 +13,12 @@ from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.model.vit import ViTConfig
 from transfusion.objectives import ObjectivesConfig
+from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
 from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.parts import painted_parts
-from transfusion.sampling.prompts import conditions_of, prefill_of
+from transfusion.sampling.prompts import prefill_of
 from transfusion.sampling.reference import _forward, generate_one
 from transfusion.sampling.request import Prefix, predict
 from transfusion.sequence import TEXT, Segment, SequenceSpec, Stream, text

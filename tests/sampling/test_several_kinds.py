@@ -4,6 +4,8 @@ What a row gives depends on no other row, whatever these draw, and equals what t
 """
 
 import dataclasses
+import wave
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,15 @@ import pytest
 import tiny
 from closeness import assert_same, drawing_operations
 
+from transfusion import sample
+from transfusion.api import Trained
+from transfusion.config import Experiment
 from transfusion.errors import UsageError
+from transfusion.latents import Codec, Codecs
+from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.config import KindConfig, SamplerConfig
 from transfusion.sampling.decoder import Prompt, decoder_of, generate
 from transfusion.sampling.drawable import drawables_of
-from transfusion.sampling.prompts import conditions_of
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.trajectory import trajectory
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
@@ -173,6 +179,55 @@ def test_each_prompt_has_its_size():
     # A text may open all kinds of known size.
     written = decoder_of(task, CONFIG, (0, 0), [Prompt((tiny.words(1),))])[0]
     assert [drawn.kind for drawn in written.drawables] == ["sound", "video", "sign", "note"]
+
+
+# --- a run of it -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    """Its media are its latents; those of sounds are twice as many samples."""
+    same = Codec(lambda x: np.asarray(x, np.float32), np.asarray)
+    sounds = Codec(lambda x: np.reshape(x, (6, 2)).astype(np.float32), lambda x: np.asarray(x).reshape(-1), rate=8000)
+    codes = Codec(lambda x: np.asarray(x, np.int32), np.asarray)
+    experiment = Experiment(sampling=SamplerConfig(steps=2, max_tokens=0))
+    return Trained(experiment, *model, Codecs(same, {"sound": sounds, "sign": codes, "note": codes}), 0)
+
+
+def test_a_run_draws_the_kind_that_is_asked_for(run):
+    assert run.draws == tuple(OPENERS) and run.shows == "image" and run.sides == 2
+    assert all(f"{kind}: " in repr(run) or "..." in repr(run) for kind in OPENERS)
+    sound = run.draw("\x01", kind="sound")
+    assert sound.shape == (12,) and run.draw(["\x01", "\x02"], kind="image").shape == (2, 4, 4, 1)
+    several = run.draw(["\x01", "\x02"], kind=["sound", "image"])
+    np.testing.assert_allclose(several[0], sound, atol=1e-5)
+    assert [one.shape for one in several] == [(12,), (4, 4, 1)]
+    assert run.generate("\x01", kind="sound")[0].shape == (12,)
+    for call, message in (
+        (lambda: run.draw("\x01"), "draws image, sound, video, sign, note: say which, as in kind='image'"),
+        (lambda: run.draw("\x01", kind="sond"), "draws no sond: it draws .*did you mean 'sound'"),
+        (lambda: run.draw("\x01", kind="text"), "kind='text': a text is written"),
+        (lambda: run.draw("\x01", kind=3), "kind=3 must be the name of what is drawn"),
+        (lambda: run.draw(["\x01"], kind=["sound", "image"]), "2 kinds for 1 prompts"),
+        (lambda: run.draw(["\x01"], kind=[]), "kind is an empty list"),
+        (
+            lambda: run.draw("\x01", kind="image", size=(8, 8)),
+            "draws no image of 8 x 8 latents or codes: it draws 4 x 4",
+        ),
+        (lambda: run.draw("\x01", kind="image", size=[(4, 4), 3]), "size=3 must be one to three whole numbers"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+
+
+def test_a_sound_is_saved_at_its_own_rate(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "FLAGS", SimpleNamespace(num=1, seed=0))
+    sample.draw(run, ["\x01"], tmp_path / "out", {"kind": "sound"})
+    with wave.open(str(tmp_path / "out.wav")) as file:
+        assert file.getframerate() == 8000
+    assert sample.read_size("8, 4") == (8, 4)
+    with pytest.raises(UsageError, match="--size=8x4: give one to three whole numbers"):
+        sample.read_size("8x4")
 
 
 def test_settings_of_kinds_are_checked():

@@ -19,12 +19,13 @@ from transfusion.learner import Learner
 from transfusion.model.cache import KeyValues
 from transfusion.model.inputs import Inputs
 from transfusion.model.parameters import Params
+from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.loop import Decoder, Weights
 from transfusion.sampling.memory import check_memory
 from transfusion.sampling.place import Place
-from transfusion.sampling.prompts import Prefill, Prompt, bucket, conditions_of, prefill_of
+from transfusion.sampling.prompts import Prefill, Prompt, bucket, prefill_of
 from transfusion.sampling.settings import Settings
 from transfusion.sampling.state import State, logits_at, row_keys
 from transfusion.sequence import TEXT, Document

@@ -8,7 +8,7 @@ same without a cache.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 import jax
@@ -22,37 +22,17 @@ from transfusion.model.parameters import Params
 from transfusion.model.transformer import FIRST
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.model.weights import as_computed
+from transfusion.sampling.conditions import ByKind, Conditions
 from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.drawing import DRAWINGS, Recorded
-from transfusion.sampling.prompts import Conditions, Prefill, Prompt
+from transfusion.sampling.prompts import Prefill, Prompt
 from transfusion.sampling.request import Prefix, Request, broadcast
 from transfusion.sampling.settings import Limits, Machine, Settings
-from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, first_state, logits_at
+from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, first_state, if_any, logits_at
 from transfusion.sampling.ways import Way, document, ways_of
+from transfusion.sampling.weights import Models, Weights
 from transfusion.sampling.writer import Writer
 from transfusion.sequence import TEXT, Document
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The parameters as the decoder reads them, see `transfusion.model.weights`.
-
-    Attributes:
-      params: all parameters, for reading prompts.
-      trunk: those of the trunk for all behind them, layer by layer; None if they are the same.
-    """
-
-    params: Params
-    trunk: Params | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The model with its parameters in two forms: quick to compile, to read prompts, and fast, for all behind them."""
-
-    once: UnifiedModel
-    often: UnifiedModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,18 +210,12 @@ class Decoder:
         return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
 
     def _draw(
-        self,
-        way: Way,
-        models: Models,
-        state: State,
-        conditions: Conditions | None,
-        keys: jax.Array,
-        settings: Settings,
+        self, way: Way, models: Models, state: State, conditions: ByKind, keys: jax.Array, settings: Settings
     ) -> State:
         """Draws one item for each row that waits for this kind."""
         rows = state.mode == DRAWING + way.number
         prefix = Prefix(state.line.cache, state.line.place, rows)
-        request = self._request(way, models, prefix, conditions, keys, state.drawn, settings)
+        request = self._request(way, models, prefix, conditions[way.number], keys, state.drawn, settings)
         state, unread = way.draw(request, state, rows)
         state, more = self.writer.stop(state, rows, settings)
         if not way.goes_on:
@@ -256,7 +230,7 @@ class Decoder:
         self,
         weights: Weights,
         state: State,
-        conditions: tuple[Conditions | None, ...],
+        conditions: ByKind,
         keys: jax.Array,
         settings: Settings,
         enough: jax.Array,
@@ -273,14 +247,14 @@ class Decoder:
             return jax.lax.fori_loop(0, self.machine.tokens, write_one, state)
 
         def draw(way: Way, state: State) -> State:
-            return self._draw(way, models, state, conditions[way.number], keys, settings)
+            return self._draw(way, models, state, conditions, keys, settings)
 
         def draw_all(state: State) -> State:
             if len(self.ways) == 1:
                 return draw(self.ways[0], state)
             for way in self.ways:
                 waits = (state.mode == DRAWING + way.number).any()
-                state = _if_any(waits, partial(draw, way), state)
+                state = if_any(waits, partial(draw, way), state)
             return state
 
         def phase(state: State) -> State:
@@ -296,12 +270,7 @@ class Decoder:
         return jax.lax.while_loop(goes_on, phase, state)
 
     def _whole(
-        self,
-        params: Params,
-        prefill: Prefill,
-        conditions: tuple[Conditions | None, ...],
-        keys: jax.Array,
-        settings: Settings,
+        self, params: Params, prefill: Prefill, conditions: ByKind, keys: jax.Array, settings: Settings
     ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
         """Decodes the prompts of all rows: ids [B, T], their number [B], and of each kind [B, M, N, E] or [B, M, N]."""
         weights = self._ready(params)
@@ -310,12 +279,7 @@ class Decoder:
         return state.ids, state.count, state.images
 
     def _trace(
-        self,
-        params: Params,
-        prefill: Prefill,
-        conditions: tuple[Conditions | None, ...],
-        keys: jax.Array,
-        settings: Settings,
+        self, params: Params, prefill: Prefill, conditions: ByKind, keys: jax.Array, settings: Settings
     ) -> Recorded:
         """Draws the first item of each row, all of the first kind, and records the states that it passes through."""
         (way, *_), models = self.ways, self._models(self._ready(params))
@@ -324,10 +288,3 @@ class Decoder:
         prefix = Prefix(cache, prefill.place, prefill.draw)
         request = self._request(way, models, prefix, conditions[0], keys, drawn, settings)
         return DRAWINGS[way.parts.stream.objective].record(request, way.parts)
-
-
-def _if_any(waits: jax.Array, change: Callable[[State], State], state: State) -> State:
-    """Changes the state if `waits`."""
-    # A loop of one turn at most, and not a condition, because that would copy the cache.
-    once = lambda carry: (change(carry[0]), jnp.bool_(False))  # noqa: E731
-    return jax.lax.while_loop(lambda carry: carry[1], once, (state, waits))[0]

@@ -6,7 +6,6 @@ Shape letters: B rows, N tokens of an item, C channels, E numbers of a patch.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -91,41 +90,13 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
       UsageError: if neither the stream nor `size` says how large an item is, or the layout has runs after it that
         cannot be made of a drawing.
     """
-    sides, run = _sides(drawn, size), drawn.run
+    sides, run = drawn.stream.content.drawn_sides(size, drawn.kind), drawn.run
     shape = drawn.stream.content.item_shape(sides)
     edges = {"opener": -1, "closer": -1} if run.boundary == "outside" else {}
     preamble = _expanded(spec, drawn, shape, _opened(drawn, drawn.runs[:-1]))
     noisy = _expanded(spec, drawn, shape, (dataclasses.replace(run, **edges),))
     finished = _finished(spec, drawn, shape) if goes_on else None
     return PaintedParts(spec, drawn, sides, preamble, noisy, finished)
-
-
-def _sides(drawn: Drawable, size: Size) -> Size:
-    """The sides of the latents or codes of what is drawn: `size`, or if it is zeros those of the stream.
-
-    Raises:
-      UsageError: if the model draws none of that size, or any size and none is named.
-    """
-    content, kind = drawn.stream.content, drawn.kind
-    if content.aligned:
-        if any(size) and tuple(size) != tuple(drawn.stream.grid):
-            known = _shown(drawn.stream.grid)
-            raise UsageError(f"this model draws no {kind} of {_shown(size)} latents or codes: it draws {known}")
-        return tuple(drawn.stream.grid)
-    named = "height and width" if content.sides == 2 else f"{content.sides} sides"
-    if not any(size):
-        raise UsageError(f"this model draws {kind}s of any size: say which ({named} of the latents)")
-    patch = content.patch
-    if len(size) != len(patch) or any(side % p for side, p in zip(size, patch, strict=True)):
-        raise UsageError(
-            f"this model draws no {kind} of {_shown(size)} latents: it draws any size of {named} that are multiples of "
-            f"{_shown(patch)}"
-        )
-    return tuple(size)
-
-
-def _shown(sides: Sequence[int]) -> str:
-    return " x ".join(map(str, sides))
 
 
 def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Expanded | None:

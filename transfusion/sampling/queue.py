@@ -5,18 +5,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from transfusion.sampling.conditions import ByKind, Conditions, as_drawing, compared, scales_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable
-from transfusion.sampling.prompts import (
-    Conditions,
-    Prefill,
-    Prompt,
-    as_drawing,
-    compared,
-    fit_of,
-    prefill_of,
-    scales_of,
-)
+from transfusion.sampling.prompts import Prefill, Prompt, fit_of, prefill_of
 from transfusion.sequence import SequenceSpec
 
 
@@ -55,7 +47,7 @@ class Queue:
         return len(self._prompts) - self._next
 
     @property
-    def conditions(self) -> tuple[Conditions | None, ...]:
+    def conditions(self) -> ByKind:
         return tuple(one.conditions(self.held) for one in self._compared)
 
     def prefill(self, numbers: np.ndarray) -> Prefill:

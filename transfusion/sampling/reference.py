@@ -17,11 +17,12 @@ from transfusion.model.parameters import Params
 from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Filters, emittable
+from transfusion.sampling.conditions import compared, guiding
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import Drawable, chosen, drawables_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.parts import PaintedParts, SpelledParts
-from transfusion.sampling.prompts import Prompt, compared, guiding
+from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sampling.ways import Way, sizes_of, ways_of

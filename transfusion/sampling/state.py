@@ -4,7 +4,7 @@ Shape letters: B rows, S slots of the cache, T ids put out, M items drawn, N tok
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +154,13 @@ def put_images(state: State, kind: int, images: jax.Array, rows: jax.Array) -> S
     held = held.at[jnp.arange(len(images)), at].set(images, mode="drop")
     images = (*state.images[:kind], held, *state.images[kind + 1 :])
     return dataclasses.replace(state, images=images, drawn=state.drawn + rows)
+
+
+def if_any(waits: jax.Array, change: Callable[[State], State], state: State) -> State:
+    """Changes the state if `waits`."""
+    # A loop of one turn at most, and not a condition, because that would copy the cache.
+    once = lambda carry: (change(carry[0]), jnp.bool_(False))  # noqa: E731
+    return jax.lax.while_loop(lambda carry: carry[1], once, (state, waits))[0]
 
 
 def logits_at(model: UnifiedModel, encoded: Encoded, last: jax.Array) -> jax.Array:

@@ -8,10 +8,11 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.model.parameters import Params
+from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
+from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.state import row_keys
 
 __all__ = ["Prompt", "Trajectory", "trajectory"]

@@ -109,15 +109,11 @@ def sizes_of(spec: SequenceSpec, size: Size, asked: Collection[str], writes: boo
     """
     drawables, result = drawables_of(spec), {}
     for drawn in drawables:
-        fits = len(size) == spec.content(drawn.run).sides
+        offered = spec.content(drawn.run).offered(size)
         if len(drawables) == 1 or drawn.kind in asked:
             result[drawn.kind] = size
-        elif writes and drawn.spelled:
-            result[drawn.kind] = size if size in drawn.run.spelling.grids else (0, 0)
-        elif writes and all(drawn.stream.grid):
-            result[drawn.kind] = (0, 0)
-        elif writes and fits and any(size):
-            result[drawn.kind] = size
+        elif writes and offered is not None:
+            result[drawn.kind] = offered
     return result
 
 

@@ -80,6 +80,30 @@ class Items(Content):
     def empty(self, rows: int, n: int, items: int) -> dict[str, np.ndarray]:
         return {"place": np.zeros((rows, n, self.axes), np.int32)} | self.facts.empty(rows, items)
 
+    def offered(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        if self.aligned:
+            return (0, 0)
+        return size if len(size) == self.sides and any(size) else None
+
+    def drawn_sides(self, size: tuple[int, ...], kind: str) -> tuple[int, ...]:
+        """The sides of an item of this kind that is drawn: `size`, or if it is zeros those of all items.
+
+        Raises:
+          UsageError: if there are none of that size, or any size may be asked for and none is.
+        """
+        if self.aligned:
+            if any(size) and tuple(size) != tuple(self.grid):
+                known = _by(self.grid)
+                raise UsageError(f"this model draws no {kind} of {_by(size)} latents or codes: it draws {known}")
+            return tuple(self.grid)
+        named = "height and width" if self.sides == 2 else f"{self.sides} sides"
+        if not any(size):
+            raise UsageError(f"this model draws {kind}s of any size: say which ({named} of the latents)")
+        if len(size) != self.sides or any(map(operator.mod, size, self.patch)):
+            multiples = f"any size of {named} that are multiples of {_by(self.patch)}"
+            raise UsageError(f"this model draws no {kind} of {_by(size)} latents: it draws {multiples}")
+        return tuple(size)
+
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         """The shape of an item of these sides (default: `grid`): [*sides, C] of latents, [*sides] or [n] of codes."""
         raise NotImplementedError
@@ -110,6 +134,10 @@ class Items(Content):
         if self.lead:
             where = np.pad(where, ((self.lead, 0), (0, 0)), constant_values=-1)
         return Tokens({self.field: self.laid(item), "place": where}, where, known, outside)
+
+
+def _by(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 @dataclasses.dataclass(frozen=True)
