@@ -131,6 +131,9 @@ class Experiment:
         for name, stream in streams.items():
             if stream.vocabulary and TEXT in (name, stream.parts):
                 streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
+            elif stream.fill >= 0:  # ids of text in a stream of their own
+                vocabulary, fill = tokenizer.vocabulary(stream.vocabulary), move(stream.fill)
+                streams[name] = dataclasses.replace(stream, vocabulary=vocabulary, fill=fill)
         layout = {
             where: tuple(
                 dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer), spelling=r.spelling.moved(move))

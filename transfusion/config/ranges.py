@@ -74,6 +74,7 @@ RANGES: dict[str, Range] = {
     "Stream.patch_frames": (1, _SIDE),
     "Stream.grid": (0, 2**24),
     "Stream.scales": (1, _SIDE),
+    "Stream.fill": (-1, 2**24),
     "Stream.items": (0, 2**24),
     "Stream.coder_width": (1, _SIZE),
     "Run.opener": (-1, 2**24),

@@ -206,8 +206,8 @@ class PairHead(Head):
     def logits(self, items: Float[Array, "P D"], texts: Float[Array, "P D"]) -> Float[Array, "P P"]:
         """How well each item goes with each text."""
         cosines = jnp.einsum("pd,qd->pq", items, texts, preferred_element_type=jnp.float32)
-        scaled = cosines * jnp.minimum(jnp.exp(self.factor[...]), 100.0)
-        return scaled if self.added is None else scaled + self.added[...]
+        scaled = cosines * jnp.minimum(jnp.exp(self.factor[...]), 100.0)[None]
+        return scaled if self.added is None else scaled + self.added[...][None]
 
 
 HEADS = {

@@ -53,7 +53,7 @@ def pairs_of(
 ) -> Pairs:
     """Makes the vectors of images, whose tokens are `part`, and of the `text` of their documents."""
     items = jnp.arange(part.time_low.shape[1])
-    own = (part.item[..., None] == items) & (part.document > 0)[..., None]
+    own = (part.item[..., None] == items[None, None]) & (part.document > 0)[..., None]
     document = jnp.max(jnp.where(own, part.document[..., None], 0), axis=1)
     words = (text.document[..., None] == document[:, None]) & (text.document > 0)[..., None]
     images, texts = head.vectors(_mean(hidden, own), _mean(other, words))
@@ -69,7 +69,7 @@ def _mean(hidden: jax.Array, member: jax.Array) -> Float[Array, "B M D"]:
 def softmax_losses(logits: Float[Array, "P P"], there: Bool[Array, "P"]) -> Float[Array, "P"]:
     """The mean of both cross entropies of each pair; rows are images, columns texts, and the diagonal is right."""
     logits = jnp.where(there[:, None] & there[None], logits, -jnp.inf)
-    logits = jnp.where(jnp.eye(len(logits), dtype=bool) & ~there, 0.0, logits)  # so that no row is empty
+    logits = jnp.where(jnp.eye(len(logits), dtype=bool) & ~there[None], 0.0, logits)  # so that no row is empty
     right = jnp.diagonal(logits)
     return (jax.nn.logsumexp(logits, 0) + jax.nn.logsumexp(logits, 1)) / 2 - right
 
