@@ -30,6 +30,7 @@ MEMBERS = {
     "tuna2": "tuna2.py",
     "rae_codec": "autoencoder_semantic.py",
     "rae": "rae.py",
+    "nextstep": "nextstep.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",

@@ -126,13 +126,14 @@ class Prediction:
     targets: Callable[[Columns, np.ndarray | None], Columns] = successors
 
 
-# By the objective of the stream. At several scales the embed of a code is made of the scales before it, so that its own
-# id can be its target.
+# By the objective of the stream: of codes, and of latents that are predicted one after the other. At several scales the
+# embed of a code is made of the scales before it, so that its own id can be its target.
 PREDICTIONS: dict[str, Prediction] = {
     "none": Prediction(),
     "next_token": Prediction(starts=True),
     "masked": Prediction(hides=True, targets=themselves),
     "next_scale": Prediction(targets=themselves),
+    "token_flow": Prediction(starts=True),
 }
 
 
@@ -225,7 +226,8 @@ class Latents(Items):
     Attributes:
       channels: numbers of a latent (C).
       patch: sides of a patch [S], in the order of `grid`.
-      lead: see `Content`; here the token of the noise level.
+      lead: see `Content`; here the token of the noise level, or the start token.
+      starts: see `Content`.
       inside: whether that token lies in the bidirectional span of the item.
     """
 
@@ -233,6 +235,7 @@ class Latents(Items):
     patch: tuple[int, ...]
     source: str = "value"
     lead: int = 0
+    starts: bool = False
     inside: bool = True
 
     field: ClassVar[str] = "values"
