@@ -22,7 +22,8 @@ from transfusion.running.restore import restore_params
 from transfusion.sampling.decoder import generate
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.reference import generate_one
-from transfusion.sequence import SequenceSpec
+from transfusion.sequence import Segment, SequenceSpec, text
+from transfusion.sequence.rows import expand
 from transfusion.tasks import make_task
 from transfusion.train import train
 
@@ -151,6 +152,38 @@ def test_a_selection_keeps_the_best_in_their_order():
         best = sorted(np.argsort(-np.asarray(score[item]))[:k], key=lambda i: (i % n, i // n))
         weighted = np.asarray(tokens[item] * jax.nn.sigmoid(score[item])[:, None])
         np.testing.assert_allclose(kept[item], weighted[best], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_llada_draws_its_answers_in_blocks(data_dir, tmp_path):
+    """As the plain decoder does; what stands behind the first end of the document is no text."""
+    train(short("llada.py:debug", data_dir), tmp_path)
+    run = transfusion.load_run(tmp_path)
+    pictures = [np.full((8, 8, 1), grey, np.uint8) for grey in (0, 255)]
+    captions = run.caption(pictures)
+    config = run.sampler(max_images=1, max_tokens=0)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        (plain,) = generate_one(run.task, run.params, Prompt(run.segments(picture), draw=True), 0, config, number)
+        ids = plain.value.tolist() + [text.EOS]
+        assert caption == run.task.tokenizer.decode(np.array(ids[: ids.index(text.EOS)]))
+    with pytest.raises(UsageError, match="this model draws no images"):
+        run.draw("a handwritten one")
+    result = evaluate(tmp_path, Options(captions=5))
+    assert result["caption_accuracy"]["count"] == 5 and result["generation_accuracy"] is None
+
+
+def test_an_answer_fills_its_places_and_is_the_only_loss():
+    spec = load_experiment(CONFIGS / "llada.py").spec
+    pixels = np.zeros((8, 8, 1), np.float32)
+    words = np.array([97, 98], np.int32)
+    document = (Segment("image", pixels, "context"), Segment("text", words, "target"))
+    pieces = expand(document, spec).pieces
+    assert pieces["answer"]["tokens"].tolist() == [97, 98, *[text.EOS] * 30]
+    np.testing.assert_array_equal(pieces["answer"]["loss_weight"], np.ones(32))
+    # Begin, EOI, which predicts what opens the answer, and that; the end of the document.
+    assert text.SEP in pieces["text"]["targets"][pieces["text"]["loss_weight"] > 0]
+    with pytest.raises(UsageError, match="40 ids do not fit the 32 places"):
+        expand((Segment("text", np.zeros(40, np.int32), "target"),), spec)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ MEMBERS = {
     "contrastive_siglip": "contrastive.py:siglip",
     "llava_projector": "llava.py:projector",
     "llava": "llava.py",
+    "llada": "llada.py",
     "resampler": "resampler.py",
     "flamingo": "resampler.py:flamingo",
     "select": "resampler.py:select",
@@ -40,7 +41,6 @@ MEMBERS = {
     "vq_digits": "vq_digits.py",
     "vq_digits_multiscale": "vq_digits.py:multiscale",
     "showo": "showo.py",
-    "lumina": "lumina.py",
     "var": "var.py",
     "janus": "janus.py",
     "chameleon": "chameleon.py",
@@ -67,7 +67,6 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
-    "lumina": CODES | {"init.path": f"{RUNS}/vq_digits"},
 } | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 

@@ -98,7 +98,13 @@ class Trained:
     def drawn(self) -> Stream | None:
         """The stream that the model draws; None for a model that only writes."""
         found = drawable_of(self.spec)
-        return found.stream if found else None
+        return found.stream if found and found.kind != TEXT else None
+
+    @property
+    def answers(self) -> Stream | None:
+        """The stream that draws a text behind a prompt as one item; None if text is written id by id."""
+        found = drawable_of(self.spec)
+        return found.stream if found and found.kind == TEXT else None
 
     @property
     def sides(self) -> int:
@@ -236,11 +242,17 @@ class Trained:
             self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
             size=checked_size(size), first=first,
         )  # fmt: skip
-        decode = self.task.tokenizer.decode
+        decode = self._text
         return [
             [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
             for document in documents
         ]
+
+    def _text(self, ids: np.ndarray) -> str:
+        """The text of ids; of an answer those before its first fill."""
+        if self.answers:
+            ids = ids[: [*ids, self.answers.fill].index(self.answers.fill)]
+        return self.task.tokenizer.decode(ids)
 
     @property
     def _several_axes(self) -> int:
@@ -264,6 +276,8 @@ class Trained:
         Raises:
           UsageError: as `generate`, and if the drawings of a list have several sizes.
         """
+        if self.answers:
+            raise UsageError("this model draws no images: it answers (caption)")
         frames = self.sampler(**overrides).min_images
         sampler = self.sampler(**{"max_tokens": 0, "max_images": max(1, frames)} | overrides)
         given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
@@ -282,8 +296,9 @@ class Trained:
           UsageError: as `generate`.
         """
         given, labels = as_labels(None, as_prompts(as_paths(media), self._several_axes))
-        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides)
-        results = self._generate(given, labels, False, seed, (0, 0), first, sampler)
+        drawn = {"max_images": 1, "max_tokens": 0} if self.answers else {}
+        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides | drawn)
+        results = self._generate(given, labels, self.answers is not None, seed, (0, 0), first, sampler)
         captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
         return captions[0] if given.one else captions
 
