@@ -93,6 +93,7 @@ RANGES: dict[str, Range] = {
     "AheadConfig.share": (0, 1),
     "AheadConfig.levels": (1, 20),
     "AheadConfig.guidance": (-_FACTOR, _FACTOR),
+    "AheadConfig.power": (0, 2),
     "ContinuousConfig.mean": (-_FACTOR, _FACTOR),
     "ContinuousConfig.std": (_TINY, _FACTOR),
     "ContinuousConfig.shift": (_TINY, _FACTOR),

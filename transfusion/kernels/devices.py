@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from transfusion.kernels.kernel import Kernel, Layout, Result, merge
+from transfusion.kernels.kernel import Head, Kernel, Layout, Result, merge
 from transfusion.sequence.masks import Metadata
 from transfusion.sharding import fitting, per_device
 
@@ -83,7 +83,7 @@ def _of_devices(queries: PartitionSpec) -> PartitionSpec:
 
 
 def ring_plans(
-    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, head: int,
+    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, head: Head,
     axis: str,
 ) -> list[Any]:  # fmt: skip
     """Plans `ring` inside `jax.shard_map`: a plan for the keys of each device along `axis`, the own ones first.
@@ -91,7 +91,7 @@ def ring_plans(
     Args:
       q, k: metadata of the device's own queries and keys.
       q_slices, k_slices: the sizes of their slices, the same on all devices.
-      head: the bytes of a head.
+      head: of the queries, keys and values.
     """
     everyone = jax.tree.map(lambda x: jax.lax.all_gather(x, axis), k)
     devices, own = jax.lax.axis_size(axis), jax.lax.axis_index(axis)

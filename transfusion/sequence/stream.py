@@ -109,7 +109,8 @@ class Stream:
       fill: the id in the places behind codes that are fewer than the (T,) of `grid`, such as the end of text behind
         the ids of an answer (LLaDA); -1: there are always T.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
-      table: additive position inside an image: 'none', 'sincos' (fixed 2-D sine and cosine; y first) or 'learned'.
+      table: additive position inside an item: 'none', 'sincos' (fixed sines and cosines of its sides; y first) or, of
+        images, 'learned'.
       coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext').
       released: what only released weights need, see `Released`.
     """
