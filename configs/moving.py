@@ -39,7 +39,7 @@ def get_config(form: str = ""):
         steps=1500,
         batch_size=8,
         log_every=50,
-        model=TransformerConfig(width=192, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        model=TransformerConfig(width=128, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
         streams={"text": Stream(vocabulary=text.VOCABULARY, budget=4 * 36, weight=2.0), "video": video},
         layout=layouts.transfusion(position="grid", kind="video"),
         data=DataConfig(sources={"clips": clips}, caption_first=0.6, cache=False),

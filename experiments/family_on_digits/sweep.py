@@ -10,6 +10,8 @@ MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
     "mot_post_norm": "mot.py:post",
+    "experts": "experts.py",
+    "experts_mot": "experts.py:mot",
     "lmfusion_text": "lmfusion.py:text",
     "lmfusion": "lmfusion.py",
     "dit_block": "dit.py",

@@ -161,11 +161,11 @@ def test_png_round_trip_and_alpha_on_white():
 def test_scenes_as_files_are_those_that_are_made_while_reading(tmp_path):
     from transfusion.data.packaged.scenes import Scenes, ScenesConfig
 
-    for name, task, side in (("32", "captions", 32), ("clips", "clips", 16)):
-        config = ScenesConfig(name=name, task=task, resolution=side, train=12, held=3)
+    for task, side in (("captions", 32), ("clips", 16)):
+        config = ScenesConfig(name=f"few_{task}", task=task, resolution=side, train=12, held=3)
         builder = Scenes(data_dir=str(tmp_path), config=config, file_format="array_record")
         builders.write_files(builder)
-        stored = open_source(SourceConfig(name=f"scenes/{name}"), str(tmp_path))
+        stored = open_source(SourceConfig(path=str(builder.data_dir)), str(tmp_path))
         made = open_source(SourceConfig(kind="scenes", name=task))
         assert len(stored) == 12 and builder.info.splits["pairs"].num_examples == 3
         medium = "video" if task == "clips" else "image"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -134,7 +135,8 @@ def growing(folder: str, **changes) -> DataConfig:
     return DataConfig(sources=sources, drop_caption=0.0, **{"prefetch": 0} | changes)
 
 
-def test_images_grow_at_the_record_that_the_config_names(folder):
+def test_images_grow_at_the_record_that_the_config_names(folder, caplog):
+    caplog.set_level(logging.INFO)
     config = growing(folder)
     pipeline = Pipeline(config, SPEC, 2)
     areas = []
@@ -142,6 +144,8 @@ def test_images_grow_at_the_record_that_the_config_names(folder):
         record = pipeline._records[index]
         if "caption" in record:
             areas.append((index, record["image"].shape[:2]))
+    said = [line for line in caplog.messages if line.startswith("images are larger")]
+    assert said == [f"images are larger from record {start} of the mixture on" for start in (60, 130)]
     stages = dict(config.sources["grows"].sizes.stages)
     assert list(stages) == [0, 60, 130]
     for index, size in areas:

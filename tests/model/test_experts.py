@@ -1,4 +1,4 @@
-"""Feed-forward layers as sums of shared, by stream and routed experts: what they compute, and that nothing is dropped."""
+"""Feed-forward layers as sums of shared, by stream and routed experts: what they compute, and that none is dropped."""
 
 import dataclasses
 import functools

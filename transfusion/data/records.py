@@ -49,12 +49,16 @@ class Records:
         cache = Cache(config.cache_megabytes * 2**19) if config.cache else None
         stages = {name: sources.stages_of(source) for name, source in self.sources.items()}
         self._starts = sorted({start for some in stages.values() for start, _ in some})
+        self._grown = 0  # the highest age that was read
         self._data = [_mixed(stages, i, start, weights, seed, cache) for i, start in enumerate(self._starts)]
         # Computed now, because a checkpoint may be saved when the data can no longer be read.
         self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
 
     def __getitem__(self, index: int) -> Record:
-        return self._data[self.age(index)][index]
+        if (age := self.age(index)) > self._grown:
+            self._grown = age
+            logging.info("images are larger from record %d of the mixture on", self._starts[age])
+        return self._data[age][index]
 
     def age(self, index: int) -> int:
         """How often the images of some source have grown before this record. What is made of a record depends on it."""

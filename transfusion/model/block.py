@@ -90,7 +90,9 @@ def cast_once(weights: Mapping[str, Any], dtype: Any, besides: Collection[str] =
     def cast(name: str, w: Any) -> Any:
         if isinstance(w, Mapping):
             return cast_once(w, dtype, besides)
-        return w.astype(dtype) if name in MATRICES and name not in besides else w
+        if name not in MATRICES or name in besides:
+            return w
+        return jax.tree.map(lambda x: x.astype(dtype), w)  # a sampler has the layers apart
 
     return {name: cast(name, w) for name, w in weights.items()}
 

@@ -67,8 +67,8 @@ class TransformerConfig:
       head_size: K; 0 means D / H.
       ffn: F; 0 means 8/3 D rounded up to a multiple of `ffn_multiple`.
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
-      feed_forwards: further feed-forward layers by a name of one's own, which are added to that of each stream's expert.
-      ffn_absent: experts (`Stream.expert`) without a feed-forward layer of their own, whose streams have the added only.
+      feed_forwards: further feed-forward layers, by a name of one's own. They are added to that of a stream's expert.
+      ffn_absent: experts (`Stream.expert`) without a feed-forward layer of their own, beside which others must be.
       norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
       norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
       norm_epsilon: epsilon of the norms.

@@ -146,7 +146,7 @@ class Trunk(nnx.Module):
         return self._run(inputs, cache, NOTHING)[0]
 
     def counted(self, inputs: TrunkInputs) -> tuple[dict[str, jax.Array], Loads]:
-        """Returns the same outputs, and how many tokens the experts of each routed layer had; padding does not count."""
+        """Returns the same outputs, and how many tokens the experts of each routed layer had, without padding."""
         outputs, _, (_, loads) = self._run(inputs, None, NOTHING)
         return outputs, loads
 

@@ -80,7 +80,8 @@ def sharding_of(experiment: Experiment, devices: int, slices: int = 1) -> Shardi
     parts = found.accumulate * math.prod(found.sizes[name] for name in RULES["batch"])
     if found.batch % parts:
         raise UsageError(
-            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data, fsdp and expert, microbatches)"
+            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data, fsdp and expert, "
+            "microbatches)"
         )
     return found
 
@@ -188,10 +189,8 @@ def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterat
         if on.sizes[axis] > 1:
             yield Collective("all-reduce", round(size / split), on.sizes[axis], far[axis], parts)
     if on.expert > 1:
-        trees = (
-            {**t, "trunk": {**t["trunk"], "feed_forwards": {}}} for t in (task.template.axes, task.template.shapes)
-        )
-        rest = local_bytes(*trees, on.gathered.mesh)
+        trees = (task.template.axes, task.template.shapes)
+        rest = size - local_bytes(*(t["trunk"].get("feed_forwards", {}) for t in trees), on.gathered.mesh)
         yield Collective("all-reduce", round(rest / split), on.expert, far["expert"], parts)
     for config, length in _trunks(task):
         runs, again = config.layers * parts, config.remat != "none"
@@ -222,9 +221,8 @@ def shardings(devices: int, slices: int, batch: int, accumulate: int, expert: in
         for data in (2**i for i in range(devices.bit_length())):
             fsdp = devices // (slices * data * expert * tensor * context)
             on = Sharding(data, fsdp, tensor, batch, accumulate, context, slices, expert)
-            whole = (
-                math.prod(on.sizes.values()) == devices and batch % (slices * data * fsdp * expert * accumulate) == 0
-            )
+            parts = accumulate * slices * data * fsdp * expert
+            whole = math.prod(on.sizes.values()) == devices and batch % parts == 0
             if whole and (context == 1 or on.rows == accumulate):
                 yield on
 
