@@ -103,10 +103,10 @@ class Trained:
         """The kind that evaluations and reports draw: the only one, or images among several; '' if there is none."""
         return "image" if "image" in self.draws else next(iter(self.draws), "")
 
-    @property
-    def writes(self) -> bool:
-        """Whether the model has learned to write text; one that only compares has not."""
-        return self.spec.streams[TEXT].objective != "none"
+    def check_writes(self) -> None:
+        """Raises a UsageError if the model has not learned to write text: one that compares has not."""
+        if self.spec.streams[TEXT].objective == "none":
+            raise UsageError("this model neither writes nor draws, it compares")
 
     @property
     def drawn(self) -> Stream | None:
@@ -251,8 +251,7 @@ class Trained:
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
-        if not self.writes:
-            raise UsageError("this model neither writes nor draws: it compares (`transfusion.evaluate` measures that)")
+        self.check_writes()
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
             self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
