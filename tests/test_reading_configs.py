@@ -172,6 +172,15 @@ def test_llada_draws_its_answers_in_blocks(data_dir, tmp_path):
     assert result["caption_accuracy"]["count"] == 5 and result["generation_accuracy"] is None
 
 
+@pytest.mark.slow
+def test_dimoo_unmasks_answers_and_images(data_dir, tmp_path):
+    train(short("llada.py:dimoo_debug", data_dir), tmp_path)
+    run = transfusion.load_run(tmp_path)
+    image = run.draw("a handwritten one", kind="image", steps=2)
+    assert image.shape == (8, 8, 1)
+    assert isinstance(run.caption(image), str) and run.draws == ("image",)
+
+
 def test_an_answer_fills_its_places_and_is_the_only_loss():
     spec = load_experiment(CONFIGS / "llada.py").spec
     pixels = np.zeros((8, 8, 1), np.float32)

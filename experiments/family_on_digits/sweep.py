@@ -43,6 +43,7 @@ MEMBERS = {
     "vq_digits": "vq_digits.py",
     "vq_digits_multiscale": "vq_digits.py:multiscale",
     "showo": "showo.py",
+    "dimoo": "llada.py:dimoo",
     "var": "var.py",
     "janus": "janus.py",
     "chameleon": "chameleon.py",
@@ -69,6 +70,7 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
+    "dimoo": CODES | {"init.path": f"{RUNS}/vq_digits"},
 } | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 
