@@ -214,13 +214,13 @@ def test_nextstep_draws_as_the_plain_decoder_and_reads(data_dir, tmp_path):
     head = parts["image"]["head"]
     head["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
     head["modulation"] = 0.1 * jax.random.normal(jax.random.key(2), head["modulation"].shape)
-    config = run.sampler(steps=3, guidance=2.0, max_tokens=2, max_images=1)
+    config = run.sampler(steps=2, guidance=2.0, max_tokens=2, max_images=1)
     prompts = [Prompt(run.segments(caption), draw=True) for caption in ("a one", "nine")]
     results = generate(run.task, run.params | {"parts": parts}, prompts, 0, config)
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         plain = generate_one(run.task, run.params | {"parts": parts}, prompt, 0, config, number)
         assert [s.kind for s in result] == [s.kind for s in plain]
-        assert_close(result[0].value, plain[0].value, 3 * 16 * trunk_operations(run.experiment.model, 40))
+        assert_close(result[0].value, plain[0].value, 2 * 16 * trunk_operations(run.experiment.model, 40))
     assert np.abs(results[0][0].value - results[1][0].value).max() > 0.1
     assert isinstance(run.caption(np.zeros((8, 8, 1), np.uint8), max_tokens=2), str)
 
