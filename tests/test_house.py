@@ -60,9 +60,9 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
     "transfusion.learner": (
+        2,
         3,
-        3,
-        "streams that learn nothing; a table that is a head, and experts, in FLOPs; legal causal and compared streams",
+        "streams that learn nothing; a table that is a head; legal causal and compared streams",
     ),
     "transfusion.model.resample": (0, 3, "legal embeds of few tokens"),
     "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
