@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from transfusion.errors import UsageError
 from transfusion.sequence import text
-from transfusion.sequence.chat import ChatConfig, own_template
+from transfusion.sequence.chat import ChatConfig, own_chat
 from transfusion.sequence.text import TokenizerConfig, open_tokenizer, recorded
 
 CHATML = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -53,8 +54,8 @@ def test_a_run_records_which_template_its_own_was(folder, tmp_path):
     assert recorded(config).chat == ChatConfig("chatml")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")  # newer than what stands in the config
-    with pytest.raises(UsageError, match=r"chat_template\.jinja: the chat template is none of"):
+    (tmp_path / "chat_template.jinja").write_text("<start_of_turn><end_of_turn>")  # newer than that in the config
+    with pytest.raises(UsageError, match="no token '<start_of_turn>'"):
         open_tokenizer(dataclasses.replace(config, path=str(tmp_path / "tokenizer.json")))
     with pytest.raises(UsageError, match="bytes have none"):
         TokenizerConfig(chat=ChatConfig("own"))
@@ -83,7 +84,8 @@ def test_a_template_that_does_not_fit_the_tokenizer_is_refused(folder, chat, eos
 def test_wrong_configs_are_refused():
     for fields, wrong in (
         ({"kind": "chatlm"}, "chatml"),
-        ({"kind": "text"}, "tokenizer.chat.system must hold {} once"),
+        ({"kind": "text"}, "tokenizer.chat.user must hold {} once"),
+        ({"kind": "text", "system": "S"}, "tokenizer.chat.system must hold {} once"),
         ({"user": "U: {}"}, "tokenizer.chat.user is read if tokenizer.chat.kind is 'text'"),
     ):
         with pytest.raises(UsageError) as raised:
@@ -92,8 +94,66 @@ def test_wrong_configs_are_refused():
 
 
 def test_a_template_of_a_file_is_known_by_its_tokens():
-    assert own_template(CHATML, "x") == "chatml"
-    assert own_template("<|start_header_id|>{{role}}<|end_header_id|>\n\n{{content}}<|eot_id|>", "x") == "llama3"
-    for strange in ("{{ content }}", CHATML + "<|start_header_id|>", "[INST]<|im_start|><|im_end|>"):
-        with pytest.raises(UsageError, match=r"none of chatml, llama3, gemma"):
-            own_template(strange, "x")
+    assert own_chat(CHATML, {}, "x") == ChatConfig("chatml")
+    llama = "<|start_header_id|>{{role}}<|end_header_id|>\n\n{{content}}<|eot_id|>"
+    assert own_chat(llama, {}, "x") == ChatConfig("llama3")
+
+
+# --- templates that are run -------------------------------------------------------------------------------------------
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+ZEPHYR = (
+    "{% for m in messages %}\n{% if m['role'] == 'user' %}\n{{ '<|user|>\n' + m['content'] + eos_token }}\n"
+    "{% else %}\n{{ '<|' + m['role'] + '|>\n' + m['content'] | trim + eos_token }}\n{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}{% else %}"
+    "{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
+)
+
+
+def test_other_templates_are_run_once():
+    pytest.importorskip("jinja2")
+    turns = [f"<|{turn}|>\n{{}}</s>\n" for turn in ("system", "user", "assistant")]
+    assert own_chat(ZEPHYR, TOKENS, "x") == ChatConfig("text", *turns)
+    assert own_chat(MISTRAL, TOKENS, "x") == ChatConfig("text", "", "[INST] {} [/INST]", "{}</s>")
+
+
+@pytest.mark.parametrize(
+    ("template", "wrong"),
+    [
+        ("{{ messages }}", "depend on more than whose turn it is: turn 1"),
+        ("Be kind. " + MISTRAL.replace("{{ bos_token }}", ""), "turn 2 of user, assistant, user"),
+        (MISTRAL.replace("[/INST]", "[/INST]{{ strftime_now('%d') }}").replace("'[INST] ' + m", "m"), "fails"),
+        ("{{ ''.__class__.__mro__ }}", "fails .*unsafe"),
+        ("{{ 'a' * 9999999 }}", r"fails .\* is not run"),
+        ("{{ messages.append(1) }}", "fails .*unsafe"),
+        ("{% if %}", "fails"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "the content of a turn 0 times"),
+    ],
+)
+def test_templates_that_cannot_be_cut_into_turns_are_refused(template, wrong):
+    pytest.importorskip("jinja2")
+    with pytest.raises(UsageError, match=f"x: .*{wrong}"):
+        own_chat(template, TOKENS, "x")
+
+
+def test_without_jinja_another_template_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UsageError, match="jinja2 is not installed: pip install"):
+        own_chat(ZEPHYR, TOKENS, "x")
+
+
+def test_a_template_of_a_file_becomes_ids_and_its_run_needs_the_file_no_longer(folder, tmp_path):
+    pytest.importorskip("jinja2")
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    (tmp_path / "chat_template.jinja").write_text(MISTRAL.replace("{{ bos_token }}", ""))
+    path = str(tmp_path / "tokenizer.json")
+    config = recorded(TokenizerConfig("huggingface", path, eos="<|endoftext|>", chat=ChatConfig("own")))
+    (tmp_path / "chat_template.jinja").unlink()
+    chat = open_tokenizer(config).chat
+    assert chat.after("assistant")[0] == chat.end and not len(chat.before("assistant"))
+    with pytest.raises(UsageError, match="no turn of the system"):
+        chat.before("system")

@@ -5,8 +5,8 @@ the layout), `content` and `items` (what the tokens of a stream hold, and what f
 `spans` (tables of rules that streams and runs name), `layouts` (the layouts of published systems), `rows` (a document
 to tokens, tokens to a packed row), `batch` (the arrays of a packed batch), `wordless` (the same without its words),
 `masks` (which token sees which), `pairs` (how many pairs of tokens that makes), `patches` (latents in patches), `text`,
-`chat` and `spelling` (ids of text, of turns, and of codes in the text's vocabulary), `arrays` (types that name the axes
-of arrays), `fakes` (random batches for tests).
+`chat` and `spelling` (ids of text, of turns, and of codes in the text's vocabulary), `chat_template` (the texts of
+turns from a tokenizer's program), `arrays` (types that name the axes of arrays), `fakes` (random batches for tests).
 
 The words of this language, each with one meaning:
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from transfusion.errors import UsageError, check, nearest
+from transfusion.sequence.chat_template import template_texts
 
 TURNS = ("system", "user", "assistant")
 _CONTENT = "{}"
@@ -21,10 +22,10 @@ class ChatConfig:
 
     Attributes:
       kind: 'text' (the three texts below), a key of `TEMPLATES`, or 'own': the template beside the tokenizer's file
-        (`chat_template.jinja`, or in `tokenizer_config.json`), which must be one of `TEMPLATES`, because no program of
-        a file is run.
+        (`chat_template.jinja`, or in `tokenizer_config.json`). One that is none of `TEMPLATES` is read with jinja2
+        (`chat_template`). A run keeps what it was found to be, a key or three texts.
       system, user, assistant: the texts of the kind 'text'. The assistant's must hold the token that ends a document:
-        there the decoder stops.
+        there the decoder stops. An empty `system` means that conversations have no such turn.
     """
 
     kind: str = "plain"
@@ -38,7 +39,7 @@ class ChatConfig:
         for turn, text in texts.items():
             if self.kind != "text" and text:
                 raise UsageError(f"tokenizer.chat.{turn} is read if tokenizer.chat.kind is 'text', not {self.kind!r}")
-            if self.kind == "text" and text.count(_CONTENT) != 1:
+            if self.kind == "text" and text.count(_CONTENT) != 1 and (text or turn != "system"):
                 raise UsageError(f"tokenizer.chat.{turn} must hold {{}} once, where the content of a turn stands")
 
 
@@ -81,13 +82,16 @@ TEMPLATES: dict[str, Template] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chat:
-    """A chat template that is ready to use: for each turn the ids before and after its content, int32 [n] each, and
-    the id `end` of the token that ends an assistant's turn."""
+    """A chat template that is ready to use: for each turn that it has the ids before and after its content, int32 [n]
+    each, and the id `end` of the token that ends an assistant's turn."""
 
     around: Mapping[str, tuple[np.ndarray, np.ndarray]]
     end: int
 
     def before(self, turn: str) -> np.ndarray:
+        """The ids before a turn; raises UsageError if the template does not have it."""
+        if turn not in self.around:
+            raise UsageError(f"the chat template has no turn of the {turn}: leave it out, or set tokenizer.chat.{turn}")
         return self.around[turn][0]
 
     def after(self, turn: str, last: bool = False) -> np.ndarray:
@@ -98,20 +102,22 @@ class Chat:
         return ids[: ends[0]] if last and len(ends) else ids
 
 
-def own_template(text: str, where: str) -> str:
-    """The key of `TEMPLATES` whose form a template of a tokenizer's file has.
+def own_chat(text: str, tokens: Mapping[str, str], where: str) -> ChatConfig:
+    """The template of a tokenizer's file: the one of `TEMPLATES` whose tokens it has, else its own texts.
+
+    Args:
+      text: the template.
+      tokens: see `template_texts`.
+      where: names its file in errors.
 
     Raises:
-      UsageError: if it is none of them.
+      UsageError: if it is none of `TEMPLATES`, and `template_texts` cannot read it.
     """
     for kind, template in TEMPLATES.items():
         strange = [mark for mark in re.findall(template.others, text) if mark not in template.marks]
         if template.marks and all(mark in text for mark in template.marks) and not strange:
-            return kind
-    known = ", ".join(kind for kind, template in TEMPLATES.items() if template.marks)
-    raise UsageError(
-        f"{where}: the chat template is none of {known}: set tokenizer.chat.kind='text', and the texts of the turns"
-    )
+            return ChatConfig(kind)
+    return ChatConfig("text", *template_texts(text, tokens, where))
 
 
 def make_chat(kind: str, texts: tuple[str, ...], encode: Callable, named: Mapping[str, int], end: int) -> Chat:
@@ -119,7 +125,7 @@ def make_chat(kind: str, texts: tuple[str, ...], encode: Callable, named: Mappin
 
     Args:
       kind: names the template in errors.
-      texts: one for each of `TURNS`.
+      texts: one for each of `TURNS`, '' for one that there is not.
       encode: text -> ids.
       named: the special tokens that the texts may hold.
       end: the id that ends a document.
@@ -142,8 +148,8 @@ def make_chat(kind: str, texts: tuple[str, ...], encode: Callable, named: Mappin
 
     around = {}
     for turn, text in zip(TURNS, texts, strict=True):
-        before, _, after = text.partition(_CONTENT)
-        around[turn] = (ids(before), ids(after))
+        before, found, after = text.partition(_CONTENT)
+        around |= {turn: (ids(before), ids(after))} if found else {}
     if end not in around["assistant"][1]:
         raise UsageError(
             f"tokenizer.chat ({kind}): an assistant's turn must end with the token at which the decoder stops: set "

@@ -18,7 +18,7 @@ from etils import epath
 
 from transfusion import storage
 from transfusion.errors import UsageError, check, nearest, require
-from transfusion.sequence.chat import TEMPLATES, Chat, ChatConfig, make_chat, own_template
+from transfusion.sequence.chat import TEMPLATES, Chat, ChatConfig, make_chat, own_chat
 
 PAD, BOS, EOS, BOI, EOI = range(256, 261)
 # Inside an image of codes: ends of a row and of a frame, and what separates its size (Emu3) or its codes (UniToken)
@@ -142,14 +142,14 @@ def decode(ids: np.ndarray) -> str:
 
 def _with_chat(tokenizer: Tokenizer, chat: ChatConfig, path: str = "") -> Tokenizer:
     """The tokenizer with a chat template; `path` is its file. Raises UsageError if the file lacks its tokens."""
-    kind = own_template(*_own_chat(path)) if chat.kind == "own" else chat.kind
-    texts = (chat.system, chat.user, chat.assistant) if kind == "text" else TEMPLATES[kind].texts
+    chat = own_chat(*_own_template(path)) if chat.kind == "own" else chat
+    texts = (chat.system, chat.user, chat.assistant) if chat.kind == "text" else TEMPLATES[chat.kind].texts
     named = {f"<|{name}|>": tokenizer.id(number) for name, number in NAMES.items()} | dict(tokenizer.named)
-    return dataclasses.replace(tokenizer, chat=make_chat(kind, texts, tokenizer.encode, named, tokenizer.id(EOS)))
+    return dataclasses.replace(tokenizer, chat=make_chat(chat.kind, texts, tokenizer.encode, named, tokenizer.id(EOS)))
 
 
-def _own_chat(tokenizer: str) -> tuple[str, str]:
-    """The chat template beside a tokenizer's file, and the path of its own file.
+def _own_template(tokenizer: str) -> tuple[str, dict[str, str], str]:
+    """The chat template beside a tokenizer's file, the special tokens that it may name, and the path of its own file.
 
     Raises:
       UsageError: if there is none.
@@ -157,16 +157,19 @@ def _own_chat(tokenizer: str) -> tuple[str, str]:
     folder = epath.Path(tokenizer).parent
     alone, within = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
+        fields = json.loads(within.read_text()) if within.exists() or not alone.exists() else {}
+        tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in fields.items()}
+        tokens = {name: value for name, value in tokens.items() if name.endswith("_token") and isinstance(value, str)}
         if alone.exists():
-            return alone.read_text(), str(alone)
-        found = json.loads(within.read_text())["chat_template"]
+            return alone.read_text(), tokens, str(alone)
+        found = fields["chat_template"]
         if isinstance(found, list):  # several with names
             found = next(one["template"] for one in found if one["name"] == "default")
     except OSError as error:
         raise UsageError(f"tokenizer.chat.kind: cannot read {within}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise UsageError(f"tokenizer.chat.kind: {within} has no chat_template") from error
-    return str(found), str(within)
+    return str(found), tokens, str(within)
 
 
 BYTES = _with_chat(Tokenizer(encode, decode, len, 256), ChatConfig())
@@ -204,12 +207,11 @@ def tokens(config: TokenizerConfig) -> dict[int, str]:
 
 
 def recorded(config: TokenizerConfig) -> TokenizerConfig:
-    """The config with the hash of its file, and the template that its own is, which a copy of the run may not have
-    beside it; raises UsageError if it cannot be read."""
+    """The config with the hash of its file, and what the template beside it was found to be, which a copy of the run
+    may not have; raises UsageError if it cannot be read."""
     if config.kind == "bytes":
         return config
-    own = config.chat.kind == "own"
-    chat = ChatConfig(own_template(*_own_chat(config.path))) if own else config.chat
+    chat = own_chat(*_own_template(config.path)) if config.chat.kind == "own" else config.chat
     return dataclasses.replace(config, sha256=_read(config)[1], chat=chat)
 
 
