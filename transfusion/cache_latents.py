@@ -15,29 +15,38 @@ import pathlib
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from transfusion import programs
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
-from transfusion.data.config import SourceConfig
+from transfusion.data.config import ONE_MEDIUM, SourceConfig
 from transfusion.data.latent_cache import begin_cache, finish_cache, write_shard
-from transfusion.data.latent_files import CachePlan, content_of
+from transfusion.data.latent_files import MOST_SHARDS, CachePlan, content_of
 from transfusion.data.media import kind_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
-from transfusion.latents import Codec, open_codec
+from transfusion.latents import Codecs, open_codec
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.own_files import sole_use
 
 
 @dataclasses.dataclass(frozen=True)
 class CachingJob:
-    """Everything that a worker needs to encode a shard of a source, wherever it runs."""
+    """Everything that a worker needs to encode a shard of a source, wherever it runs.
+
+    Attributes:
+      codec: of all kinds of media that `by_kind` does not name.
+      by_kind: (kind, codec), where the media are of several kinds.
+      frames: whether the model reads clips as images, one after the other.
+    """
 
     source: SourceConfig
     codec: CodecConfig
+    by_kind: tuple[tuple[str, CodecConfig], ...]
+    frames: bool
     data_dir: str
     pixel_limit: int
     folder: str
@@ -54,8 +63,8 @@ def _source(config: SourceConfig, data_dir: str, pixel_limit: int) -> Source:
 
 
 @functools.lru_cache(maxsize=1)
-def _codec(config: CodecConfig) -> Codec:
-    return open_codec(config)
+def _codecs(codec: CodecConfig, by_kind: tuple[tuple[str, CodecConfig], ...]) -> Codecs:
+    return Codecs(open_codec(codec), {kind: open_codec(config) for kind, config in by_kind})
 
 
 def encode_shard(number: int, job: CachingJob) -> int:
@@ -64,10 +73,16 @@ def encode_shard(number: int, job: CachingJob) -> int:
     Raises:
       UsageError: if this machine has another codec than the job, or the shard cannot be written.
     """
-    source, codec = _source(job.source, job.data_dir, job.pixel_limit), _codec(job.codec)
-    if codec.digest != job.digest:
-        raise UsageError(f"a worker has the codec {codec.digest[:16]}, and the job is for {job.digest[:16]}")
-    return write_shard(pathlib.Path(job.folder), job.plan(len(source)), number, source.__getitem__, codec.encode)
+    source, codecs = _source(job.source, job.data_dir, job.pixel_limit), _codecs(job.codec, job.by_kind)
+    if codecs.digest() != job.digest:
+        raise UsageError(f"a worker has the codec {codecs.digest()[:16]}, and the job is for {job.digest[:16]}")
+
+    def encode(kind: str, medium: np.ndarray) -> np.ndarray:
+        if kind == "video" and job.frames:  # as training does
+            return np.stack([codecs.encode("image", frame) for frame in medium])
+        return codecs.encode(kind, medium)
+
+    return write_shard(pathlib.Path(job.folder), job.plan(len(source)), number, source.__getitem__, encode)
 
 
 def cache_latents(
@@ -82,7 +97,7 @@ def cache_latents(
 
     Args:
       source: the source to encode.
-      experiment: its settings of the data, and its codec for the medium of the source.
+      experiment: its settings of the data, and its codecs for the media of the source.
       folder: where the latents go.
       workers: processes on this machine. They share its cores; an accelerator has room for only one.
       shard_records: records of each file.
@@ -95,11 +110,18 @@ def cache_latents(
     dataclasses.replace(source, latents=str(folder)).validate("the source", data.pixel_limit)
     source = dataclasses.replace(source, latents="", weight=1.0)
     _source.cache_clear()
-    _codec.cache_clear()
+    _codecs.cache_clear()
     opened = _source(source, data.data_dir, data.pixel_limit)
-    codec, records = experiment.codec_of(kind_of(opened)), len(opened)
-    folder = folder.expanduser().absolute()
-    job = CachingJob(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
+    if (records := len(opened)) > MOST_SHARDS * shard_records:
+        raise UsageError(f"the source has {records} records, too many to keep: encode a finite part, such as a split")
+    one = source.kind in ONE_MEDIUM
+    codec = experiment.codec_of(kind_of(opened)) if one else experiment.codec
+    by_kind = () if one else tuple(sorted(experiment.codecs.items()))
+    frames = not one and "video" not in experiment.layout
+    folder, digest = folder.expanduser().absolute(), _codecs(codec, by_kind).digest()
+    job = CachingJob(
+        source, codec, by_kind, frames, data.data_dir, data.pixel_limit, str(folder), digest, shard_records
+    )  # fmt: skip
     plan = job.plan(records)
     with sole_use(folder, "--output"):
         missing, start, bad = begin_cache(folder, plan), time.perf_counter(), 0

@@ -120,6 +120,13 @@ class Codecs:
         """What the codec of this kind makes of a medium, see `Codec.encode`."""
         return self[kind].encode(medium)
 
+    def digest(self, kind: str = "") -> str:
+        """The digest of the codec of a kind; without one, that of all codecs together. See `Codec.digest`."""
+        if kind or not self.by_kind:
+            return self[kind].digest
+        digests = {name: codec.digest for name, codec in {"": self.default, **self.by_kind}.items()}
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
 
 def open_codecs(experiment: Experiment) -> Codecs:
     """Opens all codecs of an experiment; see `open_codec`."""

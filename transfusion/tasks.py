@@ -76,7 +76,7 @@ class SequenceTask(Learner):
         return given
 
     def _check_latents(self, data: DataConfig, codecs: Codecs) -> None:
-        check_latents(data.sources, data, self.spec.reads_pixels, lambda kind: codecs[kind].digest)
+        check_latents(data.sources, data, self.spec.reads_pixels, codecs.digest)
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Batches with every held-out record once."""

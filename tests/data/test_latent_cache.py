@@ -1,6 +1,7 @@
 """Latents that are written once and read ever after: the same training, whoever wrote them."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -10,12 +11,15 @@ import tiny
 from interop import released
 from program import run_program
 
-from transfusion import latents
+from transfusion import latents, layouts
 from transfusion.cache_latents import cache_latents
 from transfusion.codecs import CodecConfig
+from transfusion.codecs.mel import MelConfig
 from transfusion.config import EvalConfig, Experiment, to_json
+from transfusion.data import images, latent_files, sounds
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.latent_files import LATENTS_JSON
+from transfusion.data.segments import RawSegment
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
 from transfusion.evaluation.examples import read_examples
@@ -189,3 +193,71 @@ def test_the_program_says_which_flags_read_its_latents(experiment, cache, tmp_pa
     assert all(same_files(tmp_path / "latents" / name, cache) for name in ("mine", "eval/mine"))
     done = run_program(tmp_path, "transfusion.cache_latents", *arguments, "--sources=yours")
     assert done.code == 2 and done.err.strip().endswith("--sources: 'yours' is none of mine, eval/mine")
+
+
+@pytest.fixture
+def segments(tmp_path) -> Experiment:
+    """Records with pictures and sounds, short forms and a broken one; images and sounds have codecs of their own."""
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        (tmp_path / f"{number}.png").write_bytes(images.encode_png(pixels))
+        sound = np.random.default_rng(number).integers(-9999, 9999, 256).astype(np.int16)
+        (tmp_path / f"{number}.wav").write_bytes(sounds.encode_wav(sound, 8000))
+    rows = [
+        [{"text": ["see", "look"]}, {"image": "0.png"}, {"text": "hear", "weight": 0.5}, {"sound": "1.wav"}],
+        [{"image": "1.png", "turn": "user"}, {"text": "what?", "turn": "user"}, {"text": "a", "turn": "assistant"}],
+        [{"sound": "0.wav", "role": "context", "loss": False}, {"image": "2.png", "role": "target"}],
+        [{"image": "missing.png"}],
+    ]
+    short = [{"image": "2.png", "caption": "short"}, {"sound": "2.wav", "caption": "loud"}, {"text": "a text"}]
+    stored = [{"segments": row} for row in rows] + short
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stored))
+    item = {"embed": "linear", "head": "linear", "objective": "continuous", "attention": "block", "time": "added"}
+    streams = {
+        "text": Stream(vocabulary=264, budget=64),
+        "image": tiny.image_stream(channels=3),
+        "sound": Stream(**item, channels=6, patch=2, grid=(8,), budget=16),
+    }
+    source = SourceConfig(kind="records", path=str(tmp_path / "records.jsonl"))
+    return tiny.experiment(
+        str(tmp_path), streams=streams, layout=layouts.transfusion() | layouts.transfusion(kind="sound"),
+        codec=CodecConfig("autoencoder", write_codec(tmp_path, 0)),
+        codecs={"sound": CodecConfig("mel", mel=MelConfig(bands=6, window=64, hop=32))},
+        data=DataConfig(sources={"mine": source}, max_bad_share=0.5, prefetch=0),
+        eval=EvalConfig(every=0, sources={"mine": source}),
+    )  # fmt: skip
+
+
+def test_each_medium_of_a_record_is_cached_by_the_codec_of_its_kind(segments, tmp_path, monkeypatch):
+    wanted = batches(segments)
+    assert all(any(batch[name].values.any() for batch in wanted) for name in ("image", "sound"))
+    assert "7 records" in (said := write(segments, tmp_path / "cache")) and "1 new records unusable" in said
+
+    def no_encoder(config: CodecConfig) -> Codec:
+        return dataclasses.replace(open_codec(config), encode=lambda _: pytest.fail("encoded again"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(latents, "open_codec", no_encoder)
+        found = batches(reading(segments, tmp_path / "cache"))
+    assert len(found) == len(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    mel = CodecConfig("mel", mel=MelConfig(bands=6, window=64, hop=32, mean=1.0))
+    stale = reading(dataclasses.replace(segments, codecs={"sound": mel}), tmp_path / "cache")
+    with pytest.raises(UsageError, match="are of the codec .*, and this config's codec is"):
+        make_task(stale).open_data(stale)
+
+
+def test_damaged_segments_are_bad_records(segments, tmp_path):
+    record = {"id": "a", "segments": (RawSegment("image", np.ones((4, 4, 3), np.float32), encoded=True),)}
+    data = latent_files.to_bytes(record)
+    (back,) = latent_files.from_bytes(data)["segments"]
+    np.testing.assert_array_equal(back.value, record["segments"][0].value)
+    for wrong in (data[:-1], data + b"x", data.replace(b'"role"', b'"rule"')):
+        with pytest.raises(ValueError, match="damaged latents"):
+            latent_files.from_bytes(wrong)
+
+
+def test_a_source_without_an_end_is_refused(experiment, tmp_path):
+    scenes = SourceConfig(kind="scenes", name="captions", resolution=32)
+    with pytest.raises(UsageError, match="too many to keep"):
+        cache_latents(scenes, experiment, tmp_path / "scenes")

@@ -30,6 +30,8 @@ FIELDS_OF_KINDS: dict[str, frozenset[str]] = {
     "scenes": frozenset(("name", "split", "resolution", "channels", "length")),
 }
 
+ONE_MEDIUM = ("tfds", "folder", "webdataset", "text")  # kinds of sources whose media are all of one kind
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:

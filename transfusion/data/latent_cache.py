@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import socket
@@ -13,10 +14,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from transfusion.data.config import Record
+from transfusion.data.documents import Encode, segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.latent_files import LATENTS_JSON, CachePlan, check_source, read_about, to_bytes, write_about
 from transfusion.data.media import medium_of
+from transfusion.data.segments import RawSegment
 from transfusion.errors import PassingError, UsageError
+from transfusion.sequence import TEXT
 from transfusion.storage import lasting
 
 
@@ -40,7 +44,7 @@ def begin_cache(folder: pathlib.Path, plan: CachePlan) -> list[int]:
 
 
 def write_shard(
-    folder: pathlib.Path, plan: CachePlan, number: int, records: Callable[[int], Record], encode: Callable
+    folder: pathlib.Path, plan: CachePlan, number: int, records: Callable[[int], Record], encode: Encode
 ) -> int:
     """Encodes the records of one shard. Its file appears when it is complete. Returns the number of bad records.
 
@@ -85,18 +89,26 @@ def finish_cache(folder: pathlib.Path, plan: CachePlan) -> int:
     return sum(sizes.values())
 
 
-def _encoded(record: Record, encode: Callable[[np.ndarray], np.ndarray]) -> Record:
+def _encoded(record: Record, encode: Encode) -> Record:
+    """The record with its media encoded, each by the codec of its kind."""
     kind = medium_of(record)
-    if "segments" in record:
-        raise UsageError(f"{record['id']}: records with segments are not encoded ahead: train without `latents`")
-    if "error" in record or not kind:
+    if "error" in record or not (kind or "segments" in record):
         return record
     try:
-        return {**record, kind: np.ascontiguousarray(encode(record[kind]))}
+        if "segments" in record:
+            return {**record, "segments": tuple(_encoded_segment(one, encode) for one in record["segments"])}
+        return {**record, kind: np.ascontiguousarray(encode(kind, record[kind]))}
     except PassingError:
         raise
     except RECORD_FAULTS as error:  # such as a size that the codec does not take
         return {"id": record["id"], "error": error_line(error)}
+
+
+def _encoded_segment(segment: RawSegment, encode: Encode) -> RawSegment:
+    if segment.encoded or segment.kind == TEXT:
+        return segment
+    value = segment_value(encode(segment.kind, segment.value))
+    return dataclasses.replace(segment, value=np.ascontiguousarray(value), encoded=True)
 
 
 def _check_plan(folder: pathlib.Path, there: CachePlan, wanted: CachePlan) -> None:

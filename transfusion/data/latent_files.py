@@ -2,13 +2,15 @@
 
 A folder holds shards of `shard_records` records each and `latents.json`: the codec's digest, the source and, once all
 shards are there, their sizes. Record i of the cache is record i of the source, broken ones included, so that training
-on the cache reads the same documents in the same order. A record is a line of JSON and the bytes of its array.
+on the cache reads the same documents in the same order. A record is a line of JSON and the bytes of its arrays, one
+after the other: that of its medium, or those of its segments.
 
 `latent_cache` writes such a folder, `latent_source` reads it.
 """
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -18,11 +20,12 @@ import numpy as np
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.faults import error_line
 from transfusion.data.media import medium_of
+from transfusion.data.segments import RawSegment
 from transfusion.errors import UsageError
 
 LATENTS_JSON = "latents.json"
 _FORMAT = 1
-_MOST = 1_000_000  # shards
+MOST_SHARDS = 1_000_000
 _HERE = ("path", "weight", "latents", "follow_links")  # fields of a source that do not say what its records hold
 
 
@@ -31,7 +34,7 @@ class CachePlan:
     """The content of a folder of latents.
 
     Attributes:
-      codec: digest of the codec.
+      codec: digest of the codec; of records whose media are of several kinds, that of all codecs together.
       source: the fields of the source's config that say what its records hold.
       records: number of records of the source.
       shard_records: number of records of each shard but the last.
@@ -61,13 +64,42 @@ def content_of(source: SourceConfig) -> dict[str, object]:
 
 
 def to_bytes(record: Record) -> bytes:
-    """A record as it is stored: a line of JSON and the bytes of its array."""
+    """A record as it is stored: a line of JSON and the bytes of its arrays."""
+    segments = record.get("segments", ())
     kind = medium_of(record) if "error" not in record else ""
-    fields = {name: value for name, value in record.items() if isinstance(value, (str, int, float, tuple))}
-    head = {"fields": fields}
+    stored = {name: value for name, value in record.items() if name != "segments"}
+    fields = {name: value for name, value in stored.items() if isinstance(value, (str, int, float, tuple))}
+    head: dict[str, object] = {"fields": fields}
+    if segments:
+        head["segments"] = [_stated(segment) for segment in segments]
+        arrays = [segment.value for segment in segments if isinstance(segment.value, np.ndarray)]
+        return json.dumps(head).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
     if kind:
         head |= {"kind": kind, "dtype": record[kind].dtype.str, "shape": record[kind].shape}
     return json.dumps(head).encode() + b"\n" + (record[kind].tobytes() if kind else b"")
+
+
+def _stated(segment: RawSegment) -> dict[str, object]:
+    """The fields of a segment as JSON; of an array its type and shape."""
+    fields = {field.name: getattr(segment, field.name) for field in dataclasses.fields(segment)}
+    if isinstance(value := fields.pop("value"), np.ndarray):
+        return fields | {"dtype": value.dtype.str, "shape": value.shape}
+    return fields | {"value": value}
+
+
+def _segments(stored: list[dict], rest: bytes) -> tuple[RawSegment, ...]:
+    """The segments that `_stated` stored, whose arrays lie in `rest` one after the other."""
+    found, at = [], 0
+    for fields in stored:
+        named = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        if "dtype" in named:
+            dtype, shape = np.dtype(named.pop("dtype")), named.pop("shape")
+            named["value"] = np.frombuffer(rest, dtype, math.prod(shape), at).reshape(shape)
+            at += named["value"].nbytes
+        found.append(RawSegment(**named))
+    if at != len(rest):
+        raise ValueError("its arrays have another size than it says")
+    return tuple(found)
 
 
 def from_bytes(data: bytes) -> Record:
@@ -78,6 +110,8 @@ def from_bytes(data: bytes) -> Record:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in head["fields"].items()}
         if "id" not in fields:
             raise KeyError("id")
+        if "segments" in head:
+            return {**fields, "segments": _segments(head["segments"], rest), "encoded": True}
         if "kind" not in head:
             return fields
         array = np.frombuffer(rest, np.dtype(head["dtype"])).reshape(head["shape"])
@@ -103,7 +137,7 @@ def read_about(folder: pathlib.Path) -> tuple[CachePlan, dict[str, int] | None]:
         if not (isinstance(plan.source, dict) and isinstance(plan.codec, str) and plan.records >= 0):
             raise ValueError("fields of wrong types")
         # Only names of shards are accepted: other names could lead out of the folder.
-        if sizes is not None and (plan.records > _MOST * plan.shard_records or tuple(sizes) != plan.shards):
+        if sizes is not None and (plan.records > MOST_SHARDS * plan.shard_records or tuple(sizes) != plan.shards):
             raise ValueError("other files than its shards")
         return plan, sizes
     except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from transfusion.data.array_records import read_record
-from transfusion.data.config import DataConfig, Record, SourceConfig
+from transfusion.data.config import ONE_MEDIUM, DataConfig, Record, SourceConfig
 from transfusion.data.faults import error_line
 from transfusion.data.latent_files import LATENTS_JSON, check_source, content_of, from_bytes, read_about
 from transfusion.data.media import kind_of
@@ -20,7 +20,7 @@ from transfusion.errors import UsageError
 
 
 class LatentSource:
-    """The records of a source with encoded media. A record whose medium is encoded has 'encoded'.
+    """The records of a source with encoded media. A record whose media are encoded has 'encoded'.
 
     Attributes:
       codec: digest of the codec that made the latents.
@@ -70,7 +70,7 @@ class LatentSource:
 
 
 def check_latents(
-    sources: Mapping[str, SourceConfig], data: DataConfig, reads_pixels: bool, digest: Callable[[str], str]
+    sources: Mapping[str, SourceConfig], data: DataConfig, reads_pixels: bool, digest: Callable[..., str]
 ) -> None:
     """Refuses cached latents if training would encode to other latents, or needs pixels.
 
@@ -78,8 +78,8 @@ def check_latents(
       sources: the sources by name; those without cached latents are passed over.
       data: the settings of the data.
       reads_pixels: whether a stream reads pixels besides latents.
-      digest: gives the digest of the codec that the config names for a kind of medium. It is called only if a source
-        has cached latents.
+      digest: gives the digest of the codec that the config names for a kind of medium; with no argument, that of all
+        its codecs together. It is called only if a source has cached latents.
 
     Raises:
       UsageError: naming the source and both codecs, or what is not possible.
@@ -93,7 +93,8 @@ def check_latents(
         if wrong:
             raise UsageError(f"sources.{name}.latents: {wrong[0]} needs pixels, and the cache holds latents only")
         made = LatentSource(source)
-        if made.codec != (ours := digest(made.kind)):
+        ours = digest(made.kind) if source.kind in ONE_MEDIUM else digest()
+        if made.codec != ours:
             raise UsageError(
                 f"the latents in {source.latents} are of the codec {made.codec[:16]}, and this config's codec is "
                 f"{ours[:16]}: write them again into another folder"
