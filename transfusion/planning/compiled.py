@@ -22,8 +22,8 @@ from transfusion.planning.assembly import compile_for_gpu
 from transfusion.planning.cost import USABLE, Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
-from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.conditions import conditions_of
+from transfusion.sampling.decoder import decoder_of
 from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.settings import Machine, machine_of
 from transfusion.sampling.state import row_keys
