@@ -72,7 +72,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.planning.shapes": (1, 0, "streams without logits"),
     "transfusion.evaluation.measures": (3, 0, "which scores there are"),
     "transfusion.evaluation.losses": (2, 0, "which codes are spelled, and which are hidden"),
-    "transfusion.api.run": (2, 0, "which media a model reads and draws"),
+    "transfusion.api.run": (2, 1, "which media a model reads and draws"),
 }
 
 LONG_MODULE, LONG_FUNCTION = 300, 60
@@ -81,6 +81,8 @@ LONG: dict[str, str] = {
     "transfusion.evaluation.pictures": "pictures drawn for people",
     "transfusion.running.checkpoint": "checkpoints",
     "transfusion.storage": "storage that fails",
+    "transfusion.sequence.items": "contents that have items",
+    "transfusion.api.run": "all that a run does",
 }
 
 

@@ -91,9 +91,9 @@ def cache_latents(
     Raises:
       UsageError: if the codec cannot be cached, or the folder holds other latents.
     """
-    source = dataclasses.replace(source, latents="", weight=1.0)
     data = experiment.data
-    source.validate("the source", data.pixel_limit)
+    dataclasses.replace(source, latents=str(folder)).validate("the source", data.pixel_limit)
+    source = dataclasses.replace(source, latents="", weight=1.0)
     _source.cache_clear()
     _codec.cache_clear()
     opened = _source(source, data.data_dir, data.pixel_limit)

@@ -213,7 +213,7 @@ def test_a_class_is_drawn_by_its_number():
 def test_pictures_are_fitted_as_in_training_with_one_note(run, tmp_path, notes):
     picture, path = still(), tmp_path / "a.png"
     path.write_bytes(images.encode_png(picture))
-    wanted = images.fit(picture, 8, 1)
+    wanted = images.fit(picture, [(8, 8)], 1)
     for name in (picture, jax.numpy.asarray(picture), Image.fromarray(picture), path, str(path)):
         np.testing.assert_array_equal(run.fitted(name), wanted)
     assert notes == ["a picture of 160x137 is cropped and resized to 8x8, in grey, as in training"] * 5
@@ -290,7 +290,7 @@ def test_clips_have_the_models_frames(tmp_path):
     some = fitter(video=Form(((4, 4),), channels=3, length=4))
     clip = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
     fitted = some.fit(clip)
-    np.testing.assert_array_equal(fitted, clips.fit(clip, 4, 3, 4))
+    np.testing.assert_array_equal(fitted, clips.fit(clip, [(4, 4)], 3, 4))
     assert len(some.notes) == 2  # its size and its length
     (tmp_path / "a.webp").write_bytes(clips.encode_clip(clip, ".webp"))
     np.testing.assert_array_equal(some.fit(tmp_path / "a.webp"), fitted)

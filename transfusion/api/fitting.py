@@ -6,7 +6,6 @@ followed by silence. One line tells the user of all changes to the media of a ca
 
 import dataclasses
 import io
-import math
 import os
 
 import numpy as np
@@ -14,14 +13,14 @@ from absl import logging
 from PIL import Image, ImageOps, ImageSequence
 
 from transfusion.api.prompts import Part
-from transfusion.codecs import pixels
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.forms import Form
 from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
+from transfusion.data.sizes import nearest_size
 from transfusion.errors import UsageError, shown
-from transfusion.latents import Form
 
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -88,13 +87,13 @@ class Fitter:
             )
         grey = form.channels == 1 and array.shape[-1] == 3
         if form.sizes and found not in form.sizes:
-            size = min(form.sizes, key=lambda size: _distance(found, size))
+            size = nearest_size(found, form.sizes)
             how = "is resized" if size[0] * width == size[1] * height else "is cropped and resized"
             colour = ", in grey," if grey else ""
             self.notes.append(f"a {_NAMES[kind]} of {width}x{height} {how} to {size[1]}x{size[0]}{colour}".rstrip(","))
             if kind == "video":
-                return np.stack([pixels.crop_and_resize(frame, *size) for frame in array])
-            return pixels.crop_and_resize(array, *size)
+                return np.stack([images.crop_and_resize(frame, *size) for frame in array])
+            return images.crop_and_resize(array, *size)
         if grey and (array != array[..., :1]).any():
             self.notes.append(f"a {_NAMES[kind]} in colour is made grey")
         return array
@@ -156,12 +155,6 @@ class Fitter:
         if not pictures and "sound" in self.forms or data[:4] == b"RIFF" and data[8:12] == b"WAVE":
             return "sound"
         return "video" if pictures == ["video"] or clips.is_animated(data) else "image"
-
-
-def _distance(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Measures how far a size is from another one: in aspect first, then in area."""
-    aspect = abs(math.log(found[0] * size[1] / (found[1] * size[0])))
-    return aspect, abs(math.log(found[0] * found[1] / (size[0] * size[1])))
 
 
 def _of_pillow(image: Image.Image) -> Record:

@@ -16,14 +16,23 @@ from absl import logging
 
 from transfusion.data.packaged import omni_digits
 from transfusion.data.packaged.animations import Animations
-from transfusion.data.packaged.digits import Digits
+from transfusion.data.packaged.digits import Digits, SizedDigits
 from transfusion.data.packaged.emoji import Emoji
+from transfusion.data.packaged.scenes import Scenes
 from transfusion.data.packaged.speech import Speech
 from transfusion.data.packaged.stdlib_text import StdlibText
 from transfusion.errors import UsageError, nearest
 from transfusion.storage import lasting
 
-BUILDERS = {"digits": Digits, "emoji": Emoji, "text": StdlibText, "speech": Speech, "animations": Animations}
+BUILDERS = {
+    "digits": Digits,
+    "sized_digits": SizedDigits,
+    "emoji": Emoji,
+    "text": StdlibText,
+    "speech": Speech,
+    "animations": Animations,
+    "scenes": Scenes,
+}
 
 # Data sets of records with segments: name -> what writes their files into a new folder.
 FOLDERS: dict[str, Callable[[pathlib.Path], None]] = {"omni_digits": omni_digits.write}

@@ -61,12 +61,12 @@ MEDIA: dict[str, Medium] = {
     "image": Medium(
         lambda data, limit: {"image": images.decode(data, limit)},
         _pixels_fault("image", "height, width", 3),
-        lambda record, config: images.fit(record["image"], config.resolution, config.channels),
+        lambda record, config: images.fit(record["image"], config.fitted, config.channels),
     ),
     "video": Medium(
         lambda data, limit: {"video": clips.decode(data, limit)},
         _pixels_fault("video", "frames, height, width", 4),
-        lambda record, config: clips.fit(record["video"], config.resolution, config.channels, config.length),
+        lambda record, config: clips.fit(record["video"], config.fitted, config.channels, config.length),
     ),
     "sound": Medium(
         lambda data, limit: dict(zip(("sound", "rate"), sounds.decode(data, limit), strict=True)),

@@ -205,7 +205,8 @@ class Pipeline:
         choice = documents.choose_document(record, self._config, (self._seed, index))
         if self._expansions is None:
             return self._make_example(record, choice)
-        return self._expansions.get((record["id"], choice), lambda: self._make_example(record, choice), bytes_of)
+        key, age = (record["id"], choice), self._records.age(index)
+        return self._expansions.get(key, lambda: self._make_example(record, choice), bytes_of, age)
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)

@@ -19,18 +19,19 @@ from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.data.documents import choose_document, segments_of
 from transfusion.data.examples import make_example
+from transfusion.data.forms import Form
 from transfusion.data.packing import Bad, Lane
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation import page, pictures, records_page
-from transfusion.latents import Form, forms_of, open_codecs
+from transfusion.latents import forms_of, open_codecs
 from transfusion.sequence import SequenceSpec, Stream, text
 from transfusion.sequence.layouts import transfusion
 from transfusion.sequence.rows import assemble
 from transfusion.sequence.text import open_tokenizer
 
 MOST_MASKS = 3
-_SIZES = ("resolution", "channels", "length", "rate")
+_SIZES = ("resolution", "sizes", "channels", "length", "rate")
 
 
 def plain_experiment() -> Experiment:
@@ -59,7 +60,7 @@ def source_of(name: str, experiment: Experiment, reader: str, files: str) -> Sou
     first = next(iter(experiment.data.sources.values()))
     sizes = {field: getattr(first, field) for field in _SIZES}
     form = forms_of(experiment.spec, open_codecs(experiment)).get("image", Form())
-    if form.sizes and not sizes["resolution"]:  # the pictures of the config's source have the right size as they are
+    if form.sizes and not first.fitted:  # the pictures of the config's source have the right size as they are
         sizes |= {"resolution": form.sizes[0][0], "channels": sizes["channels"] or form.channels}
     captions = os.path.isdir(name) and any(one.startswith("captions.") for one in os.listdir(name))
     if captions and not reader:
