@@ -51,7 +51,7 @@ def get_config(form: str = ""):
     held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
     noised = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
-        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0,
+        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(
         steps=4000,

@@ -121,7 +121,7 @@ def _with_learned_places(part: StreamParts, inputs: Inputs, entering: Entering) 
 
 def _with_fixed_places(stream: Stream) -> Step:
     """Adds sines and cosines of the places, stretched to a table of `table_grid` where the items' grid is another."""
-    axes = (1, 0) if stream.released.x_first else (0, 1)
+    axes = (1, 0) if stream.released.x_first else tuple(range(len(stream.grid)))
     sides = tuple(side // stream.patch for side in stream.grid)
     table = stream.released.table_grid
     stretched = 0 not in (*table, *sides) and table != sides

@@ -95,13 +95,17 @@ class ItemCondition(nnx.Module):
         return vector
 
 
-def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
-    """Computes fixed 2-D sine-cosine positions [B, N, D] of places (y, x).
+def sincos_table(place: jax.Array, width: int, axes: tuple[int, ...] = (0, 1)) -> jax.Array:
+    """Computes fixed sine-cosine positions [B, N, D] of places [B, N, axes]: (y, x) of an image, (t, y, x) of a clip.
 
-    The quarters of the D numbers are sin y, cos y, sin x, cos x; with `axes` (1, 0) x comes first."""
-    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
+    With two axes the quarters of the D numbers are sin y, cos y, sin x, cos x; with `axes` (1, 0) x comes first. With
+    three they are sixths, and what of D is left over is 0."""
+    count = width // (2 * len(axes))
+    frequency = 10_000.0 ** (-np.arange(count) / count)
     angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
     parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
+    if left := width - 2 * len(axes) * count:
+        parts.append(jnp.zeros((*place.shape[:-1], left)))
     return jnp.concatenate(parts, -1)
 
 

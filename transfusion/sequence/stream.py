@@ -107,7 +107,8 @@ class Stream:
       scales: sides of square grids of codes at growing scales, the last one that of `grid` (VAR, arXiv 2404.02905). An
         item is flat then, scale after scale, and each scale is a frame of its 'frame' attention.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
-      table: additive position inside an image: 'none', 'sincos' (fixed 2-D sine and cosine; y first) or 'learned'.
+      table: additive position inside an item: 'none', 'sincos' (fixed sines and cosines of each axis; y before x), or
+        'learned' (of images).
       coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext').
       released: what only released weights need, see `Released`.
     """
