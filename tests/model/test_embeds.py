@@ -12,7 +12,7 @@ from transfusion.model.block import per_token
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.unified import model_template
 from transfusion.model.vectors import sincos_table
-from transfusion.sequence import Released
+from transfusion.sequence import Released, patches
 
 
 def shapes_in(jaxpr):
@@ -77,6 +77,12 @@ def test_every_place_has_its_own_position():
     assert table.shape == (64, 32)
     assert distance.min() > 0.3
     assert_close(np.linalg.norm(table, axis=-1), 4.0, 32 + 8)
+    # Of a clip and of a series, too; 3 axes have 5 frequencies each of 32 numbers, of which the last two stay 0.
+    for sides in ((4, 4, 4), (64,)):
+        found = np.asarray(sincos_table(jnp.asarray(patches.places(sides))[None], 32, tuple(range(len(sides)))))[0]
+        apart = np.linalg.norm(found[:, None] - found[None], axis=-1) + 10 * np.eye(64)
+        assert found.shape == (64, 32) and apart.min() > 0.3
+        assert not found[:, 30:].any() or len(sides) == 1
 
 
 @pytest.mark.parametrize(
