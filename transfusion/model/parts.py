@@ -62,9 +62,9 @@ def _check(name: str, stream: Stream) -> None:
         )
     if stream.table == "learned" and not any((*stream.grid, *stream.released.table_grid)):
         raise UsageError(f"streams.{name}: table 'learned' needs a fixed `grid`, or the sides of released.table_grid")
-    if len(stream.grid) != 2 and (stream.table != "none" or embed.of_images):
+    if len(stream.grid) != 2 and (stream.table == "learned" or embed.of_images):
         of_images = ", ".join(name for name, kind in EMBEDS.items() if kind.of_images)
-        raise UsageError(f"streams.{name}: tables of places and embeds {of_images} are for images")
+        raise UsageError(f"streams.{name}: learned tables of places and embeds {of_images} are for images")
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
