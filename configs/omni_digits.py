@@ -40,18 +40,18 @@ def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     image = Stream(
-        embed="linear", head="linear", objective="continuous", attention="block", time="added", channels=1, patch=2,
-        grid=(8, 8), budget=96,
+        embed="linear", head="linear", objective="continuous", attention="block", time="added", channels=1, patch=4,
+        grid=(8, 8), budget=20, table="sincos",
     )  # fmt: skip
-    video = dataclasses.replace(image, patch=4, patch_frames=2, grid=(FRAMES, 8, 8))
-    sound = dataclasses.replace(image, channels=MEL.bands, grid=(SOUND_FRAMES,), budget=72)
-    words = Stream(vocabulary=text.VOCABULARY + 8, budget=96)
+    video = dataclasses.replace(image, patch_frames=2, grid=(FRAMES, 8, 8), budget=64)
+    sound = dataclasses.replace(image, channels=MEL.bands, grid=(SOUND_FRAMES,), budget=48)
+    words = Stream(vocabulary=text.VOCABULARY + 8, budget=64)
     streams = {"text": words, "image": image, "sound": sound, "video": video}
     experiment = Experiment(
-        steps=3000,
-        batch_size=8,
+        steps=2200,
+        batch_size=12,
         log_every=50,
-        model=TransformerConfig(width=128, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        model=TransformerConfig(width=160, layers=5, heads=2, rope_axes=3, rope_interleaved=True, scan=False),
         streams=streams,
         layout=layout(),
         codecs={"sound": CodecConfig("mel", mel=MEL)},

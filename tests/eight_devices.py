@@ -15,6 +15,7 @@ from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import Experiment
 from transfusion.initial import InitConfig, from_run
 from transfusion.model.config import Stage
+from transfusion.model.experts import FeedForwardConfig
 from transfusion.model.names import by_path
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.vit import ViTConfig
@@ -50,10 +51,30 @@ def discrete() -> tuple:
     return of, tiny.model(layers=1, stages={"behind": Stage(behind, "mlp")})
 
 
+def pairs() -> tuple:
+    """Images and texts that are compared over all rows."""
+    streams = {
+        "text": tiny.text_stream(head="none", objective="none", visible_to=("text",)),
+        "image": tiny.image_stream(head="pair", objective="clip", time="none", weight=1.0, visible_to=("image",)),
+    }
+    return tiny.spec(streams, {"image": (tiny.image_run(opener=-1, closer=-1),)}), tiny.model(layers=1)
+
+
+def routed() -> tuple:
+    """Experts that a router chooses for the tokens of both streams, beside one that all share."""
+    sets = {
+        "all": FeedForwardConfig(experts=4, top=2, ffn=16, balance=0.1),
+        "common": FeedForwardConfig("shared", ffn=8),
+    }
+    return tiny.SPECS["transfusion"], tiny.model(layers=1, feed_forwards=sets, ffn_absent=("trunk",))
+
+
 SYSTEMS = {
     "dense": (tiny.SPECS["transfusion"], tiny.model(kv_heads=2, qk_norm="rms")),
     "experts": experts(),
     "codes": discrete(),
+    "pairs": pairs(),
+    "routed": routed(),
 }
 # What besides the mesh may change nothing.
 CHANGES = {"fsdp": {"offload": True}, "all": {"accumulate": 2}}
@@ -168,9 +189,14 @@ def dense(meshes: dict) -> dict:
 
 
 def others(meshes: dict) -> dict:
-    """Two experts and codes on all meshes, and a codec."""
-    results = {system: on_all(system, meshes) for system in ("experts", "codes")}
+    """Two experts, codes, and pairs over the whole batch on all meshes, and a codec."""
+    results = {system: on_all(system, meshes) for system in ("experts", "codes", "pairs")}
     return results | {"codec": {name: of_codec(meshes[name]) for name in ("one", "fsdp")}}
+
+
+def chosen(meshes: dict) -> dict:
+    """Routed experts on all meshes."""
+    return {"routed": on_all("routed", meshes)}
 
 
 def main() -> None:
@@ -180,7 +206,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     meshes = {"one": sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])}
     meshes |= {name: sharding.make_mesh(sharding.MeshConfig(**size)) for name, size in json.loads(sys.argv[2]).items()}
-    json.dump({"dense": dense, "others": others}[sys.argv[1]](meshes), sys.stdout)
+    json.dump({"dense": dense, "others": others, "routed": chosen}[sys.argv[1]](meshes), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ MESHES = {
     "context": {"data": 2, "context": 4},
     "slices": {"slice": 2, "data": 1, "context": 2, "tensor": 2},
 }
+# For routed experts.
+WITH_EXPERTS = {
+    "experts": {"data": 2, "expert": 4},
+    "mixed": {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},
+}
 # In sequence: three steps of a trunk as `eight_devices` has it, over the 40 to 128 tokens of a row.
 OPERATIONS = 3 * trunk_operations(tiny.model(), 128)
 
@@ -49,7 +54,7 @@ def computed(group: str) -> dict:
     """What tests/eight_devices.py computes on one device and on meshes of eight: of 'dense', or of the 'others'."""
     script = pathlib.Path(__file__).parent / "eight_devices.py"
     done = subprocess.run(
-        [sys.executable, str(script), group, json.dumps(MESHES)],
+        [sys.executable, str(script), group, json.dumps(WITH_EXPERTS if group == "routed" else MESHES)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -64,15 +69,16 @@ def devices() -> dict:
     return computed("dense")
 
 
-OTHERS = [(system, name) for system in ("experts", "codes") for name in MESHES] + [("codec", "fsdp")]
-SYSTEMS = [("dense", name) for name in MESHES] + [pytest.param(*one, marks=pytest.mark.soak) for one in OTHERS]
+OTHERS = [(system, name) for system in ("experts", "codes", "pairs") for name in MESHES] + [("codec", "fsdp")]
+SYSTEMS = [("dense", name) for name in MESHES] + [("routed", name) for name in WITH_EXPERTS]
+SYSTEMS += [pytest.param(*one, marks=pytest.mark.soak) for one in OTHERS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system, mesh", SYSTEMS)
 def test_losses_do_not_depend_on_the_devices(system, mesh):
     """Nor on microbatches ('all'), nor on where the moments are between steps ('fsdp')."""
-    results = computed("dense" if system == "dense" else "others")[system]
+    results = computed(system if system in ("dense", "routed") else "others")[system]
     one, eight = results["one"], results[mesh]
     assert_close(eight["losses"], one["losses"], OPERATIONS)
     assert_close(eight["grad_norm"], one["grad_norm"], 3 * OPERATIONS)
@@ -141,7 +147,9 @@ def test_the_table():
     assert partition(("embed", "mlp"), (8, 16), mesh) == PartitionSpec("fsdp", "tensor")
     assert partition(("embed",), (3,), abstract(2)) == PartitionSpec(None)  # axes of size 1 split nothing
     everything = abstract(2, 2, 2, slice=2, context=2)
-    assert partition(("batch", "tokens"), (8, 4), everything) == PartitionSpec(("slice", "data", "fsdp"), "context")
+    assert partition(("batch", "tokens"), (8, 4), everything) == PartitionSpec(
+        ("slice", "data", "fsdp", "expert"), "context"
+    )
     assert partition(("vocab", "embed"), (8, 4), everything) == PartitionSpec("tensor", ("fsdp", "context"))
     with pytest.raises(UsageError, match="trunk/o: axes 'mlp' and 'heads' are both split over 'tensor'"):
         partition(("mlp", "heads"), (8, 16), abstract(), "trunk/o")

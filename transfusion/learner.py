@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.model.attention import backend_in_forward_mode
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
+from transfusion.model.experts import KINDS, FeedForwardConfig, balanced
 from transfusion.model.inputs import Inputs, inputs_of
-from transfusion.model.parameters import Params
+from transfusion.model.parameters import Params, Template
+from transfusion.model.transformer import FIRST, Loads
 from transfusion.model.unified import UnifiedModel, model_template, parameter_count
-from transfusion.objectives import OBJECTIVES, Objective, ObjectivesConfig, Sums
+from transfusion.objectives import OBJECTIVES, STATISTICS, Objective, ObjectivesConfig, Sums
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.batch import Batch, batch_spec
 from transfusion.sequence.fakes import fake_batch
@@ -56,7 +59,9 @@ class Learner:
                 raise UsageError(f"streams.{name}: the stream {stream.parts!r}, whose parts it has, has no second time")
             objective, config = self._objective(name)
             objective.fits(f"objectives.continuous.{name}", config)
-        for trunk in (self.model, *(stage.trunk for stage in self.model.stages.values())):
+            for other in objective.beside(config):
+                _check_apart(name, other, self.spec)
+        for trunk in self._trunks.values():
             _check_causal(trunk, self.spec)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
 
@@ -95,9 +100,14 @@ class Learner:
             result[name] = draws[name] | {"target": target}
         return result
 
+    @functools.cached_property
+    def _in_forward_mode(self) -> Template:
+        """The template of the same model for targets, which have no gradient, and may need derivatives themselves."""
+        return model_template(self.model, self.spec, backend_in_forward_mode)
+
     def _prediction(self, name: str, params: Params, batch: Batch, draws: Draws) -> Callable[..., jax.Array]:
         """Makes `transfusion.objectives.ahead.Predict` of one stream; the other streams are as they are in training."""
-        model: UnifiedModel = self.template.bind(params)
+        model: UnifiedModel = self._in_forward_mode.bind(params)
 
         def predict(x: jax.Array, time: jax.Array, ahead: jax.Array, words: bool = True) -> jax.Array:
             rows = batch if words else without_words(batch, self.spec)
@@ -115,22 +125,45 @@ class Learner:
         """The loss, summed over streams as weight * (sum of token losses / total), and the reductions for the log."""
         model: UnifiedModel = self.template.bind(params)
         inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
-        encoded = model.encode(inputs)
-        scalar, sums = jnp.zeros(()), {}
+        encoded, loads = model.encode_counted(inputs)
+        scalar, sums = jnp.zeros(()), _sums_of(loads)
         for name, stream in self.spec.streams.items():
             objective, config = self._objective(name)
             if stream.objective == "none":
                 continue
             part = batch[name]
-            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name], config)
+            beside = {other: (encoded[other].hidden, batch[other]) for other in objective.beside(config)}
+            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name] | beside, config)
             total = jnp.sum(per_token * part.loss_weight)
             scalar += stream.weight * total / totals[name]
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
             sums |= {f"{name}_{key}": pair for key, pair in extra.items()}
         return scalar, sums
 
-    def after_step(self, old: Params, new: Params, statistics: None) -> Params:
-        return new
+    def after_step(self, old: Params, new: Params, statistics: dict[str, jax.Array] | None) -> Params:
+        """Moves the biases of routers by the loads of their experts in the whole batch."""
+        if not statistics:
+            return new
+
+        def move(path, new, old):
+            at = "/".join(str(key.key) for key in path)
+            return balanced(old, statistics[at], self._routed[at]) if at in statistics else new
+
+        return jax.tree_util.tree_map_with_path(move, new, old)
+
+    @functools.cached_property
+    def _routed(self) -> dict[str, FeedForwardConfig]:
+        """The routed feed-forward layers of all trunks, by the path of their routers' biases."""
+        return {
+            _bias_of(where, name): layer
+            for where, trunk in self._trunks.items()
+            for name, layer in trunk.feed_forwards.items()
+        }
+
+    @property
+    def _trunks(self) -> dict[str, TransformerConfig]:
+        """The trunks' configs by their names."""
+        return {FIRST: self.model} | {name: stage.trunk for name, stage in self.model.stages.items()}
 
     def inputs(self, name: str, batch: Batch, draws: Draws) -> Inputs:
         """Makes the inputs of the forward pass for one stream of a packed batch."""
@@ -176,7 +209,7 @@ class Learner:
     def _flops(self, pairs: Callable[..., Any]) -> Any:
         """The FLOPs of a row, or of several, for which `pairs(queries, keys, causal)` counts a trunk's pairs."""
         total = self._weight_flops
-        for config in (self.model, *(stage.trunk for stage in self.model.stages.values())):
+        for config in self._trunks.values():
             inside, changed = self._streams_of(config)
             total = total + 12.0 * config.layers * config.heads * config.size * pairs(changed, inside, config.causal)
         return total
@@ -198,7 +231,13 @@ class Learner:
         inside, changed = self._streams_of(config)
         blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0
         for name, stream in changed.items():
-            total += 6.0 * stream.budget * parameter_count(blocks[first] | blocks.get(stream.expert, {}))
+            absent = config.absent(stream.expert)
+            weights = blocks[first] | blocks.get(stream.expert, {})
+            total += 6.0 * stream.budget * parameter_count({n: w for n, w in weights.items() if n not in absent})
+            for at, layer in config.feed_forwards.items():
+                if name in (layer.streams or changed):
+                    sizes = {n: w.size for n, w in shapes["feed_forwards"][at].items()}
+                    total += 6.0 * stream.budget * KINDS[layer.kind].weights_per_token(layer, sizes)
             total += 6.0 * stream.max_items * parameter_count(shapes.get("modulation", {}).get(name, {}))
         length = sum(stream.budget for stream in changed.values())
         context = sum(inside[name].budget for name in config.cross)
@@ -210,6 +249,18 @@ class Learner:
         """The streams whose tokens a trunk reads, and those of them that it changes."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
         return inside, {name: stream for name, stream in inside.items() if name not in config.cross}
+
+
+def _check_apart(name: str, other: str, spec: SequenceSpec) -> None:
+    """Refuses a stream that is compared with another one if one of the two sees the other."""
+    if other not in spec.streams:
+        raise UsageError(f"objectives: there is no stream {other!r} to compare {name!r} with")
+    for seen, by in ((name, other), (other, name)):
+        if not spec.streams[seen].visible_to or by in spec.streams[seen].visible_to:
+            raise UsageError(
+                f"streams.{seen}.visible_to: {name!r} and {other!r} are compared and must not see each other; leave "
+                f"out {by!r}, such as visible_to=({seen!r},)"
+            )
 
 
 def _check_causal(trunk: TransformerConfig, spec: SequenceSpec) -> None:
@@ -224,3 +275,22 @@ def _check_causal(trunk: TransformerConfig, spec: SequenceSpec) -> None:
                     f"model.causal names {run.stream!r}, whose openers and closers lie inside of its spans: set the "
                     f"boundary of its runs in the layout to 'outside'"
                 )
+
+
+def _bias_of(where: str, name: str) -> str:
+    """The path of the biases of a routed feed-forward layer's router, in the trunk `where`."""
+    return f"{where if where == FIRST else f'stages/{where}'}/feed_forwards/{name}/router_bias"
+
+
+def _sums_of(loads: dict[str, Loads]) -> Sums:
+    """The share of each stream's tokens that each routed expert had, over all layers; and the loads for the balance."""
+    sums: Sums = {}
+    statistics = {}
+    for where, layers in loads.items():
+        for name, of_stream in layers.items():
+            statistics[_bias_of(where, name)] = sum(of_stream.values())
+            for stream, counts in of_stream.items():
+                total = counts.sum(0)
+                at = stream if where == FIRST else f"{stream}_{where}"
+                sums[f"{at}_{name}_load"] = (total, jnp.full_like(total, total.sum()))
+    return sums | ({STATISTICS: statistics} if statistics else {})

@@ -10,6 +10,7 @@ estimated from shapes. The report says which of the two it was. Nothing runs, an
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from transfusion.planning.assembly import KernelUse, uses_text
 from transfusion.planning.cost import Cost, bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import GIB, Topology, parse_topology
-from transfusion.sharding import AXES, make_mesh
+from transfusion.sharding import AXES, RULES, make_mesh
 from transfusion.tasks import SequenceTask, flops_of_data, make_task
 
 COUNTED_ROWS = 16  # of the data, for the FLOPs of a step
@@ -147,7 +148,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
     lines += _step_lines(result["step"], memory)
     lines.append(f"               FLOPs counted on {result['flops_counted_on']}")
     if sampler := result.get("sampler"):
-        lines += ["sampler, one prompt per device of slice, data and fsdp", *_memory_lines(sampler, memory)]
+        lines += ["sampler, one prompt per device of slice, data, fsdp and expert", *_memory_lines(sampler, memory)]
         loops = sampler["loops_of_unknown_length"]
         lines += _collective_lines(sampler) + [f"               {loops} loops over tokens or steps counted once"] * (
             loops > 0
@@ -162,7 +163,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
 
 
 def _sharding(part: Mapping[str, Any], tokens: int) -> str:
-    rows = part["batch"] // (part["slice"] * part["data"] * part["fsdp"])
+    rows = part["batch"] // math.prod(part[name] for name in RULES["batch"])
     parts = f" in {part['accumulate']} microbatches" if part["accumulate"] > 1 else ""
     share = f", each over {part['context']} devices" if part["context"] > 1 else ""
     return f"{_mesh(part)}, batch {part['batch']}{parts}: {rows} rows of {tokens} tokens per device{share}"

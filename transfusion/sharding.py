@@ -25,10 +25,11 @@ PyTree = Any  # nested dicts, tuples or dataclasses of arrays, or of values that
 # Logical axis -> mesh axes over which it is split. An axis with () is not split, and neither is one that an array calls
 # None (head sizes, vectors, sides of kernels). No parameter is split over slices: between them only gradients travel.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("slice", "data", "fsdp"),
+    "batch": ("slice", "data", "fsdp", "expert"),
     "replicas": ("slice", "data"),
     "tokens": ("context",),
     "embed": ("fsdp", "context"),
+    "experts": ("expert",),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -52,6 +53,7 @@ class MeshConfig:
       slice: splits rows over TPU slices, which only a data-centre network joins; 0 means as many as there are.
       data: splits rows and leaves parameters whole.
       fsdp: splits rows, parameters, and the average and moments of parameters.
+      expert: splits rows, and the experts among which tokens choose; other parameters stay whole.
       context: splits the tokens of each stream, and parameters as fsdp does.
       tensor: splits heads, hidden widths and vocabularies.
     """
@@ -59,6 +61,7 @@ class MeshConfig:
     slice: int = 0
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     context: int = 1
     tensor: int = 1
 

@@ -48,6 +48,8 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
                 value = 1 + 0.2 * noise(p.shape)
             elif id(p) in tables or name.endswith("probe"):
                 value = 0.5 * noise(p.shape)
+            elif ".experts." in name:  # the matrices of all experts are one array
+                value = noise(p.shape) / np.sqrt(p.shape[-1])
             else:
                 value = noise(p.shape) / np.sqrt(p[0].numel())
             p.copy_(value)
@@ -228,8 +230,24 @@ def cosmos3(model: nn.Module, x: Arrays) -> Arrays:
     }  # fmt: skip
 
 
+def released(state: Arrays) -> Arrays:
+    """The arrays under their released names: transformers 5 holds the matrices of all experts of a layer as one array.
+
+    'experts.gate_up_proj' [E, 2 F, D] is gate_proj and up_proj of each expert, 'experts.down_proj' is [E, D, F].
+    """
+    found: Arrays = {}
+    for key, x in state.items():
+        before, _, name = key.rpartition(".experts.")
+        if not before or x.ndim != 3:
+            found[key] = x.detach()
+            continue
+        parts = zip(("gate_proj", "up_proj"), x.chunk(2, 1), strict=True) if "gate_up" in name else [("down_proj", x)]
+        found |= {f"{before}.experts.{e}.{n}.weight": w[e].detach() for n, w in parts for e in range(len(w))}
+    return found
+
+
 CALLS: dict[str, tuple[Callable[..., Arrays], Callable[..., Arrays]]] = {
-    r"(Llama|Qwen2|Qwen3)ForCausalLM": (language_inputs, language),
+    r"(Llama|Qwen2|Qwen3|Qwen3Moe)ForCausalLM": (language_inputs, language),
     r"SiglipVisionModel": (siglip_inputs, siglip),
     r"AutoencoderKL": (autoencoder_inputs, autoencoder),
     r"DiTTransformer2DModel": (dit_inputs, dit),
@@ -281,7 +299,7 @@ def write(folder: pathlib.Path, name: str, kind: str, arguments: dict[str, Any],
     noise = {
         key: float((x - exact[key])[x > lowest].abs().max()) for key, x in outputs.items() if key not in whole
     }  # fmt: skip
-    weights = {key: x.detach().contiguous().clone() for key, x in model.state_dict().items()}
+    weights = {key: x.contiguous().clone() for key, x in released(model.state_dict()).items()}
     if arguments.get("tie_word_embeddings"):
         del weights["lm_head.weight"]
     about = {

@@ -44,6 +44,13 @@ BASE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 BASE["Qwen2ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6}
 BASE["Qwen3ForCausalLM"] = BASE["LlamaForCausalLM"] | {"rope_theta": 1e6, "head_dim": 12}
+BASE["Qwen3MoeForCausalLM"] = BASE["Qwen3ForCausalLM"] | {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "experts_implementation": "eager",
+}
 VQ = {
     "embed_dim": 8, "num_embeddings": 24, "latent_channels": 8, "resolution": 16, "base_channels": 32,
     "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [8],
@@ -104,6 +111,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "qwen3_tied": {"tie_word_embeddings": True, "head_dim": 8},
         "qwen3_bias": {"attention_bias": True, "head_dim": 16, "num_key_value_heads": 4, "rms_norm_eps": 1e-3},
         "qwen3_linear": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    },
+    "Qwen3MoeForCausalLM": {
+        "qwen3_moe": {},
+        "qwen3_moe_not_renormalised": {"norm_topk_prob": False, "num_experts": 4, "num_experts_per_tok": 3},
+        "qwen3_moe_one_of_all": {"num_experts_per_tok": 1, "attention_bias": True, "num_hidden_layers": 3},
     },
     "SiglipVisionModel": {
         "siglip": {},

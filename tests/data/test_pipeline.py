@@ -170,7 +170,7 @@ def test_documents_keep_image_and_caption_together():
 def test_roles_and_mirror():
     record = {"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "caption": "x"}
     segments = documents.to_document(record, documents.DocumentChoice(caption_first=False, mirror=True))
-    assert [(s.kind, s.role) for s in segments] == [("image", "context"), ("text", "both")]
+    assert [(s.kind, s.role) for s in segments] == [("image", "context"), ("text", "target")]
     assert segments[0].value[..., 0].tolist() == documents.pixel_latents(record["image"][:, ::-1])[..., 0].tolist()
     segments = documents.to_document(record, documents.DocumentChoice())
     assert [(s.kind, s.role) for s in segments] == [("text", "both"), ("image", "target")]

@@ -28,6 +28,8 @@ from transfusion.interop.known import find_family
 FOLDER = pathlib.Path(
     os.environ.get("TRANSFUSION_ORACLES") or pathlib.Path(__file__).parents[2].parent / "shared" / "oracles"
 )
+# Small ones of the repository, which tests/data/make_oracles.py wrote, too.
+OURS = pathlib.Path(__file__).parents[1] / "data" / "oracles"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +105,13 @@ class Oracle:
 
 
 def find_oracles() -> list[tuple[str, pathlib.Path, dict[str, Any]]]:
-    """(name for people, path, what it holds) of every oracle of the folder.
+    """(name for people, path, what it holds) of every oracle of the folder, and of the repository.
 
     An npz file without a JSON file holds masks, named 'case.array'. It makes one oracle of all cases that have the same
     arrays: their source is 'arrays: ' and these arrays' names, and the masks are to be equal.
     """
-    found = [(path.stem, path, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json"))]
+    files = [*sorted(FOLDER.glob("*.json")), *sorted(OURS.glob("*.json"))]
+    found = [(path.stem, path, json.loads(path.read_text())) for path in files]
     for path in sorted(FOLDER.glob("*.npz")):
         if path.with_suffix(".json").exists():
             continue

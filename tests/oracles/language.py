@@ -77,4 +77,4 @@ def causal_lm(oracle: Oracle) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-CHECKS = {r"transformers \S+ (Llama|Qwen2|Qwen3)ForCausalLM": causal_lm}
+CHECKS = {r"transformers \S+ (Llama|Qwen2|Qwen3|Qwen3Moe)ForCausalLM": causal_lm}

@@ -16,6 +16,9 @@ chat += run.generate([chat], draw=True)[0]
 chat += ["negative"]
 chat += run.generate([chat], draw=True, think=32)[0]           # up to 32 bytes of text first, then the image
 
+A model that draws several kinds of media is told which: `run.draw("seven", kind="sound")`. Without that, `generate`
+lets it open any of them: the result holds texts, images, sounds and clips in the order in which it made them.
+
 A model that has learned a chat template is asked turn by turn: `run.chat("Be brief.").say("Hello!")`.
 """
 
@@ -29,14 +32,15 @@ import numpy as np
 from transfusion.api.chat import Chat
 from transfusion.api.fitting import Fitter
 from transfusion.api.prompts import (
+    Asked,
     Given,
     Part,
     Prompts,
-    as_labels,
+    as_asked,
     as_paths,
     as_prompts,
-    checked_size,
     checked_text,
+    is_several,
     whole_number,
     yes_or_no,
 )
@@ -51,7 +55,7 @@ from transfusion.latents import Codec, Codecs, forms_of
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import chosen, drawables_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask
@@ -90,17 +94,35 @@ class Trained:
         return self.codecs.default
 
     @property
+    def draws(self) -> tuple[str, ...]:
+        """The kinds of segments that the model draws; () for a model that only writes."""
+        return tuple(drawn.kind for drawn in drawables_of(self.spec) if drawn.kind != TEXT)
+
+    @property
+    def shows(self) -> str:
+        """The kind that evaluations and reports draw: the only one, or images among several; '' if there is none."""
+        return "image" if "image" in self.draws else next(iter(self.draws), "")
+
+    def check_writes(self) -> None:
+        """Raises a UsageError if the model has not learned to write text: one that compares has not."""
+        if self.spec.streams[TEXT].objective == "none":
+            raise UsageError("this model neither writes nor draws, it compares")
+
+    @property
     def drawn(self) -> Stream | None:
-        """The stream that the model draws; None for a model that only writes."""
-        found = drawable_of(self.spec)
-        return found.stream if found else None
+        """The stream that draws the kind that `shows`; None for a model that only writes."""
+        return chosen(drawables_of(self.spec), self.shows).stream if self.draws else None
+
+    @property
+    def answers(self) -> Stream | None:
+        """The stream that draws a text behind a prompt as one item; None if text is written id by id."""
+        return next((drawn.stream for drawn in drawables_of(self.spec) if drawn.kind == TEXT), None)
 
     @property
     def sides(self) -> int:
-        """The number of sides of a drawing's latents or codes: 1 for a sound, 2 for an image, 3 for a clip; 0 if the
-        model draws nothing."""
-        found = drawable_of(self.spec)
-        return self.spec.content(found.run).sides if found else 0
+        """The number of sides of the latents or codes of the kind that `shows`: 1 for a sound, 2 for an image, 3 for a
+        clip; 0 if the model draws nothing."""
+        return self.spec.content(chosen(drawables_of(self.spec), self.shows).run).sides if self.draws else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """Returns the experiment's sampler settings with some replaced."""
@@ -162,7 +184,7 @@ class Trained:
         """What streams read that see a picture itself; None if there are none."""
         return to_float(medium) if self.spec.reads_pixels else None
 
-    def _prompts(self, given: Given, labels: list[int], draw: bool, negative: str) -> list[Prompt]:
+    def _prompts(self, given: Given, asked: Sequence[Asked], draw: bool, negative: str) -> list[Prompt]:
         """Makes the decoder's prompts; a part that occurs in several of them is read once."""
         fitter, seen = Fitter(self.forms), {}
         for part in {id(part): part for parts in given.prompts for part in parts}.values():
@@ -170,9 +192,12 @@ class Trained:
         fitter.tell()
         against = self._segments(negative, fitter) if negative else ()
         return [
-            Prompt(tuple(segment for part in parts for segment in seen[id(part)]), draw, against, label)
-            for parts, label in zip(given.prompts, labels, strict=True)
-        ]
+            Prompt(
+                tuple(segment for part in parts for segment in seen[id(part)]), draw or bool(one.kind), against,
+                one.label, kind=one.kind, size=one.size,
+            )
+            for parts, one in zip(given.prompts, asked, strict=True)
+        ]  # fmt: skip
 
     def kind(self, sides: int) -> str:
         """The layout's kind of segment whose latents or codes have so many sides; '' if there is none."""
@@ -186,9 +211,10 @@ class Trained:
         prompts: Prompts = "",
         *,
         draw: bool = False,
+        kind: str | Sequence[str] = "",
         label: int | Sequence[int] | None = None,
         seed: int = 0,
-        size: Sequence[int] = (0, 0),
+        size: Sequence[int] | Sequence[Sequence[int]] = (0, 0),
         first: int = 0,
         **overrides: Any,
     ) -> list[str | np.ndarray] | list[list[str | np.ndarray]]:
@@ -199,9 +225,11 @@ class Trained:
           prompts: a text, an array, a PIL image or a path is one prompt, and the result is that of one; a list is
             several, each one of these or a list of such parts in reading order. Media are fitted to the model.
           draw: asks for an image, at once or after a text of up to `think` tokens. Without it the model decides.
+          kind: asks for a drawing of this kind, such as 'sound', or of one for each prompt; '' is the model's only one.
           label: the class of the drawing, or one for each prompt; for models that have classes.
           seed: same seed, same result.
-          size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
+          size: sides of the latents or codes that are drawn, or those for each prompt, for models that draw several;
+            zeros leave it to the model.
           first: the number of the first prompt, where the list is a part of a longer one: with the seed it decides the
             random numbers.
           overrides: fields of `SamplerConfig`.
@@ -209,31 +237,36 @@ class Trained:
         Raises:
           UsageError: if a prompt, a setting or the seed is not valid, or does not fit the model or the memory.
         """
-        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
+        given, asked = as_asked(as_prompts(prompts, self._several_axes), label, kind, size)
         draw = yes_or_no("draw", draw)
-        results = self._generate(given, labels, draw, seed, size, first, self.sampler(**overrides))
+        results = self._generate(given, asked, draw, seed, first, self.sampler(**overrides))
         return results[0] if given.one else results
 
     def _generate(
         self,
         given: Given,
-        labels: list[int],
+        asked: Sequence[Asked],
         draw: bool,
         seed: int,
-        size: Sequence[int],
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
+        self.check_writes()
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
-            self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
-            size=checked_size(size), first=first,
-        )  # fmt: skip
-        decode = self.task.tokenizer.decode
+            self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
+        )
+        decode = self._text
         return [
             [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
             for document in documents
         ]
+
+    def _text(self, ids: np.ndarray) -> str:
+        """The text of ids; of an answer those before its first fill."""
+        if self.answers:
+            ids = ids[: [*ids, self.answers.fill].index(self.answers.fill)]
+        return self.task.tokenizer.decode(ids)
 
     @property
     def _several_axes(self) -> int:
@@ -244,24 +277,29 @@ class Trained:
         self,
         prompts: Prompts = "",
         *,
+        kind: str | Sequence[str] = "",
         label: int | Sequence[int] | None = None,
         seed: int = 0,
-        size: Sequence[int] = (0, 0),
+        size: Sequence[int] | Sequence[Sequence[int]] = (0, 0),
         first: int = 0,
         **overrides: Any,
-    ) -> np.ndarray:
+    ) -> np.ndarray | list[np.ndarray]:
         """Draws for each prompt an image uint8 [H, W, C], a clip [T, H, W, C] or a sound float32 [samples]; a list of
-        prompts gives one more axis in front. With `min_images` (the frames of a world model) each drawing is a clip of
-        that many images. The arguments are those of `generate`.
+        prompts gives one more axis in front, or a list of drawings where `kind` or `size` is a list. With `min_images`
+        (the frames of a world model) each drawing is a clip of that many images. The arguments are those of `generate`.
 
         Raises:
-          UsageError: as `generate`, and if the drawings of a list have several sizes.
+          UsageError: as `generate`, and if the drawings of a list have several sizes that nobody asked for.
         """
+        if self.answers and not self.draws:
+            raise UsageError("this model draws no images: it answers (caption)")
         frames = self.sampler(**overrides).min_images
         sampler = self.sampler(**{"max_tokens": 0, "max_images": max(1, frames)} | overrides)
-        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
-        results = self._generate(given, labels, True, seed, size, first, sampler)
+        given, asked = as_asked(as_prompts(prompts, self._several_axes), label, kind, size)
+        results = self._generate(given, asked, True, seed, first, sampler)
         drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        if isinstance(kind, list | tuple) or is_several(size):
+            return [np.stack(parts) if frames > 1 else parts[0] for parts in drawn]
         if len({part.shape for parts in drawn for part in parts}) > 1:
             raise UsageError("the drawings have several sizes: ask for one with `size`, or use generate")
         drawings = np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
@@ -274,9 +312,12 @@ class Trained:
         Raises:
           UsageError: as `generate`.
         """
-        given, labels = as_labels(None, as_prompts(as_paths(media), self._several_axes))
-        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides)
-        results = self._generate(given, labels, False, seed, (0, 0), first, sampler)
+        given, asked = as_prompts(as_paths(media), self._several_axes), Asked()
+        drawn: dict[str, int] = {}
+        if self.answers:
+            asked, drawn = Asked(kind=TEXT), {"max_images": 1, "max_tokens": 0}
+        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides | drawn)
+        results = self._generate(given, [asked] * len(given.prompts), False, seed, first, sampler)
         captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
         return captions[0] if given.one else captions
 

@@ -11,11 +11,10 @@ from transfusion.codecs.autoencoder_config import RECONSTRUCTIONS
 from transfusion.codecs.discriminator import hinge
 from transfusion.codecs.kl_autoencoder import Coder
 from transfusion.model.codebooks import histogram, statistics
+from transfusion.objectives import STATISTICS
 
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 """A function of two batches of images [N, H, W, C] that gives their distances [N]."""
-STATISTICS = "statistics"
-"""The name of the sums that are not logged: the task's `after_step` updates the codebook with them."""
 
 
 def codec_loss(

@@ -23,7 +23,7 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
-from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives import OBJECTIVES, ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.running.guard import GuardConfig
@@ -101,6 +101,12 @@ class Experiment:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
         for kind in self.codecs:
             check("codecs: kind of segment", kind, {key.partition("/")[0] for key in self.layout})
+        for name, stream in self.streams.items():
+            objective = OBJECTIVES.get(stream.objective, OBJECTIVES["none"])
+            if self.optim.accumulate > 1 and objective.beside(objective.config(self.objectives, name)):
+                raise UsageError(
+                    f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
+                )
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""
@@ -119,8 +125,9 @@ class Experiment:
         """
         streams, move = dict(self.streams), tokenizer.id
         for name, stream in streams.items():
-            if stream.vocabulary and TEXT in (name, stream.parts):
-                streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
+            if stream.vocabulary and (TEXT in (name, stream.parts) or stream.fill >= 0):
+                vocabulary, fill = tokenizer.vocabulary(stream.vocabulary), move(stream.fill)
+                streams[name] = dataclasses.replace(stream, vocabulary=vocabulary, fill=fill)
         layout = {
             where: tuple(
                 dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer), spelling=r.spelling.moved(move))

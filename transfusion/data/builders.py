@@ -18,6 +18,7 @@ from transfusion.data.packaged import omni_digits
 from transfusion.data.packaged.animations import Animations
 from transfusion.data.packaged.digits import Digits, SizedDigits
 from transfusion.data.packaged.emoji import Emoji
+from transfusion.data.packaged.scenes import Scenes
 from transfusion.data.packaged.speech import Speech
 from transfusion.data.packaged.stdlib_text import StdlibText
 from transfusion.errors import UsageError, nearest
@@ -30,6 +31,7 @@ BUILDERS = {
     "text": StdlibText,
     "speech": Speech,
     "animations": Animations,
+    "scenes": Scenes,
 }
 
 # Data sets of records with segments: name -> what writes their files into a new folder.

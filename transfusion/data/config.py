@@ -27,6 +27,7 @@ FIELDS_OF_KINDS: dict[str, frozenset[str]] = {
     "webdataset": frozenset(("caption_field", "follow_links", "resolution", "sizes", "channels")),
     "text": frozenset(("follow_links", "record_bytes")),
     "records": frozenset(("reader", "files", "follow_links", "resolution", "sizes", "channels", "length", "rate")),
+    "scenes": frozenset(("name", "split", "resolution", "channels", "length")),
 }
 
 
@@ -43,6 +44,9 @@ class SourceConfig:
     - 'text': `path` is a text file, or a folder of .txt files.
     - 'records': `path` is a file of records with segments (.jsonl, .json, .parquet, .tar or .array_record), a folder of
       them or a pattern, or what a `reader` reads.
+    - 'scenes': pictures and clips of shapes that are made as they are read; no files. `name` is a task of
+      `transfusion.data.scenes.tasks.TASKS`, or a kind of it ('captions', 'captions/counting', 'clips'), and `split` one
+      of `graph.SPLITS`. 'train' has no end.
 
     The name of a stored field may be empty: that field is then not read. Images without captions have
     `caption_field=''`.

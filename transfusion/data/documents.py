@@ -174,7 +174,9 @@ def segments_of(record: Record, choice: DocumentChoice, frames: bool = False) ->
     drawn, read = ("both", "both") if choice.both else ("target", "context")
     medium = _chosen(RawSegment(kind, record[kind], drawn if choice.caption_first else read, **fields), choice)
     caption = record["captions"][choice.which] if "captions" in record else record.get("caption", "")
-    words = RawSegment(TEXT, choice.edit or str(caption), "both", unseen="" if choice.caption else choice.null)
+    # A text that is last is an answer: nothing reads it.
+    role = "both" if choice.edit or choice.caption_first else "target"
+    words = RawSegment(TEXT, choice.edit or str(caption), role, unseen="" if choice.caption else choice.null)
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
         before = dataclasses.replace(medium, role=earlier, dropped=choice.dropped)
@@ -189,12 +191,14 @@ def with_roles(stated: tuple[RawSegment, ...], learned_turns: tuple[str, ...]) -
     """The segments of a record with their roles and losses, where it does not state them.
 
     A segment is learned unless it is in a turn that is not. A medium that is not learned is 'context', one that is
-    learned is 'both', because what follows reads it; the last of a record is a 'target', because nothing follows.
+    learned is 'both', because what follows reads it; the last of a record is a 'target', because nothing follows. A
+    text is 'both', or a 'target' if it is the last and learned.
     """
     found = []
     for number, segment in enumerate(stated, start=1):
         loss = segment.loss if segment.loss is not None else not segment.turn or segment.turn in learned_turns
-        role = "target" if number == len(stated) and segment.kind != TEXT else "both"
+        last = number == len(stated) and (loss or segment.kind != TEXT)
+        role = "target" if last else "both"
         role = role if loss or segment.kind == TEXT else "context"
         found.append(dataclasses.replace(segment, role=segment.role or role, loss=loss))
     return tuple(found)

@@ -17,6 +17,7 @@ from transfusion.data.hold_out import part_of
 from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.record_source import RecordSource
+from transfusion.data.scenes.source import ScenesSource
 from transfusion.data.segments import RawSegment, text_fault
 from transfusion.data.text_source import TextSource
 from transfusion.data.webdataset import WebDatasetSource
@@ -134,4 +135,5 @@ SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {
     "webdataset": WebDatasetSource,
     "text": TextSource,
     "records": RecordSource,
+    "scenes": ScenesSource,
 }

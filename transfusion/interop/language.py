@@ -1,27 +1,35 @@
-"""Text models of transformers: Llama, Qwen2, Qwen3, and Emu3's text model."""
+"""Text models of transformers: Llama, Qwen2, Qwen3, Qwen3-MoE, and Emu3's text model."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.interop.converts import same
+from transfusion.interop.converts import matrix, same
 from transfusion.interop.family import Imported
 from transfusion.interop.fields import class_names, fields, given, positive
 from transfusion.interop.leaves import Leaf
-from transfusion.interop.modules import block_leaves, layer_keys, token_leaves
+from transfusion.interop.modules import LAYER_NAMES, block_leaves, layer_keys, token_leaves
 from transfusion.interop.opening import short
+from transfusion.model.block import FFN_WEIGHTS
 from transfusion.model.config import ReleasedTrunk, TransformerConfig
+from transfusion.model.experts import FeedForwardConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.unified import model_template
 from transfusion.sequence import TEXT, Released, Run, Stream
 
+# Defaults of Qwen3MoeConfig in transformers.
+QWEN3_MOE = {
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False,
+    "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
 # For each class what its config.json does not say: biases, norms of queries and keys, and the class's own defaults.
 TEXT_MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama", "qk_norm": "none", "biased": False},
     "Qwen2ForCausalLM": {"model_type": "qwen2", "qk_norm": "none", "biased": True},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "qk_norm": "rms", "biased": False},
+    "Qwen3MoeForCausalLM": {"model_type": "qwen3_moe", "qk_norm": "rms", "biased": False, "defaults": QWEN3_MOE},
     "Emu3ForCausalLM": {
         "model_type": "emu3_text_model", "qk_norm": "none", "biased": False, "defaults": {
             "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -34,8 +42,11 @@ _USED = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias layer_types
     max_position_embeddings original_max_position_embeddings
+    num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step
+    mlp_only_layers
 """.split()  # noqa: SIM905 - a list would be one name a line
 _HARMLESS = ("max_window_layers", "sliding_window", "pretraining_tp", "image_area")
+_HARMLESS += ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
 _FIXED = {
     "hidden_act": ("silu", "swish"),  # two names of one function in transformers
     "use_sliding_window": False,
@@ -44,6 +55,7 @@ _FIXED = {
     "use_rope": True,
     "partial_rotary_factor": 1.0,
 }
+EXPERTS = "experts"  # the name of the routed feed-forward layer
 # Buffers that old checkpoints hold.
 IGNORED = (r".*rotary_emb\.inv_freq",)
 
@@ -69,7 +81,9 @@ def build(config: Mapping[str, Any], keys: Collection[str]) -> Imported:
     text = Stream(vocabulary=given(config, "vocab_size"), budget=2048, released=Released(tied=tied))
     experiment = Experiment(model=model, streams={TEXT: text}, layout={TEXT: (Run(TEXT),)})
     leaves = token_leaves("model.embed_tokens.weight", "lm_head.weight", tied)
-    leaves += block_leaves(model, ("trunk", "blocks", text.expert), layer_keys("model.layers", model.layers))
+    keys_of = layer_keys("model.layers", model.layers)
+    names = {ours: theirs for ours, theirs in LAYER_NAMES.items() if not (model.ffn_absent and ours in FFN_WEIGHTS)}
+    leaves += block_leaves(model, ("trunk", "blocks", text.expert), keys_of, names) + expert_leaves(model, keys_of)
     leaves.append(Leaf(("trunk", "final_norm", text.expert), "model.norm.weight", same()))
     return Imported(model_template(model, experiment.spec), leaves, experiment, IGNORED)
 
@@ -107,6 +121,7 @@ def trunk_config(
     if width // heads == 0:
         raise UsageError(f"{where}: num_attention_heads {heads} is more than hidden_size {width}")
     size = given(config, "head_dim", default=128 if kind == "Qwen3ForCausalLM" else width // heads, where=where)
+    routed = _routed(config, where)
     check_factors(scaling, size, where)
     return TransformerConfig(
         width=width,
@@ -118,9 +133,45 @@ def trunk_config(
         norm_epsilon=positive(config, "rms_norm_eps", 1e-6, where),
         qk_norm=qk_norm or facts["qk_norm"],
         biases=biases,
+        feed_forwards={EXPERTS: routed} if routed else {},
+        ffn_absent=(Stream.expert,) if routed else (),
         rope_theta=theta,
         released=ReleasedTrunk(rope_scaling=scaling),
     )
+
+
+def _routed(config: Mapping[str, Any], where: str) -> FeedForwardConfig | None:
+    """The experts of a layer; None if the config has none.
+
+    Raises:
+      UsageError: if some layers have experts and others have none.
+    """
+    if not {"num_experts", "num_local_experts"} & config.keys():
+        return None
+    some = given(config, "mlp_only_layers", list, [], where) or given(config, "decoder_sparse_step", int, 1, where) != 1
+    if some:
+        raise UsageError(f"{where}: all layers must have experts: mlp_only_layers [] and decoder_sparse_step 1")
+    return FeedForwardConfig(
+        ffn=given(config, "moe_intermediate_size", where=where),
+        experts=given(config, "num_local_experts" if "num_local_experts" in config else "num_experts", where=where),
+        top=given(config, "num_experts_per_tok", where=where),
+        renormalise=given(config, "norm_topk_prob", bool, False, where),
+        balance=0.0,
+    )
+
+
+def expert_leaves(model: TransformerConfig, keys: Callable[[str], tuple[str, ...]]) -> list[Leaf]:
+    """The router and the experts of all layers, as Qwen3-MoE names them."""
+    leaves = []
+    for name, layer in model.feed_forwards.items():
+        at = ("trunk", "feed_forwards", name)
+        leaves.append(Leaf((*at, "router"), keys("mlp.gate.weight"), matrix()))
+        leaves += [
+            Leaf((*at, ours), keys(f"mlp.experts.{i}.{ours}_proj.weight"), matrix(), at=(i,))
+            for ours in ("gate", "up", "down")
+            for i in range(layer.experts)
+        ]
+    return leaves
 
 
 def rotary(config: Mapping[str, Any], where: str = "config.json") -> tuple[float, RopeScaling]:

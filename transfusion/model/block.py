@@ -25,6 +25,7 @@ from transfusion.sharding import constrain, flat
 GROUPS = ("qkv", "o", "qk_norm", "ffn", "norms", "final_norm")
 # The weights of each group that are multiplied with tokens, in the dtype of the tokens. Norms compute in float32.
 MATRICES_OF = {"qkv": ("q", "k", "v"), "o": ("o",), "ffn": ("gate", "up", "down")}
+FFN_WEIGHTS = (*MATRICES_OF["ffn"], *(f"{name}_bias" for name in MATRICES_OF["ffn"]))
 MATRICES = {name for names in MATRICES_OF.values() for name in names}
 # Shift, scale and gate of attention, then those of the feed-forward layer (DiT, arXiv 2212.09748, section 3.2).
 MODULATIONS = 6
@@ -81,9 +82,19 @@ def cast_once(weights: Mapping[str, Any], dtype: Any, besides: Collection[str] =
     A trunk does this before its layers. Inside of them each layer's matrices would be cast when it runs, and again when
     it is recomputed. The gradient of a matrix then has this dtype, too, until it leaves the trunk. Nothing changes if
     the dtypes are equal.
+
+    Args:
+      weights: a dict of arrays, or of dicts of them, by the names of parameters.
     """
-    cast = {name: w for name, w in weights.items() if name in MATRICES and name not in besides}
-    return {**weights, **jax.tree.map(lambda w: w.astype(dtype), cast)}
+
+    def cast(name: str, w: Any) -> Any:
+        if isinstance(w, Mapping):
+            return cast_once(w, dtype, besides)
+        if name not in MATRICES or name in besides:
+            return w
+        return jax.tree.map(lambda x: x.astype(dtype), w)  # a sampler has the layers apart
+
+    return {name: cast(name, w) for name, w in weights.items()}
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -257,10 +268,12 @@ class Block(nnx.Module):
         y = self.norm(y, array(self.attention_norm), array(self.attention_norm_bias)) if self.post else y
         return x + (y if modulation is None else y * modulation[2])
 
-    def add_feed_forward(self, x: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
-        """Adds the feed-forward layer to x [B, N, D]."""
-        scale, bias = array(self.ffn_norm), array(self.ffn_norm_bias)
-        y = x if self.post else self.ffn_norm_rule(x, scale, bias)
-        y = self.feed_forward(y if modulation is None else y * (1 + modulation[4]) + modulation[3])
-        y = self.ffn_norm_rule(y, scale, bias) if self.post else y
+    def feed_forward_input(self, x: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
+        """Norms tokens x [B, N, D] for the feed-forward layers, and applies the shift and scale of `modulation`."""
+        y = x if self.post else self.ffn_norm_rule(x, array(self.ffn_norm), array(self.ffn_norm_bias))
+        return y if modulation is None else y * (1 + modulation[4]) + modulation[3]
+
+    def add_feed_forward(self, x: jax.Array, y: jax.Array, modulation: list[jax.Array] | None = None) -> jax.Array:
+        """Adds the output y of the feed-forward layers to x, [B, N, D] both."""
+        y = self.ffn_norm_rule(y, array(self.ffn_norm), array(self.ffn_norm_bias)) if self.post else y
         return x + (y if modulation is None else y * modulation[5])

@@ -7,7 +7,8 @@ import jax
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.attention import AUTO, BACKENDS
-from transfusion.model.block import BIASES, FFN_KINDS, GROUPS, NORMS, QK_NORMS
+from transfusion.model.block import BIASES, FFN_KINDS, FFN_WEIGHTS, GROUPS, NORMS, QK_NORMS
+from transfusion.model.experts import FeedForwardConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.vit import ViTConfig
 
@@ -28,6 +29,7 @@ TABLES = {
     "qk_norm": QK_NORMS,
     "biases": BIASES,
     "untied": GROUPS,
+    "cross_gate": ("none", "tanh"),
 }
 
 
@@ -65,6 +67,8 @@ class TransformerConfig:
       head_size: K; 0 means D / H.
       ffn: F; 0 means 8/3 D rounded up to a multiple of `ffn_multiple`.
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
+      feed_forwards: further feed-forward layers, by a name of one's own. They are added to that of a stream's expert.
+      ffn_absent: experts (`Stream.expert`) without a feed-forward layer of their own, beside which others must be.
       norm: 'rms', 'layer' (LayerNorm with scale and bias) or 'plain' (LayerNorm without weights).
       norm_place: 'pre', or 'post': x + norm(sublayer(x)), as published for Mixture-of-Transformers, equation 1.
       norm_epsilon: epsilon of the norms.
@@ -83,6 +87,8 @@ class TransformerConfig:
         language model, and see each other in the connector behind it.
       cross: streams that this trunk leaves as they are; the others see them by a cross-attention in every layer (see
         `transfusion.model.cross`), and not by self-attention.
+      cross_gate: what multiplies the output of that cross-attention: 'none', or 'tanh', the tanh of a learned number
+        per layer that is 0 at first (Flamingo), so that a frozen language model begins as it was.
       stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
       dtype: dtype of the computation ('float32' or 'bfloat16'); parameters stay float32.
@@ -101,6 +107,8 @@ class TransformerConfig:
     ffn: int = 0
     ffn_multiple: int = 64
     ffn_kind: str = "swiglu"
+    feed_forwards: Mapping[str, FeedForwardConfig] = dataclasses.field(default_factory=dict)
+    ffn_absent: tuple[str, ...] = ()
     norm: str = "rms"
     norm_place: str = "pre"
     final_norm: bool = True
@@ -115,6 +123,7 @@ class TransformerConfig:
     streams: tuple[str, ...] = ()
     causal: tuple[str, ...] = ()
     cross: tuple[str, ...] = ()
+    cross_gate: str = "none"
     stages: Mapping[str, "Stage"] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     remat: str = "none"
@@ -152,6 +161,16 @@ class TransformerConfig:
     def hidden(self) -> int:
         """F, hidden width of the feed-forward layer."""
         return self.ffn or -(-(8 * self.width) // (3 * self.ffn_multiple)) * self.ffn_multiple
+
+    def absent(self, expert: str) -> tuple[str, ...]:
+        """The weights that the blocks of an expert do not have and do not share either."""
+        return FFN_WEIGHTS if expert in self.ffn_absent else ()
+
+    @property
+    def hidden_of_token(self) -> int:
+        """The hidden widths of all feed-forward layers that a token passes at most."""
+        added = sum((layer.ffn or self.hidden) * max(layer.choices, 1) for layer in self.feed_forwards.values())
+        return added + (0 if self.ffn_absent else self.hidden)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ from transfusion.sharding import parts
 
 Cached = tuple[Stacks, Stacks] | None
 """A trunk's part of a cache, keys and values."""
-Function = Callable[..., tuple[ExpertTokens, CachedLayer | None, Pair | None]]
+Function = Callable[..., tuple[ExpertTokens, CachedLayer | None, Any]]
 """One layer: from the tokens, its part of `each`, of the context and of the cache, and the weights of its second
-attention to the tokens, the layer of the cache after it, and the keys and values that are returned beside the cache."""
+attention to the tokens, the layer of the cache after it, and what is returned beside the cache."""
 
 
 def by_layer(params: Params) -> Params:
@@ -31,7 +31,7 @@ def by_layer(params: Params) -> Params:
     def split(x):
         return jax.lax.optimization_barrier(tuple(x[i] for i in range(x.shape[0])))
 
-    stacked = {name: params[name] for name in ("blocks", "modulation") if name in params}
+    stacked = {name: params[name] for name in ("blocks", "modulation", "feed_forwards") if name in params}
     return params | jax.tree.map(split, stacked)
 
 
@@ -43,7 +43,7 @@ def through(
     context: Pair | None,
     cached: Cached,
     seconds: dict[int, dict[str, Any]],
-) -> tuple[ExpertTokens, Cached, Pair | None]:
+) -> tuple[ExpertTokens, Cached, Any]:
     """Runs all layers.
 
     Args:
@@ -56,7 +56,7 @@ def through(
       seconds: weights of the second attention, by the number of each layer that has it.
 
     Returns:
-      The tokens, the cache after all layers, and what they return beside it, stacked; None if they return nothing.
+      The tokens, the cache after all layers, and what they return beside it, stacked.
     """
     policy = REMAT[config.remat] or (keeps if parts("embed") > 1 else None)
     if policy is not None:
@@ -98,7 +98,7 @@ def _unrolled(layer, layers, tokens, each, context, cached, seconds):
         if places:
             stacks[places[i][0]] = (after.k, after.v)
         kept.append(new)
-    new = None if kept[0] is None else tuple(map(jnp.stack, zip(*kept, strict=True)))
+    new = jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
     return tokens, None if cached is None else tuple(zip(*stacks, strict=True)), new
 
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.kernels.kernel import Layout
+from transfusion.model.attention import Backend
 from transfusion.model.block import Block
 from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
 from transfusion.model.cross import CrossAttention
+from transfusion.model.experts import Routed, Shared, load
 from transfusion.model.modulation import Condition, modulate
 from transfusion.model.parameters import bound
 from transfusion.sequence.masks import Metadata
@@ -71,7 +73,7 @@ class Pass:
       cache: earlier tokens that the new ones may see besides each other.
       context: metadata of a context among the tokens.
       keep: how keys and values are treated.
-      backend: the backend of attention, see `transfusion.model.attention.backend_of`.
+      backend: finds the backend of attention, see `transfusion.model.attention.backend_of`.
       size, dtype: of heads.
     """
 
@@ -86,7 +88,7 @@ class Pass:
     cache: KeyValues | None
     context: Metadata | None
     keep: Keep
-    backend: str
+    backend: Callable[[Layout], Backend]
     size: int
 
     dtype: str
@@ -99,6 +101,13 @@ class Pass:
         if over_context:
             keys = () if self.context is None else self.context.order.shape[1:]
         return Layout(own, keys, self.size, self.dtype, self.shares)
+
+    def by_stream(self, expert: str, tokens: jax.Array) -> dict[str, jax.Array]:
+        """Cuts the tokens of an expert into those of its streams."""
+        streams = self.groups[expert]
+        return dict(
+            zip(streams, cut(tokens, [self.metadata[s].order.shape[1] for s in streams], self.shares), strict=True)
+        )
 
     def metadata_of(self, *experts: str) -> Metadata:
         """Joins the metadata of these experts' tokens."""
@@ -117,6 +126,8 @@ class Layer:
       cached: this layer of the cache.
       start: the tokens as they entered the layer.
       kept: the new keys and values that the pass returns beside the cache.
+      added: weights of the feed-forward layers that are added to the experts' own.
+      loads: for each routed one of these and each stream, how many tokens each of its experts had, [E].
     """
 
     blocks: dict[str, Block]
@@ -127,6 +138,8 @@ class Layer:
     cached: CachedLayer | None = None
     start: ExpertTokens = dataclasses.field(default_factory=dict)
     kept: Pair | None = None
+    added: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loads: dict[str, dict[str, jax.Array]] = dataclasses.field(default_factory=dict)
 
 
 class Sublayer(Protocol):
@@ -235,10 +248,50 @@ class OverContext:
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """Sends every token through its expert's feed-forward layer."""
+    """Sends every token through its expert's feed-forward layer, where that has one, and those that are added to it.
 
-    def shared(self, run: Pass) -> None:
-        return None
+    `added` are the latter, see `transfusion.model.experts`."""
 
-    def apply(self, x: ExpertTokens, layer: Layer, shared: None) -> tuple[ExpertTokens, Layer]:
-        return {e: block.add_feed_forward(x[e], layer.modulations[e]) for e, block in layer.blocks.items()}, layer
+    added: Mapping[str, Shared | Routed]
+
+    def shared(self, run: Pass) -> Pass:
+        return run
+
+    def apply(self, x: ExpertTokens, layer: Layer, shared: Pass) -> tuple[ExpertTokens, Layer]:
+        run, given, blocks = shared, {}, layer.blocks.items()
+        for expert, block in blocks:
+            given[expert] = block.feed_forward_input(x[expert], layer.modulations[expert])
+        outputs = {e: [block.feed_forward(given[e])] if block.up is not None else [] for e, block in blocks}
+        loads = {}
+        for name, module in self.added.items():
+            found, loads[name] = self._added(bound(module, layer.added[name]), given, run)
+            for expert, y in found.items():
+                outputs[expert].append(y)
+        x = {
+            e: block.add_feed_forward(x[e], sum(outputs[e][1:], outputs[e][0]), layer.modulations[e])
+            for e, block in blocks
+        }
+        return x, dataclasses.replace(layer, loads={name: seen for name, seen in loads.items() if seen})
+
+    def _added(
+        self, module: Shared | Routed, given: ExpertTokens, run: Pass
+    ) -> tuple[ExpertTokens, dict[str, jax.Array]]:
+        """What one of `added` gives each expert's tokens, and how many tokens of each stream its experts had [E]."""
+        parts = {e: run.by_stream(e, tokens) for e, tokens in given.items()}
+        passing = {s: x for of in parts.values() for s, x in of.items() if s in (module.config.streams or of)}
+        if not passing:
+            return {}, {}
+        real = join([run.metadata[stream].document != 0 for stream in passing], run.shares)
+        y, chosen = module(join(list(passing.values()), run.shares), real)
+        sizes = [part.shape[1] for part in passing.values()]
+        of_stream = dict(zip(passing, cut(y, sizes, run.shares), strict=True))
+        loads = {}
+        if chosen is not None:
+            for stream, ids in zip(passing, cut(chosen, sizes, run.shares), strict=True):
+                loads[stream] = load(ids, module.config.experts)
+        found = {
+            e: join([of_stream[s] if s in of_stream else jnp.zeros_like(x) for s, x in of.items()], run.shares)
+            for e, of in parts.items()
+            if any(s in of_stream for s in of)
+        }
+        return found, loads

@@ -10,6 +10,7 @@ F hidden width of the feed-forward layer. A parameter with the leading axis `lay
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,11 +19,13 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
+from transfusion.model.attention import FindBackend, backend_of
 from transfusion.model.block import GROUPS, MATRICES_OF, MODULATIONS, Block, Norm, cast_once
 from transfusion.model.cache import KeyValues, Pair
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.depth import Cached, through
+from transfusion.model.experts import KINDS, check_feed_forwards
 from transfusion.model.modulation import Condition, Modulation, modulate, modulations
 from transfusion.model.parameters import array, bound, pure
 from transfusion.model.sublayers import (
@@ -45,6 +48,8 @@ from transfusion.sequence.masks import Metadata
 from transfusion.sharding import constrain, cut, join, shares
 
 FIRST = "trunk"  # the name of the first trunk of a model
+Loads = dict[str, dict[str, jax.Array]]
+"""For each routed feed-forward layer and each stream, how many tokens each of its experts had, [layers, E]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +87,20 @@ class Trunk(nnx.Module):
         rngs: nnx.Rngs,
         modulated: tuple[str, ...] = (),
         name: str = FIRST,
+        find_backend: FindBackend = backend_of,
     ):
         """Builds a trunk for the streams of `experts`.
 
         `experts` maps each stream to its expert, in the order of the config's streams; the streams of `modulated` have
-        a condition; the trunk finds its part of a cache by its `name`."""
-        self.config, self.name = config, name
+        a condition; the trunk finds its part of a cache by its `name`, and its attention by `find_backend`."""
+        self.config, self.name, self.find_backend = config, name, find_backend
         self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
         own = {name: GROUPS if name == self.first else config.untied for name in names}
+        for name in config.ffn_absent:
+            check("model.ffn_absent", name, names)
+            own[name] = tuple(group for group in own[name] if group != "ffn")
         released = config.released
         for name in released.qk_norm_absent:
             check("model.released.qk_norm_absent", name, names)
@@ -112,6 +121,10 @@ class Trunk(nnx.Module):
         self.dual = Block(dataclasses.replace(config, layers=few or 1), rngs, ("qkv", "o", "qk_norm") if few else ())
         streams = [s for s in modulated if few and experts[s] == released.dual_expert]
         self.dual_modulation = nnx.Dict({s: Modulation(few, config.width, 3, rngs) for s in streams})
+        # Experts whose blocks have weights of several kinds own all of theirs.
+        self.apart = bool(released.qk_norm_absent) or 0 < len({*config.ffn_absent}) < len(names)
+        check_feed_forwards(config, self.experts, self.apart)
+        self.feed_forwards = nnx.Dict({n: KINDS[c.kind](config, c, rngs) for n, c in config.feed_forwards.items()})
 
     def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
         """Returns the normed outputs per stream [B, N, D]; a context is returned unchanged.
@@ -119,9 +132,14 @@ class Trunk(nnx.Module):
         The tokens see each other and the cache."""
         return self._run(inputs, cache, NOTHING)[0]
 
+    def counted(self, inputs: TrunkInputs) -> tuple[dict[str, jax.Array], Loads]:
+        """Returns the same outputs, and how many tokens the experts of each routed layer had, without padding."""
+        outputs, _, (_, loads) = self._run(inputs, None, NOTHING)
+        return outputs, loads
+
     def read(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> tuple[dict[str, jax.Array], KeyValues]:
         """Returns the same outputs, and the keys and values of these tokens in the `order` of their streams."""
-        outputs, _, (k, v) = self._run(inputs, cache, NEW)
+        outputs, _, ((k, v), _) = self._run(inputs, cache, NEW)
         metadata = joined(inputs.metadata, self.order(inputs.x))
         return outputs, KeyValues({self.name: (k,)}, {self.name: (v,)}, metadata)
 
@@ -141,8 +159,12 @@ class Trunk(nnx.Module):
 
     def _run(
         self, inputs: TrunkInputs, cache: KeyValues | None, keep: Keep
-    ) -> tuple[dict[str, jax.Array], Cached, Pair | None]:
-        """Runs all layers; returns the outputs, the trunk's part of the cache, and what `keep` gives beside it."""
+    ) -> tuple[dict[str, jax.Array], Cached, tuple[Pair | None, Loads]]:
+        """Runs all layers.
+
+        Returns:
+          The outputs, the trunk's part of the cache, and beside it what `keep` gives and the loads of experts.
+        """
         config, x, groups = self.config, inputs.x, self._groups(inputs.x)
         outside = [stream for stream in x if stream in config.cross]
         # Keys and values that are kept, or lie in a cache, are in the order of the streams.
@@ -157,7 +179,7 @@ class Trunk(nnx.Module):
             sizes=[part.shape[1] for part in tokens.values()],
             shares=n, may=inputs.may, may_cross=inputs.may_cross, cache=cache,
             context=joined(inputs.metadata, outside) if outside else None,
-            keep=keep, backend=config.attention, size=config.size, dtype=config.dtype,
+            keep=keep, backend=partial(self.find_backend, config.attention), size=config.size, dtype=config.dtype,
         )  # fmt: skip
         sublayers = self._sublayers() if groups else [ContextAlone()]
         shared = [sublayer.shared(run) for sublayer in sublayers]
@@ -167,7 +189,8 @@ class Trunk(nnx.Module):
             one = dataclasses.replace(one, context=context, cached=cached, second=second, start=tokens)
             for sublayer, what in zip(sublayers, shared, strict=True):
                 tokens, one = sublayer.apply(tokens, one, what)
-            return {e: constrain(y, "batch", "tokens", None) for e, y in tokens.items()}, one.cached, one.kept
+            tokens = {e: constrain(y, "batch", "tokens", None) for e, y in tokens.items()}
+            return tokens, one.cached, (one.kept, one.loads)
 
         context = self.cross.keys_values(_join(x, outside).astype(config.dtype)) if outside else None
         cached = None if cache is None else (cache.k[self.name], cache.v[self.name])
@@ -185,7 +208,7 @@ class Trunk(nnx.Module):
             sublayers.append(SecondAttention(self.dual, self.config.released.dual_expert, self.config.dtype))
         if self.cross is not None:
             sublayers.append(OverContext(self.cross))
-        return [*sublayers, FeedForward()]
+        return [*sublayers, FeedForward(dict(self.feed_forwards.items()))]
 
     def _each(self, run: Pass, context: Pair | None) -> dict[str, Any]:
         """Collects weights, modulations and context of all layers, as `each` of `transfusion.model.depth.through`."""
@@ -198,6 +221,7 @@ class Trunk(nnx.Module):
             "modulation": {stream: pure(self.modulation[stream]) for stream in modulated},
             "vectors": {s: run.condition[s].vector for s in modulated if run.condition[s].vector.ndim == 4},
             "cross": cast_once(pure(self.cross), dtype) if crosses else None,
+            "added": {name: cast_once(pure(layer), dtype) for name, layer in self.feed_forwards.items()},
         }
 
     def _shared(self, run: Pass) -> list[str]:
@@ -215,12 +239,12 @@ class Trunk(nnx.Module):
         blocks = {e: self._block(e, each["blocks"]) for e in run.groups}
         return Layer(
             blocks, {e: modulations(streams, x, parts, dtype, run.shares) for e, streams in run.groups.items()},
-            each["cross"],
+            each["cross"], added=each["added"],
         )  # fmt: skip
 
     def _block(self, expert: str, weights: Mapping[str, dict[str, jax.Array]]) -> Block:
         """Builds the block of an expert with one layer's weights; those that it does not own are the first expert's."""
-        if self.config.released.qk_norm_absent:  # every expert owns all of its weights, and they are of two kinds
+        if self.apart:
             return bound(self.blocks[expert], weights[expert])
         return bound(self.blocks[self.first], weights[self.first] | weights[expert])
 

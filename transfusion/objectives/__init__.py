@@ -2,8 +2,10 @@
 
 - `next_token` predicts the next id, for text and codes.
 - `masked` predicts the codes that are hidden.
-- `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra.
+- `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra. 'token_flow' does so for
+  one token after the other.
 - `ahead` predicts mean velocities, for drawing in a few steps.
+- `contrastive` tells which image belongs to which text.
 
 An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
 neither on microbatches nor on devices. `clean` gives the numbers that leave every item unchanged. `content` makes the
@@ -18,7 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives import ahead, continuous, masked, next_token
+from transfusion.objectives import ahead, continuous, contrastive, masked, next_token
+from transfusion.objectives.contrastive import ContrastiveConfig
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
@@ -26,6 +29,8 @@ from transfusion.sequence.arrays import Array, Shaped
 from transfusion.sequence.batch import StreamSlice
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
+# The name of the sums that are not logged: a task's `after_step` updates codebooks or the biases of routers with them.
+STATISTICS = "statistics"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class ObjectivesConfig:
     next_token: NextTokenConfig = NextTokenConfig()
     masked: MaskedConfig = MaskedConfig()
     continuous: Mapping[str, ContinuousConfig] = dataclasses.field(default_factory=dict)
+    contrastive: ContrastiveConfig = ContrastiveConfig()
 
     def of_continuous(self, stream: str) -> ContinuousConfig:
         return self.continuous.get(stream, ContinuousConfig())
@@ -46,7 +52,9 @@ class Objective:
     further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`.
 
     `target(predict, part, draws, config)` makes [B, N, E] of every `config.ahead.every`-th row, see `ahead.Predict`.
-    `fits(where, config)` raises a UsageError about settings with which the objective does not work."""
+    `fits(where, config)` raises a UsageError about settings with which the objective does not work.
+    `beside(config)` names the streams with whose outputs the loss compares: `draws` then holds (hidden, part) of each.
+    They and the stream itself must not see each other, and the loss is one of the whole batch, not of its parts."""
 
     config: Callable[[ObjectivesConfig, str], Any]
     draw: Callable[..., dict[str, jax.Array]]
@@ -55,6 +63,7 @@ class Objective:
     loss: Callable[..., tuple[jax.Array, Sums]]
     target: Callable[..., jax.Array] | None = None
     fits: Callable[[str, Any], None] = lambda where, config: None
+    beside: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 def _next_token_loss(head, encoded, part: StreamSlice, draws, config: NextTokenConfig):
@@ -83,6 +92,18 @@ def _ahead_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfi
     return per_token, extra
 
 
+def _token_flow_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
+    return continuous.loss_of_tokens(head, encoded.hidden, part, draws, config), {}
+
+
+def _pairs_loss(kind: str):
+    def of_pairs(head, encoded, part: StreamSlice, draws, config: ContrastiveConfig):
+        per_token, found = contrastive.loss(kind, head, encoded.hidden, part, *draws[config.text])
+        return per_token, {"found": found}
+
+    return of_pairs
+
+
 def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
@@ -107,6 +128,10 @@ def _next_token_config(settings: ObjectivesConfig, stream: str) -> NextTokenConf
     return settings.next_token
 
 
+def _contrastive_config(settings: ObjectivesConfig, stream: str) -> ContrastiveConfig:
+    return settings.contrastive
+
+
 def _masked_config(settings: ObjectivesConfig, stream: str) -> MaskedConfig:
     return settings.masked
 
@@ -119,6 +144,9 @@ OBJECTIVES: dict[str, Objective] = {
     "masked": Objective(_masked_config, masked.draw, masked.clean, masked.content, _masked_loss),
     "continuous": Objective(
         ObjectivesConfig.of_continuous, continuous.draw, continuous.clean, continuous.noised, _continuous_loss
+    ),
+    "token_flow": Objective(
+        ObjectivesConfig.of_continuous, continuous.draw_of_tokens, _at_the_end, _same, _token_flow_loss
     ),
     "shortcut": Objective(
         ObjectivesConfig.of_continuous,
@@ -138,4 +166,11 @@ OBJECTIVES: dict[str, Objective] = {
         ahead.derivative,
         ahead.fits,
     ),
-}
+    **{
+        kind: Objective(
+            _contrastive_config, _no_draws, _at_the_end, _same, _pairs_loss(kind),
+            beside=lambda config: (config.text,),
+        )
+        for kind in contrastive.LOSSES
+    },
+}  # fmt: skip

@@ -139,11 +139,14 @@ class AheadConfig:
       levels: 'shortcut' has steps of 1, 1/2, ... 1/2^(levels - 1).
       guidance: scale of the guidance by the words that mean velocities learn, so that sampling needs none. The velocity
         itself learns none. It compares with documents without words, as `data.drop_caption` makes them.
+      power: p of the weight 1 / (error + 0.001)^p of an item's loss (MeanFlow, arXiv 2505.13447, section 4.3, has 1):
+        with 1 items count alike, however large their errors are. 0 is no weight.
     """
 
     share: float = 0.25
     levels: int = 5
     guidance: float = 1.0
+    power: float = 0.0
 
     @property
     def every(self) -> int:

@@ -22,8 +22,9 @@ from transfusion.planning.assembly import compile_for_gpu
 from transfusion.planning.cost import USABLE, Cost
 from transfusion.planning.hlo import Program, read_program
 from transfusion.running.chips import GIB, Topology
+from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.decoder import decoder_of
-from transfusion.sampling.prompts import Prompt, conditions_of, prefill_of
+from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.settings import Machine, machine_of
 from transfusion.sampling.state import row_keys
 from transfusion.sequence import Segment
@@ -101,9 +102,10 @@ def lowered_sampler(
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = dataclasses.replace(made, machine=machine)
     text = Segment("text", np.zeros(PROMPT, np.int32))
-    prompts = [Prompt((text,), draw=made.way is not None)] * rows
-    given = prefill_of(prompts, task.spec, made.drawable)
-    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling)
+    first = made.drawables[0].kind if made.drawables else ""
+    prompts = [Prompt((text,), draw=bool(made.drawables), kind=first)] * rows
+    given = prefill_of(prompts, task.spec, made.drawables)
+    conditions = conditions_of(prompts, task.spec, made.drawables, experiment.sampling)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))

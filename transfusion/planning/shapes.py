@@ -22,7 +22,7 @@ from transfusion.optim import split
 from transfusion.planning.cost import USABLE, Bounds, Cost, bounds
 from transfusion.planning.hlo import Collective, Program
 from transfusion.running.chips import Topology
-from transfusion.sharding import AXES, abstract_mesh, check_activations, partition
+from transfusion.sharding import AXES, RULES, abstract_mesh, check_activations, partition
 from transfusion.tasks import SequenceTask
 
 FLOAT32 = 4
@@ -41,6 +41,7 @@ class Sharding:
     accumulate: int = 1
     context: int = 1
     slice: int = 1
+    expert: int = 1
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -53,13 +54,13 @@ class Sharding:
 
     @property
     def gathered(self) -> "Sharding":
-        """The sharding of parameters that are in use: they are split along the axis 'tensor' only."""
+        """The sharding of parameters that are in use: they are split along the axes 'tensor' and 'expert' only."""
         return dataclasses.replace(self, data=self.data * self.fsdp * self.context, fsdp=1, context=1)
 
     @property
     def rows(self) -> int:
         """Rows of the batch on one device."""
-        return self.batch // (self.slice * self.data * self.fsdp)
+        return self.batch // math.prod(self.sizes[name] for name in RULES["batch"])
 
     def of(self, experiment: Experiment) -> Experiment:
         """The experiment with this mesh, batch and microbatches."""
@@ -76,10 +77,11 @@ def sharding_of(experiment: Experiment, devices: int, slices: int = 1) -> Shardi
     """
     sizes = experiment.mesh.sizes(devices, slices)
     found = Sharding(**sizes, batch=experiment.batch_size, accumulate=experiment.optim.accumulate)
-    parts = found.slice * found.data * found.fsdp * found.accumulate
+    parts = found.accumulate * math.prod(found.sizes[name] for name in RULES["batch"])
     if found.batch % parts:
         raise UsageError(
-            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data and fsdp, microbatches)"
+            f"batch_size {found.batch} does not divide over {parts} (devices of slice, data, fsdp and expert, "
+            "microbatches)"
         )
     return found
 
@@ -139,7 +141,7 @@ def _activations(task: SequenceTask, on: Sharding, topology: Topology) -> float:
     kept, layer, rows = 0.0, 0.0, on.rows // on.accumulate
     for config, length in _trunks(task):
         width = 2 if config.dtype == "bfloat16" else FLOAT32
-        heads, hidden = max(config.heads // on.tensor, 1), config.hidden / on.tensor
+        heads, hidden = max(config.heads // on.tensor, 1), config.hidden_of_token / on.tensor
         share = length / on.context
         attention = BACKENDS[chosen(config.attention, "tpu" if topology.is_tpu else "gpu")]
         scores = SCORE_ARRAYS * FLOAT32 * heads * share * length * attention.quadratic
@@ -159,7 +161,8 @@ def _weights(task: SequenceTask, on: Sharding) -> float:
     if on.fsdp * on.context == 1:
         return 0.0
     whole = on.gathered.mesh
-    axes, shapes = (tree["trunk"]["blocks"] for tree in (task.template.axes, task.template.shapes))
+    trunks = (tree["trunk"] for tree in (task.template.axes, task.template.shapes))
+    axes, shapes = ({n: tree[n] for n in ("blocks", "feed_forwards") if n in tree} for tree in trunks)
     layer = local_bytes(axes, shapes, whole) / task.model.layers
     tables = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.template.shapes["parts"])]
     return 2 * layer + 2 * max(tables) / on.tensor
@@ -169,7 +172,8 @@ def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterat
     """Yields the collectives of a step.
 
     Weights are gathered for the forward and for the backward pass, gradients are summed, tensor parallelism sums
-    activations, and context parallelism gathers keys and values.
+    activations, and context parallelism gathers keys and values. Expert parallelism gathers tokens, and scatters the
+    outputs of the experts that they chose.
     """
     parts, far, reach = on.accumulate, {}, 1
     for axis in reversed(AXES):  # neighbours lie along the last axis
@@ -184,6 +188,10 @@ def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterat
     for axis in ("data", "slice"):
         if on.sizes[axis] > 1:
             yield Collective("all-reduce", round(size / split), on.sizes[axis], far[axis], parts)
+    if on.expert > 1:
+        trees = (task.template.axes, task.template.shapes)
+        rest = size - local_bytes(*(t["trunk"].get("feed_forwards", {}) for t in trees), on.gathered.mesh)
+        yield Collective("all-reduce", round(rest / split), on.expert, far["expert"], parts)
     for config, length in _trunks(task):
         runs, again = config.layers * parts, config.remat != "none"
         tokens = on.rows // parts * length * width
@@ -194,21 +202,27 @@ def _collectives(task: SequenceTask, on: Sharding, topology: Topology) -> Iterat
             sent = round(tokens * 2 * config.groups * config.size / on.tensor)
             yield Collective("all-gather", sent, on.context, far["context"], (2 if again else 1) * runs)
             yield Collective("reduce-scatter", sent, on.context, far["context"], runs)
+        taken = sum(layer.choices for layer in config.feed_forwards.values())
+        if on.expert > 1 and taken:
+            sent = round(on.expert * tokens * config.width / on.context)
+            yield Collective("all-gather", (1 + taken) * sent, on.expert, far["expert"], (2 if again else 1) * runs)
+            yield Collective("reduce-scatter", (1 + taken) * sent, on.expert, far["expert"], runs)
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
-def shardings(devices: int, slices: int, batch: int, accumulate: int) -> Iterator[Sharding]:
-    """Yields all shardings with powers of two along the axes tensor, context and data.
+def shardings(devices: int, slices: int, batch: int, accumulate: int, expert: int = 1) -> Iterator[Sharding]:
+    """Yields all shardings with powers of two along the axes tensor, context and data, and `expert` as it is.
 
     Rows are split over a context only if each device has just one row.
     """
     for tensor, context in itertools.product((2**i for i in range(6)), (1, 2, 4, 8)):
         for data in (2**i for i in range(devices.bit_length())):
-            fsdp = devices // (slices * data * tensor * context)
-            on = Sharding(data, fsdp, tensor, batch, accumulate, context, slices)
-            whole = math.prod(on.sizes.values()) == devices and batch % (slices * data * fsdp * accumulate) == 0
+            fsdp = devices // (slices * data * expert * tensor * context)
+            on = Sharding(data, fsdp, tensor, batch, accumulate, context, slices, expert)
+            parts = accumulate * slices * data * fsdp * expert
+            whole = math.prod(on.sizes.values()) == devices and batch % parts == 0
             if whole and (context == 1 or on.rows == accumulate):
                 yield on
 
@@ -225,7 +239,7 @@ def search(
     batch, parts = experiment.batch_size, experiment.optim.accumulate
     flops, found = row_flops * batch, []
     while not found and batch % parts == 0:
-        for on in shardings(topology.devices, topology.slices, batch, parts):
+        for on in shardings(topology.devices, topology.slices, batch, parts, max(experiment.mesh.expert, 1)):
             try:
                 cost = estimate(task, experiment, on, topology, scale)
             except UsageError:  # some parameter does not divide
@@ -240,7 +254,7 @@ def largest_batch(
     task: SequenceTask, experiment: Experiment, on: Sharding, topology: Topology, scale: float = 1.0
 ) -> Sharding | None:
     """The sharding with the most rows per device (a power of two) that fit; None if not even one row fits."""
-    best, rows = None, on.slice * on.data * on.fsdp * on.accumulate
+    best, rows = None, on.accumulate * math.prod(on.sizes[name] for name in RULES["batch"])
     while True:
         larger = dataclasses.replace(on, batch=rows)
         if not estimate(task, experiment, larger, topology, scale).fits:

@@ -90,20 +90,13 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
       UsageError: if neither the stream nor `size` says how large an item is, or the layout has runs after it that
         cannot be made of a drawing.
     """
-    sides, run = _sides(drawn.stream, size), drawn.run
+    sides, run = drawn.stream.content.drawn_sides(size, drawn.kind), drawn.run
     shape = drawn.stream.content.item_shape(sides)
     edges = {"opener": -1, "closer": -1} if run.boundary == "outside" else {}
     preamble = _expanded(spec, drawn, shape, _opened(drawn, drawn.runs[:-1]))
     noisy = _expanded(spec, drawn, shape, (dataclasses.replace(run, **edges),))
     finished = _finished(spec, drawn, shape) if goes_on else None
     return PaintedParts(spec, drawn, sides, preamble, noisy, finished)
-
-
-def _sides(stream: Stream, size: Size) -> Size:
-    sides = size if any(size) else stream.grid
-    if not all(sides):
-        raise UsageError("this model draws images of any size: say which (height and width of the latents)")
-    return tuple(sides)
 
 
 def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Expanded | None:
@@ -149,6 +142,7 @@ class SpelledParts:
       drawable: what is drawn.
       token: one token of text.
       code: the part that is one id of an item.
+      grids: the sizes that an item may have; if there are several, the model chooses.
       grammar: says which id may come next in an item.
       goes_on: whether anything may follow an item.
     """
@@ -157,6 +151,7 @@ class SpelledParts:
     drawable: Drawable
     token: Expanded
     code: Expanded
+    grids: tuple[Grid, ...]
     grammar: Grammar
     goes_on: bool
 
@@ -177,8 +172,9 @@ def spelled_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
             )
     one = dataclasses.replace(spec, layout={drawn.kind: (Run(run.stream),)})
     code = expand((Segment(drawn.kind, np.zeros(1, np.int32)),), one, begin=False, end=False)
-    grammar = grammar_of(run, spelled_grids(drawn, size), spec.streams[TEXT].vocabulary)
-    return SpelledParts(spec, drawn, token_of_text(spec), code, grammar, goes_on)
+    grids = spelled_grids(drawn, size)
+    grammar = grammar_of(run, grids, spec.streams[TEXT].vocabulary)
+    return SpelledParts(spec, drawn, token_of_text(spec), code, grids, grammar, goes_on)
 
 
 def spelled_grids(drawn: Drawable, size: Size) -> tuple[Grid, ...]:
@@ -192,5 +188,5 @@ def spelled_grids(drawn: Drawable, size: Size) -> tuple[Grid, ...]:
         return spelling.grids if spelling.size else spelling.grids[:1]
     if size not in spelling.grids:
         known = ", ".join(map(str, spelling.grids))
-        raise UsageError(f"this model draws no images of {size} codes: the sizes are {known}")
+        raise UsageError(f"this model draws no {drawn.kind} of {size} codes: the sizes are {known}")
     return (size,)

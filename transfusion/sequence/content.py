@@ -190,6 +190,11 @@ class Content:
         """The fields of a `StreamSlice` that this content has, for rows of n slots of padding and clean items."""
         return {name: np.zeros((rows, n), np.int32) for name in ("tokens", "targets")}
 
+    def offered(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The size of an item that the decoder may open where a call names this `size`: zeros leave it to the model;
+        None if nothing says how large it is."""
+        return (0, 0)
+
     def fake(self, rng: np.random.Generator) -> np.ndarray:
         """A random item."""
         raise NotImplementedError
@@ -234,6 +239,9 @@ class Spelled(Content):
 
     def opener(self, item: int) -> int:
         return item
+
+    def offered(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        return size if size in self.spelling.grids else (0, 0)
 
     def fake(self, rng: np.random.Generator) -> np.ndarray:
         spelling = self.spelling

@@ -80,6 +80,30 @@ class Items(Content):
     def empty(self, rows: int, n: int, items: int) -> dict[str, np.ndarray]:
         return {"place": np.zeros((rows, n, self.axes), np.int32)} | self.facts.empty(rows, items)
 
+    def offered(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        if self.aligned:
+            return (0, 0)
+        return size if len(size) == self.sides and any(size) else None
+
+    def drawn_sides(self, size: tuple[int, ...], kind: str) -> tuple[int, ...]:
+        """The sides of an item of this kind that is drawn: `size`, or if it is zeros those of all items.
+
+        Raises:
+          UsageError: if there are none of that size, or any size may be asked for and none is.
+        """
+        if self.aligned:
+            if any(size) and tuple(size) != tuple(self.grid):
+                known = _by(self.grid)
+                raise UsageError(f"this model draws no {kind} of {_by(size)} latents or codes: it draws {known}")
+            return tuple(self.grid)
+        named = "height and width" if self.sides == 2 else f"{self.sides} sides"
+        if not any(size):
+            raise UsageError(f"this model draws {kind}s of any size: say which ({named} of the latents)")
+        if len(size) != self.sides or any(map(operator.mod, size, self.patch)):
+            multiples = f"any size of {named} that are multiples of {_by(self.patch)}"
+            raise UsageError(f"this model draws no {kind} of {_by(size)} latents: it draws {multiples}")
+        return tuple(size)
+
     def item_shape(self, sides: Sequence[int] = ()) -> tuple[int, ...]:
         """The shape of an item of these sides (default: `grid`): [*sides, C] of latents, [*sides] or [n] of codes."""
         raise NotImplementedError
@@ -112,6 +136,10 @@ class Items(Content):
         return Tokens({self.field: self.laid(item), "place": where}, where, known, outside)
 
 
+def _by(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """How the codes of an item are predicted.
@@ -126,13 +154,14 @@ class Prediction:
     targets: Callable[[Columns, np.ndarray | None], Columns] = successors
 
 
-# By the objective of the stream. At several scales the embed of a code is made of the scales before it, so that its own
-# id can be its target.
+# By the objective of the stream: of codes, and of latents that are predicted one after the other. At several scales the
+# embed of a code is made of the scales before it, so that its own id can be its target.
 PREDICTIONS: dict[str, Prediction] = {
     "none": Prediction(),
     "next_token": Prediction(starts=True),
     "masked": Prediction(hides=True, targets=themselves),
     "next_scale": Prediction(targets=themselves),
+    "token_flow": Prediction(starts=True),
 }
 
 
@@ -143,11 +172,13 @@ class Codes(Items):
     Attributes:
       scales: sides of the square grids of an item at several scales; () has one grid.
       prediction: how they are predicted.
+      fill: the id in the places behind an item that is shorter than its grid; -1: all items have that size.
     """
 
     vocabulary: int
     scales: tuple[int, ...] = ()
     prediction: Prediction = Prediction()
+    fill: int = -1
 
     @property
     def axes(self) -> int:
@@ -178,7 +209,7 @@ class Codes(Items):
 
     def check(self, segment: Segment) -> None:
         self.facts.check(segment)
-        codes, wanted = np.asarray(segment.value), self.item_shape()
+        codes, wanted = self._filled(np.asarray(segment.value)), self.item_shape()
         if codes.shape != wanted or codes.dtype.kind not in "iu":
             found = f"{codes.dtype} {list(codes.shape)}"
             raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")
@@ -190,7 +221,11 @@ class Codes(Items):
             where = np.concatenate([np.insert(places((s, s)), 0, k, axis=1) for k, s in enumerate(self.scales)])
         else:
             where = places(self.grid)
-        return self._tokens(np.asarray(segment.value, np.int32), where)
+        return self._tokens(self._filled(np.asarray(segment.value, np.int32)), where)
+
+    def _filled(self, ids: np.ndarray) -> np.ndarray:
+        missing = self.grid[0] - len(ids) if self.fill >= 0 else 0
+        return np.concatenate([ids, np.full(missing, self.fill, ids.dtype)]) if missing > 0 else ids
 
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         return self.prediction.targets(piece, follows)
@@ -215,7 +250,8 @@ class Latents(Items):
     Attributes:
       channels: numbers of a latent (C).
       patch: sides of a patch [S], in the order of `grid`.
-      lead: see `Content`; here the token of the noise level.
+      lead: see `Content`; here the token of the noise level, or the start token.
+      starts: see `Content`.
       inside: whether that token lies in the bidirectional span of the item.
     """
 
@@ -223,6 +259,7 @@ class Latents(Items):
     patch: tuple[int, ...]
     source: str = "value"
     lead: int = 0
+    starts: bool = False
     inside: bool = True
 
     field: ClassVar[str] = "values"

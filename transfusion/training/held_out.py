@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion import sharding
-from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment
+from transfusion.objectives import STATISTICS
 from transfusion.running.local_rows import place
 from transfusion.running.metrics import means
 from transfusion.sharding import PyTree

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from transfusion import initial, sharding
-from transfusion.codecs.losses import STATISTICS
 from transfusion.config import Experiment
+from transfusion.objectives import STATISTICS
 from transfusion.optim import average, make_optimizer, merge, split
 from transfusion.running import guard
 from transfusion.sharding import PyTree

@@ -37,7 +37,7 @@ FIELD_RULES: dict[str, Rule] = {
     # How the same numbers are computed.
     **dict.fromkeys(
         (f"{trunk}.{field}" for trunk in ("model", "model.stages.*.trunk") for field in
-         ("dtype", "remat", "scan", "attention", "towers.*.remat")), Rule.FREE,
+         ("dtype", "remat", "scan", "attention", "towers.*.remat", "feed_forwards.*.balance")), Rule.FREE,
     ),
     "model.**": Rule.MEANING,
     "streams.*.weight": Rule.FREE,

@@ -147,11 +147,12 @@ def _elsewhere(experiment: Experiment, change: Callable[[str], str]) -> Experime
 
     data, held_out = experiment.data, experiment.eval
     sources, others = ({n: source(s) for n, s in part.sources.items()} for part in (data, held_out))
+    runs = {n: dataclasses.replace(run, path=change(run.path)) for n, run in experiment.init.others.items()}
     return dataclasses.replace(
         experiment,
         data=dataclasses.replace(data, data_dir=change(data.data_dir), sources=sources),
         eval=dataclasses.replace(held_out, sources=others),
-        init=dataclasses.replace(experiment.init, path=change(experiment.init.path)),
+        init=dataclasses.replace(experiment.init, path=change(experiment.init.path), others=runs),
     )
 
 
