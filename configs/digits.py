@@ -7,7 +7,9 @@ Command: python -m transfusion.train --config configs/digits.py --workdir runs/d
 Hardware: 2 CPU cores. Time and results: experiments/family_on_digits; `make demo` prints them.
 Forms: `:unet` has the paper's U-Net patch coder, `:ddpm` has its DDPM objective. `:shortcut` and `:mean_flow` teach
 the finished run to draw in a few steps (experiments/few_steps), as if it had been trained 1.8 times as long; train
-`runs/digits` first, or set `--config.init.path=W`. `configs/digits.py:debug` trains 20 steps in seconds.
+`runs/digits` first, or set `--config.init.path=W`. `:sizes` reads and draws digits on canvases of three sizes
+(experiments/sizes; prepare `sized_digits`). `configs/digits.py:debug` trains 20 steps in seconds, and so does
+`:sizes_debug`.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import dataclasses
 from transfusion import layouts
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.sizes import SizesConfig
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
@@ -25,7 +28,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Released, Stream, TimeConfig, text
 from transfusion.sequence.times import AHEAD
 
-FORMS = ("", "debug", "unet", "ddpm", "shortcut", "mean_flow")
+FORMS = ("", "debug", "unet", "ddpm", "shortcut", "mean_flow", "sizes", "sizes_debug")
 
 
 def get_config(form: str = ""):
@@ -49,7 +52,24 @@ def get_config(form: str = ""):
         eval=EvalConfig(every=400, sources={"digits": SourceConfig(name="digits", split="test")}),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=32),
     )
-    if form == "debug":
+    if form in ("sizes", "sizes_debug"):
+        source = SourceConfig(name="sized_digits", sizes=SizesConfig(tokens=24, multiple=2, aspect=1.5))
+        held_out = dataclasses.replace(source, split="test")
+        streams = {
+            "text": dataclasses.replace(experiment.streams["text"], budget=64),
+            "image": dataclasses.replace(image, grid=(0, 0), budget=48, items=3),
+        }
+        # Of two sizes, the larger one has more noise at the same time, so that both lose the same detail.
+        shift = {"shift_by": "resolution", "shift_tokens": 16}
+        experiment = dataclasses.replace(
+            experiment,
+            streams=streams,
+            objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(**shift)}),
+            data=dataclasses.replace(experiment.data, sources={"digits": source}),
+            eval=dataclasses.replace(experiment.eval, sources={"digits": held_out}),
+            sampling=dataclasses.replace(experiment.sampling, **shift),
+        )
+    if form in ("debug", "sizes_debug"):
         experiment = debug_form(experiment, batch_size=4)
     if form == "unet":
         coder = dataclasses.replace(image, embed="unet", head="unet", time="coder", table="none", coder_width=16)

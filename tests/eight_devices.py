@@ -51,6 +51,15 @@ def discrete() -> tuple:
     return of, tiny.model(layers=1, stages={"behind": Stage(behind, "mlp")})
 
 
+def pairs() -> tuple:
+    """Images and texts that are compared over all rows."""
+    streams = {
+        "text": tiny.text_stream(head="none", objective="none", visible_to=("text",)),
+        "image": tiny.image_stream(head="pair", objective="clip", time="none", weight=1.0, visible_to=("image",)),
+    }
+    return tiny.spec(streams, {"image": (tiny.image_run(opener=-1, closer=-1),)}), tiny.model(layers=1)
+
+
 def routed() -> tuple:
     """Experts that a router chooses for the tokens of both streams, beside one that all share."""
     sets = {
@@ -64,6 +73,7 @@ SYSTEMS = {
     "dense": (tiny.SPECS["transfusion"], tiny.model(kv_heads=2, qk_norm="rms")),
     "experts": experts(),
     "codes": discrete(),
+    "pairs": pairs(),
     "routed": routed(),
 }
 # What besides the mesh may change nothing.
@@ -179,8 +189,8 @@ def dense(meshes: dict) -> dict:
 
 
 def others(meshes: dict) -> dict:
-    """Two experts and codes on all meshes, and a codec."""
-    results = {system: on_all(system, meshes) for system in ("experts", "codes")}
+    """Two experts, codes, and pairs over the whole batch on all meshes, and a codec."""
+    results = {system: on_all(system, meshes) for system in ("experts", "codes", "pairs")}
     return results | {"codec": {name: of_codec(meshes[name]) for name in ("one", "fsdp")}}
 
 

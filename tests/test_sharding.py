@@ -69,7 +69,7 @@ def devices() -> dict:
     return computed("dense")
 
 
-OTHERS = [(system, name) for system in ("experts", "codes") for name in MESHES] + [("codec", "fsdp")]
+OTHERS = [(system, name) for system in ("experts", "codes", "pairs") for name in MESHES] + [("codec", "fsdp")]
 SYSTEMS = [("dense", name) for name in MESHES] + [("routed", name) for name in WITH_EXPERTS]
 SYSTEMS += [pytest.param(*one, marks=pytest.mark.soak) for one in OTHERS]
 

@@ -21,9 +21,10 @@ from ml_collections import config_flags
 from transfusion import programs
 from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
-from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.config import SourceConfig
 from transfusion.data.latent_cache import begin_cache, finish_cache, write_shard
 from transfusion.data.latent_files import CachePlan, content_of
+from transfusion.data.media import kind_of
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, check, require
 from transfusion.latents import Codec, open_codec
@@ -71,8 +72,7 @@ def encode_shard(number: int, job: CachingJob) -> int:
 
 def cache_latents(
     source: SourceConfig,
-    data: DataConfig,
-    codec: CodecConfig,
+    experiment: Experiment,
     folder: pathlib.Path,
     workers: int = 1,
     shard_records: int = 1024,
@@ -82,8 +82,7 @@ def cache_latents(
 
     Args:
       source: the source to encode.
-      data: the settings of the data.
-      codec: the codec that encodes it.
+      experiment: its settings of the data, and its codec for the medium of the source.
       folder: where the latents go.
       workers: processes on this machine. They share its cores; an accelerator has room for only one.
       shard_records: records of each file.
@@ -92,11 +91,13 @@ def cache_latents(
     Raises:
       UsageError: if the codec cannot be cached, or the folder holds other latents.
     """
+    data = experiment.data
+    dataclasses.replace(source, latents=str(folder)).validate("the source", data.pixel_limit)
     source = dataclasses.replace(source, latents="", weight=1.0)
-    source.validate("the source", data.pixel_limit)
     _source.cache_clear()
     _codec.cache_clear()
-    records = len(_source(source, data.data_dir, data.pixel_limit))
+    opened = _source(source, data.data_dir, data.pixel_limit)
+    codec, records = experiment.codec_of(kind_of(opened)), len(opened)
     folder = folder.expanduser().absolute()
     job = CachingJob(source, codec, data.data_dir, data.pixel_limit, str(folder), _codec(codec).digest, shard_records)
     plan = job.plan(records)
@@ -161,11 +162,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = []
     for name, (field, source) in chosen(experiment, FLAGS.sources).items():
         folder = pathlib.Path(FLAGS.output) / name
-        print(
-            cache_latents(
-                source, experiment.data, experiment.codec, folder, FLAGS.workers, FLAGS.shard_records, FLAGS.beam
-            )
-        )
+        print(cache_latents(source, experiment, folder, FLAGS.workers, FLAGS.shard_records, FLAGS.beam))
         arguments.append(f"--config.{field}.latents={folder}")
     print("train with", " ".join(arguments))
 

@@ -1,4 +1,4 @@
-"""Takes a new run's parameters from another run, to fine-tune it, or to add modalities to a language model.
+"""Takes a new run's parameters from other runs, to fine-tune one, or to add modalities to a language model.
 
 To keep the language model as it is (LMFusion, arXiv 2412.15188, section 3; 'asynchronous training'), set `init.path` to
 its run, and freeze its paths with `optim.groups`.
@@ -29,11 +29,14 @@ class InitConfig:
         for the first group. ('trunk/blocks/image', 'trunk/blocks/text') starts an expert as a copy of another;
         ('tower', '') takes a part from a workdir that holds nothing else, such as an imported vision tower.
       fresh: a regular expression: the paths that it covers from their start are drawn at random all the same.
+      others: further runs by a name of your own. Each gives, in this order, what it has of the parameters that no run
+        before it gave: a language model from one run and the vision tower that it learns to read from another (LLaVA).
     """
 
     path: str = ""
     copy: tuple[tuple[str, str], ...] = ()
     fresh: str = ""
+    others: Mapping[str, "InitConfig"] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if (self.copy or self.fresh) and not self.path:
@@ -49,24 +52,34 @@ class InitConfig:
                 raise UsageError(
                     f"init.copy: {(ours, theirs)} is no pair of a regular expression and a path: {error}"
                 ) from error
+        for name, other in self.others.items():
+            if not other.path or other.others:
+                raise UsageError(f"init.others.{name}: it needs a path, and has no `others` of its own")
 
 
 def from_run(config: InitConfig, wanted: Params) -> dict[str, jax.Array]:
     """Reads the parameters that this run starts from, by their path in this model; a process reads its own parts only.
 
     Args:
-      config: without a path there are no such parameters.
+      config: without a path, and without others, there are no such parameters.
       wanted: ShapeDtypeStructs with the shardings of this run's parameters.
 
     Raises:
-      UsageError: if the run has no intact checkpoint or nothing to take, if a shape differs, or if a pair of `copy`
+      UsageError: if a run has no intact checkpoint or nothing to take, if a shape differs, or if a pair of `copy`
         gives no parameter.
     """
-    if not config.path:
-        return {}
+    ours, result = by_path(wanted), {}
+    for one in (config, *config.others.values()):
+        if one.path:
+            result |= _from_one(one, {path: leaf for path, leaf in ours.items() if path not in result})
+    return result
+
+
+def _from_one(config: InitConfig, ours: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The parameters that one run gives, of those in `ours`."""
     step, saved = saved_shapes(config.path)
     part = "ema" if jax.tree.leaves(saved.get("ema")) else "params"
-    ours, theirs = by_path(wanted), by_path(saved.get(part, {}))
+    theirs = by_path(saved.get(part, {}))
     sources = _sources(config, ours, theirs)
     for path, source in sources.items():
         here, there = tuple(ours[path].shape), tuple(theirs[source].shape)

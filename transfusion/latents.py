@@ -15,8 +15,11 @@ from transfusion.codecs import CodecConfig, pixels
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.codecs.mel import MelCodec
 from transfusion.codecs.vq_autoencoder import autoencoder_template
+from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
+from transfusion.data.forms import Form, unfit
 from transfusion.data.media import MEDIA
+from transfusion.data.sizes import named
 from transfusion.errors import UsageError, check
 from transfusion.model.names import by_path
 from transfusion.model.parameters import Params
@@ -27,25 +30,6 @@ from transfusion.workdir.config_file import read_experiment
 from transfusion.workdir.resume import as_trained
 
 _KINDS = {1: "sound", 2: "image", 3: "video"}  # by the number of an item's sides
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The form that media of one kind must have for a model to read them.
-
-    Attributes:
-      sizes: heights and widths in pixels; () means all sizes that `multiple` divides.
-      multiple: the number that must divide the sides if `sizes` is ().
-      channels: 1 or 3; with any other number the channels of media are left unchanged.
-      length: number of frames or samples; 0: any.
-      rate: samples per second; 0: any.
-    """
-
-    sizes: tuple[tuple[int, int], ...] = ()
-    multiple: int = 1
-    channels: int = 0
-    length: int = 0
-    rate: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +100,31 @@ class Codec:
                 found.update(f"{path} {array.dtype} {array.shape}".encode())
                 found.update(np.ascontiguousarray(array))
         return found.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Codecs:
+    """The codecs of a model by kind of segment: `codecs[kind]` is the codec that reads and draws this kind.
+
+    Attributes:
+      default: the codec of all kinds that `by_kind` does not name.
+    """
+
+    default: Codec
+    by_kind: Mapping[str, Codec] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, kind: str) -> Codec:
+        return self.by_kind.get(kind, self.default)
+
+    def encode(self, kind: str, medium: np.ndarray) -> np.ndarray:
+        """What the codec of this kind makes of a medium, see `Codec.encode`."""
+        return self[kind].encode(medium)
+
+
+def open_codecs(experiment: Experiment) -> Codecs:
+    """Opens all codecs of an experiment; see `open_codec`."""
+    by_kind = {kind: open_codec(config) for kind, config in experiment.codecs.items()}
+    return Codecs(open_codec(experiment.codec), by_kind)
 
 
 def open_codec(config: CodecConfig) -> Codec:
@@ -224,10 +233,10 @@ CODECS: dict[str, Callable[[CodecConfig], Codec]] = {
 }
 
 
-def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
-    """The forms of the media that a model with these tables and this codec reads, by 'image', 'video' and 'sound'.
+def forms_of(spec: SequenceSpec, codecs: Codecs) -> dict[str, Form]:
+    """The forms of the media that a model with these tables and codecs reads, by 'image', 'video' and 'sound'.
 
-    Kinds of media that you have added are not among them: their arrays go to the codec unchanged.
+    Kinds of media that you have added are not among them: their arrays go to their codec unchanged.
     """
     runs: dict[str, list[Run]] = {}
     for kind, _, some in spec.entries:
@@ -235,7 +244,7 @@ def forms_of(spec: SequenceSpec, codec: Codec) -> dict[str, Form]:
             media = [run for run in some if spec.content(run).sides and spec.content(run).source != "none"]
             runs.setdefault(kind, []).extend(media)
     found = {kind: [run for run in some if _KINDS[spec.content(run).sides] == kind] for kind, some in runs.items()}
-    return {kind: _form(spec, codec, some) for kind, some in found.items() if some}
+    return {kind: _form(spec, codecs[kind], some) for kind, some in found.items() if some}
 
 
 def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
@@ -245,24 +254,23 @@ def _form(spec: SequenceSpec, codec: Codec, runs: Sequence[Run]) -> Form:
     first = min(range(len(read)), key=lambda i: read[i][1].source == "pixels")
     run, stream = read[first]
     form = readers[first].form(run.spelling.grids or (tuple(stream.grid),), stream.channels)
-    multiple = math.lcm(*(s.patch * reader.down for (_, s), reader in zip(read, readers, strict=True)))
-    return dataclasses.replace(form, multiple=multiple)
+    tokens = [(stream.patch * reader.down, stream) for (_, stream), reader in zip(read, readers, strict=True)]
+    area = min((stream.budget - stream.content.lead) * side**2 for side, stream in tokens)
+    return dataclasses.replace(form, multiple=math.lcm(*(side for side, _ in tokens)), area=area)
 
 
-def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codec: Codec) -> None:
-    """Refuses a source whose images are resized to a size that no stream holds, because all its records would be bad.
+def check_resolutions(sources: Mapping[str, SourceConfig], spec: SequenceSpec, codecs: Codecs) -> None:
+    """Refuses a source whose images are resized to a size that no stream holds, because these records would be bad.
 
     Raises:
       UsageError: naming the source, and the sizes that fit.
     """
-    forms = [form for kind, form in forms_of(spec, codec).items() if kind in ("image", "video")]
-    sizes = {size for form in forms for size in form.sizes}
-    if not all(form.sizes for form in forms):  # images of some kind may have any size
-        return
-    for name, source in sources.items():
-        side = source.resolution // codec.down * codec.down
-        if source.resolution and sizes and (side, side) not in sizes:
-            wanted = " or ".join(f"{height}x{width}" for height, width in sorted(sizes))
-            raise UsageError(
-                f"data.sources.{name}.resolution: {source.resolution} does not fit the streams' images of {wanted}"
-            )
+    forms = {kind: form for kind, form in forms_of(spec, codecs).items() if kind in ("image", "video")}
+    for name, source in sources.items() if forms else ():
+        sides = {kind: source.resolution // codecs[kind].down * codecs[kind].down for kind in forms}
+        fits = any(not form.sizes or (sides[kind],) * 2 in form.sizes for kind, form in forms.items())
+        if source.resolution and not fits:
+            raise UsageError(f"data.sources.{name}.resolution: {unfit(str(source.resolution), forms.values())}")
+        for size in {size for _, stage in source.sizes.stages for size in stage.last}:
+            if not any(form.holds(size) for form in forms.values()):
+                raise UsageError(f"data.sources.{name}.sizes: {unfit(named([size]), forms.values())}")

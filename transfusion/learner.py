@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.errors import UsageError, check
+from transfusion.model.attention import backend_in_forward_mode
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.experts import KINDS, FeedForwardConfig, balanced
 from transfusion.model.inputs import Inputs, inputs_of
-from transfusion.model.parameters import Params
+from transfusion.model.parameters import Params, Template
 from transfusion.model.transformer import FIRST, Loads
 from transfusion.model.unified import UnifiedModel, model_template, parameter_count
 from transfusion.objectives import OBJECTIVES, STATISTICS, Objective, ObjectivesConfig, Sums
@@ -58,6 +59,8 @@ class Learner:
                 raise UsageError(f"streams.{name}: the stream {stream.parts!r}, whose parts it has, has no second time")
             objective, config = self._objective(name)
             objective.fits(f"objectives.continuous.{name}", config)
+            for other in objective.beside(config):
+                _check_apart(name, other, self.spec)
         for trunk in self._trunks.values():
             _check_causal(trunk, self.spec)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
@@ -97,9 +100,14 @@ class Learner:
             result[name] = draws[name] | {"target": target}
         return result
 
+    @functools.cached_property
+    def _in_forward_mode(self) -> Template:
+        """The template of the same model for targets, which have no gradient, and may need derivatives themselves."""
+        return model_template(self.model, self.spec, backend_in_forward_mode)
+
     def _prediction(self, name: str, params: Params, batch: Batch, draws: Draws) -> Callable[..., jax.Array]:
         """Makes `transfusion.objectives.ahead.Predict` of one stream; the other streams are as they are in training."""
-        model: UnifiedModel = self.template.bind(params)
+        model: UnifiedModel = self._in_forward_mode.bind(params)
 
         def predict(x: jax.Array, time: jax.Array, ahead: jax.Array, words: bool = True) -> jax.Array:
             rows = batch if words else without_words(batch, self.spec)
@@ -124,7 +132,8 @@ class Learner:
             if stream.objective == "none":
                 continue
             part = batch[name]
-            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name], config)
+            beside = {other: (encoded[other].hidden, batch[other]) for other in objective.beside(config)}
+            per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name] | beside, config)
             total = jnp.sum(per_token * part.loss_weight)
             scalar += stream.weight * total / totals[name]
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
@@ -240,6 +249,18 @@ class Learner:
         """The streams whose tokens a trunk reads, and those of them that it changes."""
         inside = {n: s for n, s in self.spec.streams.items() if n in (config.streams or self.spec.streams)}
         return inside, {name: stream for name, stream in inside.items() if name not in config.cross}
+
+
+def _check_apart(name: str, other: str, spec: SequenceSpec) -> None:
+    """Refuses a stream that is compared with another one if one of the two sees the other."""
+    if other not in spec.streams:
+        raise UsageError(f"objectives: there is no stream {other!r} to compare {name!r} with")
+    for seen, by in ((name, other), (other, name)):
+        if not spec.streams[seen].visible_to or by in spec.streams[seen].visible_to:
+            raise UsageError(
+                f"streams.{seen}.visible_to: {name!r} and {other!r} are compared and must not see each other; leave "
+                f"out {by!r}, such as visible_to=({seen!r},)"
+            )
 
 
 def _check_causal(trunk: TransformerConfig, spec: SequenceSpec) -> None:

@@ -41,11 +41,9 @@ def write_datasets(names: list[str]) -> None:
     from transfusion.data import builders  # here, as they are written with TFDS, which is an extra
 
     if not names:
-        raise UsageError(f"name the datasets to prepare: {', '.join(builders.BUILDERS)}")
+        raise UsageError(f"name the datasets to prepare: {', '.join((*builders.BUILDERS, *builders.FOLDERS))}")
     for name in names:
-        builder = builders.prepare(name, _DATA_DIR.value)
-        counts = ", ".join(f"{split}: {info.num_examples}" for split, info in sorted(builder.info.splits.items()))
-        print(f"{name}: {counts} in {builder.data_dir}")
+        print(f"{name}: {builders.write(name, _DATA_DIR.value)}")
 
 
 def _write_records(names: list[str]) -> None:

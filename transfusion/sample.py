@@ -4,6 +4,7 @@ r"""Samples from a trained run: an image for a text, a caption for an image, or 
   python -m transfusion.sample --workdir runs/digits --caption in.png
   python -m transfusion.sample --workdir runs/digits --prompt 'before <image:in.png> after' --num 4
   python -m transfusion.sample --workdir runs/speech --prompt 'seven' --output seven.wav
+  python -m transfusion.sample --workdir runs/omni --prompt 'seven:' --kind sound --output seven.wav
 
 Without --output the result is printed in reading order, and what is drawn is saved in WORKDIR/samples: images as PNG,
 clips as animated WebP, sounds as WAV.
@@ -21,15 +22,16 @@ from absl import flags
 
 from transfusion import programs, storage
 from transfusion.api import MOST_SEED, Trained, load_run
-from transfusion.api.prompts import as_path, checked_text
+from transfusion.api.prompts import as_path, checked_size, checked_text
 from transfusion.data import media
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, shown
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
 MOST_SAMPLES = 1_000_000
 
+_FLAG = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}  # by the type of a setting
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
 
@@ -44,18 +46,22 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("give either --prompt 'some text' or --caption FILE")
     if FLAGS.output and FLAGS.prompt is None:
         raise UsageError("--output is where a --prompt is drawn; --caption reads a file and prints text")
-    if FLAGS.label is not None and FLAGS.prompt is None:
-        raise UsageError("--label is the class of what a --prompt draws; --caption reads a file and prints text")
+    asked = {"label": FLAGS.label, "kind": FLAGS.kind, "size": FLAGS.size and read_size(FLAGS.size)}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked and FLAGS.prompt is None:
+        name, what = next(iter(asked)), {"label": "class"}
+        raise UsageError(
+            f"--{name} is the {what.get(name, name)} of what a --prompt draws; --caption reads a file and prints text"
+        )
     if FLAGS.output:
         check_output(FLAGS.output)
-    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig)}
+    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
     settings = {name: value for name, value in settings.items() if value is not None}
     SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
     run = load_run(FLAGS.workdir)
     if FLAGS.caption is not None:
         return caption(run, read_medium(run, FLAGS.caption), settings)
-    if FLAGS.label is not None:
-        settings["label"] = FLAGS.label
+    settings |= asked
     prompt = read_prompt(run, FLAGS.prompt)
     if FLAGS.output:
         draw(run, prompt, pathlib.Path(FLAGS.output), settings)
@@ -129,7 +135,7 @@ def suffix_of(medium: np.ndarray) -> str:
 
 def save(run: Trained, medium: np.ndarray, path: pathlib.Path) -> None:
     """Writes an image, a clip or a sound; see `transfusion.data.media.to_file`."""
-    data = media.to_file(medium, path.suffix.lower(), run.codec.rate)
+    data = media.to_file(medium, path.suffix.lower(), run.codecs[kind_of(medium)].rate)
 
     def put() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +156,18 @@ def read_prompt(run: Trained, prompt: str) -> list[str | np.ndarray]:
     """
     parts = _PLACEHOLDER.split(prompt)
     return [read_medium(run, part) if i % 2 else checked_text(part) for i, part in enumerate(parts) if i % 2 or part]
+
+
+def read_size(text: str) -> tuple[int, ...]:
+    """The sides in a text such as '8,8'.
+
+    Raises:
+      UsageError: if they are no whole numbers.
+    """
+    sides = [side.strip() for side in text.split(",")]
+    if not all(side.isdecimal() and len(side) < 9 for side in sides):
+        raise UsageError(f"--size={shown(text)}: give one to three whole numbers, as in --size=8,8")
+    return checked_size([int(side) for side in sides])
 
 
 def read_medium(run: Trained, path: str) -> np.ndarray:
@@ -174,11 +192,15 @@ def define_flags() -> None:
     flags.DEFINE_alias("image", "output")
     flags.DEFINE_string("caption", None, "Print a caption of this image, animation or WAV file.")
     flags.DEFINE_integer("label", None, "The class of what is drawn, of models that have classes.", lower_bound=0)
+    flags.DEFINE_string("kind", None, "What is drawn, such as 'sound', of models that draw several kinds of media.")
+    flags.DEFINE_string(
+        "size", None, "Sides of the latents that are drawn, such as 8,8, of models that draw several sizes."
+    )
     flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1, upper_bound=MOST_SAMPLES)
     flags.DEFINE_integer("seed", 0, "Same seed, same result.", lower_bound=0, upper_bound=MOST_SEED)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(SamplerConfig):
-        define[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")
+        if field.type in _FLAG:
+            _FLAG[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")
 
 
 FLAGS = flags.FLAGS

@@ -38,7 +38,7 @@ from transfusion.data.latent_source import check_latents
 from transfusion.data.pipeline import Pipeline, epoch_batches
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, check_resolutions, open_codec
+from transfusion.latents import Codecs, check_resolutions, open_codecs
 from transfusion.learner import Learner
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.text import open_tokenizer
@@ -61,11 +61,11 @@ class SequenceTask(Learner):
         Raises:
           UsageError: if the data cannot be used, held-out data included; see `check_data`.
         """
-        codec = open_codec(experiment.codec)
-        check_resolutions(experiment.data.sources, self.spec, codec)
-        self._check_latents(experiment.data, codec)
+        codecs = open_codecs(experiment)
+        check_resolutions(experiment.data.sources, self.spec, codecs)
+        self._check_latents(experiment.data, codecs)
         data = Pipeline(
-            experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codec.encode,
+            experiment.data, self.spec, experiment.batch_size, experiment.seed, rows, codecs.encode,
             tokenizer=self.tokenizer,
         )  # fmt: skip
         _check_data(experiment, data.sources, data.example_of)
@@ -75,20 +75,20 @@ class SequenceTask(Learner):
         """Returns `given`: this task measures nothing on the data."""
         return given
 
-    def _check_latents(self, data: DataConfig, codec: Codec) -> None:
-        check_latents(data.sources, data, self.spec.reads_pixels, lambda: codec.digest)
+    def _check_latents(self, data: DataConfig, codecs: Codecs) -> None:
+        check_latents(data.sources, data, self.spec.reads_pixels, lambda kind: codecs[kind].digest)
 
     def held_out(self, experiment: Experiment) -> Iterator[Batch]:
         """Batches with every held-out record once."""
-        codec = open_codec(experiment.codec)
+        codecs = open_codecs(experiment)
         nothing_dropped = {"drop_caption": 0.0, "drop_conditions": {}}
         data = dataclasses.replace(experiment.data, sources=experiment.eval.sources, **nothing_dropped)
-        self._check_latents(data, codec)
+        self._check_latents(data, codecs)
         for name, source in experiment.eval.sources.items():
             source.validate(f"eval.sources.{name}", data.pixel_limit)
             records = open_source(source, data.data_dir, data.pixel_limit)
             yield from epoch_batches(
-                records, data, self.spec, experiment.batch_size, experiment.seed, codec.encode, self.tokenizer
+                records, data, self.spec, experiment.batch_size, experiment.seed, codecs.encode, self.tokenizer
             )
 
 

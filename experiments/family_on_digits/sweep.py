@@ -4,8 +4,8 @@ import pathlib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # All configs are based on `configs/digits.py`; only the system differs. Runs that others begin with come before them,
-# and their steps are not counted for the others: the text model that some freeze, the tower and the decoder of BLIP3-o,
-# and the two codecs of the systems that draw codes.
+# and their steps are not counted for the others: the text model that some freeze, the tower and the first stage of
+# LLaVA, the tower and the decoder of BLIP3-o and of RAE, and the two codecs of the systems that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
     "mot": "mot.py",
@@ -22,6 +22,16 @@ MEMBERS = {
     "janusflow": "janusflow.py",
     "janus_understanding": "janusflow.py:understanding",
     "fuyu": "fuyu.py",
+    "contrastive": "contrastive.py",
+    "contrastive_siglip": "contrastive.py:siglip",
+    "llava_projector": "llava.py:projector",
+    "llava": "llava.py",
+    "resampler": "resampler.py",
+    "flamingo": "resampler.py:flamingo",
+    "select": "resampler.py:select",
+    "tuna2": "tuna2.py",
+    "rae_codec": "autoencoder_semantic.py",
+    "rae": "rae.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
@@ -31,6 +41,7 @@ MEMBERS = {
     "vq_digits": "vq_digits.py",
     "vq_digits_multiscale": "vq_digits.py:multiscale",
     "showo": "showo.py",
+    "lumina": "lumina.py",
     "var": "var.py",
     "janus": "janus.py",
     "chameleon": "chameleon.py",
@@ -40,9 +51,16 @@ MEMBERS = {
 }
 RUNS = "runs/family_on_digits"
 TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the frozen text model
+TOWER = {"init.others.tower.path": f"{RUNS}/contrastive"}
 CODES = {"codec.path": f"{RUNS}/vq_digits"}
 CHANGES = {
     "lmfusion": TEXT,
+    "llava_projector": TEXT | TOWER,
+    "resampler": TEXT | TOWER,
+    "flamingo": TEXT | TOWER,
+    "rae_codec": {"init.path": f"{RUNS}/contrastive"},
+    "rae": {"codec.path": f"{RUNS}/rae_codec"},
+    "llava": {"init.path": f"{RUNS}/llava_projector"},
     "metaqueries": TEXT,
     "metaqueries_cross": TEXT,
     "qwen_image": TEXT,
@@ -50,6 +68,7 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
+    "lumina": CODES | {"init.path": f"{RUNS}/vq_digits"},
 } | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from transfusion.config import Experiment
 from transfusion.data.packing import Item, Lane
 from transfusion.kernels.kernel import Layout
-from transfusion.kernels.plan import NONE, Cut, plan
+from transfusion.kernels.plan import Cut, plan
+from transfusion.kernels.runs import of_queries
 from transfusion.model.attention import BACKENDS
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
@@ -95,10 +96,10 @@ def pairs_in_blocks(tokens: Metadata, allowed: np.ndarray) -> tuple[int, int]:
     """
     rows, length = tokens.order.shape
     cuts = [Cut((length // 2, length // 2), size) for size in BLOCKS]
-    kinds = np.asarray(plan(intervals(tokens, tokens), *cuts).kinds)
+    visited = int(of_queries(plan(intervals(tokens, tokens), *cuts)).counts[..., 1].sum())
     (q, k), each = BLOCKS, BLOCKS[0] * BLOCKS[1]
     needed = allowed.reshape(rows, length // q, q, length // k, k).any((2, 4))
-    return each * int((kinds != NONE).sum()), each * int(needed.sum())
+    return each * visited, each * int(needed.sum())
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

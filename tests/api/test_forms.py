@@ -8,7 +8,7 @@ import tiny
 
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, Form, check_resolutions, forms_of
+from transfusion.latents import Codec, Codecs, Form, check_resolutions, forms_of
 from transfusion.sequence import Run
 
 CODEC = Codec(np.asarray, np.asarray, down=4, rate=8000, time_down=2, channels=3)
@@ -28,7 +28,7 @@ def test_latents_say_the_size_of_what_a_tower_reads_too():
     )
     layout = {"image": (Run("seen"), Run("image"))}
     spec = tiny.spec({"text": tiny.text_stream(), "image": image, "seen": seen}, layout)
-    form = forms_of(spec, CODEC)["image"]
+    form = forms_of(spec, Codecs(CODEC))["image"]
     assert form.sizes == ((image.grid[0] * 4, image.grid[1] * 4),)
     assert form.multiple == image.patch * 4 and form.channels == 3
 
@@ -36,6 +36,6 @@ def test_latents_say_the_size_of_what_a_tower_reads_too():
 def test_images_that_no_stream_holds_are_refused():
     spec = tiny.spec({"text": tiny.text_stream(), "image": tiny.image_stream()}, {"image": (Run("image"),)})
     side = spec.streams["image"].grid[0] * 4
-    check_resolutions({"good": SourceConfig("x", resolution=side), "unsized": SourceConfig("x")}, spec, CODEC)
+    check_resolutions({"good": SourceConfig("x", resolution=side), "unsized": SourceConfig("x")}, spec, Codecs(CODEC))
     with pytest.raises(UsageError, match=rf"sources\.small\.resolution: 4 does not fit .* {side}x{side}"):
-        check_resolutions({"small": SourceConfig("x", resolution=4)}, spec, CODEC)
+        check_resolutions({"small": SourceConfig("x", resolution=4)}, spec, Codecs(CODEC))

@@ -20,7 +20,7 @@ from transfusion.api.prompts import Given, as_labels, as_prompts
 from transfusion.config import Experiment
 from transfusion.data import clips, images, sounds
 from transfusion.errors import UsageError
-from transfusion.latents import Codec, Form, forms_of, open_codec
+from transfusion.latents import Codec, Codecs, Form, forms_of, open_codecs
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Run as Tokens
 from transfusion.sequence import SequenceSpec
@@ -196,7 +196,7 @@ def test_a_class_is_drawn_by_its_number():
         lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), task.template.init(jax.random.key(0))
     )
     experiment = Experiment(sampling=SamplerConfig(steps=2))
-    run = Trained(experiment, task, params, open_codec(experiment.codec), 0)
+    run = Trained(experiment, task, params, open_codecs(experiment), 0)
     three = run.draw(label=[0, 1, 2])
     assert three.shape == (3, 4, 4, 1) and run.draw(label=2).shape == (4, 4, 1)
     np.testing.assert_array_equal(run.draw(["", "", ""], label=[0, 1, 2]), three)
@@ -213,7 +213,7 @@ def test_a_class_is_drawn_by_its_number():
 def test_pictures_are_fitted_as_in_training_with_one_note(run, tmp_path, notes):
     picture, path = still(), tmp_path / "a.png"
     path.write_bytes(images.encode_png(picture))
-    wanted = images.fit(picture, 8, 1)
+    wanted = images.fit(picture, [(8, 8)], 1)
     for name in (picture, jax.numpy.asarray(picture), Image.fromarray(picture), path, str(path)):
         np.testing.assert_array_equal(run.fitted(name), wanted)
     assert notes == ["a picture of 160x137 is cropped and resized to 8x8, in grey, as in training"] * 5
@@ -290,7 +290,7 @@ def test_clips_have_the_models_frames(tmp_path):
     some = fitter(video=Form(((4, 4),), channels=3, length=4))
     clip = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
     fitted = some.fit(clip)
-    np.testing.assert_array_equal(fitted, clips.fit(clip, 4, 3, 4))
+    np.testing.assert_array_equal(fitted, clips.fit(clip, [(4, 4)], 3, 4))
     assert len(some.notes) == 2  # its size and its length
     (tmp_path / "a.webp").write_bytes(clips.encode_clip(clip, ".webp"))
     np.testing.assert_array_equal(some.fit(tmp_path / "a.webp"), fitted)
@@ -324,7 +324,7 @@ def test_media_of_ones_own_reach_their_codec_as_they_are():
     spec = SequenceSpec(
         {"text": tiny.text_stream(), "arm": tiny.image_stream(grid=(8,), table="none")}, {"arm": (Tokens("arm"),)}, 0, 0
     )
-    forms = forms_of(spec, Codec(np.asarray, np.asarray))
+    forms = forms_of(spec, Codecs(Codec(np.asarray, np.asarray)))
     array = np.zeros((8, 3), np.float64)
     assert not forms and Fitter(forms).fit(array) is array
 
@@ -340,5 +340,5 @@ def test_a_run_fits_a_screen(run):
     assert str(run) == repr(run)
     many = {f"stream{i}": tiny.image_stream() for i in range(20)} | {"text": tiny.text_stream()}
     task = tiny.task(tiny.spec(many, {"image": (tiny.image_run("stream0"),)}))
-    crowd = Trained(Experiment(), task, {}, open_codec(Experiment().codec), 0, "x" * 500)
+    crowd = Trained(Experiment(), task, {}, open_codecs(Experiment()), 0, "x" * 500)
     assert len(repr(crowd).splitlines()) <= 10 and max(map(len, repr(crowd).splitlines())) <= 100

@@ -39,14 +39,3 @@ def test_a_size_that_does_not_divide_names_one_that_does():
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
         check_size(0, 8, 8)
-
-
-def test_fit_crops_the_centre_before_it_resizes():
-    image = np.zeros((4, 12, 3), np.uint8)
-    image[:, 4:8] = 200
-    fitted = pixels.crop_and_resize(image, 2, 2)
-    assert fitted.shape == (2, 2, 3) and (fitted == 200).all()
-    assert pixels.crop_and_resize(image, 4, 12) is image
-    assert pixels.crop_and_resize(image[..., :1], 8, 6).shape == (8, 6, 1)
-    with pytest.raises(UsageError):
-        pixels.crop_and_resize(image[..., 0], 2, 2)

@@ -49,7 +49,7 @@ class Images:
         return {"id": f"set/{i}.png", "image": np.full((8, 8, 1), i % 256, np.uint8), "caption": caption}
 
 
-def pipeline(source, encode=documents.pixel_latents, tokenizer=text.BYTES, spec=SPEC, **changes):
+def pipeline(source, encode=documents.as_pixels, tokenizer=text.BYTES, spec=SPEC, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     return Pipeline(config, spec, 2, opened={"mine": source}, encode=encode, tokenizer=tokenizer)
 
@@ -70,7 +70,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 @pytest.mark.parametrize("where", ["codec", "tokenizer"])
 def test_a_fault_of_one_record_is_a_bad_record_with_its_name(fault, where, caplog):
-    def encode(image):
+    def encode(kind, image):
         if where == "codec" and image[0, 0, 0] == 17:
             raise fault
         return documents.pixel_latents(image)
@@ -90,7 +90,7 @@ def test_a_fault_of_one_record_is_a_bad_record_with_its_name(fault, where, caplo
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, KeyError, AssertionError, RuntimeError, MemoryError])
 def test_a_programming_error_is_not_taken_for_a_bad_record(error):
-    def encode(image):
+    def encode(kind, image):
         raise error("a mistake")
 
     with pytest.raises(error):
@@ -121,7 +121,7 @@ def test_storage_that_is_away_is_no_bad_record_and_reaches_the_caller(change):
 
 
 def test_a_codec_that_finds_its_storage_away_ends_the_run_too():
-    def encode(image):
+    def encode(kind, image):
         raise StorageError("the weights are away")
 
     with pytest.raises(PassingError, match="the weights"):

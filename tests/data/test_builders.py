@@ -156,3 +156,23 @@ def test_png_round_trip_and_alpha_on_white():
     out = io.BytesIO()
     Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(out, "PNG")
     assert (images.decode(out.getvalue()) == 255).all()
+
+
+def test_scenes_as_files_are_those_that_are_made_while_reading(tmp_path):
+    from transfusion.data.packaged.scenes import Scenes, ScenesConfig
+
+    for task, side in (("captions", 32), ("clips", 16)):
+        config = ScenesConfig(name=f"few_{task}", task=task, resolution=side, train=12, held=3)
+        builder = Scenes(data_dir=str(tmp_path), config=config, file_format="array_record")
+        builders.write_files(builder)
+        stored = open_source(SourceConfig(path=str(builder.data_dir)), str(tmp_path))
+        made = open_source(SourceConfig(kind="scenes", name=task))
+        assert len(stored) == 12 and builder.info.splits["pairs"].num_examples == 3
+        medium = "video" if task == "clips" else "image"
+
+        def key(record, medium=medium):
+            return record["caption"], record[medium].tobytes()
+
+        assert sorted(map(key, map(stored.__getitem__, range(12)))) == sorted(
+            map(key, map(made.__getitem__, range(12)))
+        )

@@ -31,7 +31,7 @@ def bagel(latents: int = 8) -> SequenceSpec:
     return SequenceSpec(streams, layouts.bagel(), text.BOS, text.EOS)
 
 
-def half(image: np.ndarray) -> np.ndarray:
+def half(kind: str, image: np.ndarray) -> np.ndarray:
     """A codec of half the side."""
     return documents.pixel_latents(image)[::2, ::2]
 

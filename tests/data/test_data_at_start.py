@@ -173,7 +173,7 @@ def test_numbers_of_a_source_out_of_range_are_one_line(folder, fields, line):
     [
         (
             {"kind": "folder", "split": "test"},
-            "mine.split='test' is read by sources of kind 'tfds' only, and this one is of",
+            "mine.split='test' is read by sources of kind 'tfds' and 'scenes' only, and this one is of",
         ),
         (
             {"kind": "text", "resolution": 8},

@@ -10,7 +10,7 @@ import tiny
 from interop import released
 from program import run_program
 
-from transfusion import tasks
+from transfusion import latents
 from transfusion.cache_latents import cache_latents
 from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, to_json
@@ -56,7 +56,7 @@ def experiment(tmp_path_factory) -> Experiment:
 
 def write(experiment: Experiment, folder: pathlib.Path, **options) -> str:
     source = experiment.data.sources["mine"]
-    return cache_latents(source, experiment.data, experiment.codec, folder, shard_records=7, **options)
+    return cache_latents(source, experiment, folder, shard_records=7, **options)
 
 
 def reading(experiment: Experiment, folder: pathlib.Path, **data) -> Experiment:
@@ -96,7 +96,7 @@ def test_batches_are_bit_equal_and_nothing_is_encoded(experiment, cache, monkeyp
     def no_encoder(config: CodecConfig) -> Codec:
         return dataclasses.replace(open_codec(config), encode=lambda _: pytest.fail("encoded again"))
 
-    monkeypatch.setattr(tasks, "open_codec", no_encoder)
+    monkeypatch.setattr(latents, "open_codec", no_encoder)
     found = batches(reading(experiment, cache))
     assert len(found) == len(wanted) and any(batch["image"].values.any() for batch in found)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -93,7 +93,7 @@ def test_documents_of_media():
     record = {"id": "b", "sound": SOUND, "rate": 8000, "caption": "hum"}
     choice = choose_document(record, config, (0, 0))
     assert not choice.mirror
-    _, sound = to_document(record, choice, lambda x: x[:, None] / 2)
+    _, sound = to_document(record, choice, lambda kind, x: x[:, None] / 2)
     assert sound.kind == "sound" and sound.value.shape == (3000, 1)
     arm = {"id": "c", "caption": "wave", "arm": np.ones((4, 7))}
     assert media.medium_of(arm) == "arm" and to_document(arm, DocumentChoice())[1].kind == "arm"

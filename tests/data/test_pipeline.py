@@ -170,7 +170,7 @@ def test_documents_keep_image_and_caption_together():
 def test_roles_and_mirror():
     record = {"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "caption": "x"}
     segments = documents.to_document(record, documents.DocumentChoice(caption_first=False, mirror=True))
-    assert [(s.kind, s.role) for s in segments] == [("image", "context"), ("text", "both")]
+    assert [(s.kind, s.role) for s in segments] == [("image", "context"), ("text", "target")]
     assert segments[0].value[..., 0].tolist() == documents.pixel_latents(record["image"][:, ::-1])[..., 0].tolist()
     segments = documents.to_document(record, documents.DocumentChoice())
     assert [(s.kind, s.role) for s in segments] == [("text", "both"), ("image", "target")]
@@ -219,7 +219,7 @@ def test_an_image_of_another_size_is_a_bad_record():
 
 
 def test_errors_of_the_thread_reach_the_caller_and_close_ends_it():
-    def encode(image):
+    def encode(kind, image):
         if image[0, 0, 0] == 33:
             raise RuntimeError("codec broke")
         return documents.pixel_latents(image)

@@ -12,8 +12,8 @@ from transfusion.model import attention
 
 def interpreted(kernel: Kernel) -> Kernel:
     """The same kernel, for the platform of this machine."""
-    attend, read = partial(kernel.attend, interpret=True), partial(kernel.read, interpret=True)
-    return dataclasses.replace(kernel, platform=jax.default_backend(), attend=attend, read=read)
+    runs = {name: partial(getattr(kernel, name), interpret=True) for name in ("attend", "forward_mode", "read")}
+    return dataclasses.replace(kernel, platform=jax.default_backend(), **runs)
 
 
 TRITON, MOSAIC = interpreted(triton.KERNEL), interpreted(mosaic.KERNEL)

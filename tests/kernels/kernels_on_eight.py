@@ -52,7 +52,7 @@ def of_ring(mesh, tokens, *arrays):
     share, whole = tuple(n // SHARES for n in SIZES), PartitionSpec(None, "context")
 
     def run(tokens: Metadata, q, k, v, do):
-        plans = devices.ring_plans(TRITON, tokens, tokens, None, share, share, 16, "context")
+        plans = devices.ring_plans(TRITON, tokens, tokens, None, share, share, (16, "float32"), "context")
         return results(lambda q, k, v: devices.ring(TRITON, q, k, v, plans, "context")[0], q, k, v, do)
 
     with jax.set_mesh(mesh):

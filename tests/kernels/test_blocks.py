@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from packed_streams import by_streams
 
 from transfusion.data.packing import Lane
-from transfusion.kernels.plan import FULL, NONE, Cut, plan
+from transfusion.kernels import runs
+from transfusion.kernels.plan import FULL, NONE, PARTIAL, Cut, plan
 from transfusion.programs import load_experiment
 from transfusion.sequence import Segment
 from transfusion.sequence.masks import intervals, metadata, see
@@ -29,10 +30,16 @@ def blocks_of(mask, q: Cut, k: Cut):
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def planned(tokens, may, q, k):
-    """The plan, its lists both ways, and the mask in blocks."""
+    """The kinds of blocks, the runs both ways, and the mask in blocks."""
     may = None if may is None else np.array(may, bool)
     made = plan(intervals(tokens, tokens, may), q, k)
-    return made.kinds, made.of_queries(), made.of_keys(), blocks_of(see(tokens, tokens, may), q, k)
+    return made.kinds, runs.of_queries(made), runs.of_keys(made), blocks_of(see(tokens, tokens, may), q, k)
+
+
+def visited(found: runs.Runs, at) -> list[int]:
+    """The blocks that an outer block visits, one after the other."""
+    steps = np.arange(found.counts[at][1])[:, None]
+    return (steps[:, 0] + (found.jumps[at] * (steps >= found.at[at])).sum(-1)).tolist()
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,18 +51,47 @@ def test_kinds_of_blocks_are_right(seed, may):
     kinds, of_queries, of_keys, allowed = made
     assert not allowed[kinds == NONE].any()
     assert allowed[kinds == FULL].all()
-    for lists, each in ((of_queries, kinds), (of_keys, kinds.swapaxes(1, 2))):
-        full, needed = np.moveaxis(lists.counts, -1, 0)
-        for at in np.ndindex(full.shape):
-            listed = lists.blocks[at]
-            assert sorted(listed) == list(range(each.shape[-1]))
-            assert set(listed[: full[at]]) == set(np.flatnonzero(each[at] == FULL))
-            assert set(listed[: needed[at]]) == set(np.flatnonzero(each[at] != NONE))
+    for found, each in ((of_queries, kinds), (of_keys, kinds.swapaxes(1, 2))):
+        for at in np.ndindex(each.shape[:-1]):
+            blocks, full = visited(found, at), found.counts[at][0]
+            assert blocks[:full] == np.flatnonzero(each[at] == FULL).tolist()
+            assert blocks[full:] == np.flatnonzero(each[at] == PARTIAL).tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_more_runs_than_are_listed_are_computed_with_all_between_them(seed):
+    """Every needed block is visited once, and as a full one only if it is."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice([FULL, PARTIAL, NONE], (2, 3, 60), p=rng.dirichlet(np.ones(3)))
+    found = jax.device_get(jax.jit(runs.runs)(kinds))
+    for at in np.ndindex(2, 3):
+        blocks, needed = visited(found, at), np.flatnonzero(kinds[at] != NONE)
+        assert len({*blocks}) == len(blocks) and {*needed} <= {*blocks} <= {*range(60)}
+        assert (kinds[at][blocks[: found.counts[at][0]]] == FULL).all()
+        edges = np.diff(np.concatenate([[NONE], kinds[at], [NONE]]))
+        if np.count_nonzero(edges) <= runs.MOST:
+            assert {*needed} == {*blocks}
+
+
+def test_long_rows_are_looked_at_in_parts(monkeypatch):
+    sizes = (19, 8, 30)
+    tokens = by_streams(np.random.default_rng(3), 2, sizes)
+
+    def both(tokens):
+        made = plan(intervals(tokens, tokens), Cut(sizes, 4), Cut(sizes, 2))
+        return runs.of_queries(made), runs.of_keys(made)
+
+    whole = jax.jit(both)(tokens)
+    monkeypatch.setattr(runs, "PAIRS", 120)
+    parts = jax.jit(lambda tokens: both(tokens))(tokens)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
 def test_slices_are_filled_up_and_emptied():
     cut = Cut((5, 0, 8, 3), 4)
     assert cut.starts.tolist() == [0, 4, 5, 9, 13] and cut.counts.tolist() == [4, 1, 4, 4, 3]
+    assert [cut.start_of(block) for block in range(5)] == cut.starts.tolist()
     x = jnp.arange(1, 17).reshape(1, 16)
     filled = cut.filled(x, -1)
     assert filled.tolist() == [[1, 2, 3, 4, 5, -1, -1, -1, *range(6, 14), 14, 15, 16, -1]]
@@ -115,8 +151,9 @@ def test_computed_blocks_are_those_that_hold_an_allowed_pair(config, image, kind
     rows = [[placed.item for placed in lane.next_row()] for _ in range(8)][-1:]
     tokens = metadata(assemble(rows, spec), spec)
     cut = Cut(tuple(stream.budget for stream in spec.streams.values()), 128)
-    kinds, _, _, allowed = jax.device_get(planned(tokens, spec.visibility, cut, cut))
-    ideal, computed = allowed.any((-1, -2)), kinds != NONE
-    assert not (ideal & ~computed).any()
-    assert computed.sum() <= 1.02 * ideal.sum()
+    kinds, of_queries, of_keys, allowed = jax.device_get(planned(tokens, spec.visibility, cut, cut))
+    ideal = allowed.any((-1, -2))
+    assert not (ideal & (kinds == NONE)).any()
+    for computed in (of_queries.counts[..., 1], of_keys.counts[..., 1]):
+        assert computed.sum() <= 1.02 * ideal.sum()
     assert ideal.mean() < 0.3

@@ -70,13 +70,15 @@ def test_spreading_over_tokens_agrees_in_both_layouts():
     assert per_token(condition, item[:, ::-1], False)[0, 0].tolist() == [4.0, 5.0]
 
 
-def test_every_place_has_its_own_position():
-    places = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), -1).reshape(1, -1, 2)
-    table = np.asarray(sincos_table(jnp.asarray(places), 32))[0]
+@pytest.mark.parametrize("sides", [(64,), (8, 8), (4, 4, 4)])
+def test_every_place_has_its_own_position(sides):
+    places = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), -1).reshape(1, 64, len(sides))
+    table = np.asarray(sincos_table(jnp.asarray(places), 32, range(len(sides))))[0]
     distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + 10 * np.eye(64)
     assert table.shape == (64, 32)
     assert distance.min() > 0.3
-    assert_close(np.linalg.norm(table, axis=-1), 4.0, 32 + 8)
+    used = 32 // (2 * len(sides)) * len(sides)  # pairs of a sine and a cosine
+    assert_close(np.linalg.norm(table, axis=-1), used**0.5, 32 + 8)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,22 @@ def test_times_of_the_chosen_items(draw):
         assert not (draws["time"][far > 0] % far[far > 0]).any()
 
 
+def test_weights_let_items_count_alike():
+    """With the power 1 an item whose error is large counts as much as one whose error is small."""
+    part = rows(1)["image"]
+    draws = ahead.draw_any(jax.random.key(0), part, config())
+    target = continuous.noised(part, draws, config())
+    scale = 10.0 ** np.asarray(part.item)[..., None]
+    draws |= {"target": target, "ahead": jnp.ones_like(draws["ahead"])}
+    predicted = target + scale * jax.random.normal(jax.random.key(1), target.shape)
+    plain, weighed = (np.asarray(ahead.loss(predicted, part, draws, config(power=p))) for p in (0.0, 1.0))
+    for item in range(4):
+        mine = np.asarray(part.item[0]) == item
+        mean = plain[0, mine].mean()
+        assert_close(weighed[0, mine], plain[0, mine] / (mean + 1e-3), 50)
+        assert abs(weighed[0, mine].mean() - 1) < 0.01
+
+
 def streams(objective: str, **changes) -> dict[str, Stream]:
     return {"text": tiny.text_stream(), "image": tiny.image_stream(objective=objective, **changes)}
 

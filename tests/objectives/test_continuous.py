@@ -8,7 +8,7 @@ import tiny
 from closeness import assert_close
 
 from transfusion.objectives import continuous
-from transfusion.objectives.paths import PATHS, ContinuousConfig, interpolate, target
+from transfusion.objectives.paths import PATHS, SHIFTS, ContinuousConfig, interpolate, shift_time, target
 from transfusion.sequence.rows import assemble, expand
 
 
@@ -37,6 +37,26 @@ def test_an_image_has_one_noise_level(name):
     smallest = np.abs(part.values - noise)[0][used].min()
     assert_close(t[used], per_image[used], 8, largest=np.abs(x).max() / smallest)
     assert len(np.unique(per_image[used])) == 3
+
+
+def test_items_of_one_row_are_shifted_by_their_own_number_of_tokens():
+    """Stable Diffusion 3 (arXiv 2403.03206, equation 23): with n the tokens of the base and m those of the item, the
+    noise level t' = 1 - t becomes a t' / (1 + (a - 1) t'), a = sqrt(m / n)."""
+    rng = np.random.default_rng(0)
+    part = batch_of((tiny.picture(rng, "target"), tiny.picture(rng, "target", (4, 8))), name="mixed", rows=2)
+    assert continuous.tokens_of(part)[:, :2].tolist() == [[4, 8], [4, 8]]
+    key, at_base = jax.random.key(3), ContinuousConfig(shift_by="resolution", shift_tokens=4, shift=3.0)
+    before = 1 - np.asarray(continuous.draw(key, part, ContinuousConfig())["time"], np.float64)
+    after = 1 - np.asarray(continuous.draw(key, part, at_base)["time"], np.float64)
+    for number, alpha in ((0, 3.0), (1, 3.0 * 2**0.5)):
+        wanted = alpha * before[:, number] / (1 + (alpha - 1) * before[:, number])
+        np.testing.assert_allclose(after[:, number], wanted, rtol=1e-5)
+    assert np.isfinite(after).all()  # of places without an item, too
+    # By hand: half noise at four times the tokens is two thirds noise.
+    assert 1 - shift_time(0.5, SHIFTS["resolution"](1.0, 16, 4)) == pytest.approx(2 / 3)
+    off = ContinuousConfig(shift=3.0, shift_tokens=1)  # 'constant', so that the number does not count
+    fixed = continuous.draw(key, part, ContinuousConfig(shift=3.0))["time"]
+    np.testing.assert_array_equal(continuous.draw(key, part, off)["time"], fixed)
 
 
 def test_caps_and_clean_images():

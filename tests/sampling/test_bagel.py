@@ -15,7 +15,7 @@ from transfusion.model.vit import ViTConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.parts import painted_parts
 from transfusion.sampling.prompts import conditions_of, prefill_of
 from transfusion.sampling.reference import _forward, generate_one
@@ -121,17 +121,19 @@ def test_equals_the_plain_decoder_in_any_batch(trained):
 
 def test_what_guidance_compares_with(bagel):
     task, _ = bagel
-    how = (task.spec, drawable_of(task.spec))
-    assert conditions_of(PROMPTS[:1], *how, CONFIG).without_images is None
-    assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0)) is None
-    conditions = conditions_of(PROMPTS[:3], *how, CONFIG)
-    assert conditions.images.tolist() == [False, True, True]
-    images, texts = conditions.without_text.inputs, conditions.without_images.inputs
+    how = (task.spec, drawables_of(task.spec))
+    (conditions,) = conditions_of(PROMPTS[:1], *how, CONFIG)
+    assert conditions.without == ()
+    assert conditions_of(PROMPTS[:1], *how, dataclasses.replace(CONFIG, guidance=1.0)) == (None,)
+    (conditions,) = conditions_of(PROMPTS[:3], *how, CONFIG)
+    (without_images,), (scales,) = conditions.without, conditions.scales
+    assert scales.tolist() == [1, np.float32(1.7), np.float32(1.7)]
+    images, texts = conditions.without_text.inputs, without_images.inputs
     assert set(images) == {TEXT, "clean", "semantic"} and set(texts) == {TEXT}
     real = np.asarray(texts[TEXT].metadata.document[2]) > 0
     # BOS, three ids, two indices for the first image, one id, two for the second, five ids.
     assert np.asarray(texts[TEXT].position[2, real, 0]).tolist() == [0, 1, 2, 3, 6, 9, 10, 11, 12, 13]
-    assert conditions.without_images.place.counter.tolist() == [4, 5, 14]
+    assert without_images.place.counter.tolist() == [4, 5, 14]
     assert conditions.without_text.place.counter.tolist() == [1, 3, 5]
 
 
@@ -148,9 +150,9 @@ def test_the_images_guide(bagel):
 
 def test_a_prompt_s_image_is_seen_through_both_its_streams(trained):
     task, params = trained
-    model, drawn = task.template.bind(params), drawable_of(task.spec)
-    parts = painted_parts(task.spec, drawn, (0, 0), False)
-    prefill, x = prefill_of([PROMPTS[4]], task.spec, drawn), jnp.ones((1, 8, 4))
+    model, drawables = task.template.bind(params), drawables_of(task.spec)
+    parts = painted_parts(task.spec, *drawables, (0, 0), False)
+    prefill, x = prefill_of([PROMPTS[4]], task.spec, drawables), jnp.ones((1, 8, 4))
 
     @jax.jit
     def outputs(inputs):

@@ -83,5 +83,5 @@ def test_special_ids_are_not_emitted():
     }
     layout = {"text": (Run("text"),), "image": (Run("image", opener=text.BOI, closer=text.EOI),)}
     spec = SequenceSpec(streams, layout, text.BOS, text.EOS, words=text.BYTES.words)
-    assert set(np.flatnonzero(emittable(spec, text.BOI))) == {*range(256), text.EOS, text.BOI}
-    assert set(np.flatnonzero(emittable(spec, -1))) == {*range(256), text.EOS}
+    assert set(np.flatnonzero(emittable(spec, (text.BOI,)))) == {*range(256), text.EOS, text.BOI}
+    assert set(np.flatnonzero(emittable(spec, ()))) == {*range(256), text.EOS}

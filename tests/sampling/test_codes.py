@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 
 from transfusion import layouts
+from transfusion.errors import UsageError
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
@@ -40,10 +42,12 @@ def picture(seed):
     return Segment("image", np.random.default_rng(seed).integers(0, CODES, (2, 3), np.int32), "context")
 
 
-def test_equals_the_plain_decoder():
+@pytest.mark.parametrize("steps, blocks", [(3, 1), (4, 2)])
+def test_equals_the_plain_decoder(steps, blocks):
     """Text and images in turns; what other systems draw is compared in tests/test_code_configs.py."""
     task = make_task()
-    params, config = make_params(task), SamplerConfig(steps=3, max_tokens=4, max_images=2, guidance=2.5)
+    params = make_params(task)
+    config = SamplerConfig(steps=steps, max_tokens=4, max_images=2, guidance=2.5, unmask_blocks=blocks)
     prompts = [Prompt((ids(5, 6, 7),), draw=True), Prompt((ids(9, 8), picture(1)))]
     results = generate(task, params, prompts, 2, config)
     kinds = [segment.kind for result in results for segment in result]
@@ -54,3 +58,9 @@ def test_equals_the_plain_decoder():
         for ours, other in zip(result, plain, strict=True):
             assert ours.value.dtype == other.value.dtype == np.int32
             np.testing.assert_array_equal(ours.value, other.value)
+
+
+def test_blocks_that_do_not_divide_are_told():
+    task = make_task()
+    with pytest.raises(UsageError, match="unmask_blocks=4 must divide an item's 6 codes"):
+        generate(task, {}, [Prompt((ids(5),), draw=True)], 0, SamplerConfig(steps=4, unmask_blocks=4))

@@ -12,7 +12,7 @@ from transfusion.errors import UsageError
 from transfusion.programs import load_experiment
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.reference import generate_one
 from transfusion.sequence import Run, Segment
 from transfusion.tasks import make_task
@@ -67,5 +67,5 @@ def test_a_second_opener_is_refused():
     queries, image = spec.layout["image"]
     layout = dict(spec.layout) | {"image": (queries, dataclasses.replace(image, opener=queries.opener))}
     with pytest.raises(UsageError, match="the noised run has no opener"):
-        drawable_of(dataclasses.replace(spec, layout=layout))
-    assert drawable_of(dataclasses.replace(spec, layout={"text": (Run("text"),), "image": ()})) is None
+        drawables_of(dataclasses.replace(spec, layout=layout))
+    assert not drawables_of(dataclasses.replace(spec, layout={"text": (Run("text"),), "image": ()}))

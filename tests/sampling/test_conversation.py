@@ -7,7 +7,7 @@ import pytest
 from transfusion.api import Trained
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.latents import open_codec
+from transfusion.latents import open_codecs
 from transfusion.model.config import TransformerConfig
 from transfusion.sampling import conversation
 from transfusion.sampling.decoder import generate
@@ -35,7 +35,7 @@ def run_of(name):
     params = task.template.init(jax.random.key(1))
     head = params["parts"]["text"]["head"]
     head["kernel"] = head["kernel"] * (4 * np.ones(text.VOCABULARY))[None].astype(np.float32)
-    return Trained(experiment, task, params, open_codec(experiment.codec), 0)
+    return Trained(experiment, task, params, open_codecs(experiment), 0)
 
 
 SETTINGS = dict(max_tokens=12, temperature=1.0, top_p=1.0)

@@ -14,7 +14,7 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.parts import painted_parts, token_of_text
 from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import prefill_of
@@ -161,10 +161,10 @@ def packed(task, params, document, last_time=1.0):
 
 
 def prefix_line(task, model, prompt, room):
-    drawn = drawable_of(task.spec)
-    prefill = prefill_of([prompt], task.spec, drawn)
+    drawables = drawables_of(task.spec)
+    prefill = prefill_of([prompt], task.spec, drawables)
     _, kept = model.read(prefill.inputs)
-    return painted_parts(task.spec, drawn, (0, 0), True), Line.behind(kept, prefill.place, room)
+    return painted_parts(task.spec, *drawables, (0, 0), True), Line.behind(kept, prefill.place, room)
 
 
 def test_cached_steps_equal_the_packed_forward(trained):
@@ -221,10 +221,10 @@ def _in_order(line, array):
 
 def test_rows_that_do_not_draw_keep_their_cache(model_one):
     task, params = model_one
-    drawn = drawable_of(task.spec)
+    drawables = drawables_of(task.spec)
     prefill, finished = (
-        prefill_of(PROMPTS[:2], task.spec, drawn),
-        painted_parts(task.spec, drawn, (0, 0), True).finished,
+        prefill_of(PROMPTS[:2], task.spec, drawables),
+        painted_parts(task.spec, *drawables, (0, 0), True).finished,
     )
     model = task.template.bind(params)
     _, kept = model.read(prefill.inputs)

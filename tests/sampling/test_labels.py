@@ -12,7 +12,7 @@ import tiny
 from transfusion.errors import UsageError
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import decoder_of, generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sampling.reference import generate_one
 from transfusion.sampling.request import Prefix, predict
@@ -75,7 +75,7 @@ def packed_velocity(task, params, prompt, t=0.4):
     """What the packed forward pass of training says of X at the time t."""
     image = Segment("image", X, "target", prompt.label, pooled=prompt.pooled)
     batch = assemble([[expand((WORDS, image), task.spec)]], task.spec)
-    draws, name = {}, drawable_of(task.spec).run.stream
+    draws, name = {}, drawables_of(task.spec)[0].run.stream
     for stream, part in batch.items():
         if part.values is not None:
             time = jnp.full_like(part.time_low, t) if stream == name else jnp.ones_like(part.time_low)
@@ -93,13 +93,13 @@ def packed_velocity(task, params, prompt, t=0.4):
 def decoded_velocity(task, params, prompt, t=0.4):
     """The same from the decoder's pieces."""
     made, _ = decoder_of(task, SamplerConfig(), (0, 0))
-    prefill = prefill_of([prompt], task.spec, made.drawable)
+    prefill = prefill_of([prompt], task.spec, made.drawables)
     cache, _ = made._prefill(made.once.bind(params), prefill)
     model = task.template.bind(params)
-    prefix = made.way.about_to_draw(model, Prefix(cache, prefill.place, prefill.draw))
-    extra = made.drawable.stream.content.lead
+    prefix = made.ways[0].about_to_draw(model, Prefix(cache, prefill.place, prefill.draw))
+    extra = made.drawables[0].stream.content.lead
     x = jnp.pad(jnp.asarray(patchify(X, (2, 2))), ((extra, 0), (0, 0)))[None]
-    return np.asarray(predict(model, made.way.parts, prefix, x, jnp.float32(t)))[0, extra:]
+    return np.asarray(predict(model, made.ways[0].parts, prefix, x, jnp.float32(t)))[0, extra:]
 
 
 def test_a_step_of_the_decoder_sees_what_the_packed_pass_sees(model):

@@ -15,14 +15,14 @@ from transfusion.api import Trained, load_run
 from transfusion.config import Experiment
 from transfusion.data.images import encode_png
 from transfusion.errors import UsageError
-from transfusion.latents import open_codec
+from transfusion.latents import open_codecs
 
 
 @pytest.fixture
 def run():
     """A run that reads grey pictures of 4x4 pixels; nothing is sampled from it."""
     experiment = Experiment()
-    return Trained(experiment, tiny.task(), {}, open_codec(experiment.codec), 0)
+    return Trained(experiment, tiny.task(), {}, open_codecs(experiment), 0)
 
 
 def test_images_inside_a_prompt(run, tmp_path):

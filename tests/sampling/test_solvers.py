@@ -161,6 +161,8 @@ def test_every_grid_rises_to_the_data(spacing):
 def test_the_shift_of_a_sampler_may_follow_the_image_s_size():
     config = SamplerConfig(steps=4, shift_by="resolution", shift=1.5)
     assert_close(config.times("velocity", 1024), time_grid(4, 3.0), 8)
+    small = dataclasses.replace(config, shift_tokens=16)  # the grid follows the size that is drawn
+    assert_close(small.times("velocity", 64), time_grid(4, 3.0), 8)
 
 
 @pytest.mark.parametrize(

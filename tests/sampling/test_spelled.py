@@ -17,7 +17,7 @@ from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.choose import emittable
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import Prompt, generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.grammar import OPENED, OUTSIDE, grammar_of
 from transfusion.sampling.guidance import Guidance
 from transfusion.sampling.parts import spelled_grids, spelled_parts
@@ -80,7 +80,7 @@ def test_any_ids_that_the_grammar_allows_can_be_parsed(seed):
 
 def test_what_is_inside_an_image_is_never_text():
     spec = make_task("emu3").spec
-    assert set(np.flatnonzero(emittable(spec, text.BOI))) == {*range(256), text.EOS, text.BOI}
+    assert set(np.flatnonzero(emittable(spec, (text.BOI,)))) == {*range(256), text.EOS, text.BOI}
 
 
 GUIDED = {"guidance": 2.0, "image_guidance": 1.3, "image_against": "nothing", "code_top_k": 3, "code_temperature": 0.8}
@@ -109,7 +109,7 @@ def test_equals_the_plain_decoder(name, negative, changes):
 
 def test_the_scales_of_text_and_images_add_up():
     c, u, w = (jnp.full((1, 2), x) for x in (5.0, 3.0, 2.0))
-    nested = Guidance(jnp.float32(3), jnp.float32(0), jnp.float32(1), jnp.float32(1.5))
+    nested = Guidance(jnp.float32(3), jnp.float32(0), jnp.float32(1), (jnp.float32(1.5),))
     assert_close(nested.of_logits([c, u, w]), 2 + 1.5 * (3 + 3 * 2 - 2), 8)
     apart = dataclasses.replace(nested, against="nothing")
     assert_close(apart.of_logits([c, u, w]), 2 + 1.5 * (3 - 2) + 3 * (5 - 3), 8)
@@ -119,9 +119,9 @@ def test_the_scales_of_text_and_images_add_up():
 
 def test_what_cannot_be_drawn_is_told():
     task = make_task("emu3")
-    drawn = drawable_of(task.spec)
+    (drawn,) = drawables_of(task.spec)
     assert spelled_grids(drawn, (12, 1)) == ((12, 1),) and spelled_grids(drawn, (0, 0)) == GRIDS
-    with pytest.raises(UsageError, match=r"no images of \(4, 4\) codes: the sizes are \(2, 2\), \(2, 1\)"):
+    with pytest.raises(UsageError, match=r"no image of \(4, 4\) codes: the sizes are \(2, 2\), \(2, 1\)"):
         spelled_grids(drawn, (4, 4))
     with pytest.raises(UsageError, match="no trajectory"):
         trajectory(task, {}, prompts(task)[0], 0, SamplerConfig())
@@ -130,5 +130,5 @@ def test_what_cannot_be_drawn_is_told():
     own = Stream(embed="vit", head="none", objective="none", source="pixels", channels=1, grid=(2, 2), budget=8)
     spec = SequenceSpec(task.spec.streams | {"semantic": own}, layouts.unitoken(CODES, (2, 2)), text.BOS, text.EOS)
     with pytest.raises(UsageError, match="sampling.max_tokens=0"):
-        spelled_parts(spec, drawable_of(spec), (0, 0), True)
+        spelled_parts(spec, *drawables_of(spec), (0, 0), True)
     assert TEXT in spec.streams

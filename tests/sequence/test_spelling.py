@@ -118,7 +118,7 @@ def test_ids_move_with_the_tokenizer():
     ends = (run.spelling.size_end, run.spelling.row_end, run.spelling.frame_end)
     assert ends == (text.SEP + 48, text.EOL + 48, text.EOF + 48)
     np.testing.assert_array_equal(run.spelling.spell(np.zeros((2, 3), int))[0][:3], encode("2*3"))
-    written = np.flatnonzero(emittable(moved, run.opener))
+    written = np.flatnonzero(emittable(moved, (run.opener,)))
     assert set(written) == {*range(304), text.EOS + 48}
 
 

@@ -153,5 +153,32 @@ def test_a_workdir_in_a_bucket_holds_its_tokenizer_and_codec(here):
     found = read_experiment(workdir)
     assert found.tokenizer.path == "gs://bucket/run/tokenizer.json" and found.codec.path == "gs://bucket/run/codec"
     assert text.open_tokenizer(found.tokenizer).size == text.open_tokenizer(experiment.tokenizer).size
-    assert not portable.codec_differs(found, experiment, workdir)
+    assert not portable.differing_codecs(found, experiment, workdir)
     assert (workdir / "codec" / "checkpoints" / "1").exists() and (workdir / "codec" / "config.json").exists()
+
+
+def test_each_of_several_codecs_has_a_copy_of_its_own(here, monkeypatch):
+    for seed, name in enumerate(("pictures", "films")):
+        codec_run(here / name, seed)
+    experiment = tiny.experiment("images")
+    layout = experiment.layout | {"video": experiment.layout["image"]}
+    experiment = dataclasses.replace(
+        experiment, layout=layout, codec=CodecConfig("autoencoder", "pictures"),
+        codecs={"video": CodecConfig("autoencoder", "films")},
+    )  # fmt: skip
+    portable.bring_in(experiment, "run")
+    (here / "run" / "config.json").write_text(to_json(portable.as_recorded(experiment)))
+    saved = json.loads((here / "run" / "config.json").read_text())
+    assert (saved["codec"]["path"], saved["codecs"]["video"]["path"]) == ("codec", "codecs/video")
+    digests = [open_codec(CodecConfig("autoencoder", name)).digest for name in ("pictures", "films")]
+    shutil.move(here / "run", here / "renamed")
+    shutil.move(here / "films", here / "others")
+    found = read_experiment("renamed")
+    assert [open_codec(found.codec_of(kind)).digest for kind in ("image", "video")] == digests
+    assert portable.from_command_line(experiment, "renamed").codecs["video"].path == "renamed/codecs/video"
+
+    shutil.move(here / "others", here / "films")
+    assert portable.differing_codecs(found, experiment, "renamed") == []
+    swapped = dataclasses.replace(experiment, codecs={"video": CodecConfig("autoencoder", "pictures")})
+    changed = [("codecs.video.path", "codecs/video", "pictures")]
+    assert portable.differing_codecs(found, swapped, "renamed") == changed

@@ -4,15 +4,16 @@ chat = run.chat("You draw what you are asked for.")
 chat.say("A handwritten seven, please.")      # the texts and images of the answer
 chat.say(image, "What is this?")               # several parts of a turn, in reading order
 chat.say("Draw it mirrored.", draw=True)       # the answer is an image
+chat.say("Now say it.", kind="sound")          # of a model that draws several kinds
 """
 
 from typing import Any, Protocol
 
 import numpy as np
 
-from transfusion.api.prompts import Part, as_prompts, checked_size, yes_or_no
+from transfusion.api.prompts import Part, as_prompts, checked_kind, checked_size, yes_or_no
 from transfusion.errors import UsageError
-from transfusion.latents import Codec
+from transfusion.latents import Codecs
 from transfusion.model.parameters import Params
 from transfusion.sampling import conversation
 from transfusion.sampling.config import SamplerConfig
@@ -27,7 +28,7 @@ class Speaker(Protocol):
 
     task: SequenceTask
     params: Params
-    codec: Codec
+    codecs: Codecs
 
     def sampler(self, **overrides: Any) -> SamplerConfig: ...
 
@@ -67,15 +68,16 @@ class Chat:
         return tuple(segment for segment in (edges[0], *content, edges[1]) if len(segment.value))
 
     def say(
-        self, *parts: Part, draw: bool = False, size: tuple[int, ...] = (0, 0), **overrides: Any
+        self, *parts: Part, draw: bool = False, kind: str = "", size: tuple[int, ...] = (0, 0), **overrides: Any
     ) -> list[str | np.ndarray]:
-        """Says something, and returns the texts and uint8 images of the answer, or other media that the codec decodes.
+        """Says something, and returns the texts and uint8 images of the answer, or other media.
 
         A turn that raises an error was not said.
 
         Args:
           parts: texts, pictures, clips and sounds, in reading order.
           draw: asks for an image, at once or after a text of up to `think` tokens. Without it the model decides.
+          kind: asks for a drawing of this kind; '' is the model's only one.
           size: sides of the latents or codes that are drawn, for models that draw several.
           overrides: fields of `SamplerConfig`, for this turn.
 
@@ -84,7 +86,8 @@ class Chat:
         """
         if not parts:
             raise UsageError("say something: a text, a picture or several parts")
-        run, draw = self._run, yes_or_no("draw", draw)
+        run, kind = self._run, checked_kind(kind)
+        draw = yes_or_no("draw", draw) or bool(kind)
         (said,) = as_prompts([list(parts)]).prompts
         content = tuple(segment for part in said for segment in run.segments(part))
         sampler = run.sampler(**self._overrides | overrides)
@@ -93,11 +96,11 @@ class Chat:
         document = (*self._document, *self._turn("user", content), *opened)
         against = run.segments(sampler.negative) if sampler.negative else ()
         answer, kept = conversation.reply(
-            run.task, run.params, Prompt(document, draw, against), document[self._read :], self._kept, self._seed,
-            sampler, size=checked_size(size), number=len(self.turns),
+            run.task, run.params, Prompt(document, draw, against, kind=kind), document[self._read :], self._kept,
+            self._seed, sampler, size=checked_size(size), number=len(self.turns),
         )  # fmt: skip
         decode = run.task.tokenizer.decode
-        shown = [decode(s.value) if s.kind == TEXT else run.codec.decode(s.value) for s in answer]
+        shown = [decode(s.value) if s.kind == TEXT else run.codecs[s.kind].decode(s.value) for s in answer]
         again = tuple(self._as_read(segment, part) for segment, part in zip(answer, shown, strict=True))
         self._kept, self._read = kept, len(document)
         self._document = (*document, *again, Segment(TEXT, template.after("assistant")))

@@ -6,7 +6,6 @@ followed by silence. One line tells the user of all changes to the media of a ca
 
 import dataclasses
 import io
-import math
 import os
 
 import numpy as np
@@ -14,14 +13,14 @@ from absl import logging
 from PIL import Image, ImageOps, ImageSequence
 
 from transfusion.api.prompts import Part
-from transfusion.codecs import pixels
 from transfusion.data import clips, images
 from transfusion.data.config import Record, SourceConfig
 from transfusion.data.files import read_whole
+from transfusion.data.forms import Form
 from transfusion.data.images import PIXEL_LIMIT
 from transfusion.data.media import MEDIA
+from transfusion.data.sizes import nearest_size
 from transfusion.errors import UsageError, shown
-from transfusion.latents import Form
 
 _NAMES = {"sound": "sound", "image": "picture", "video": "clip"}
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -49,30 +48,34 @@ class Fitter:
         Raises:
           UsageError: if it cannot be read, or the model reads no such medium.
         """
+        return self.read(part)[1]
+
+    def read(self, part: Part) -> tuple[str, np.ndarray]:
+        """As `fit`, with the kind of segment as which the model reads it; '' where the model has no `forms`."""
         if isinstance(part, str | os.PathLike):
             return self._of_file(part)
         if isinstance(part, Image.Image):
             return self._fitted(_of_pillow(part))
         array = np.asarray(part)
-        return self._fitted(self._of_array(array)) if self.forms else array
+        return self._fitted(self._of_array(array)) if self.forms else ("", array)
 
-    def _fitted(self, record: Record) -> np.ndarray:
+    def _fitted(self, record: Record) -> tuple[str, np.ndarray]:
         kind = next(kind for kind in MEDIA if kind in record)
         if kind == "image" and kind not in self.forms and "video" in self.forms:
             kind, record = "video", {"video": record["image"][None]}  # a clip in which nothing moves
-        form = self.forms.get(kind)
+        form, read_as = self.forms.get(kind), kind
         if form is None and kind == "video" and "image" in self.forms:  # its frames are the images
-            form = dataclasses.replace(self.forms["image"], length=0)
+            form, read_as = dataclasses.replace(self.forms["image"], length=0), "image"
         if form is None:
             known = " or ".join(f"{_NAMES[kind]}s" for kind in self.forms) or "no files"
             raise UsageError(f"this model reads {known}, not a {_NAMES[kind]}")
         if kind == "sound":
-            return self._sound(record, form)
+            return read_as, self._sound(record, form)
         array = self._pictures(record[kind], form, kind)
         channels = form.channels if form.channels in (1, 3) else 0
         if kind == "video" and form.length and len(array) != form.length:
             self.notes.append(f"of a clip of {len(array)} frames {form.length} are taken evenly")
-        return MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
+        return read_as, MEDIA[kind].fit({kind: array}, SourceConfig(channels=channels, length=form.length))
 
     def _pictures(self, array: np.ndarray, form: Form, kind: str) -> np.ndarray:
         """Fits pictures [..., H, W, C] to a size that the model reads."""
@@ -84,13 +87,13 @@ class Fitter:
             )
         grey = form.channels == 1 and array.shape[-1] == 3
         if form.sizes and found not in form.sizes:
-            size = min(form.sizes, key=lambda size: _distance(found, size))
+            size = nearest_size(found, form.sizes)
             how = "is resized" if size[0] * width == size[1] * height else "is cropped and resized"
             colour = ", in grey," if grey else ""
             self.notes.append(f"a {_NAMES[kind]} of {width}x{height} {how} to {size[1]}x{size[0]}{colour}".rstrip(","))
             if kind == "video":
-                return np.stack([pixels.crop_and_resize(frame, *size) for frame in array])
-            return pixels.crop_and_resize(array, *size)
+                return np.stack([images.crop_and_resize(frame, *size) for frame in array])
+            return images.crop_and_resize(array, *size)
         if grey and (array != array[..., :1]).any():
             self.notes.append(f"a {_NAMES[kind]} in colour is made grey")
         return array
@@ -132,7 +135,7 @@ class Fitter:
             raise UsageError(f"{wanted[kind]}, not {array.dtype} {list(array.shape)} ({fault})")
         return record
 
-    def _of_file(self, path: str | os.PathLike) -> np.ndarray:
+    def _of_file(self, path: str | os.PathLike) -> tuple[str, np.ndarray]:
         """Reads a file and fits the medium in it.
 
         Raises:
@@ -152,12 +155,6 @@ class Fitter:
         if not pictures and "sound" in self.forms or data[:4] == b"RIFF" and data[8:12] == b"WAVE":
             return "sound"
         return "video" if pictures == ["video"] or clips.is_animated(data) else "image"
-
-
-def _distance(found: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Measures how far a size is from another one: in aspect first, then in area."""
-    aspect = abs(math.log(found[0] * size[1] / (found[1] * size[0])))
-    return aspect, abs(math.log(found[0] * found[1] / (size[0] * size[1])))
 
 
 def _of_pillow(image: Image.Image) -> Record:

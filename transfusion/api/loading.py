@@ -6,7 +6,7 @@ import jax
 
 from transfusion.api.run import Trained
 from transfusion.errors import UsageError
-from transfusion.latents import open_codec
+from transfusion.latents import open_codecs
 from transfusion.running.jax_setup import keep_programs
 from transfusion.running.restore import restore_params
 from transfusion.tasks import SequenceTask, make_task
@@ -31,4 +31,4 @@ def load_run(workdir: str | os.PathLike) -> Trained:
     task = make_task(experiment)
     if not isinstance(task, SequenceTask):
         raise UsageError(f"{workdir} holds an autoencoder, not a model that samples")
-    return Trained(experiment, task, params, open_codec(experiment.codec), step, os.fspath(workdir))
+    return Trained(experiment, task, params, open_codecs(experiment), step, os.fspath(workdir))

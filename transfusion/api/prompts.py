@@ -16,6 +16,7 @@ from PIL import Image
 
 from transfusion.errors import UsageError, shown
 from transfusion.sampling.config import plain_number
+from transfusion.sequence import TEXT
 
 Part = str | np.ndarray | Image.Image | os.PathLike
 Prompts = Part | Sequence[Part | Sequence[Part]]
@@ -147,6 +148,62 @@ def as_labels(label: Any, given: Given) -> tuple[Given, list[int]]:
     if len(labels) != count:
         raise UsageError(f"{len(labels)} labels for {count} prompts: give one for each, or one for all")
     return given, [int(number) for number in labels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a prompt asks for: a class, -1 for none; the kind of its drawing, '' for the model's only one; and its size,
+    zeros for the model's."""
+
+    label: int = -1
+    kind: str = ""
+    size: tuple[int, ...] = (0, 0)
+
+
+def as_asked(given: Given, label: Any, kind: Any, size: Any) -> tuple[Given, list[Asked]]:
+    """Gives each prompt what it asks for; each value is one for all, or a list with one for each.
+
+    One prompt with a list becomes as many prompts.
+
+    Raises:
+      UsageError: if their numbers differ, or one is no class, no name of a kind or no size.
+    """
+    size = size.tolist() if isinstance(size, np.ndarray) else size
+    several = {"kind": isinstance(kind, list | tuple), "size": is_several(size)}
+    given, labels = as_labels(label, given)
+    for name, values in (("kind", kind), ("size", size)):
+        if not several[name]:
+            continue
+        if not len(values):
+            raise UsageError(f"{name} is an empty list: leave it out, or give a {name} for each prompt")
+        if given.one:
+            given, labels = Given(given.prompts * len(values), False), labels * len(values)
+        if len(values) != len(given.prompts):
+            raise UsageError(
+                f"{len(values)} {name}s for {len(given.prompts)} prompts: give one for each, or one for all"
+            )
+    count = len(given.prompts)
+    kinds = [checked_kind(one) for one in (kind if several["kind"] else [kind] * count)]
+    sizes = [checked_size(one) for one in (size if several["size"] else [size] * count)]
+    return given, [Asked(*asked) for asked in zip(labels, kinds, sizes, strict=True)]
+
+
+def is_several(size: Any) -> bool:
+    """Whether a size is a list of sizes."""
+    return isinstance(size, list | tuple) and any(isinstance(side, list | tuple | np.ndarray) for side in size)
+
+
+def checked_kind(kind: Any) -> str:
+    """Returns the name of a kind of drawing.
+
+    Raises:
+      UsageError: if it is none.
+    """
+    if not isinstance(kind, str):
+        raise UsageError(f"kind={shown(repr(kind))} must be the name of what is drawn, such as 'image'")
+    if kind == TEXT:
+        raise UsageError("kind='text': a text is written, not drawn; leave kind out, and set max_images=0")
+    return kind
 
 
 def yes_or_no(name: str, value: Any) -> bool:

@@ -16,6 +16,9 @@ chat += run.generate([chat], draw=True)[0]
 chat += ["negative"]
 chat += run.generate([chat], draw=True, think=32)[0]           # up to 32 bytes of text first, then the image
 
+A model that draws several kinds of media is told which: `run.draw("seven", kind="sound")`. Without that, `generate`
+lets it open any of them: the result holds texts, images, sounds and clips in the order in which it made them.
+
 A model that has learned a chat template is asked turn by turn: `run.chat("Be brief.").say("Hello!")`.
 """
 
@@ -29,14 +32,15 @@ import numpy as np
 from transfusion.api.chat import Chat
 from transfusion.api.fitting import Fitter
 from transfusion.api.prompts import (
+    Asked,
     Given,
     Part,
     Prompts,
-    as_labels,
+    as_asked,
     as_paths,
     as_prompts,
-    checked_size,
     checked_text,
+    is_several,
     whole_number,
     yes_or_no,
 )
@@ -45,12 +49,13 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.documents import segment_value
 from transfusion.data.faults import RECORD_FAULTS, error_line
+from transfusion.data.forms import Form, sized
 from transfusion.errors import UsageError, nearest
-from transfusion.latents import Codec, Form, forms_of
+from transfusion.latents import Codec, Codecs, forms_of
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import generate
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import chosen, drawables_of
 from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, Stream
 from transfusion.tasks import SequenceTask
@@ -67,7 +72,7 @@ class Trained:
       experiment: the config that it was trained with.
       task: the learner that builds the model from its parameters.
       params: the averaged parameters where the run keeps an average, else the parameters.
-      codec: turns media into latents and back.
+      codecs: turn media into latents and back, by kind of segment.
       step: number of training steps that the parameters have seen.
       workdir: the folder of the run.
     """
@@ -75,7 +80,7 @@ class Trained:
     experiment: Experiment
     task: SequenceTask
     params: Params
-    codec: Codec
+    codecs: Codecs
     step: int
     workdir: str = ""
 
@@ -84,17 +89,35 @@ class Trained:
         return self.task.spec
 
     @property
+    def codec(self) -> Codec:
+        """The codec of all kinds of segments without one of their own: that of a model with one codec."""
+        return self.codecs.default
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The kinds of segments that the model draws; () for a model that only writes."""
+        return tuple(drawn.kind for drawn in drawables_of(self.spec))
+
+    @property
+    def shows(self) -> str:
+        """The kind that evaluations and reports draw: the only one, or images among several; '' if there is none."""
+        return "image" if "image" in self.draws else next(iter(self.draws), "")
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model has learned to write text; one that only compares has not."""
+        return self.spec.streams[TEXT].objective != "none"
+
+    @property
     def drawn(self) -> Stream | None:
-        """The stream that the model draws; None for a model that only writes."""
-        found = drawable_of(self.spec)
-        return found.stream if found else None
+        """The stream that draws the kind that `shows`; None for a model that only writes."""
+        return chosen(drawables_of(self.spec), self.shows).stream if self.draws else None
 
     @property
     def sides(self) -> int:
-        """The number of sides of a drawing's latents or codes: 1 for a sound, 2 for an image, 3 for a clip; 0 if the
-        model draws nothing."""
-        found = drawable_of(self.spec)
-        return self.spec.content(found.run).sides if found else 0
+        """The number of sides of the latents or codes of the kind that `shows`: 1 for a sound, 2 for an image, 3 for a
+        clip; 0 if the model draws nothing."""
+        return self.spec.content(chosen(drawables_of(self.spec), self.shows).run).sides if self.draws else 0
 
     def sampler(self, **overrides: Any) -> SamplerConfig:
         """Returns the experiment's sampler settings with some replaced."""
@@ -108,14 +131,14 @@ class Trained:
     def forms(self) -> dict[str, Form]:
         """The forms to which the media of prompts are fitted. If the codec takes any channels, pictures get those of
         the training data, or else three."""
-        sources = self.experiment.data.sources.values()
-        known = next((source.channels for source in sources if source.channels), 3)
-        forms = forms_of(self.spec, self.codec)
+        sources = self.experiment.data.sources
+        known = next((source.channels for source in sources.values() if source.channels), 3)
+        forms = sized(forms_of(self.spec, self.codecs), sources)
         pictures = {kind: form for kind, form in forms.items() if kind != "sound"}
         return forms | {k: dataclasses.replace(form, channels=form.channels or known) for k, form in pictures.items()}
 
     def fitted(self, part: Part) -> np.ndarray:
-        """Fits a picture, clip or sound, a PIL image or the path of a file to what the codec reads; see
+        """Fits a picture, clip or sound, a PIL image or the path of a file to what its codec reads; see
         `transfusion.api.fitting`.
 
         Raises:
@@ -129,36 +152,47 @@ class Trained:
     def segments(self, part: Part) -> Document:
         """Makes the segments of a prompt's part, a text or a medium, which is fitted first: one segment, or one for
         each frame of a clip if the model has images only."""
-        return self._segments(part if isinstance(part, str) else self.fitted(part))
+        fitter = Fitter(self.forms)
+        segments = self._segments(part, fitter)
+        fitter.tell()
+        return segments
 
-    def _segments(self, part: str | np.ndarray) -> Document:
+    def _segments(self, part: Part, fitter: Fitter) -> Document:
         if isinstance(part, str):
             return (Segment(TEXT, self.task.tokenizer.encode(checked_text(part))),)
+        return self._media(*fitter.read(part))
+
+    def _media(self, kind: str, medium: np.ndarray) -> Document:
+        """The segments of a medium that was fitted; `kind` is '' for the first kind of the layout that is no text."""
+        codec = self.codecs[kind or next((k for k in self.spec.kinds if k != TEXT), "")]
         try:
-            latents = segment_value(self.codec.encode(part))
+            latents = segment_value(codec.encode(medium))
         except RECORD_FAULTS as error:
-            found = f"{part.dtype} {list(part.shape)}"
+            found = f"{medium.dtype} {list(medium.shape)}"
             raise UsageError(f"the model's codec does not read {found}: {error_line(error)}") from error
-        sides = self.codec.sides(latents)
+        sides = codec.sides(latents)
         if sides == 3 and not self.kind(3):
-            return tuple(segment for frame in part for segment in self._segments(frame))
-        return (Segment(self.kind(sides) or "image", latents, "context", pixels=self.pixels(part)),)
+            return tuple(segment for frame in medium for segment in self._media(kind, frame))
+        return (Segment(kind or self.kind(sides) or "image", latents, "context", pixels=self.pixels(medium)),)
 
     def pixels(self, medium: np.ndarray) -> np.ndarray | None:
         """What streams read that see a picture itself; None if there are none."""
         return to_float(medium) if self.spec.reads_pixels else None
 
-    def _prompts(self, given: Given, labels: list[int], draw: bool, negative: str) -> list[Prompt]:
+    def _prompts(self, given: Given, asked: Sequence[Asked], draw: bool, negative: str) -> list[Prompt]:
         """Makes the decoder's prompts; a part that occurs in several of them is read once."""
         fitter, seen = Fitter(self.forms), {}
         for part in {id(part): part for parts in given.prompts for part in parts}.values():
-            seen[id(part)] = self._segments(part if isinstance(part, str) else fitter.fit(part))
+            seen[id(part)] = self._segments(part, fitter)
         fitter.tell()
-        against = self._segments(negative) if negative else ()
+        against = self._segments(negative, fitter) if negative else ()
         return [
-            Prompt(tuple(segment for part in parts for segment in seen[id(part)]), draw, against, label)
-            for parts, label in zip(given.prompts, labels, strict=True)
-        ]
+            Prompt(
+                tuple(segment for part in parts for segment in seen[id(part)]), draw or bool(one.kind), against,
+                one.label, kind=one.kind, size=one.size,
+            )
+            for parts, one in zip(given.prompts, asked, strict=True)
+        ]  # fmt: skip
 
     def kind(self, sides: int) -> str:
         """The layout's kind of segment whose latents or codes have so many sides; '' if there is none."""
@@ -172,22 +206,25 @@ class Trained:
         prompts: Prompts = "",
         *,
         draw: bool = False,
+        kind: str | Sequence[str] = "",
         label: int | Sequence[int] | None = None,
         seed: int = 0,
-        size: Sequence[int] = (0, 0),
+        size: Sequence[int] | Sequence[Sequence[int]] = (0, 0),
         first: int = 0,
         **overrides: Any,
     ) -> list[str | np.ndarray] | list[list[str | np.ndarray]]:
         """Continues interleaved prompts; returns lists of the texts and uint8 images that the model writes and draws,
-        or of other media that the codec decodes.
+        or of other media.
 
         Args:
           prompts: a text, an array, a PIL image or a path is one prompt, and the result is that of one; a list is
             several, each one of these or a list of such parts in reading order. Media are fitted to the model.
           draw: asks for an image, at once or after a text of up to `think` tokens. Without it the model decides.
+          kind: asks for a drawing of this kind, such as 'sound', or of one for each prompt; '' is the model's only one.
           label: the class of the drawing, or one for each prompt; for models that have classes.
           seed: same seed, same result.
-          size: sides of the latents or codes that are drawn, for models that draw several; zeros leave it to the model.
+          size: sides of the latents or codes that are drawn, or those for each prompt, for models that draw several;
+            zeros leave it to the model.
           first: the number of the first prompt, where the list is a part of a longer one: with the seed it decides the
             random numbers.
           overrides: fields of `SamplerConfig`.
@@ -195,29 +232,29 @@ class Trained:
         Raises:
           UsageError: if a prompt, a setting or the seed is not valid, or does not fit the model or the memory.
         """
-        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
+        given, asked = as_asked(as_prompts(prompts, self._several_axes), label, kind, size)
         draw = yes_or_no("draw", draw)
-        results = self._generate(given, labels, draw, seed, size, first, self.sampler(**overrides))
+        results = self._generate(given, asked, draw, seed, first, self.sampler(**overrides))
         return results[0] if given.one else results
 
     def _generate(
         self,
         given: Given,
-        labels: list[int],
+        asked: Sequence[Asked],
         draw: bool,
         seed: int,
-        size: Sequence[int],
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
+        if not self.writes:
+            raise UsageError("this model neither writes nor draws: it compares (`transfusion.evaluate` measures that)")
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
-            self.task, self.params, self._prompts(given, labels, draw, sampler.negative), seed, sampler,
-            size=checked_size(size), first=first,
-        )  # fmt: skip
+            self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
+        )
         decode = self.task.tokenizer.decode
         return [
-            [decode(s.value) if s.kind == TEXT else self.codec.decode(s.value) for s in document]
+            [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
             for document in documents
         ]
 
@@ -230,24 +267,27 @@ class Trained:
         self,
         prompts: Prompts = "",
         *,
+        kind: str | Sequence[str] = "",
         label: int | Sequence[int] | None = None,
         seed: int = 0,
-        size: Sequence[int] = (0, 0),
+        size: Sequence[int] | Sequence[Sequence[int]] = (0, 0),
         first: int = 0,
         **overrides: Any,
-    ) -> np.ndarray:
+    ) -> np.ndarray | list[np.ndarray]:
         """Draws for each prompt an image uint8 [H, W, C], a clip [T, H, W, C] or a sound float32 [samples]; a list of
-        prompts gives one more axis in front. With `min_images` (the frames of a world model) each drawing is a clip of
-        that many images. The arguments are those of `generate`.
+        prompts gives one more axis in front, or a list of drawings where `kind` or `size` is a list. With `min_images`
+        (the frames of a world model) each drawing is a clip of that many images. The arguments are those of `generate`.
 
         Raises:
-          UsageError: as `generate`, and if the drawings of a list have several sizes.
+          UsageError: as `generate`, and if the drawings of a list have several sizes that nobody asked for.
         """
         frames = self.sampler(**overrides).min_images
         sampler = self.sampler(**{"max_tokens": 0, "max_images": max(1, frames)} | overrides)
-        given, labels = as_labels(label, as_prompts(prompts, self._several_axes))
-        results = self._generate(given, labels, True, seed, size, first, sampler)
+        given, asked = as_asked(as_prompts(prompts, self._several_axes), label, kind, size)
+        results = self._generate(given, asked, True, seed, first, sampler)
         drawn = [[part for part in result if not isinstance(part, str)] for result in results]
+        if isinstance(kind, list | tuple) or is_several(size):
+            return [np.stack(parts) if frames > 1 else parts[0] for parts in drawn]
         if len({part.shape for parts in drawn for part in parts}) > 1:
             raise UsageError("the drawings have several sizes: ask for one with `size`, or use generate")
         drawings = np.stack([np.stack(parts) if frames > 1 else parts[0] for parts in drawn])
@@ -260,9 +300,9 @@ class Trained:
         Raises:
           UsageError: as `generate`.
         """
-        given, labels = as_labels(None, as_prompts(as_paths(media), self._several_axes))
+        given = as_prompts(as_paths(media), self._several_axes)
         sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides)
-        results = self._generate(given, labels, False, seed, (0, 0), first, sampler)
+        results = self._generate(given, [Asked()] * len(given.prompts), False, seed, first, sampler)
         captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
         return captions[0] if given.one else captions
 

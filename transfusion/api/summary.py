@@ -4,7 +4,7 @@ from typing import Any
 
 from transfusion.errors import UsageError
 from transfusion.model.unified import parameter_count
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.drawing import DRAWINGS
 from transfusion.sequence import TEXT
 
@@ -23,7 +23,8 @@ def summary(run: Any) -> str:
     ]
     if len(streams) > STREAMS:
         rows.append(("...", f"and {len(streams) - STREAMS} streams more"))
-    rows += [("codec", run.experiment.codec.kind), ("draws", _draws(run, sampling))]
+    codecs = dict.fromkeys(run.experiment.codec_of(kind).kind for kind in run.spec.kinds if kind != TEXT)
+    rows += [("codec", ", ".join(codecs) or run.experiment.codec.kind), ("draws", _draws(run, sampling))]
     known = [kind for kind in run.spec.kinds if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
     head = f"Trained({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
@@ -33,10 +34,11 @@ def summary(run: Any) -> str:
 
 def _draws(run: Any, sampling: Any) -> str:
     try:
-        drawn = drawable_of(run.spec)
-        if drawn is None:
-            return f"nothing: it writes {TEXT}"
-        how = DRAWINGS[drawn.stream.objective].words.format(config=sampling)
-        return f"{drawn.kind}: {how}, guidance {sampling.guidance:g}"
+        drawables = drawables_of(run.spec)
     except UsageError as error:
         return str(error)
+    if not drawables:
+        return f"nothing: it writes {TEXT}"
+    ways = [(drawn, sampling.of_kind(drawn.kind)) for drawn in drawables]
+    words = [f"{drawn.kind}: {DRAWINGS[drawn.stream.objective].words.format(config=own)}" for drawn, own in ways]
+    return f"{'; '.join(words)}, guidance {sampling.guidance:g}"

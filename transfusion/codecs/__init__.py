@@ -5,7 +5,7 @@
   and `semantic` (the features of a vision tower). `convolutions` has their encoder and decoder.
 - Their training: `learner`, with `losses`, `discriminator` and `features` (the network of the perceptual loss).
 
-`transfusion.latents` opens the codec that a `CodecConfig` names.
+`transfusion.latents` opens the codecs that an experiment names.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from transfusion.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """How a model's media become latents or codes. A model has one codec for all media that it reads and draws.
+    """How media become latents or codes. A model has one codec for all kinds of media, or several.
 
     Attributes:
       kind: a key of `transfusion.latents.CODECS`: 'pixels' (the pixels of images or clips are the latents),

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-from PIL import Image
 
 from transfusion.errors import UsageError
 from transfusion.model.blocks import check_size
@@ -26,28 +25,6 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """The image float [..., H, W, C] in [-1, 1] as uint8. Values outside are clipped, NaN becomes 0."""
     image = np.nan_to_num(np.asarray(image, np.float32), nan=-1.0, posinf=1.0, neginf=-1.0)
     return np.round((np.clip(image, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
-
-
-def crop_and_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crops the centre of a uint8 image [H, W, C] to the aspect of height:width and resizes it (Lanczos).
-
-    Returns uint8 [height, width, C]; an image that already has this size is returned untouched.
-
-    Raises:
-      UsageError: if the image is not uint8 [H, W, C] with C = 1, 3 or 4.
-    """
-    image = np.asarray(image)
-    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise UsageError(f"an image must be uint8 [H, W, 1, 3 or 4], not {image.dtype} {list(image.shape)}")
-    H, W, C = image.shape
-    if (height, width) == (H, W):
-        return image
-    crop_h = min(H, max(1, round(W * height / width)))
-    crop_w = min(W, max(1, round(H * width / height)))
-    top, left = (H - crop_h) // 2, (W - crop_w) // 2
-    crop = image[top : top + crop_h, left : left + crop_w]
-    picture = Image.fromarray(crop[..., 0] if C == 1 else crop)
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)).reshape(height, width, C)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
-from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives import OBJECTIVES, ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.running.guard import GuardConfig
@@ -67,7 +67,8 @@ class Experiment:
     `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
 
     `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
-    'kind' or 'kind/role' to its runs (see `transfusion.sequence`).
+    'kind' or 'kind/role' to its runs (see `transfusion.sequence`). `codecs` maps kinds of segments to their codecs;
+    `codec` is that of all other kinds.
     """
 
     task: str = "sequence"
@@ -81,6 +82,7 @@ class Experiment:
     objectives: ObjectivesConfig = ObjectivesConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     codec: CodecConfig = CodecConfig()
+    codecs: dict[str, CodecConfig] = dataclasses.field(default_factory=dict)
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     data: DataConfig = DataConfig()
     init: InitConfig = InitConfig()
@@ -97,6 +99,22 @@ class Experiment:
             ranges.check_number(field, f"Experiment.{field}", getattr(self, field))
         if self.batch_size % self.optim.accumulate:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
+        for kind in self.codecs:
+            check("codecs: kind of segment", kind, {key.partition("/")[0] for key in self.layout})
+        compared = [n for n, s in self.streams.items() if s.objective in OBJECTIVES and self._beside(n)]
+        if compared and self.optim.accumulate > 1:
+            raise UsageError(
+                f"optim.accumulate must be 1: stream {compared[0]!r} is compared with others over the whole batch"
+            )
+
+    def codec_of(self, kind: str) -> CodecConfig:
+        """The codec of segments of this kind."""
+        return self.codecs.get(kind, self.codec)
+
+    def _beside(self, name: str) -> tuple[str, ...]:
+        """The streams with whose outputs the loss of a stream compares."""
+        objective = OBJECTIVES[self.streams[name].objective]
+        return objective.beside(objective.config(self.objectives, name))
 
     @property
     def spec(self) -> SequenceSpec:
@@ -113,6 +131,9 @@ class Experiment:
         for name, stream in streams.items():
             if stream.vocabulary and TEXT in (name, stream.parts):
                 streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
+            elif stream.fill >= 0:  # ids of text in a stream of their own
+                vocabulary, fill = tokenizer.vocabulary(stream.vocabulary), move(stream.fill)
+                streams[name] = dataclasses.replace(stream, vocabulary=vocabulary, fill=fill)
         layout = {
             where: tuple(
                 dataclasses.replace(r, opener=move(r.opener), closer=move(r.closer), spelling=r.spelling.moved(move))

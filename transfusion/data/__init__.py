@@ -2,12 +2,14 @@
 
 How a batch comes about, in this order:
 
-- `config`: the settings, and what a record is.
+- `config`: the settings, and what a record is. `sizes`: those of images that keep nearly their own aspect.
 - `sources`: opens a source by its kind: `tfds_source` (with `tfds_open`), `folder` (with `tables` and `parquet`),
-  `webdataset` (with `tars`), `text_source` (with `text_records`) or `record_source`. `hold_out` keeps a share apart.
+  `webdataset` (with `tars`), `text_source` (with `text_records`), `record_source`, or `scenes`, which makes what
+  it reads. `hold_out` keeps a share apart.
 - `segments`: the record form. `record_files` reads the files that hold records, `record_writer` writes
   them, and `readers` read public forms.
-- `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized.
+- `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized; `forms`: what
+  they must be for a model.
 - `records`: mixes, shuffles and repeats the sources.
 - `documents`: makes a record a document, by chance in one of several forms; `examples` makes that packable tokens.
 - `packing`: fills rows with documents.

@@ -1,11 +1,13 @@
 """Clips: animated WebP, GIF and PNG files to uint8 arrays [T, H, W, C] and back."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from transfusion.data import images
+from transfusion.data.sizes import Size
 
 SUFFIXES = (".webp", ".gif", ".png")
 
@@ -51,14 +53,14 @@ def is_animated(data: bytes) -> bool:
         return False  # whoever reads it will say why
 
 
-def fit(clip: np.ndarray, resolution: int = 0, channels: int = 0, frames: int = 0) -> np.ndarray:
-    """Returns uint8 [frames, resolution, resolution, channels]: evenly chosen frames, each fitted by `images.fit`.
+def fit(clip: np.ndarray, sizes: Sequence[Size] = (), channels: int = 0, frames: int = 0) -> np.ndarray:
+    """Returns uint8 [frames, height, width, channels]: evenly chosen frames, each fitted by `images.fit`.
 
-    A 0 keeps the number of frames, the resolution or the channels.
+    No sizes keep the frames' own, and a 0 keeps the number of frames or the channels.
     """
     if frames:
         clip = clip[np.arange(frames) * len(clip) // frames]
-    return np.stack([images.fit(frame, resolution, channels) for frame in clip])
+    return np.stack([images.fit(frame, sizes, channels) for frame in clip])
 
 
 def encode_clip(clip: np.ndarray, suffix: str, rate: float = 8.0) -> bytes:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from transfusion.data.sizes import Size, SizesConfig
 from transfusion.errors import UsageError, check
 from transfusion.sequence import text
 from transfusion.sequence.chat import TURNS
@@ -17,15 +18,16 @@ COMMON_FIELDS = frozenset(("kind", "path", "weight", "hold_out", "part", "latent
 FIELDS_OF_KINDS: dict[str, frozenset[str]] = {
     "tfds": frozenset(
         ("name", "split", "image_field", "caption_field", "text_field", "label_field", "caption_template")
-        + ("resolution", "channels", "length", "rate")
+        + ("resolution", "sizes", "channels", "length", "rate")
     ),
     "folder": frozenset(
         ("captions", "file_field", "caption_field", "medium", "follow_links")
-        + ("resolution", "channels", "length", "rate")
+        + ("resolution", "sizes", "channels", "length", "rate")
     ),
-    "webdataset": frozenset(("caption_field", "follow_links", "resolution", "channels")),
+    "webdataset": frozenset(("caption_field", "follow_links", "resolution", "sizes", "channels")),
     "text": frozenset(("follow_links", "record_bytes")),
-    "records": frozenset(("reader", "files", "follow_links", "resolution", "channels", "length", "rate")),
+    "records": frozenset(("reader", "files", "follow_links", "resolution", "sizes", "channels", "length", "rate")),
+    "scenes": frozenset(("name", "split", "resolution", "channels", "length")),
 }
 
 
@@ -42,6 +44,9 @@ class SourceConfig:
     - 'text': `path` is a text file, or a folder of .txt files.
     - 'records': `path` is a file of records with segments (.jsonl, .json, .parquet, .tar or .array_record), a folder of
       them or a pattern, or what a `reader` reads.
+    - 'scenes': pictures and clips of shapes that are made as they are read; no files. `name` is a task of
+      `transfusion.data.scenes.tasks.TASKS`, or a kind of it ('captions', 'captions/counting', 'clips'), and `split` one
+      of `graph.SPLITS`. 'train' has no end.
 
     The name of a stored field may be empty: that field is then not read. Images without captions have
     `caption_field=''`.
@@ -66,11 +71,17 @@ class SourceConfig:
     length: int = 0  # frames of a clip, taken evenly; samples of a sound, cut or followed by silence; 0 keeps all
     rate: int = 0  # samples per second that sounds are resampled to; 0 keeps what is stored
     resolution: int = 0  # images are cropped to a centred square and resized to this side; 0 keeps their size
+    sizes: SizesConfig = SizesConfig()  # or images keep nearly their own aspect
     channels: int = 0  # 1 or 3; 0 keeps what is stored
     reader: str = ""  # the public form of the records, a key of `transfusion.data.readers.READERS`; '': the record form
     files: str = ""  # the folder of the files that records name; '': the folder of the records
     record_bytes: int = 1024  # the longest record of a text, which is cut at paragraphs where possible
     latents: str = ""  # the folder of this source's cached latents (`transfusion.cache_latents`); '' encodes its media
+
+    @property
+    def fitted(self) -> tuple[Size, ...]:
+        """The sizes to which images are cropped and resized; () keeps their own. Of sizes that grow, the last."""
+        return self.sizes.last or ((self.resolution, self.resolution),) * bool(self.resolution)
 
     def validate(self, where: str, pixel_limit: int) -> None:
         """Raises UsageError on values that cannot work; `where` names the source in the config."""
@@ -91,6 +102,11 @@ class SourceConfig:
                 f"{where}: {self.length} frames of {self.resolution}x{self.resolution} are more than "
                 f"data.pixel_limit={pixel_limit}"
             )
+        self.sizes.validate(f"{where}.sizes", pixel_limit, self.length)
+        if self.sizes and self.resolution:
+            raise UsageError(f"{where} has both sizes and resolution={self.resolution}: remove one of them")
+        if self.sizes.growth and self.latents:
+            raise UsageError(f"{where}.latents: cached latents do not grow: remove sizes.growth, or train without them")
         self._check_kind(where)
 
     def _check_kind(self, where: str) -> None:

@@ -18,13 +18,19 @@ from transfusion.sequence.text import BYTES, Tokenizer
 
 _MASK = 2**64 - 1
 
-Encode = Callable[[np.ndarray], np.ndarray]
-"""The encoder of a codec: the array of a record -> float32 latents or int32 codes, such as [H, W, C] -> [h, w, c]."""
+Encode = Callable[[str, np.ndarray], np.ndarray]
+"""The encoders of a model's codecs: the kind of a medium and its array -> float32 latents or int32 codes, such as
+[H, W, C] -> [h, w, c]."""
 
 
 def pixel_latents(image: np.ndarray) -> np.ndarray:
     """The identity codec: uint8 [..., H, W, C] -> float32 [..., H, W, C] in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
+
+
+def as_pixels(kind: str, medium: np.ndarray) -> np.ndarray:
+    """The `Encode` of a model whose only codec is the identity."""
+    return pixel_latents(medium)
 
 
 def segment_value(encoded: np.ndarray) -> np.ndarray:
@@ -168,7 +174,9 @@ def segments_of(record: Record, choice: DocumentChoice, frames: bool = False) ->
     drawn, read = ("both", "both") if choice.both else ("target", "context")
     medium = _chosen(RawSegment(kind, record[kind], drawn if choice.caption_first else read, **fields), choice)
     caption = record["captions"][choice.which] if "captions" in record else record.get("caption", "")
-    words = RawSegment(TEXT, choice.edit or str(caption), "both", unseen="" if choice.caption else choice.null)
+    # A text that is last is an answer: nothing reads it.
+    role = "both" if choice.edit or choice.caption_first else "target"
+    words = RawSegment(TEXT, choice.edit or str(caption), role, unseen="" if choice.caption else choice.null)
     if choice.edit:
         earlier = "both" if choice.draw_earlier else "context"
         before = dataclasses.replace(medium, role=earlier, dropped=choice.dropped)
@@ -183,12 +191,14 @@ def with_roles(stated: tuple[RawSegment, ...], learned_turns: tuple[str, ...]) -
     """The segments of a record with their roles and losses, where it does not state them.
 
     A segment is learned unless it is in a turn that is not. A medium that is not learned is 'context', one that is
-    learned is 'both', because what follows reads it; the last of a record is a 'target', because nothing follows.
+    learned is 'both', because what follows reads it; the last of a record is a 'target', because nothing follows. A
+    text is 'both', or a 'target' if it is the last and learned.
     """
     found = []
     for number, segment in enumerate(stated, start=1):
         loss = segment.loss if segment.loss is not None else not segment.turn or segment.turn in learned_turns
-        role = "target" if number == len(stated) and segment.kind != TEXT else "both"
+        last = number == len(stated) and (loss or segment.kind != TEXT)
+        role = "target" if last else "both"
         role = role if loss or segment.kind == TEXT else "context"
         found.append(dataclasses.replace(segment, role=segment.role or role, loss=loss))
     return tuple(found)
@@ -227,7 +237,7 @@ def _frames(segment: RawSegment) -> tuple[RawSegment, ...]:
 def to_document(
     record: Record,
     choice: DocumentChoice,
-    encode: Encode = pixel_latents,
+    encode: Encode = as_pixels,
     keep_pixels: bool = False,
     frames: bool = False,
     tokenizer: Tokenizer = BYTES,
@@ -235,7 +245,7 @@ def to_document(
     """Makes a record a document in the form that was chosen.
 
     Args:
-      encode: the codec.
+      encode: the codecs.
       keep_pixels: whether images carry their pixels besides their latents.
       frames: see `segments_of`.
       tokenizer: makes ids of texts, and knows the chat template.
@@ -245,7 +255,7 @@ def to_document(
 
 def encoded(
     segments: tuple[RawSegment, ...],
-    encode: Encode = pixel_latents,
+    encode: Encode = as_pixels,
     keep_pixels: bool = False,
     tokenizer: Tokenizer = BYTES,
 ) -> Document:
@@ -280,8 +290,7 @@ def _encoded(segment: RawSegment, encode: Encode, keep_pixels: bool, tokenizer: 
             return (Segment(TEXT, ids, segment.role, weight=weight),)
         ids = text.UNSEEN[segment.unseen](ids)
         return () if ids is None or not len(ids) else (Segment(TEXT, ids, "context", weight=weight),)
-    # A model has one codec. Where it has several, the one that reads media of this kind is chosen here.
-    value = segment_value(segment.value if segment.encoded else encode(segment.value))
+    value = segment_value(segment.value if segment.encoded else encode(segment.kind, segment.value))
     shown = pixel_latents(segment.value) if keep_pixels and not segment.encoded else None
     return (
         Segment(segment.kind, value, segment.role, segment.label, pixels=shown, dropped=segment.dropped, weight=weight),

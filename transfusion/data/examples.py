@@ -20,7 +20,7 @@ def make_example(
     record: Record,
     choice: documents.DocumentChoice,
     spec: SequenceSpec,
-    encode: documents.Encode = documents.pixel_latents,
+    encode: documents.Encode = documents.as_pixels,
     tokenizer: Tokenizer = BYTES,
     split_text: bool = True,
     truncate: bool = False,

@@ -4,11 +4,13 @@ The rules: only some formats, limits that are checked before anything is decoded
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from transfusion.data.sizes import Size, nearest_size
 
 _T = TypeVar("_T")
 
@@ -94,22 +96,34 @@ def frame_array(image: Image.Image, data: bytes) -> np.ndarray:
     return np.ascontiguousarray(turn(array)) if turn else array
 
 
-def fit(image: np.ndarray, resolution: int = 0, channels: int = 0) -> np.ndarray:
-    """Returns uint8 [resolution, resolution, channels]: the centred square, resized (Lanczos).
+def fit(image: np.ndarray, sizes: Sequence[Size] = (), channels: int = 0) -> np.ndarray:
+    """Returns uint8 [height, width, channels]: the image in the nearest of the `sizes`, see `nearest_size`.
 
-    A 0 keeps the resolution or the channels.
+    No sizes keep its own, and a 0 keeps the channels.
     """
-    height, width, depth = image.shape
-    if resolution and (height, width) != (resolution, resolution):
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = _to_pillow(image[top : top + side, left : left + side])
-        image = _from_pillow(square.resize((resolution, resolution), Image.LANCZOS))
+    depth = image.shape[-1]
+    if sizes:
+        image = crop_and_resize(image, *nearest_size(image.shape[:2], sizes))
     if channels == 3 and depth == 1:
         image = np.repeat(image, 3, axis=-1)
     elif channels == 1 and depth == 3:
         image = _from_pillow(_to_pillow(image).convert("L"))
     return image
+
+
+def crop_and_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crops the centre of uint8 [H, W, 1 or 3] to the aspect of height:width and resizes it (Lanczos).
+
+    Returns uint8 [height, width, 1 or 3]; an image that already has this size is returned untouched.
+    """
+    found_height, found_width = image.shape[:2]
+    if (height, width) == (found_height, found_width):
+        return image
+    rows = min(found_height, max(1, round(found_width * height / width)))
+    columns = min(found_width, max(1, round(found_height * width / height)))
+    top, left = (found_height - rows) // 2, (found_width - columns) // 2
+    crop = _to_pillow(image[top : top + rows, left : left + columns])
+    return _from_pillow(crop.resize((width, height), Image.LANCZOS))
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -55,8 +55,9 @@ class CachePlan:
 
 
 def content_of(source: SourceConfig) -> dict[str, object]:
-    """The fields of a source's config that say what its records hold."""
-    return {name: value for name, value in dataclasses.asdict(source).items() if name not in _HERE}
+    """The fields of a source's config that say what its records hold, as JSON gives them back."""
+    fields = json.loads(json.dumps(dataclasses.asdict(source)))
+    return {name: value for name, value in fields.items() if name not in _HERE}
 
 
 def to_bytes(record: Record) -> bytes:

@@ -5,6 +5,7 @@ editing (`edit`) and streams that read pixels besides latents are refused. Cropp
 the cache.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,7 @@ from transfusion.data.array_records import read_record
 from transfusion.data.config import DataConfig, Record, SourceConfig
 from transfusion.data.faults import error_line
 from transfusion.data.latent_files import LATENTS_JSON, check_source, content_of, from_bytes, read_about
+from transfusion.data.media import kind_of
 from transfusion.errors import UsageError
 
 
@@ -22,6 +24,7 @@ class LatentSource:
 
     Attributes:
       codec: digest of the codec that made the latents.
+      kind: the kind of medium that is encoded, that of the first record with a medium; '' if there is none.
     """
 
     def __init__(self, config: SourceConfig):
@@ -52,6 +55,10 @@ class LatentSource:
     def __len__(self) -> int:
         return len(self._data)
 
+    @functools.cached_property
+    def kind(self) -> str:
+        return kind_of(self)
+
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"no record {index}")
@@ -63,7 +70,7 @@ class LatentSource:
 
 
 def check_latents(
-    sources: Mapping[str, SourceConfig], data: DataConfig, reads_pixels: bool, digest: Callable[[], str]
+    sources: Mapping[str, SourceConfig], data: DataConfig, reads_pixels: bool, digest: Callable[[str], str]
 ) -> None:
     """Refuses cached latents if training would encode to other latents, or needs pixels.
 
@@ -71,7 +78,8 @@ def check_latents(
       sources: the sources by name; those without cached latents are passed over.
       data: the settings of the data.
       reads_pixels: whether a stream reads pixels besides latents.
-      digest: gives the digest of the codec that the config names. It is called only if a source has cached latents.
+      digest: gives the digest of the codec that the config names for a kind of medium. It is called only if a source
+        has cached latents.
 
     Raises:
       UsageError: naming the source and both codecs, or what is not possible.
@@ -84,9 +92,9 @@ def check_latents(
             wrong.append("a stream with source 'pixels'")
         if wrong:
             raise UsageError(f"sources.{name}.latents: {wrong[0]} needs pixels, and the cache holds latents only")
-        made_by = LatentSource(source).codec
-        if made_by != (ours := digest()):
+        made = LatentSource(source)
+        if made.codec != (ours := digest(made.kind)):
             raise UsageError(
-                f"the latents in {source.latents} are of the codec {made_by[:16]}, and this config's codec is "
+                f"the latents in {source.latents} are of the codec {made.codec[:16]}, and this config's codec is "
                 f"{ours[:16]}: write them again into another folder"
             )

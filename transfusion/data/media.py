@@ -5,7 +5,7 @@ medium, too (robot actions, a time series); it goes to the model's codec as it i
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -61,12 +61,12 @@ MEDIA: dict[str, Medium] = {
     "image": Medium(
         lambda data, limit: {"image": images.decode(data, limit)},
         _pixels_fault("image", "height, width", 3),
-        lambda record, config: images.fit(record["image"], config.resolution, config.channels),
+        lambda record, config: images.fit(record["image"], config.fitted, config.channels),
     ),
     "video": Medium(
         lambda data, limit: {"video": clips.decode(data, limit)},
         _pixels_fault("video", "frames, height, width", 4),
-        lambda record, config: clips.fit(record["video"], config.resolution, config.channels, config.length),
+        lambda record, config: clips.fit(record["video"], config.fitted, config.channels, config.length),
     ),
     "sound": Medium(
         lambda data, limit: dict(zip(("sound", "rate"), sounds.decode(data, limit), strict=True)),
@@ -80,6 +80,11 @@ def medium_of(record: Mapping[str, object]) -> str:
     """The name under which a record holds its medium; '' if it holds a text."""
     known = next((kind for kind in MEDIA if kind in record), None)
     return known or next((key for key, value in record.items() if isinstance(value, np.ndarray)), "")
+
+
+def kind_of(records: Sequence[Mapping[str, object]]) -> str:
+    """The kind of medium that the records of a source have, that of the first with a medium; '' if none has one."""
+    return next((kind for i in range(len(records)) if (kind := medium_of(records[i]))), "")
 
 
 # --- files that people name -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Pipeline:
         batch_size: int,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        encode: documents.Encode = documents.pixel_latents,
+        encode: documents.Encode = documents.as_pixels,
         opened: Mapping[str, Source] | None = None,
         tokenizer: Tokenizer = BYTES,
     ):
@@ -54,7 +54,7 @@ class Pipeline:
           batch_size: rows of the global batch, on all hosts together.
           seed: decides the order of the records and the form of each document.
           rows: the rows of the global batch that this host makes; all by default.
-          encode: the codec, which is called in this pipeline's threads.
+          encode: the codecs, which are called in this pipeline's threads.
           opened: sources that are used in place of the config's.
           tokenizer: makes ids of texts.
 
@@ -205,7 +205,8 @@ class Pipeline:
         choice = documents.choose_document(record, self._config, (self._seed, index))
         if self._expansions is None:
             return self._make_example(record, choice)
-        return self._expansions.get((record["id"], choice), lambda: self._make_example(record, choice), bytes_of)
+        key, age = (record["id"], choice), self._records.age(index)
+        return self._expansions.get(key, lambda: self._make_example(record, choice), bytes_of, age)
 
     def _on_bad(self, bad: Bad) -> None:
         self._bad.add(bad)
@@ -253,7 +254,7 @@ def epoch_batches(
     spec: SequenceSpec,
     batch_size: int,
     seed: int = 0,
-    encode: documents.Encode = documents.pixel_latents,
+    encode: documents.Encode = documents.as_pixels,
     tokenizer: Tokenizer = BYTES,
 ) -> Iterator[Batch]:
     """Yields batches that hold every usable record once, in order, for held-out losses. The last rows may be empty."""

@@ -3,6 +3,7 @@
 A record is addressed by one global index, which decides the source, the epoch and the place in it.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import math
@@ -39,22 +40,29 @@ class Records:
         config.validate()
         if seed < 0:
             raise UsageError(f"seed must be 0 or more, not {seed}")
-        cache = Cache(config.cache_megabytes * 2**19) if config.cache else None
-        parts, weights = [], []
         self.sources: dict[str, sources.Source] = {}
-        for number, (name, source) in enumerate(config.sources.items()):
+        for name, source in config.sources.items():
             data = (opened or {}).get(name) or sources.open_source(source, config.data_dir, config.pixel_limit)
             self.sources[name] = data
-            indexed = _Cached(data, name, cache) if cache else data
-            parts.append(grain.MapDataset.source(indexed).seed(_mixed_seed(seed, number)).shuffle().repeat())
-            weights.append(source.weight)
+        weights = [source.weight for source in config.sources.values()]
         self._shares = {name: weight / sum(weights) for name, weight in zip(self.sources, weights, strict=True)}
-        self._data = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+        cache = Cache(config.cache_megabytes * 2**19) if config.cache else None
+        stages = {name: sources.stages_of(source) for name, source in self.sources.items()}
+        self._starts = sorted({start for some in stages.values() for start, _ in some})
+        self._grown = 0  # the highest age that was read
+        self._data = [_mixed(stages, i, start, weights, seed, cache) for i, start in enumerate(self._starts)]
         # Computed now, because a checkpoint may be saved when the data can no longer be read.
         self._found = {name: f"{len(source)}, {_digest(source)[:12]}" for name, source in self.sources.items()}
 
     def __getitem__(self, index: int) -> Record:
-        return self._data[index]
+        if (age := self.age(index)) > self._grown:
+            self._grown = age
+            logging.info("images are larger from record %d of the mixture on", self._starts[age])
+        return self._data[age][index]
+
+    def age(self, index: int) -> int:
+        """How often the images of some source have grown before this record. What is made of a record depends on it."""
+        return bisect.bisect_right(self._starts, index) - 1
 
     @property
     def epoch(self) -> int:
@@ -69,6 +77,23 @@ class Records:
         """[name, share, fingerprint] of each source, as JSON. Equal identities give the records in the same order."""
         found = self.fingerprint()
         return [[name, round(share, 9), found[name]] for name, share in self._shares.items()]
+
+
+def _mixed(
+    stages: Mapping[str, Sequence[tuple[int, sources.Source]]],
+    age: int,
+    start: int,
+    weights: Sequence[float],
+    seed: int,
+    cache: "Cache | None",
+) -> grain.MapDataset:
+    """The mixture of the sources as they are from record `start` on, in the same order at any `age`."""
+    parts = []
+    for number, (name, some) in enumerate(stages.items()):
+        data = next(source for first, source in reversed(some) if first <= start)
+        data = _Cached(data, name, age, cache) if cache else data
+        parts.append(grain.MapDataset.source(data).seed(_mixed_seed(seed, number)).shuffle().repeat())
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
 
 
 def _digest(source: Sequence[Record]) -> str:
@@ -97,34 +122,40 @@ def _mixed_seed(seed: int, number: int) -> int:
 class Cache:
     """Keeps values in memory up to a number of bytes in all.
 
-    Values for which no room is left are made again each time.
+    Values for which no room is left are made again each time. Once one of a higher age is asked for, all are
+    dropped.
     """
 
     def __init__(self, limit: int):
-        self._left, self._values = limit, {}
+        self._limit = self._left = limit
+        self._values, self._age = {}, 0
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], _T], size: Callable[[_T], int]) -> _T:
-        """The value of `key`: the kept one, else that of `make()`, which is kept if its `size` in bytes has room."""
-        if key in self._values:
-            return self._values[key]
+    def get(self, key: Hashable, make: Callable[[], _T], size: Callable[[_T], int], age: int = 0) -> _T:
+        """The value of `key` at this age: the kept one, else that of `make()`, which is kept if its `size` in bytes has
+        room."""
+        found = self._values.get((key, age), self)  # one look-up, as another thread may drop all values
+        if found is not self:
+            return found
         value = make()
         with self._lock:
-            if key not in self._values and (count := size(value)) <= self._left:
+            if age > self._age:
+                self._values, self._left, self._age = {}, self._limit, age
+            if (key, age) not in self._values and (count := size(value)) <= self._left:
                 self._left -= count
-                self._values[key] = value
+                self._values[key, age] = value
         return value
 
 
 class _Cached:
-    def __init__(self, source: Sequence[Record], name: str, cache: Cache):
-        self._source, self._name, self._cache = source, name, cache
+    def __init__(self, source: Sequence[Record], name: str, age: int, cache: Cache):
+        self._source, self._name, self._age, self._cache = source, name, age, cache
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        return self._cache.get((self._name, int(index)), lambda: self._source[int(index)], _size)
+        return self._cache.get((self._name, int(index)), lambda: self._source[int(index)], _size, self._age)
 
 
 def _size(record: Record) -> int:

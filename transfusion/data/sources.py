@@ -17,6 +17,7 @@ from transfusion.data.hold_out import part_of
 from transfusion.data.latent_source import LatentSource
 from transfusion.data.media import MEDIA, medium_of
 from transfusion.data.record_source import RecordSource
+from transfusion.data.scenes.source import ScenesSource
 from transfusion.data.segments import RawSegment, text_fault
 from transfusion.data.text_source import TextSource
 from transfusion.data.webdataset import WebDatasetSource
@@ -42,6 +43,12 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     return _Checked(source, config)
 
 
+def stages_of(source: Source) -> tuple[tuple[int, Source], ...]:
+    """The source as training reads it while its images grow: from which record of the mixture on, and how. A source
+    whose images do not grow, or that was not opened by `open_source`, has one stage."""
+    return source.stages if isinstance(source, _Checked) else ((0, source),)
+
+
 class _Checked(Sequence[Record]):
     """A source whose media have the sizes that its config asks for, and whose bad records are error records.
 
@@ -53,6 +60,12 @@ class _Checked(Sequence[Record]):
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def stages(self) -> tuple[tuple[int, Source], ...]:
+        """See `stages_of`."""
+        stages = self._config.sizes.stages
+        return tuple((at, _Checked(self._source, dataclasses.replace(self._config, sizes=s))) for at, s in stages)
 
     def __getitem__(self, index: int) -> Record:
         index = operator.index(index)
@@ -122,4 +135,5 @@ SOURCES: dict[str, Callable[[SourceConfig, str, int], Source]] = {
     "webdataset": WebDatasetSource,
     "text": TextSource,
     "records": RecordSource,
+    "scenes": ScenesSource,
 }

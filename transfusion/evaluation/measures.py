@@ -25,6 +25,7 @@ from transfusion.evaluation.losses import (
     text_bits,
     velocity_loss,
 )
+from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.items import Codes
@@ -38,6 +39,8 @@ MEANINGS = {
     "only; Wilson 95 % interval",
     "caption_accuracy": "share of held-out images, clips or sounds whose greedy caption equals the reference but for "
     "case and spaces; Wilson 95 % interval",
+    "zero_shot_accuracy": "share of held-out images to which the caption of their class is nearer than those of "
+    "other classes, in the space of a contrastive model; Wilson 95 % interval",
     "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
     "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
     "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
@@ -132,6 +135,8 @@ class Measures:
 
     def text(self) -> None:
         task, params = self.run.task, self.run.params
+        if not self.run.writes:
+            return self.skip("the model writes nothing", "text_bits_per_byte")
         parts: dict[str, DocumentBits] = {}
         for name, source in self.experiment.eval.sources.items():
             parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
@@ -170,6 +175,7 @@ class Measures:
     # --- images -------------------------------------------------------------------------------------------------------
 
     def images(self, real: Examples, held_out: Examples) -> None:
+        self.compared(real, held_out)
         if self.run.drawn is None:
             self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))
         elif self.experiment.eval.prompts == "held_out":
@@ -186,12 +192,23 @@ class Measures:
             marks=[not row["right"] for row in shown], path=self.folder / "captions.png",
         )  # fmt: skip
 
+    def compared(self, real: Examples, held_out: Examples) -> None:
+        """Names the classes of held-out images by the nearest caption."""
+        if compared(self.run) is None:
+            return self.skip("the model has learned to compare nothing", "zero_shot_accuracy")
+        if not (real.labelled and held_out.labelled and any(real.captions)):
+            return self.skip("the data has no labels with captions", "zero_shot_accuracy")
+        with self.part("zero_shot"):
+            self.fields["zero_shot_accuracy"] = zero_shot(self.run, real, held_out, self.captions)
+
     def written(self, held_out: Examples) -> tuple[dict, ...] | None:
         """Writes captions of held-out media, and counts how many are right."""
         if not held_out.captioned:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")
         if not self.run.spec.reads_media:
             return self.skip("the model reads no images", "caption_accuracy")
+        if not self.run.writes:
+            return self.skip("the model writes nothing", "caption_accuracy")
         with self.part("captions"):
             result = scores.captioning(self.run, held_out, self.captions, self.seed)
         self.fields["caption_accuracy"] = result.score

@@ -10,7 +10,7 @@ from transfusion import storage
 
 # Scores that are shown by name. A score that was not measured is null.
 NAMED_SCORES = (
-    "generation_accuracy", "judge_accuracy", "caption_accuracy", "text_bits_per_byte",
+    "generation_accuracy", "judge_accuracy", "caption_accuracy", "zero_shot_accuracy", "text_bits_per_byte",
     "bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use",
 )  # fmt: skip
 _SCORE = ("value", "low", "high", "count")

@@ -61,7 +61,7 @@ def draw_classes(run: Trained, real: Examples, count: int, seed: int, **sampler)
     captions = class_captions(real)
     labels = np.array([list(captions)[i % len(captions)] for i in range(count)])
     prompts = tuple(captions[label] for label in labels.tolist())
-    return Generated(run.draw(prompts, seed=seed, **sampler), prompts, labels)
+    return Generated(run.draw(prompts, kind=run.shows, seed=seed, **sampler), prompts, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def draw_names(run: Trained, examples: Examples, count: int, seed: int, **sample
     """Draws images for `count` of the examples' captions, which the seed chooses. `asked` are their indices."""
     chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
     prompts = tuple(examples.captions[i] for i in chosen)
-    return Generated(run.draw(prompts, seed=seed, **sampler), prompts, chosen)
+    return Generated(run.draw(prompts, kind=run.shows, seed=seed, **sampler), prompts, chosen)
 
 
 def embeddings(side: int) -> tuple[dict[str, Embedding], str]:

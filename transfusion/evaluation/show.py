@@ -19,18 +19,19 @@ from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.data.documents import choose_document, segments_of
 from transfusion.data.examples import make_example
+from transfusion.data.forms import Form
 from transfusion.data.packing import Bad, Lane
 from transfusion.data.sources import Source, open_source
 from transfusion.errors import UsageError, nearest
 from transfusion.evaluation import page, pictures, records_page
-from transfusion.latents import Form, forms_of, open_codec
+from transfusion.latents import forms_of, open_codecs
 from transfusion.sequence import SequenceSpec, Stream, text
 from transfusion.sequence.layouts import transfusion
 from transfusion.sequence.rows import assemble
 from transfusion.sequence.text import open_tokenizer
 
 MOST_MASKS = 3
-_SIZES = ("resolution", "channels", "length", "rate")
+_SIZES = ("resolution", "sizes", "channels", "length", "rate")
 
 
 def plain_experiment() -> Experiment:
@@ -58,8 +59,8 @@ def source_of(name: str, experiment: Experiment, reader: str, files: str) -> Sou
         raise UsageError(f"no file or folder {name!r}, and no such source in the config{nearest(name, known)}")
     first = next(iter(experiment.data.sources.values()))
     sizes = {field: getattr(first, field) for field in _SIZES}
-    form = forms_of(experiment.spec, open_codec(experiment.codec)).get("image", Form())
-    if form.sizes and not sizes["resolution"]:  # the pictures of the config's source have the right size as they are
+    form = forms_of(experiment.spec, open_codecs(experiment)).get("image", Form())
+    if form.sizes and not first.fitted:  # the pictures of the config's source have the right size as they are
         sizes |= {"resolution": form.sizes[0][0], "channels": sizes["channels"] or form.channels}
     captions = os.path.isdir(name) and any(one.startswith("captions.") for one in os.listdir(name))
     if captions and not reader:
@@ -72,7 +73,7 @@ def source_of(name: str, experiment: Experiment, reader: str, files: str) -> Sou
 def show(source: Source, experiment: Experiment, number: int, first: int = 0) -> str:
     """The page of `number` records from `first` on."""
     tokenizer = open_tokenizer(experiment.tokenizer)
-    spec, codec = experiment.spec_with(tokenizer), open_codec(experiment.codec)
+    spec, codecs = experiment.spec_with(tokenizer), open_codecs(experiment)
     config = dataclasses.replace(experiment.data, drop_caption=0.0, drop_conditions={})
     sections, examples = [], []
     for index in range(first, min(first + number, len(source))):
@@ -83,7 +84,7 @@ def show(source: Source, experiment: Experiment, number: int, first: int = 0) ->
             continue
         choice = choose_document(record, config, (experiment.seed, index))
         segments = segments_of(record, choice, "video" not in spec.layout)
-        example = make_example(record, choice, spec, codec.encode, tokenizer)
+        example = make_example(record, choice, spec, codecs.encode, tokenizer)
         body = records_page.segments_table(segments)
         if isinstance(example, Bad):
             body += page.absent(example.error)

@@ -8,7 +8,7 @@ from transfusion.running.metrics import human
 
 # The task of a member -> the scores that the table shows of it.
 SCORES_OF_TASK = {
-    "sequence": ("generation_accuracy", "caption_accuracy", "text_bits_per_byte"),
+    "sequence": ("generation_accuracy", "caption_accuracy", "zero_shot_accuracy", "text_bits_per_byte"),
     "autoencoder": ("bits_per_image", "psnr", "psnr_drawn", "ssim", "codebook_use"),
 }
 HEADINGS = ("name", "parameters", "steps", "training FLOPs", "seconds", "loss")

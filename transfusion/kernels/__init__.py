@@ -1,7 +1,7 @@
 """Attention kernels for accelerators, which visit only the blocks of a row in which the rule allows a pair.
 
-- `plan` cuts rows into blocks, and lists the blocks that each block needs. All layers of a forward pass share the
-  lists.
+- `plan` cuts rows into blocks, and says which pairs of blocks are needed. `runs` has the blocks that each block needs
+  as runs of neighbours. All layers of a forward pass share both.
 - `kernel` says what a kernel is to the model, and `devices` runs one on a mesh of devices.
 - `triton` is attention on GPUs: the programs are in `triton_kernels`, and `triton_tiles` has what they share.
 - `derivatives` makes one attention of a platform's kernels, for `jax.grad` and `jax.jvp`.

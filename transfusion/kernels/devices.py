@@ -4,13 +4,14 @@ Shape letters: see `transfusion.kernels.kernel`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from transfusion.kernels.kernel import Kernel, Layout, Result, merge
+from transfusion.kernels.kernel import Head, Kernel, Layout, Result, merge
 from transfusion.sequence.masks import Metadata
 from transfusion.sharding import fitting, per_device
 
@@ -43,14 +44,16 @@ def plan(kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, layou
     return Planned(per_device(make, (queries, keys), _of_devices(queries))(q, k), split)
 
 
-def attend(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, planned: Planned) -> jax.Array:
-    """Computes attention: rows over 'data' and 'fsdp', heads over 'tensor', queries over 'context'."""
+def attend(of_device: Callable[..., Result], q: jax.Array, k: jax.Array, v: jax.Array, planned: Planned) -> jax.Array:
+    """Computes attention: rows over 'data' and 'fsdp', heads over 'tensor', queries over 'context'.
+
+    `of_device` is what each device runs on its part: `attend` or `forward_mode` of a kernel."""
     heads = "act_heads" if any(fitting(k.shape[2:3], "act_heads")) else None
     keys = fitting(k.shape, "batch", None, heads, None)
     queries = fitting(q.shape, "batch", "tokens" if planned.split else None, heads, None)
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array, each: Any) -> jax.Array:
-        return kernel.attend(q, k, v, jax.tree.map(lambda x: x[0], each))[0]
+        return of_device(q, k, v, jax.tree.map(lambda x: x[0], each))[0]
 
     return per_device(run, (queries, keys, keys, _of_devices(queries)), queries)(q, k, v, planned.each)
 
@@ -80,7 +83,7 @@ def _of_devices(queries: PartitionSpec) -> PartitionSpec:
 
 
 def ring_plans(
-    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, head: int,
+    kernel: Kernel, q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: Slices, k_slices: Slices, head: Head,
     axis: str,
 ) -> list[Any]:  # fmt: skip
     """Plans `ring` inside `jax.shard_map`: a plan for the keys of each device along `axis`, the own ones first.
@@ -88,7 +91,7 @@ def ring_plans(
     Args:
       q, k: metadata of the device's own queries and keys.
       q_slices, k_slices: the sizes of their slices, the same on all devices.
-      head: the bytes of a head.
+      head: of the queries, keys and values.
     """
     everyone = jax.tree.map(lambda x: jax.lax.all_gather(x, axis), k)
     devices, own = jax.lax.axis_size(axis), jax.lax.axis_index(axis)

@@ -17,6 +17,8 @@ DTYPES = ("bfloat16", "float32")
 
 Result = tuple[jax.Array, jax.Array]
 """Outputs [B, L, H, K], zeros of a query that sees nothing; log-sum-exps of the scores, float32 [B, H, L]."""
+Head = tuple[int, str]
+"""How many numbers a head has, and their dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,8 @@ class Layout:
     shares: int = 1
 
     @property
-    def head(self) -> int:
-        """The bytes of a head."""
-        return self.size * jnp.dtype(self.dtype).itemsize
+    def head(self) -> "Head":
+        return self.size, self.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Kernel:
     Attributes:
       platform: that of the devices on which it runs.
       largest: the largest head size.
-      plan: (metadata of queries, metadata of keys, may, sizes of the slices of queries, those of keys, bytes of a head)
-        -> what all layers share, for the rows of one device.
+      plan: (metadata of queries, metadata of keys, may, sizes of the slices of queries, those of keys, `Head`) -> what
+        all layers share, for the rows of one device.
       attend: (q [B, L, H, K], k, v [B, S, G, K], plan) -> `Result`, with gradients.
+      forward_mode: the same for `jax.jvp`, which gets outputs and tangents in one pass. It has no gradients itself.
       read: the same for keys and values [B, G, S, K], as a cache has them, without gradients.
     """
 
@@ -60,6 +62,7 @@ class Kernel:
     largest: int
     plan: Callable[..., Any]
     attend: Callable[..., Result]
+    forward_mode: Callable[..., Result]
     read: Callable[..., Result]
 
     def refusal(self, layout: Layout, platform: str) -> str:

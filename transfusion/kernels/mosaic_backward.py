@@ -11,27 +11,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion.kernels.mosaic_tiles import (
-    LANES,
-    LOG2E,
-    ROWS_DOT_ROWS,
-    Tokens,
-    both_ways,
-    call,
-    column,
-    dot,
-    numbers_of_head,
-    of_head,
-    once_if,
-    rule,
-    widen,
-)
+from transfusion.kernels import mosaic_tiles as tiles
 from transfusion.kernels.visits import FIRST, LAST, inner, outer
 from transfusion.sequence.arrays import Array, Float
 
 
 def backward(
-    q: Float[Array, "B H N K"], k: Float[Array, "B G M K"], v: Float[Array, "B G M K"], tokens: Tokens,
+    q: Float[Array, "B H N K"], k: Float[Array, "B G M K"], v: Float[Array, "B G M K"], tokens: tiles.Tokens,
     out: Float[Array, "B H N K"], lse: Float[Array, "B H 1 N"], d_out: Float[Array, "B H N K"],
     d_lse: Float[Array, "B H 1 N"], interpret: bool,
 ) -> tuple[Float[Array, "B H N K"], Float[Array, "B G M K"], Float[Array, "B G M K"]]:  # fmt: skip
@@ -46,20 +32,20 @@ def _of_queries(q, k, v, tokens, lse, delta, d_out, interpret):
     share, tq, tk = heads // k.shape[1], tokens.q.size, tokens.k.size
     query, key = (lambda h, s, e, of: outer(e[s])), (lambda h, s, e, of: inner(e[s]))
     head, key_head = (lambda h, *_: h), (lambda h, *_: jax.lax.div(h, share))
-    [d_q] = call(
+    [d_q] = tiles.call(
         partial(_query_kernel, scale=size**-0.5),
         tokens.by_query,
         tokens.of,
         (heads, tokens.by_query.count[0]),
         [
-            *[of_head(x, tq, query, head) for x in (q, d_out)],
-            *[numbers_of_head(x, tq, query, head) for x in (lse, delta)],
-            *[of_head(x, tk, key, key_head) for x in (k, v)],
-            *rule(tokens),
+            *[tiles.of_head(x, tq, query, head) for x in (q, d_out)],
+            *[tiles.numbers_of_head(x, tq, query, head) for x in (lse, delta)],
+            *[tiles.of_head(x, tk, key, key_head) for x in (k, v)],
+            *tiles.rule(tokens),
         ],
-        [of_head(jax.ShapeDtypeStruct(q.shape, q.dtype), tq, query, head)],
+        [tiles.of_head(jax.ShapeDtypeStruct(q.shape, q.dtype), tq, query, head)],
         [
-            *[pltpu.VMEM((tq, LANES), kind) for kind in (jnp.float32, jnp.float32, jnp.int32)],
+            *[pltpu.VMEM((tq, tiles.LANES), kind) for kind in (jnp.float32, jnp.float32, jnp.int32)],
             pltpu.VMEM((tq, size), jnp.float32),
         ],
         name="mosaic_backward_queries",
@@ -73,29 +59,25 @@ def _query_kernel(
 ):
     entry = entries[pl.program_id(1)]
 
-    @once_if(entry, FIRST)
+    @tiles.once_if(entry, FIRST)
     def start():
         acc[...] = jnp.zeros_like(acc)
-        lses[...] = column(lse[...] * LOG2E)
-        deltas[...] = column(delta[...])
-        orders[...] = column(order[...])
+        lses[...] = tiles.column(lse[...] * tiles.LOG2E)
+        deltas[...] = tiles.column(delta[...])
+        orders[...] = tiles.column(order[...])
 
     tk = len(k)
-    scores = dot(q[...], k[...], ROWS_DOT_ROWS) * (scale * LOG2E)
-    weights = jnp.exp2(scores - widen(lses[...], tk))
-    d_weights = dot(d_out[...], v[...], ROWS_DOT_ROWS)
+    scores = tiles.dot(q[...], k[...], tiles.ROWS_DOT_ROWS) * (scale * tiles.LOG2E)
+    weights = jnp.exp2(scores - tiles.widen(lses[...], tk))
+    d_weights = tiles.dot(d_out[...], v[...], tiles.ROWS_DOT_ROWS)
 
     def add(weights):
-        d_scores = weights * (d_weights - widen(deltas[...], tk))
-        acc[...] += dot(d_scores.astype(k.dtype), k[...])
+        d_scores = weights * (d_weights - tiles.widen(deltas[...], tk))
+        acc[...] += tiles.dot(d_scores.astype(k.dtype), k[...])
 
-    def add_masked():
-        place = widen(orders[...], tk)
-        add(jnp.where((first[...] <= place) & (place <= last[...]), weights, 0.0))
+    tiles.add_allowed(entry, add, weights, lambda: tiles.sees(orders, first, last), 0.0)
 
-    both_ways(entry, lambda: add(weights), add_masked)
-
-    @once_if(entry, LAST)
+    @tiles.once_if(entry, LAST)
     def end():
         d_q[...] = (acc[...] * scale).astype(d_q.dtype)
 
@@ -105,23 +87,23 @@ def _of_keys(q, k, v, tokens, lse, delta, d_out, interpret):
     share, tq, tk = q.shape[1] // groups, tokens.q.size, tokens.k.size
     query, key = (lambda g, s, r, e, of: inner(e[s])), (lambda g, s, r, e, of: outer(e[s]))
     head, key_head = (lambda g, s, r, *_: g * share + r), (lambda g, *_: g)
-    return call(
+    return tiles.call(
         partial(_key_kernel, scale=size**-0.5, share=share),
         tokens.by_key,
         tokens.of,
         (groups, tokens.by_key.count[0], share),
         [
-            *[of_head(x, tq, query, head) for x in (q, d_out)],
-            *[numbers_of_head(x, tq, query, head) for x in (lse, delta)],
-            *[of_head(x, tk, key, key_head) for x in (k, v)],
+            *[tiles.of_head(x, tq, query, head) for x in (q, d_out)],
+            *[tiles.numbers_of_head(x, tq, query, head) for x in (lse, delta)],
+            *[tiles.of_head(x, tk, key, key_head) for x in (k, v)],
             (tokens.order, (1, tq), lambda *at: (0, query(*at))),
             (tokens.first, (1, tk), lambda *at: (0, key(*at))),
             (tokens.last, (len(tokens.last), 1, tk), lambda *at: (0, 0, key(*at))),
         ],
-        [of_head(jax.ShapeDtypeStruct(x.shape, x.dtype), tk, key, key_head) for x in (k, v)],
+        [tiles.of_head(jax.ShapeDtypeStruct(x.shape, x.dtype), tk, key, key_head) for x in (k, v)],
         [
-            pltpu.VMEM((tk, LANES), jnp.int32),
-            pltpu.VMEM((len(tokens.last), tk, LANES), jnp.int32),
+            pltpu.VMEM((tk, tiles.LANES), jnp.int32),
+            pltpu.VMEM((len(tokens.last), tk, tiles.LANES), jnp.int32),
             *[pltpu.VMEM((tk, size), jnp.float32)] * 2,
         ],
         name="mosaic_backward_keys",
@@ -135,32 +117,31 @@ def _key_kernel(
     """Scores have keys along their rows here, as all sums run over queries."""
     entry, head = entries[pl.program_id(1)], pl.program_id(2)
 
-    @once_if(entry, FIRST, head == 0)
+    @tiles.once_if(entry, FIRST, head == 0)
     def start():
         k_acc[...] = jnp.zeros_like(k_acc)
         v_acc[...] = jnp.zeros_like(v_acc)
-        firsts[...] = column(first[...])
+        firsts[...] = tiles.column(first[...])
         for number in range(len(last)):
-            lasts[number] = column(last[number])
+            lasts[number] = tiles.column(last[number])
 
     tq = len(q)
-    scores = dot(k[...], q[...], ROWS_DOT_ROWS) * (scale * LOG2E)
-    weights = jnp.exp2(scores - lse[...] * LOG2E)
-    d_weights = dot(v[...], d_out[...], ROWS_DOT_ROWS)
+    scores = tiles.dot(k[...], q[...], tiles.ROWS_DOT_ROWS) * (scale * tiles.LOG2E)
+    weights = jnp.exp2(scores - lse[...] * tiles.LOG2E)
+    d_weights = tiles.dot(v[...], d_out[...], tiles.ROWS_DOT_ROWS)
 
     def add(weights):
-        v_acc[...] += dot(weights.astype(d_out.dtype), d_out[...])
+        v_acc[...] += tiles.dot(weights.astype(d_out.dtype), d_out[...])
         d_scores = weights * (d_weights - delta[...])
-        k_acc[...] += dot(d_scores.astype(q.dtype), q[...])
+        k_acc[...] += tiles.dot(d_scores.astype(q.dtype), q[...])
 
-    def add_masked():
+    def seen():
         place, number = order[...], of[inner(entry)]
-        seen = (widen(firsts[...], tq) <= place) & (place <= widen(lasts[number], tq))
-        add(jnp.where(seen, weights, 0.0))
+        return (tiles.widen(firsts[...], tq) <= place) & (place <= tiles.widen(lasts[number], tq))
 
-    both_ways(entry, lambda: add(weights), add_masked)
+    tiles.add_allowed(entry, add, weights, seen, 0.0)
 
-    @once_if(entry, LAST, head == share - 1)
+    @tiles.once_if(entry, LAST, head == share - 1)
     def end():
         d_k[...] = (k_acc[...] * scale).astype(d_k.dtype)
         d_v[...] = v_acc[...].astype(d_v.dtype)

@@ -15,23 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transfusion.kernels.mosaic_tiles import (
-    LANES,
-    LOG2E,
-    LOWEST,
-    ROWS_DOT_ROWS,
-    UNSEEN,
-    Tokens,
-    both_ways,
-    call,
-    column,
-    dot,
-    numbers_of_head,
-    of_head,
-    once_if,
-    rule,
-    widen,
-)
+from transfusion.kernels import mosaic_tiles as tiles
 from transfusion.kernels.visits import FIRST, LAST, inner, outer
 from transfusion.sequence.arrays import Array, Float
 
@@ -39,7 +23,7 @@ from transfusion.sequence.arrays import Array, Float
 def tangents(
     q: Float[Array, "B H N K"], k: Float[Array, "B G M K"], v: Float[Array, "B G M K"],
     t_q: Float[Array, "B H N K"], t_k: Float[Array, "B G M K"], t_v: Float[Array, "B G M K"],
-    tokens: Tokens, interpret: bool,
+    tokens: tiles.Tokens, interpret: bool,
 ) -> tuple[
     Float[Array, "B H N K"], Float[Array, "B H 1 N"], Float[Array, "B H N K"], Float[Array, "B H 1 N"]
 ]:  # fmt: skip
@@ -48,22 +32,22 @@ def tangents(
     share, tq, tk = heads // k.shape[1], tokens.q.size, tokens.k.size
     query, key = (lambda h, s, e, of: outer(e[s])), (lambda h, s, e, of: inner(e[s]))
     head, key_head = (lambda h, *_: h), (lambda h, *_: jax.lax.div(h, share))
-    outputs = of_head(jax.ShapeDtypeStruct(q.shape, q.dtype), tq, query, head)
-    sums = numbers_of_head(jax.ShapeDtypeStruct((rows, heads, 1, n), jnp.float32), tq, query, head)
-    return call(
+    outputs = tiles.of_head(jax.ShapeDtypeStruct(q.shape, q.dtype), tq, query, head)
+    sums = tiles.numbers_of_head(jax.ShapeDtypeStruct((rows, heads, 1, n), jnp.float32), tq, query, head)
+    return tiles.call(
         partial(_kernel, scale=size**-0.5),
         tokens.by_query,
         tokens.of,
         (heads, tokens.by_query.count[0]),
         [
-            *[of_head(x, tq, query, head) for x in (q, t_q)],
-            *[of_head(x, tk, key, key_head) for x in (k, v, t_k, t_v)],
-            *rule(tokens),
+            *[tiles.of_head(x, tq, query, head) for x in (q, t_q)],
+            *[tiles.of_head(x, tk, key, key_head) for x in (k, v, t_k, t_v)],
+            *tiles.rule(tokens),
         ],
         [outputs, sums, outputs, sums],
         [
-            *[pltpu.VMEM((tq, LANES), jnp.float32)] * 3,
-            pltpu.VMEM((tq, LANES), jnp.int32),
+            *[pltpu.VMEM((tq, tiles.LANES), jnp.float32)] * 3,
+            pltpu.VMEM((tq, tiles.LANES), jnp.int32),
             *[pltpu.VMEM((tq, size), jnp.float32)] * 2,
         ],
         name="mosaic_tangents",
@@ -77,42 +61,39 @@ def _kernel(
 ):  # fmt: skip
     entry = entries[pl.program_id(1)]
 
-    @once_if(entry, FIRST)
+    @tiles.once_if(entry, FIRST)
     def start():
-        top[...] = jnp.full_like(top, LOWEST)
+        top[...] = jnp.full_like(top, tiles.LOWEST)
         for sums in (total, moment, acc, t_acc):
             sums[...] = jnp.zeros_like(sums)
-        orders[...] = column(order[...])
+        orders[...] = tiles.column(order[...])
 
-    scores = dot(q[...], k[...], ROWS_DOT_ROWS) * (scale * LOG2E)
-    t_scores = (dot(t_q[...], k[...], ROWS_DOT_ROWS) + dot(q[...], t_k[...], ROWS_DOT_ROWS)) * scale
+    scores = tiles.dot(q[...], k[...], tiles.ROWS_DOT_ROWS) * (scale * tiles.LOG2E)
+    moved = [tiles.dot(x, y, tiles.ROWS_DOT_ROWS) for x, y in ((t_q[...], k[...]), (q[...], t_k[...]))]
+    t_scores = (moved[0] + moved[1]) * scale
     size, tk = acc.shape[1], scores.shape[1]
 
     def add(scores):
         new = jnp.maximum(top[...], jnp.max(scores, 1, keepdims=True))
-        weights = jnp.exp2(scores - widen(new, tk))
+        weights = jnp.exp2(scores - tiles.widen(new, tk))
         moved = weights * t_scores
         shrink = jnp.exp2(top[...] - new)
         total[...] = total[...] * shrink + jnp.sum(weights, 1, keepdims=True)
         moment[...] = moment[...] * shrink + jnp.sum(moved, 1, keepdims=True)
-        weights, moved, shrink = weights.astype(v.dtype), moved.astype(v.dtype), widen(shrink, size)
-        acc[...] = acc[...] * shrink + dot(weights, v[...])
-        t_acc[...] = t_acc[...] * shrink + dot(weights, t_v[...]) + dot(moved, v[...])
+        weights, moved, shrink = weights.astype(v.dtype), moved.astype(v.dtype), tiles.widen(shrink, size)
+        acc[...] = acc[...] * shrink + tiles.dot(weights, v[...])
+        t_acc[...] = t_acc[...] * shrink + tiles.dot(weights, t_v[...]) + tiles.dot(moved, v[...])
         top[...] = new
 
-    def add_masked():
-        place = widen(orders[...], tk)
-        add(jnp.where((first[...] <= place) & (place <= last[...]), scores, UNSEEN))
+    tiles.add_allowed(entry, add, scores, lambda: tiles.sees(orders, first, last), tiles.UNSEEN)
 
-    both_ways(entry, lambda: add(scores), add_masked)
-
-    @once_if(entry, LAST)
+    @tiles.once_if(entry, LAST)
     def end():
         seen = total[...] > 0
         safe = jnp.where(seen, total[...], 1.0)
-        mean = acc[...] / widen(safe, size)
+        mean = acc[...] / tiles.widen(safe, size)
         out[...] = mean.astype(out.dtype)
         change = moment[...] / safe
-        t_out[...] = (t_acc[...] / widen(safe, size) - mean * widen(change, size)).astype(t_out.dtype)
+        t_out[...] = (t_acc[...] / tiles.widen(safe, size) - mean * tiles.widen(change, size)).astype(t_out.dtype)
         t_lse[...] = change.T[:1]
-        lse[...] = jnp.where(seen, (top[...] + jnp.log2(safe)) / LOG2E, UNSEEN).T[:1]
+        lse[...] = jnp.where(seen, (top[...] + jnp.log2(safe)) / tiles.LOG2E, tiles.UNSEEN).T[:1]

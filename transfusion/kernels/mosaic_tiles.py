@@ -10,7 +10,7 @@ key-value heads, K head size; C classes of query streams.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -118,10 +118,17 @@ def once_if(entry: jax.Array, flag: int, more: jax.Array | bool = True) -> Any:
     return pl.when(((entry & flag) != 0) & more)
 
 
-def both_ways(entry: jax.Array, plain: Any, masked: Any) -> None:
-    """Runs `plain` or `masked`, as an entry says."""
-    pl.when((entry & MASKED) == 0)(plain)
-    pl.when((entry & MASKED) != 0)(masked)
+def add_allowed(entry: jax.Array, add: Callable[[jax.Array], None], x: jax.Array, seen: Any, unseen: float) -> None:
+    """Adds the numbers x [T, U] of the pairs of two blocks: as they are, or as an entry says, `unseen` where `seen()`
+    is false."""
+    pl.when((entry & MASKED) == 0)(lambda: add(x))
+    pl.when((entry & MASKED) != 0)(lambda: add(jnp.where(seen(), x, unseen)))
+
+
+def sees(orders: Any, first: Any, last: Any) -> jax.Array:
+    """Whether queries, of which `orders` [T, LANES] has the places, see the keys of a block: bool [T, U]."""
+    place = widen(orders[...], first.shape[-1])
+    return (first[...] <= place) & (place <= last[...])
 
 
 def call(

@@ -1,4 +1,4 @@
-"""Which pairs of blocks a row needs: lists that are made once per forward pass, and that all layers share.
+"""Which pairs of blocks a row needs: found once per forward pass, for all layers.
 
 Shape letters: B rows, L tokens, n query blocks, m key blocks, T tokens of a block, C classes of query streams.
 """
@@ -55,6 +55,16 @@ class Cut:
         parts = [np.minimum(n - np.arange(0, n, self.size), self.size) for n in self.slices]
         return np.concatenate(parts).astype(np.int32)
 
+    def start_of(self, block: Array) -> Array:
+        """The first token of a block whose number is known in a kernel only."""
+        fills, blocks = [-n % self.size for n in self.slices], [-(-n // self.size) for n in self.slices]
+        missing = sum(
+            jnp.where(block >= before, fill, 0)
+            for before, fill in zip(np.cumsum(blocks)[:-1].tolist(), fills[:-1], strict=True)
+            if fill
+        )
+        return block * self.size - missing
+
     def filled(self, x: Shaped[Array, "B L *rest"], value: int = 0) -> Shaped[Array, "B nT *rest"]:
         """The tokens [B, L, ...] with every slice filled up with `value` to whole blocks: [B, n T, ...]."""
         parts = jnp.split(x, np.cumsum(self.slices)[:-1], axis=1)
@@ -74,21 +84,6 @@ class Cut:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lists:
-    """For each block of one side, the blocks of the other side that it needs.
-
-    Attributes:
-      blocks: int32 [B, n, m], numbers of blocks: the full ones, then the partial ones, each in the order of the row,
-        then the rest.
-      counts: int32 [B, n, 2], how many are full, and how many are needed.
-    """
-
-    blocks: Int[Array, "B n m"]
-    counts: Int[Array, "B n 2"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """What a kernel needs of the tokens, in blocks.
 
@@ -96,7 +91,6 @@ class Plan:
       order: int32 [B, n T] of queries, -1 of padding and of what fills slices up.
       of: int32 [B, n], the class of each query block.
       first, last: int32 [B, m T] and [B, C, m T] of keys, see `transfusion.sequence.masks.Intervals`.
-      kinds: int32 [B, n, m]: `FULL`, `PARTIAL` or `NONE`.
       q, k: how queries and keys are cut.
     """
 
@@ -104,27 +98,17 @@ class Plan:
     of: Int[Array, "B n"]
     first: Int[Array, "B mT"]
     last: Int[Array, "B C mT"]
-    kinds: Int[Array, "B n m"]
     q: Cut = dataclasses.field(metadata={"static": True})
     k: Cut = dataclasses.field(metadata={"static": True})
 
-    def of_queries(self) -> Lists:
-        """The key blocks of each query block."""
-        return lists(self.kinds)
-
-    def of_keys(self) -> Lists:
-        """The query blocks of each key block."""
-        return lists(self.kinds.swapaxes(1, 2))
-
-
-def lists(kinds: Int[Array, "B n m"]) -> Lists:
-    """Sorts the second blocks of each first one by their kind."""
-    counts = jnp.stack([(kinds == FULL).sum(-1), (kinds != NONE).sum(-1)], -1)
-    return Lists(jnp.argsort(kinds, axis=-1, stable=True).astype(jnp.int32), counts.astype(jnp.int32))
+    @property
+    def kinds(self) -> Int[Array, "B n m"]:
+        """The kind of each pair of blocks: `FULL`, `PARTIAL` or `NONE`."""
+        return kinds(self.order, self.of, self.first, self.last, self.q.size, self.k.size)
 
 
 def plan(tokens: Intervals, q: Cut, k: Cut) -> Plan:
-    """Finds the kind of each pair of blocks.
+    """Cuts the tokens into blocks.
 
     Args:
       tokens: the rule.
@@ -134,7 +118,7 @@ def plan(tokens: Intervals, q: Cut, k: Cut) -> Plan:
     first = k.filled(tokens.first, NEVER)
     last = jnp.moveaxis(k.filled(jnp.moveaxis(tokens.last, 1, 2), -2), 2, 1)
     of = tokens.of[:, q.starts]
-    return Plan(order, of, first, last, kinds(order, of, first, last, q.size, k.size), q, k)
+    return Plan(order, of, first, last, q, k)
 
 
 def kinds(

@@ -1,7 +1,7 @@
 """Attention on GPUs (Pallas, lowered to Triton): forward, and backward in two kernels without atomics.
 
 The online softmax of FlashAttention (arXiv 2205.14135; backward as in arXiv 2307.08691, section 3.1). A program has one
-block of one row and head, and visits the blocks of the plan's list: first full ones, which need no mask, then partial
+block of one row and head, and visits the blocks of the plan's runs: first full ones, which need no mask, then partial
 ones, which compare places in the reading order. Arrays are read where they lie, [B, L, H, K].
 
 Shape letters: B rows, L queries, S keys, H heads, G key-value heads, R = H / G, K head size; n and m number the query
@@ -18,10 +18,11 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as gpu
 
-from transfusion.kernels import derivatives
+from transfusion.kernels import derivatives, runs
 from transfusion.kernels.derivatives import Kernels
-from transfusion.kernels.kernel import Kernel, Result
-from transfusion.kernels.plan import Cut, Lists, Plan, plan
+from transfusion.kernels.kernel import Head, Kernel, Result
+from transfusion.kernels.plan import Cut, Plan, plan
+from transfusion.kernels.runs import Runs
 from transfusion.kernels.triton_kernels import Sizes, forward, keys_backward, queries_backward, tangents
 from transfusion.kernels.triton_tiles import width
 from transfusion.sequence.masks import Intervals, Metadata, intervals
@@ -48,22 +49,30 @@ class Shapes:
     tangents: Shape
 
 
-# By the most bytes of a head, so that float32 has the shapes of bfloat16 with heads of twice the size. Compiled for an
-# H100, kernels in bfloat16 keep no registers in memory; in float32, those of heads of 128 numbers keep 68 bytes of a
-# thread there, and those of 256 up to 1,500.
-SHAPES: dict[int, Shapes] = {
-    128: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
-    256: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
-    512: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(16, 64, 8, 2), Shape(32, 32, 8, 2)),
-    1024: Shapes(Shape(64, 32, 8, 2), Shape(64, 32, 8, 2), Shape(32, 32, 8, 1), Shape(32, 32, 8, 1)),
+# By the dtype, and by the most numbers of a head. Compiled for an H100, none keeps more than 48 bytes of a thread's
+# registers in memory (`make gates`). In float32 the blocks of heads of more than 64 numbers are small for that, and
+# some too small for the largest instructions of the tensor cores.
+SHAPES: dict[str, dict[int, Shapes]] = {
+    "bfloat16": {
+        64: Shapes(Shape(128, 64, 4, 3), Shape(128, 64, 8, 2), Shape(64, 64, 4, 2), Shape(64, 64, 4, 2)),
+        128: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
+        256: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(16, 64, 8, 2), Shape(32, 32, 8, 2)),
+    },
+    "float32": {
+        64: Shapes(Shape(128, 64, 8, 3), Shape(128, 64, 8, 2), Shape(32, 64, 4, 2), Shape(64, 32, 4, 2)),
+        96: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(16, 64, 8, 2), Shape(32, 32, 8, 2)),
+        128: Shapes(Shape(128, 32, 8, 2), Shape(128, 32, 8, 2), Shape(32, 32, 8, 2), Shape(32, 32, 8, 2)),
+        256: Shapes(Shape(32, 32, 8, 2), Shape(32, 32, 8, 2), Shape(32, 32, 8, 1), Shape(16, 16, 8, 1)),
+    },
 }
 LARGEST = 256
 """The largest head size."""
 
 
-def shapes_of(head: int, queries: int) -> Shapes:
-    """The shapes for heads of so many bytes; blocks of a few queries, as of a decoder, are smaller."""
-    shapes = SHAPES[min(limit for limit in SHAPES if head <= limit)]
+def shapes_of(head: Head, queries: int) -> Shapes:
+    """The shapes for such heads; blocks of a few queries, as of a decoder, are smaller."""
+    size, dtype = head
+    shapes = next(shapes for most, shapes in SHAPES[dtype].items() if size <= most)
     few = max(1 << (queries - 1).bit_length(), 16)
     if few >= shapes.queries.q:
         return shapes
@@ -77,13 +86,11 @@ class Side:
 
     Attributes:
       plan: the tokens in blocks.
-      lists: which blocks to visit.
-      starts: int32 [B, n, m], the first token of each block of `lists`.
+      runs: which blocks to visit.
     """
 
     plan: Plan
-    lists: Lists
-    starts: jax.Array
+    runs: Runs
 
 
 @jax.tree_util.register_dataclass
@@ -102,16 +109,15 @@ def sides(tokens: Intervals, q: Sequence[int], k: Sequence[int], shapes: Shapes)
 
     def side(shape: Shape, of_keys: bool) -> Side:
         made = plan(tokens, Cut(tuple(q), shape.q), Cut(tuple(k), shape.k))
-        lists, visited = (made.of_keys(), made.q) if of_keys else (made.of_queries(), made.k)
-        return Side(made, lists, jnp.asarray(visited.starts)[lists.blocks])
+        return Side(made, runs.of_keys(made) if of_keys else runs.of_queries(made))
 
     return Sides(side(shapes.queries, False), side(shapes.keys, True), side(shapes.tangents, False), shapes)
 
 
 def plan_of(
-    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], head: int
+    q: Metadata, k: Metadata, may: np.ndarray | None, q_slices: tuple[int, ...], k_slices: tuple[int, ...], head: Head
 ) -> Sides:
-    """What all layers share, for heads of so many bytes; see `transfusion.kernels.kernel.Kernel`."""
+    """What all layers share; see `transfusion.kernels.kernel.Kernel`."""
     return sides(intervals(q, k, may), q_slices, k_slices, shapes_of(head, sum(q_slices)))
 
 
@@ -119,7 +125,7 @@ def plan_of(
 
 
 def _call(kernel, side: Side, cut: Cut, arrays, specs, outputs, shape: Shape, grid, interpret: bool):
-    """Runs a kernel whose programs have blocks of `cut`. Every array but the lists is given whole, a row and a head of
+    """Runs a kernel whose programs have blocks of `cut`. Every array but the runs is given whole, a row and a head of
     it to a program, which reads its blocks from there: they begin wherever a slice does."""
     made, (rows, heads) = side.plan, grid
     whole, own = (lambda i, y, x: (0,)), (lambda i, y, x: (x, i, 0))
@@ -131,10 +137,10 @@ def _call(kernel, side: Side, cut: Cut, arrays, specs, outputs, shape: Shape, gr
         "last": (made.last, pl.BlockSpec((None, *made.last.shape[1:]), lambda i, y, x: (x, 0, 0))),
         **{
             name: (x, pl.BlockSpec((None, None, x.shape[2]), own))
-            for name, x in (("blocks", side.lists.blocks), ("starts", side.starts), ("counts", side.lists.counts))
+            for name, x in (("at", side.runs.at), ("jumps", side.runs.jumps), ("counts", side.runs.counts))
         },
     }
-    sizes = Sizes(made.q.size, made.k.size, made.q.length, made.k.length, arrays[0].shape[-1])
+    sizes = Sizes(made.q, made.k, arrays[0].shape[-1])
     return pl.pallas_call(
         functools.partial(kernel, sizes=sizes),
         grid=(cut.blocks, heads, rows),
@@ -225,4 +231,4 @@ def read(q: jax.Array, k: jax.Array, v: jax.Array, made: Sides, interpret: bool 
     return _run_forward(q, k, v, made, interpret, cached=True)
 
 
-KERNEL = Kernel("gpu", LARGEST, plan_of, attend, read)
+KERNEL = Kernel("gpu", LARGEST, plan_of, attend, functools.partial(attend, one_pass=True), read)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as gpu
 
+from transfusion.kernels.runs import block_at
+
 
 def parts(size: int) -> list[tuple[int, int, int]]:
     """The parts of a head: the first number of each, its size (a power of two, at least 16), and how much of it is."""
@@ -76,8 +78,12 @@ def before(start: jax.Array, n: int, end: int) -> jax.Array:
     return start + jax.lax.iota(jnp.int32, n) < end
 
 
-def visit(counts: Any, body: Callable[..., Any], start: Any) -> Any:
-    """Visits the full blocks of a list, then the partial ones."""
-    full, needed = counts[0], counts[1]
-    carry = jax.lax.fori_loop(0, full, functools.partial(body, partial=False), start)
-    return jax.lax.fori_loop(full, needed, functools.partial(body, partial=True), carry)
+def visit(steps: Any, jumps: Any, counts: Any, body: Callable[..., Any], start: Any) -> Any:
+    """Visits the full blocks of an outer block's runs, then the partial ones; `body` gets the number of each."""
+    full, needed, at, by = counts[0], counts[1], steps[...], jumps[...]
+
+    def turn(step: jax.Array, carry: Any, partial: bool) -> Any:
+        return body(block_at(step, at, by), carry, partial=partial)
+
+    carry = jax.lax.fori_loop(0, full, functools.partial(turn, partial=False), start)
+    return jax.lax.fori_loop(full, needed, functools.partial(turn, partial=True), carry)

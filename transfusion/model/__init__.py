@@ -6,7 +6,8 @@
   `attention` (with `blockwise` for long rows and `rope` for positions), for some systems cross-attention (`cross`), and
   a feed-forward network. `experts` are shared and routed ones beside it, which multiply by `expert_products`.
   `modulation` lets the noise level scale and shift a layer, `depth` runs all layers, and `cache` keeps keys and values.
-- Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`.
+- Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`. `resample` gives the trunk fewer
+  tokens than a tower has.
 - `blocks` are convolutional layers, `quantizers` and `multiscale` turn latents into codes, and `codebooks` is what an
   optimizer does not train of these; autoencoders use them, too.
 - `parameters` declares parameters with their logical axes, `names` names them in configs, `weights` casts them for

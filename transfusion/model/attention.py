@@ -107,6 +107,7 @@ class Backend:
       plan: (metadata [B, Q] of queries, [B, S] of keys, may, layout) -> what all layers share.
       attend: (q [B, Q, H, K], k, v [B, S, G, K], plan) -> [B, Q, H, K]. It scales by 1 / sqrt(K), and has a float32
         softmax. H is a multiple of G, and head h reads key-value head h // (H / G).
+      forward_mode: the same for `jax.jvp`; it need not have gradients.
       read: (q, [(k, v), ...] of keys and values [B, G, S, K] in several parts, as a cache and new tokens are, the
         result of `plan_read` for each part) -> the same as `attend`.
       plan_read: as `plan`, for one part.
@@ -116,6 +117,7 @@ class Backend:
 
     plan: Callable[..., Any]
     attend: Callable[..., jax.Array]
+    forward_mode: Callable[..., jax.Array]
     plan_read: Callable[..., Any]
     read: Callable[..., jax.Array]
     refusal: Callable[[Layout, str], str] = lambda layout, platform: ""
@@ -137,13 +139,17 @@ def _read_masked(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], mas
 def of_kernel(kernel: Kernel) -> Backend:
     """The backend of an accelerator's kernel."""
     plan = partial(devices.plan, kernel)
-    return Backend(plan, partial(devices.attend, kernel), plan, partial(devices.read, kernel), kernel.refusal)
+    attend, forward_mode = (partial(devices.attend, of_device) for of_device in (kernel.attend, kernel.forward_mode))
+    return Backend(plan, attend, forward_mode, plan, partial(devices.read, kernel), kernel.refusal)
 
+
+FindBackend = Callable[[str, Layout], Backend]
+"""How a model finds its backend by the name in its config: `backend_of`, or `backend_in_forward_mode`."""
 
 BACKENDS: dict[str, Backend] = {
-    "dense": Backend(_see, masked_attention, _see, _read_masked, quadratic=True),
+    "dense": Backend(_see, masked_attention, masked_attention, _see, _read_masked, quadratic=True),
     # The queries that see a cache are few, so that nothing is gained by blocks.
-    "blockwise": Backend(_plan_blocks, blockwise.attend, _see, _read_masked),
+    "blockwise": Backend(_plan_blocks, blockwise.attend, blockwise.attend, _see, _read_masked),
     "triton": of_kernel(triton.KERNEL),
     "mosaic": of_kernel(mosaic.KERNEL),
 }
@@ -173,6 +179,12 @@ def backend_of(name: str, layout: Layout) -> Backend:
     if name == AUTO and where in OF_PLATFORM:
         _say(f"attention: {taken!r}, because this is a {where}")
     return BACKENDS[taken]
+
+
+def backend_in_forward_mode(name: str, layout: Layout) -> Backend:
+    """The same for a model that `jax.jvp` may differentiate, and `jax.grad` does not."""
+    found = backend_of(name, layout)
+    return dataclasses.replace(found, attend=found.forward_mode)
 
 
 @functools.cache

@@ -82,9 +82,19 @@ def cast_once(weights: Mapping[str, Any], dtype: Any, besides: Collection[str] =
     A trunk does this before its layers. Inside of them each layer's matrices would be cast when it runs, and again when
     it is recomputed. The gradient of a matrix then has this dtype, too, until it leaves the trunk. Nothing changes if
     the dtypes are equal.
+
+    Args:
+      weights: a dict of arrays, or of dicts of them, by the names of parameters.
     """
-    cast = {name: w for name, w in weights.items() if name in MATRICES and name not in besides}
-    return {**weights, **jax.tree.map(lambda w: w.astype(dtype), cast)}
+
+    def cast(name: str, w: Any) -> Any:
+        if isinstance(w, Mapping):
+            return cast_once(w, dtype, besides)
+        if name not in MATRICES or name in besides:
+            return w
+        return jax.tree.map(lambda x: x.astype(dtype), w)  # a sampler has the layers apart
+
+    return {name: cast(name, w) for name, w in weights.items()}
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:

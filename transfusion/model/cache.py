@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.kernels.kernel import Layout
-from transfusion.model.attention import backend_of, heads_first
+from transfusion.model.attention import Backend, heads_first
 from transfusion.sequence.masks import Metadata
 
 Pair = tuple[jax.Array, jax.Array]
@@ -132,7 +132,7 @@ def attention_over(
     keys: Metadata | None,
     cache: KeyValues | None,
     may: np.ndarray | None,
-    backend: str,
+    backend: Callable[[Layout], Backend],
     layout: Layout,
 ) -> Callable[[jax.Array, Pair | None, CachedLayer | None], jax.Array]:
     """Makes one layer's attention, a function of (q [B, N, H, K], new, cached), and once what all layers share.
@@ -142,10 +142,10 @@ def attention_over(
       keys: metadata of new tokens that are not in the cache; None: there are none, or they have been written.
       cache: its metadata holds what has been written; None: there is none.
       may: see `transfusion.sequence.masks.see`.
-      backend: 'auto', or a key of `transfusion.model.attention.BACKENDS`.
+      backend: finds the row of `transfusion.model.attention.BACKENDS`.
       layout: of the queries and of `keys`.
     """
-    chosen = backend_of(backend, layout)
+    chosen = backend(layout)
     if cache is None:
         plan = chosen.plan(queries, keys, may, layout)
         return lambda q, new, cached: chosen.attend(q, *new, plan)

@@ -29,6 +29,7 @@ TABLES = {
     "qk_norm": QK_NORMS,
     "biases": BIASES,
     "untied": GROUPS,
+    "cross_gate": ("none", "tanh"),
 }
 
 
@@ -86,6 +87,8 @@ class TransformerConfig:
         language model, and see each other in the connector behind it.
       cross: streams that this trunk leaves as they are; the others see them by a cross-attention in every layer (see
         `transfusion.model.cross`), and not by self-attention.
+      cross_gate: what multiplies the output of that cross-attention: 'none', or 'tanh', the tanh of a learned number
+        per layer that is 0 at first (Flamingo), so that a frozen language model begins as it was.
       stages: further trunks behind this one, in order (see `Stage`).
       towers: the Vision Transformers of streams with embed 'vit', by the stream's name.
       dtype: dtype of the computation ('float32' or 'bfloat16'); parameters stay float32.
@@ -120,6 +123,7 @@ class TransformerConfig:
     streams: tuple[str, ...] = ()
     causal: tuple[str, ...] = ()
     cross: tuple[str, ...] = ()
+    cross_gate: str = "none"
     stages: Mapping[str, "Stage"] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     remat: str = "none"

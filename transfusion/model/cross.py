@@ -4,6 +4,10 @@ DiT's cross-attention block (arXiv 2212.09748, section 3.2) as PixArt-alpha has 
 between self-attention and the feed-forward layer, without modulation, its output projection zero at first. There are no
 rotary positions. Unlike PixArt, it reads the normed tokens, as every sublayer here does.
 
+With a gate it is Flamingo's (arXiv 2204.14198, section 3.2): the tanh of a learned number per layer, 0 at first,
+multiplies what the sublayer adds, and the output projection begins at random. Flamingo has a gated feed-forward layer
+behind it, and both before the self-attention; here it is followed by the layer's own.
+
 Shape letters: see `transfusion.model.transformer`; S tokens of the context.
 """
 
@@ -11,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.model.block import Norm, dense
@@ -28,7 +33,8 @@ class CrossAttention(nnx.Module):
         self.q = param(rngs, (n, d, h, k), ("layers", "embed", "heads", None), fan_in(d))
         self.k = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
         self.v = param(rngs, (n, d, g, k), ("layers", "embed", "kv_heads", None), fan_in(d))
-        self.o = param(rngs, (n, h, k, d), ("layers", "heads", None, "embed"), zeros)
+        gated = config.cross_gate == "tanh"
+        self.o = param(rngs, (n, h, k, d), ("layers", "heads", None, "embed"), fan_in(h * k) if gated else zeros)
 
         def bias(group: str, *shape: int, axes: tuple[str | None, ...]) -> nnx.Param | None:
             return param(rngs, (n, *shape), ("layers", *axes), zeros) if group in config.biases else None
@@ -37,6 +43,7 @@ class CrossAttention(nnx.Module):
         self.k_bias = bias("qkv", g, k, axes=("kv_heads", None))
         self.v_bias = bias("qkv", g, k, axes=("kv_heads", None))
         self.o_bias = bias("out", d, axes=(None,))
+        self.gate = param(rngs, (n, 1), ("layers", None), zeros) if gated else None
 
     def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Makes every layer's keys and values of the context [B, S, D]: [layers, B, S, G, K] each."""
@@ -57,4 +64,5 @@ class CrossAttention(nnx.Module):
         y = self.rule(x, array(self.norm), array(self.norm_bias))
         seen = attend(dense(y, self.q[...], array(self.q_bias)))
         o = self.o[...].reshape(-1, x.shape[-1])
-        return x + dense(seen.reshape(*seen.shape[:2], -1), o, array(self.o_bias))
+        y = dense(seen.reshape(*seen.shape[:2], -1), o, array(self.o_bias))
+        return x + (y if self.gate is None else y * jnp.tanh(self.gate[...])[None, None].astype(y.dtype))

@@ -20,6 +20,7 @@ from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtDown
 from transfusion.model.multiscale import MultiScaleQuantizer
 from transfusion.model.parameters import fan_in, normal, ones, param, zeros
 from transfusion.model.quantizers import QuantizerConfig
+from transfusion.model.resample import Resampler, Selection
 from transfusion.model.unet import UNetConfig, UNetDown
 from transfusion.model.vit import ViT
 from transfusion.sequence import ConnectorConfig, Stream
@@ -263,6 +264,20 @@ class DualEmbed(Embed):
         return self.connector(rms_norm(jnp.concatenate([semantic, pixels], -1), self.norm[...], 1e-6)), None
 
 
+class ResamplerEmbed(Resampler, Embed):
+    """Learned queries that look at a tower's tokens, see `transfusion.model.resample`."""
+
+    looked_up = ("queries",)
+    of_images = True
+
+
+class SelectEmbed(Selection, Embed):
+    """The best of a tower's tokens and of linear patches, see `transfusion.model.resample`."""
+
+    looked_up = ("where",)
+    of_images = True
+
+
 def _tower_features(tower: ViT, inputs) -> jax.Array:
     """The features [B, N, W] that a tower gives the patches of a stream; each patch sees those of its own item only."""
     document, item, place = inputs.metadata.document, inputs.item, inputs.place
@@ -274,4 +289,5 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 EMBEDS = {
     "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
     "dual": DualEmbed, "queries": QueryEmbed, "codes": CodeEmbed, "scales": ScaleEmbed,
+    "resampler": ResamplerEmbed, "select": SelectEmbed,
 }  # fmt: skip

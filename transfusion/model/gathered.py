@@ -1,9 +1,9 @@
 """Products of tokens with matrices that are split over devices: gathered to multiply, their gradients scattered.
 
-This is what XLA should do by itself. On GPUs it does. On TPUs it has every device receive the whole sum of a gradient,
-of which the device cuts its own part, and so twice as much is sent: wherever parts do not fill the tiles in which a TPU
-holds arrays, or a side has a large prime factor, as 18,944 = 4 x 37 x 128 has. Here the sum is asked for as it is
-meant. Where a group is all devices of a torus of two or three axes, libtpu 0.0.42 still sends it whole.
+This is what XLA should do by itself. On GPUs it does. On TPUs libtpu 0.0.42 often has every device receive the whole
+sum of a gradient, of which the device cuts its own part, and so twice as much is sent. `experiments/pod_plans` has the
+matrices of which it was seen; what decides it is not documented. Here the sum is asked for as it is meant. Where a
+group is all devices of a torus of two or three axes, it is still sent whole.
 """
 
 from typing import Any
@@ -38,7 +38,8 @@ def gathered_product(x: jax.Array, matrix: jax.Array, at: int) -> jax.Array:
 def _gathered(part: jax.Array) -> jax.Array:
     """Gathers a matrix [in, out] from the parts [in / n, out] of n devices; the transpose sums, and scatters the parts.
 
-    Parts are scattered as rows of `LANES` numbers, behind an axis that counts the devices: any part fills its tiles.
+    Parts are scattered as rows of `LANES` numbers, behind an axis that counts the devices: of what was tried, the form
+    that libtpu 0.0.42 kept for each of the matrices.
     """
     names = RULES["embed"]
 

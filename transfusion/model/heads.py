@@ -3,6 +3,7 @@
 Every head is made as `HEAD(stream, width, rngs)` and called as `head(hidden, skips)`.
 """
 
+import math
 from typing import ClassVar
 
 import jax
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.lax import broadcast_to_rank
 
-from transfusion.model.block import ACTIVATIONS, dense, layer_norm, per_token, rms_norm
+from transfusion.errors import check
+from transfusion.model.block import ACTIVATIONS, dense, layer_norm, per_token, rms_norm, unit
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
-from transfusion.model.parameters import fan_in, ones, param, zeros
+from transfusion.model.parameters import constant, fan_in, ones, param, zeros
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import patches_of
 from transfusion.sequence import Stream
@@ -177,7 +179,39 @@ class ConvNeXtHead(UNetHead):
     half, sizes = ConvNeXtUp, ConvNeXtConfig
 
 
+# Objective -> the factor of the cosines and what is added to them, at first (CLIP, section 2.5; SigLIP, section 3.2).
+FIRST_SCALES = {"clip": (1 / 0.07, 0.0), "siglip": (10.0, -10.0)}
+
+
+class PairHead(Head):
+    """Maps an item's vector and that of its text to one space, and compares them there, see `objectives.contrastive`.
+
+    The factor of the cosines is learned, and is at most 100; with 'siglip' so is what is added to them.
+    """
+
+    def __init__(self, stream: Stream, width: int, rngs: nnx.Rngs):
+        check("streams: head 'pair' needs an objective that compares; objective", stream.objective, FIRST_SCALES)
+        factor, added = FIRST_SCALES[stream.objective]
+        self.kernel = param(rngs, (width, width), (None, "embed"), fan_in(width))
+        self.text = param(rngs, (width, width), (None, "embed"), fan_in(width))
+        self.factor = param(rngs, (1,), (None,), constant(math.log(factor)))
+        self.added = param(rngs, (1,), (None,), constant(added)) if added else None
+
+    def vectors(
+        self, items: Float[Array, "B M D"], texts: Float[Array, "B M D"]
+    ) -> tuple[Float[Array, "B M D"], Float[Array, "B M D"]]:
+        """The vectors of length 1 of items and of their texts."""
+        return unit(dense(items, self.kernel[...])), unit(dense(texts, self.text[...]))
+
+    def logits(self, items: Float[Array, "P D"], texts: Float[Array, "P D"]) -> Float[Array, "P P"]:
+        """How well each item goes with each text."""
+        cosines = jnp.einsum("pd,qd->pq", items, texts, preferred_element_type=jnp.float32)
+        scaled = cosines * jnp.minimum(jnp.exp(self.factor[...]), 100.0)[None]
+        return scaled if self.added is None else scaled + self.added[...][None]
+
+
 HEADS = {
     "token": TokenHead, "mlp": PerceptronHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead,
     "adaln": ModulatedHead, "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
+    "pair": PairHead,
 }  # fmt: skip

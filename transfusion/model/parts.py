@@ -62,9 +62,9 @@ def _check(name: str, stream: Stream) -> None:
         )
     if stream.table == "learned" and not any((*stream.grid, *stream.released.table_grid)):
         raise UsageError(f"streams.{name}: table 'learned' needs a fixed `grid`, or the sides of released.table_grid")
-    if len(stream.grid) != 2 and (stream.table != "none" or embed.of_images):
+    if len(stream.grid) != 2 and (stream.table == "learned" or embed.of_images):
         of_images = ", ".join(name for name, kind in EMBEDS.items() if kind.of_images)
-        raise UsageError(f"streams.{name}: tables of places and embeds {of_images} are for images")
+        raise UsageError(f"streams.{name}: learned tables of places and embeds {of_images} are for images")
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def _with_learned_places(part: StreamParts, inputs: Inputs, entering: Entering) 
 
 def _with_fixed_places(stream: Stream) -> Step:
     """Adds sines and cosines of the places, stretched to a table of `table_grid` where the items' grid is another."""
-    axes = (1, 0) if stream.released.x_first else (0, 1)
+    axes = (1, 0) if stream.released.x_first else tuple(range(len(stream.grid)))
     sides = tuple(side // stream.patch for side in stream.grid)
     table = stream.released.table_grid
     stretched = 0 not in (*table, *sides) and table != sides

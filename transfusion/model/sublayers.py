@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.kernels.kernel import Layout
+from transfusion.model.attention import Backend
 from transfusion.model.block import Block
 from transfusion.model.cache import CachedLayer, KeyValues, Pair, attention_over, merged
 from transfusion.model.cross import CrossAttention
@@ -72,7 +73,7 @@ class Pass:
       cache: earlier tokens that the new ones may see besides each other.
       context: metadata of a context among the tokens.
       keep: how keys and values are treated.
-      backend: the backend of attention, see `transfusion.model.attention.backend_of`.
+      backend: finds the backend of attention, see `transfusion.model.attention.backend_of`.
       size, dtype: of heads.
     """
 
@@ -87,7 +88,7 @@ class Pass:
     cache: KeyValues | None
     context: Metadata | None
     keep: Keep
-    backend: str
+    backend: Callable[[Layout], Backend]
     size: int
 
     dtype: str

@@ -10,6 +10,7 @@ F hidden width of the feed-forward layer. A parameter with the leading axis `lay
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from flax import nnx
 
 from transfusion.errors import UsageError, check
 from transfusion.model import rope
+from transfusion.model.attention import FindBackend, backend_of
 from transfusion.model.block import GROUPS, MATRICES_OF, MODULATIONS, Block, Norm, cast_once
 from transfusion.model.cache import KeyValues, Pair
 from transfusion.model.config import TransformerConfig
@@ -85,12 +87,13 @@ class Trunk(nnx.Module):
         rngs: nnx.Rngs,
         modulated: tuple[str, ...] = (),
         name: str = FIRST,
+        find_backend: FindBackend = backend_of,
     ):
         """Builds a trunk for the streams of `experts`.
 
         `experts` maps each stream to its expert, in the order of the config's streams; the streams of `modulated` have
-        a condition; the trunk finds its part of a cache by its `name`."""
-        self.config, self.name = config, name
+        a condition; the trunk finds its part of a cache by its `name`, and its attention by `find_backend`."""
+        self.config, self.name, self.find_backend = config, name, find_backend
         self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
@@ -176,7 +179,7 @@ class Trunk(nnx.Module):
             sizes=[part.shape[1] for part in tokens.values()],
             shares=n, may=inputs.may, may_cross=inputs.may_cross, cache=cache,
             context=joined(inputs.metadata, outside) if outside else None,
-            keep=keep, backend=config.attention, size=config.size, dtype=config.dtype,
+            keep=keep, backend=partial(self.find_backend, config.attention), size=config.size, dtype=config.dtype,
         )  # fmt: skip
         sublayers = self._sublayers() if groups else [ContextAlone()]
         shared = [sublayer.shared(run) for sublayer in sublayers]

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from transfusion.errors import UsageError, check, nearest
+from transfusion.model.attention import FindBackend, backend_of
 from transfusion.model.cache import KeyValues, Stacks, write_metadata
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import Bridge
@@ -29,7 +30,13 @@ class UnifiedModel(nnx.Module):
 
     `encode` runs some or all streams; objectives and samplers apply the heads."""
 
-    def __init__(self, config: TransformerConfig, spec: SequenceSpec, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        spec: SequenceSpec,
+        rngs: nnx.Rngs,
+        find_backend: FindBackend = backend_of,
+    ):
         self.streams = dict(spec.streams)
         self.may: np.ndarray | None = None if spec.visibility is None else _Static(spec.visibility)
         configs = {FIRST: config} | {name: stage.trunk for name, stage in config.stages.items()}
@@ -47,7 +54,7 @@ class UnifiedModel(nnx.Module):
             if not path:
                 raise UsageError(f"streams.{name}: no trunk's `streams` has it")
         self.configs = configs
-        trunks = {where: self._make_trunk(where, rngs) for where in configs}
+        trunks = {where: self._make_trunk(where, rngs, find_backend) for where in configs}
         self.trunk = trunks.pop(FIRST)
         own = {name: s for name, s in spec.streams.items() if not s.parts}
         self.parts = nnx.Dict({name: self._make_parts(name, s, rngs) for name, s in own.items()})
@@ -57,10 +64,11 @@ class UnifiedModel(nnx.Module):
         bridges = zip(config.stages.items(), widths[:-1], widths[1:], strict=True)
         self.bridges = nnx.Dict({n: Bridge(s.bridge, i, o, rngs) for (n, s), i, o in bridges if s.bridge != "none"})
 
-    def _make_trunk(self, where: str, rngs: nnx.Rngs) -> Trunk:
+    def _make_trunk(self, where: str, rngs: nnx.Rngs, find_backend: FindBackend) -> Trunk:
         inside = {name: s for name, s in self.streams.items() if where in self.path[name]}
         modulated = (n for n, s in inside.items() if self.modulator(n) and self.path[n][-1] == where)
-        return Trunk(self.configs[where], {n: s.expert for n, s in inside.items()}, rngs, tuple(modulated), where)
+        experts = {n: s.expert for n, s in inside.items()}
+        return Trunk(self.configs[where], experts, rngs, tuple(modulated), where, find_backend)
 
     def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
         path = self.path[name]
@@ -230,9 +238,9 @@ class _Static:
     value: np.ndarray
 
 
-def model_template(config: TransformerConfig, spec: SequenceSpec) -> Template:
+def model_template(config: TransformerConfig, spec: SequenceSpec, find_backend: FindBackend = backend_of) -> Template:
     """Makes the template of a model, which is the model without its arrays."""
-    return Template(lambda rngs: UnifiedModel(config, spec, rngs))
+    return Template(lambda rngs: UnifiedModel(config, spec, rngs, find_backend))
 
 
 def parameter_count(shapes: Any) -> int:

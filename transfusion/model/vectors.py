@@ -1,5 +1,7 @@
 """Vectors that tell tokens about their item (noise level, class, pooled vector) and about their place in it."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,14 +97,17 @@ class ItemCondition(nnx.Module):
         return vector
 
 
-def sincos_table(place: jax.Array, width: int, axes: tuple[int, int] = (0, 1)) -> jax.Array:
-    """Computes fixed 2-D sine-cosine positions [B, N, D] of places (y, x).
+def sincos_table(place: jax.Array, width: int, axes: Sequence[int] = (0, 1)) -> jax.Array:
+    """Computes fixed sine-cosine positions [B, N, D] of places [B, N, sides], such as (y, x) in an image.
 
-    The quarters of the D numbers are sin y, cos y, sin x, cos x; with `axes` (1, 0) x comes first."""
-    frequency = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
+    `axes` are the sides in their order. For (0, 1) the quarters of the D numbers are sin y, cos y, sin x, cos x. What
+    the sides leave over of D, because it does not divide, is zero."""
+    each = width // (2 * len(axes))
+    frequency = 10_000.0 ** (-np.arange(each) / each)
     angle = place[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None, None]
     parts = [f(angle[..., axis, :]) for axis in axes for f in (jnp.sin, jnp.cos)]
-    return jnp.concatenate(parts, -1)
+    rest = width - 2 * len(axes) * each
+    return jnp.concatenate([*parts, *[jnp.zeros((*place.shape[:-1], rest))] * bool(rest)], -1)
 
 
 class LearnedTable(nnx.Module):

@@ -4,6 +4,7 @@
 - `masked` predicts the codes that are hidden.
 - `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra.
 - `ahead` predicts mean velocities, for drawing in a few steps.
+- `contrastive` tells which image belongs to which text.
 
 An objective has four functions. `draw` makes the random numbers of a step for a whole batch, so that they depend
 neither on microbatches nor on devices. `clean` gives the numbers that leave every item unchanged. `content` makes the
@@ -18,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives import ahead, continuous, masked, next_token
+from transfusion.objectives import ahead, continuous, contrastive, masked, next_token
+from transfusion.objectives.contrastive import ContrastiveConfig
 from transfusion.objectives.masked import MaskedConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
@@ -37,6 +39,7 @@ class ObjectivesConfig:
     next_token: NextTokenConfig = NextTokenConfig()
     masked: MaskedConfig = MaskedConfig()
     continuous: Mapping[str, ContinuousConfig] = dataclasses.field(default_factory=dict)
+    contrastive: ContrastiveConfig = ContrastiveConfig()
 
     def of_continuous(self, stream: str) -> ContinuousConfig:
         return self.continuous.get(stream, ContinuousConfig())
@@ -48,7 +51,9 @@ class Objective:
     further Sums. `config(settings, stream)` gives what `draw`, `content` and `loss` take as their `config`.
 
     `target(predict, part, draws, config)` makes [B, N, E] of every `config.ahead.every`-th row, see `ahead.Predict`.
-    `fits(where, config)` raises a UsageError about settings with which the objective does not work."""
+    `fits(where, config)` raises a UsageError about settings with which the objective does not work.
+    `beside(config)` names the streams with whose outputs the loss compares: `draws` then holds (hidden, part) of each.
+    They and the stream itself must not see each other, and the loss is one of the whole batch, not of its parts."""
 
     config: Callable[[ObjectivesConfig, str], Any]
     draw: Callable[..., dict[str, jax.Array]]
@@ -57,6 +62,7 @@ class Objective:
     loss: Callable[..., tuple[jax.Array, Sums]]
     target: Callable[..., jax.Array] | None = None
     fits: Callable[[str, Any], None] = lambda where, config: None
+    beside: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 def _next_token_loss(head, encoded, part: StreamSlice, draws, config: NextTokenConfig):
@@ -85,6 +91,14 @@ def _ahead_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfi
     return per_token, extra
 
 
+def _pairs_loss(kind: str):
+    def of_pairs(head, encoded, part: StreamSlice, draws, config: ContrastiveConfig):
+        per_token, found = contrastive.loss(kind, head, encoded.hidden, part, *draws[config.text])
+        return per_token, {"found": found}
+
+    return of_pairs
+
+
 def _nothing(head, encoded, part: StreamSlice, draws, config: Any):
     return jnp.zeros(part.loss_weight.shape), {}
 
@@ -107,6 +121,10 @@ def _no_config(settings: ObjectivesConfig, stream: str) -> None:
 
 def _next_token_config(settings: ObjectivesConfig, stream: str) -> NextTokenConfig:
     return settings.next_token
+
+
+def _contrastive_config(settings: ObjectivesConfig, stream: str) -> ContrastiveConfig:
+    return settings.contrastive
 
 
 def _masked_config(settings: ObjectivesConfig, stream: str) -> MaskedConfig:
@@ -140,4 +158,11 @@ OBJECTIVES: dict[str, Objective] = {
         ahead.derivative,
         ahead.fits,
     ),
-}
+    **{
+        kind: Objective(
+            _contrastive_config, _no_draws, _at_the_end, _same, _pairs_loss(kind),
+            beside=lambda config: (config.text,),
+        )
+        for kind in contrastive.LOSSES
+    },
+}  # fmt: skip

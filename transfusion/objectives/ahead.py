@@ -24,6 +24,7 @@ from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sequence.arrays import Array, Float
 from transfusion.sequence.batch import StreamSlice
 
+SMALLEST = 1e-3  # what is added to an error before it divides
 Predict = Callable[..., jax.Array]
 """`predict(x, time, ahead, words=True)`: the stream's head [B, N, E] for x [B, N, E], and time and ahead [B, M], in the
 rows at hand; without `words` as if the documents had none."""
@@ -109,7 +110,21 @@ def derivative(
 def loss(
     predicted: Float[Array, "B N E"], part: StreamSlice, draws: StreamDraws, config: ContinuousConfig
 ) -> Float[Array, "B N"]:
-    """The squared error per token, as of 'continuous', with the targets that the draws hold where ahead > 0."""
+    """The squared error per token, as of 'continuous', with the targets that the draws hold where ahead > 0.
+
+    `ahead.power` weighs each item by its own error."""
     plain = continuous.loss(predicted, part, draws, config)
     error = jnp.mean(jnp.square(predicted - draws["target"]), axis=-1)
-    return jnp.where(spread(draws["ahead"], part.item)[..., 0] > 0, error, plain)
+    error = jnp.where(spread(draws["ahead"], part.item)[..., 0] > 0, error, plain)
+    return _weighed(error, part, config.ahead.power) if config.ahead.power else error
+
+
+def _weighed(error: jax.Array, part: StreamSlice, power: float) -> jax.Array:
+    """The error [B, N] over a power of the mean error of its item, which is a constant to the gradient."""
+    real, row = part.document > 0, jnp.arange(len(error))[:, None]
+
+    def of_items(x: jax.Array) -> jax.Array:
+        return jnp.zeros(part.time_low.shape, x.dtype).at[row, part.item].add(x * real)
+
+    mean = of_items(error) / jnp.maximum(of_items(jnp.ones_like(error)), 1)
+    return error / (jax.lax.stop_gradient(spread(mean, part.item)[..., 0]) + SMALLEST) ** power

@@ -16,13 +16,20 @@ def spread(per_item: Float[Array, "B M"], item: Int[Array, "B N"]) -> Float[Arra
     return jnp.take_along_axis(per_item, item, axis=1)[..., None]
 
 
+def tokens_of(part: StreamSlice) -> Float[Array, "B M"]:
+    """How many patches each item has, at least 1; the token of its noise level is none."""
+    patch = (part.document > 0) & (part.place[..., 0] >= 0)
+    inside = part.item[..., None] == jnp.arange(part.time_low.shape[1])[None, None]
+    return jnp.maximum(jnp.sum(inside & patch[..., None], axis=1), 1).astype(jnp.float32)
+
+
 def draw(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> StreamDraws:
     """Draws the random numbers of a step: each item's 'time' [B, M] in [time_low, 1], and 'noise' [B, N, E].
 
     A capped item's times fill [time_low, 1] (Transfusion, section 4.3.4); a clean item has time 1.
     """
     time_key, noise_key = jax.random.split(key)
-    t = sample_times(time_key, part.time_low.shape, config)
+    t = sample_times(time_key, part.time_low.shape, config, tokens_of(part))
     return {
         "time": part.time_low + (1 - part.time_low) * t,
         "noise": jax.random.normal(noise_key, part.values.shape, jnp.float32),

@@ -22,14 +22,25 @@ MASK_SCHEDULES: dict[str, Callable[..., Any]] = {
 }
 
 
+MASK_WEIGHTINGS = ("none", "inverse")
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedConfig:
-    """`schedule` (a key of `MASK_SCHEDULES`) gives the masked share; training draws its fraction evenly from [0, 1]."""
+    """How codes are hidden in training.
+
+    Attributes:
+      schedule: a key of `MASK_SCHEDULES`, which gives the masked share; training draws its fraction evenly from [0, 1].
+      weighting: one of `MASK_WEIGHTINGS`. With 'none' the loss is the mean over the hidden codes of the batch. With
+        'inverse' and the schedule 'linear' it bounds the likelihood (LLaDA, arXiv 2502.09992, equation 3).
+    """
 
     schedule: str = "cosine"
+    weighting: str = "none"
 
     def __post_init__(self):
         check("objectives.masked.schedule", self.schedule, MASK_SCHEDULES)
+        check("objectives.masked.weighting", self.weighting, MASK_WEIGHTINGS)
 
 
 def mask(share: Float[Array, "B M"], order: Float[Array, "B N"]) -> Bool[Array, "B N"]:
@@ -54,7 +65,12 @@ def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> StreamDraws
     time_key, order_key = jax.random.split(key)
     time = part.time_low + (1 - part.time_low) * jax.random.uniform(time_key, part.time_low.shape)
     share = jnp.where(time < 1, MASK_SCHEDULES[config.schedule](time, jnp), 0.0)
-    return {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
+    drawn = {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
+    if config.weighting == "none":
+        return drawn
+    of_items = drawn["mask"].reshape(*share.shape, -1)
+    weight = of_items / jnp.maximum(of_items.mean(-1, keepdims=True), 1e-6)
+    return drawn | {"weight": weight.reshape(part.tokens.shape)}
 
 
 def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:

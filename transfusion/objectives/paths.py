@@ -7,6 +7,7 @@ is dx_t/dt = alpha'(t) * data + sigma'(t) * noise. Papers with the reverse direc
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,16 +139,33 @@ class AheadConfig:
       levels: 'shortcut' has steps of 1, 1/2, ... 1/2^(levels - 1).
       guidance: scale of the guidance by the words that mean velocities learn, so that sampling needs none. The velocity
         itself learns none. It compares with documents without words, as `data.drop_caption` makes them.
+      power: p of the weight 1 / (error + 0.001)^p of an item's loss (MeanFlow, arXiv 2505.13447, section 4.3, has 1):
+        with 1 items count alike, however large their errors are. 0 is no weight.
     """
 
     share: float = 0.25
     levels: int = 5
     guidance: float = 1.0
+    power: float = 0.0
 
     @property
     def every(self) -> int:
         """Every n-th row."""
         return max(round(1 / self.share), 1) if self.share else 1
+
+
+BASE_TOKENS = 256
+# Each row computes the shift of an item of `tokens` tokens, a number or an array, from `shift`, the shift of one of
+# `base` tokens; `xp` is the module of its functions, math or jax.numpy.
+SHIFTS: dict[str, Callable[..., Any]] = {
+    "constant": lambda shift, tokens, base=BASE_TOKENS, xp=math: shift,
+    # Stable Diffusion 3 (arXiv 2403.03206, section 5.3.2, equation 23).
+    "resolution": lambda shift, tokens, base=BASE_TOKENS, xp=math: shift * xp.sqrt(tokens / base),
+    # FLUX.1: log shift rises from 0.5 at `base` tokens, 256, to 1.15 at 4096, on a line; `shift` multiplies it.
+    "flux": lambda shift, tokens, base=BASE_TOKENS, xp=math: (
+        shift * xp.exp(0.5 + (tokens - base) * (1.15 - 0.5) / (4096 - BASE_TOKENS))
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +178,8 @@ class ContinuousConfig:
       times: a key of `DENSITIES`.
       mean, std: mean and standard deviation of the logit-normal density.
       shift: s > 1 moves times towards noise: with s' = 1 - t, s' -> shift s' / (1 + (shift - 1) s').
+      shift_by: a key of `SHIFTS`: how the shift of an item depends on the number of its tokens.
+      shift_tokens: the number of tokens of an item whose shift is `shift`.
       mode_scale: scale of the density 'mode', in [-1, 1.75]; 0 is uniform.
       weighting: a key of `WEIGHTINGS`, the factor of the loss.
       ahead: the settings of mean velocities, for the objectives that have them.
@@ -174,38 +194,35 @@ class ContinuousConfig:
     mode_scale: float = 1.29
     weighting: str = "none"
     ahead: AheadConfig = AheadConfig()
+    shift_by: str = "constant"
+    shift_tokens: int = BASE_TOKENS
 
     def __post_init__(self):
         known = {"path": PATHS, "prediction": PREDICTED, "times": DENSITIES, "weighting": WEIGHTINGS}
+        known |= {"shift_by": SHIFTS}
         for field, values in known.items():
             check(f"continuous.{field}", getattr(self, field), values)
         if self.shift <= 0 or self.std <= 0:
             raise UsageError("continuous: shift and std must be positive")
+        if self.shift_tokens < 1:
+            raise UsageError(f"continuous.shift_tokens: {self.shift_tokens} is not positive")
         # Beyond these limits the density 'mode' would give times outside of [0, 1].
         if not -1 <= self.mode_scale <= 2 / (np.pi - 2):
             raise UsageError(f"continuous.mode_scale: {self.mode_scale} is not in [-1, 1.75]")
 
 
-def shift_time(t: Float[Array, "..."] | float, shift: float) -> Float[Array, "..."] | float:
+def shift_time(t: Float[Array, "..."] | float, shift: Float[Array, "..."] | float) -> Float[Array, "..."] | float:
     """Moves times t towards noise by the factor `shift` of the noise-to-data ratio (1 leaves them)."""
     return t / (t + shift * (1 - t))
 
 
-BASE_TOKENS = 256
-# Each row computes the shift for an image of `tokens` tokens from `shift`, the shift for one of BASE_TOKENS.
-SHIFTS: dict[str, Callable[[float, int], float]] = {
-    "constant": lambda shift, tokens: shift,
-    # Stable Diffusion 3 (arXiv 2403.03206, section 5.3.2, equation 23).
-    "resolution": lambda shift, tokens: shift * math.sqrt(tokens / BASE_TOKENS),
-    # FLUX.1: log shift rises from 0.5 at 256 tokens to 1.15 at 4096, on a line; `shift` multiplies it.
-    "flux": lambda shift, tokens: shift * math.exp(0.5 + (tokens - BASE_TOKENS) * (1.15 - 0.5) / (4096 - BASE_TOKENS)),
-}
-
-
-def sample_times(key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig) -> Float[Array, "..."]:
-    """Draws training times in [0, 1], float32."""
+def sample_times(
+    key: jax.Array, shape: tuple[int, ...], config: ContinuousConfig, tokens: Float[Array, "..."] | int = BASE_TOKENS
+) -> Float[Array, "..."]:
+    """Draws training times in [0, 1], float32, of items that have so many `tokens`."""
     density = DENSITIES[config.times]
-    return shift_time(density.times(density.draw(key, shape), config), config.shift)
+    shift = SHIFTS[config.shift_by](config.shift, tokens, config.shift_tokens, jnp)
+    return shift_time(density.times(density.draw(key, shape), config), shift)
 
 
 @dataclasses.dataclass(frozen=True)

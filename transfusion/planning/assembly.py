@@ -50,7 +50,9 @@ def compile_for_gpu(lowered: Any) -> tuple[Any, tuple[KernelUse, ...]]:
       The compiled program, and its own kernels in the order of their names.
     """
     with tempfile.TemporaryDirectory() as folder, _uncached(), _mosaic_writes_to(folder):
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_gpu_dump_llvmir": False})
+        # Optimized as in a run, whatever the flags of this process say: tests turn the optimizations off.
+        options = {"xla_dump_to": folder, "xla_gpu_dump_llvmir": False, "xla_backend_optimization_level": 3}
+        compiled = lowered.compile(compiler_options=options)
         names = set(_TRITON.findall(compiled.as_text()))
         found = [kernel for path in pathlib.Path(folder).glob("*.ptx") for kernel in _kernels(path, names)]
     return compiled, tuple(sorted(found, key=lambda kernel: kernel.name))

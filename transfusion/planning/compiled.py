@@ -101,9 +101,10 @@ def lowered_sampler(
     made, settings = decoder_of(task, experiment.sampling, (0, 0))
     made = dataclasses.replace(made, machine=machine)
     text = Segment("text", np.zeros(PROMPT, np.int32))
-    prompts = [Prompt((text,), draw=made.way is not None)] * rows
-    given = prefill_of(prompts, task.spec, made.drawable)
-    conditions = conditions_of(prompts, task.spec, made.drawable, experiment.sampling)
+    first = made.drawables[0].kind if made.drawables else ""
+    prompts = [Prompt((text,), draw=bool(made.drawables), kind=first)] * rows
+    given = prefill_of(prompts, task.spec, made.drawables)
+    conditions = conditions_of(prompts, task.spec, made.drawables, experiment.sampling)
     keys = jax.eval_shape(lambda: row_keys(0, np.arange(rows)))
     params = sharding.tree_shardings(task.template.axes, task.template.shapes, mesh)
     given, keys = (_placed(tree, sharding.batch_shardings(tree, mesh)) for tree in (given, keys))

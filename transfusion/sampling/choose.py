@@ -4,6 +4,7 @@ Shape letters: B rows, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +60,11 @@ class Filters:
         return logits
 
 
-def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
+def emittable(spec: SequenceSpec, openers: Sequence[int]) -> np.ndarray:
     """Finds the ids that the decoder may emit as text, bool [V].
 
-    These are text, the end of a document, and `opener` unless it is -1. The begin of a document, other openers,
-    closers, codes and all other ids inside of items are not among them.
+    These are text, the end of a document, and the `openers` of what may be drawn. The begin of a document, other
+    openers, closers, codes and all other ids inside of items are not among them.
     """
     allowed = np.ones(spec.streams[TEXT].vocabulary, bool)
     allowed[spec.bos] = False
@@ -76,6 +77,5 @@ def emittable(spec: SequenceSpec, opener: int) -> np.ndarray:
     if spec.words:
         allowed[spec.words :] = False
     allowed[spec.eos] = True
-    if opener >= 0:
-        allowed[opener] = True
+    allowed[list(openers)] = True
     return allowed

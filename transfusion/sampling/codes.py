@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transfusion.errors import UsageError
 from transfusion.objectives import ObjectivesConfig
 from transfusion.objectives.masked import still_masked
 from transfusion.sampling.config import SamplerConfig
@@ -29,12 +30,14 @@ class CodeSchedule:
       temperature, top_p: scalars.
       left: int32 [steps], how many codes are still masked after each step of unmasking.
       noise: float32 [steps], the factor of the noise on the confidence in each step of unmasking.
+      later: bool [steps, tokens], which codes are of later blocks in each step; None for one block.
     """
 
     temperature: jax.Array
     top_p: jax.Array
     left: jax.Array | None = None
     noise: jax.Array | None = None
+    later: jax.Array | None = None
 
 
 def code_schedule(objectives: ObjectivesConfig, parts: Any, config: SamplerConfig) -> CodeSchedule:
@@ -59,12 +62,25 @@ def unmask_schedule(objectives: ObjectivesConfig, parts: PaintedParts, config: S
     """Makes the schedule of unmasking: after step i of S the objective's share of the codes is still masked.
 
     The noise on the confidence has the factor `unmask_noise` times the product of 1 - j / S over the steps j up to i
-    (Show-o's code; MaskGIT, arXiv 2202.04200, has 1 - i / S).
+    (Show-o's code; MaskGIT, arXiv 2202.04200, has 1 - i / S). Several blocks are unmasked one after the other, each in
+    its share of the steps: as long as one has masked codes, all later ones are masked.
+
+    Raises:
+      UsageError: if the blocks do not divide the codes of an item and the steps.
     """
-    left = still_masked(parts.tokens, config.steps, objectives.masked.schedule)
+    blocks, tokens = config.unmask_blocks, parts.tokens
+    if tokens % blocks or config.steps % blocks:
+        raise UsageError(
+            f"sampling.unmask_blocks={blocks} must divide an item's {tokens} codes and sampling.steps={config.steps}"
+        )
+    size = tokens // blocks
+    one = still_masked(size, config.steps // blocks, objectives.masked.schedule)
+    left = np.concatenate([one + size * after for after in reversed(range(blocks))])
     noise = config.unmask_noise * np.cumprod(1 - np.arange(1, config.steps + 1) / config.steps)
     plain = code_schedule(objectives, parts, config)
-    return dataclasses.replace(plain, left=left.astype(np.int32), noise=noise.astype(np.float32))
+    opened = np.arange(config.steps) * blocks // config.steps
+    later = None if blocks == 1 else np.arange(tokens) // size > opened[:, None]
+    return dataclasses.replace(plain, left=left.astype(np.int32), noise=noise.astype(np.float32), later=later)
 
 
 def unmask(request: Request, parts: PaintedParts) -> jax.Array:
@@ -76,7 +92,7 @@ def unmask(request: Request, parts: PaintedParts) -> jax.Array:
     schedule, steps, guided = request.schedule, len(request.schedule.left), request.guided(parts)
 
     def step(x, scanned):
-        number, left, noise = scanned
+        number, left, noise, later = scanned
         t = number / steps
         logits = guided(x, t)
         keys = jax.vmap(jax.random.split)(step_keys(request.keys, request.drawn, number))
@@ -84,12 +100,13 @@ def unmask(request: Request, parts: PaintedParts) -> jax.Array:
         ids = choose_codes(request, logits, drawing)
         confidence = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
         confidence += noise * jax.vmap(lambda key: jax.random.gumbel(key, x.shape[1:]))(ranking)
+        confidence = confidence if later is None else jnp.where(later[None], -jnp.inf, confidence)
         confidence = jnp.where(x == MASKED, confidence, jnp.inf)
         rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
         return jnp.where(rank < left, MASKED, jnp.where(x == MASKED, ids, x)), None
 
     x = jnp.full((len(request.keys), parts.tokens), MASKED, jnp.int32)
-    return jax.lax.scan(step, x, (jnp.arange(steps), schedule.left, schedule.noise))[0]
+    return jax.lax.scan(step, x, (jnp.arange(steps), schedule.left, schedule.noise, schedule.later))[0]
 
 
 # --- codes that are kept in the cache ---------------------------------------------------------------------------------

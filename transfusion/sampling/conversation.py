@@ -26,7 +26,7 @@ from transfusion.sampling.memory import check_memory
 from transfusion.sampling.place import Place
 from transfusion.sampling.prompts import Prefill, Prompt, bucket, conditions_of, prefill_of
 from transfusion.sampling.settings import Settings
-from transfusion.sampling.state import NO_IMAGES, WRITING, State, first_state, logits_at, row_keys
+from transfusion.sampling.state import State, logits_at, row_keys
 from transfusion.sequence import TEXT, Document
 from transfusion.sequence.rows import expand
 
@@ -79,9 +79,9 @@ def reply(
     """
     if prompt.draw and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
-    made, settings = decoder_of(task, config, size)
+    made, settings = decoder_of(task, config, size, [prompt])
     spec, part = task.spec, dataclasses.replace(prompt, segments=new)
-    prefill = prefill_of([part], spec, made.drawable, config.think > 0, begin=kept is None)
+    prefill = prefill_of([part], spec, made.drawables, config.think > 0, begin=kept is None)
     read = expand(new, spec, begin=kept is None, end=False)  # without the opener of a drawing that follows
     before = (kept.used, kept.counter, kept.spans) if kept else (0, 0, 0)
     check_memory(task, 1, before[0] + int(prefill.place.order[0]), made.room, made.together)
@@ -93,10 +93,10 @@ def reply(
     after = Kept(
         *_in_order(state.line.cache, before[0] + read.length), before[1] + read.counter, before[2] + read.spans
     )
-    conditions = conditions_of([prompt], spec, made.drawable, config)
+    conditions = conditions_of([prompt], spec, made.drawables, config)
     state = made.run(weights, state, conditions, keys, settings, np.int32(1))  # which gives the state away
     ids, count, images = jax.device_get((state.ids, state.count, state.images))
-    return made.document(ids[0, : count[0]], images[0], prompt), after
+    return made.document(ids[0, : count[0]], [of_kind[0] for of_kind in images], prompt), after
 
 
 def _moved(prefill: Prefill, before: tuple[int, int, int]) -> Prefill:
@@ -129,7 +129,7 @@ def _start_behind(
     settings: Settings,
 ) -> State:
     """Reads a prompt behind a cache of which `used` slots hold tokens, and chooses what comes first."""
-    model, limits, slots = made.once.bind(weights.params), made.limits, {}
+    model, slots = made.once.bind(weights.params), {}
     at = used
     for name, part in prefill.inputs.items():
         n = part.metadata.order.shape[1]
@@ -138,9 +138,7 @@ def _start_behind(
     new = sum(part.metadata.order.shape[1] for part in prefill.inputs.values())
     encoded, cache = model.extend(prefill.inputs, cache.grown(new), slots)
     logits = logits_at(model, encoded[TEXT], prefill.last)
-    outputs = made.way.outputs(limits.ids, limits.images) if made.way else (limits.ids, NO_IMAGES)
-    state = first_state(cache, prefill, made.room, *outputs, made.writer.opener)
-    return made.writer.put_next(state, logits, state.mode == WRITING, keys, settings)
+    return made.first(cache, prefill, logits, keys, settings)
 
 
 def _in_order(cache: KeyValues, length: int) -> tuple[KeyValues, int]:

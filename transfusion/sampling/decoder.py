@@ -14,7 +14,7 @@ from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.model.parameters import Params
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawable import drawable_of
+from transfusion.sampling.drawable import chosen, drawables_of
 from transfusion.sampling.loop import Decoder
 from transfusion.sampling.memory import check_memory
 from transfusion.sampling.parts import Size
@@ -22,6 +22,7 @@ from transfusion.sampling.prompts import Prompt, bucket
 from transfusion.sampling.queue import Queue
 from transfusion.sampling.settings import Limits, Settings, limits_of, machine_of, settings_of
 from transfusion.sampling.state import FINISHED, row_keys
+from transfusion.sampling.ways import sizes_of
 from transfusion.sequence import Document
 
 __all__ = ["ROWS", "Prompt", "generate"]
@@ -32,25 +33,38 @@ ADMITTED = 4
 
 
 @lru_cache(maxsize=32)
-def _cached(task: Learner, limits: Limits, size: Size) -> Decoder:
+def _cached(task: Learner, limits: Limits) -> Decoder:
     """Makes the decoder of a task, compiled once per set of limits and shapes of prompts."""
-    return Decoder(task, limits, machine_of(jax.default_backend()), size)
+    return Decoder(task, limits, machine_of(jax.default_backend()))
 
 
-def decoder_of(task: Learner, config: SamplerConfig, size: Size) -> tuple[Decoder, Settings]:
+def decoder_of(
+    task: Learner, config: SamplerConfig, size: Size, prompts: Sequence[Prompt] = ()
+) -> tuple[Decoder, Settings]:
     """Makes the decoder for a config, and the settings that may change without compiling anew.
 
+    It draws the kinds for which the `prompts` ask, and where anything is written all others of known size.
+
     Raises:
-      UsageError: if the cache that a prompt leaves depends on the drawing after it.
+      UsageError: if the cache that a prompt leaves depends on the drawing after it, or the model draws no such kind, or
+        none of this size.
     """
-    for name, stream in task.spec.streams.items():
+    spec = task.spec
+    for name, stream in spec.streams.items():
         if stream.released.condition:
             raise UsageError(
                 f"this model does not sample: the noise level of {stream.released.condition!r} modulates its stream "
                 f"{name!r} (streams.{name}.released.condition), and the decoder keeps what it has read"
             )
-    made = _cached(task, limits_of(config, drawable_of(task.spec) is not None), size)
-    return made, settings_of(config, made.way.schedule(task.objectives, config) if made.way else None)
+    drawables = drawables_of(spec)
+    asked = {chosen(drawables, kind).kind for kind in dict.fromkeys(prompt.kind for prompt in prompts if prompt.draw)}
+    sizes = sizes_of(spec, size, asked, config.max_tokens > 0 or not prompts) if config.max_images else {}
+    made = _cached(task, limits_of(config, sizes))
+    schedules = {
+        way.parts.drawable.kind: way.schedule(task.objectives, config.of_kind(way.parts.drawable.kind))
+        for way in made.ways
+    }
+    return made, settings_of(config, schedules)
 
 
 def generate(
@@ -61,7 +75,7 @@ def generate(
     config: SamplerConfig,
     *,
     batch: int = ROWS,
-    size: tuple[int, ...] = (0, 0),
+    size: Size = (0, 0),
     first: int = 0,
 ) -> list[Document]:
     """Continues each prompt with what the model writes and draws.
@@ -74,7 +88,7 @@ def generate(
       config: the settings of the decoder.
       batch: rows, which is how many prompts are decoded at a time. Fewer prompts are filled up to a power of two, or
         to this: one compilation serves all numbers in between.
-      size: height and width of the latents, for models that draw any size.
+      size: sides of the latents or codes that are drawn, for models that draw several, unless a prompt says its own.
       first: the number of the first prompt, where the list is a part of a longer one.
 
     Returns:
@@ -83,20 +97,42 @@ def generate(
       turn's prompt.
 
     Raises:
-      UsageError: if a prompt does not fit the model or the memory.
+      UsageError: if a prompt does not fit the model or the memory, or asks for what the model does not draw.
     """
     if any(prompt.draw for prompt in prompts) and not config.max_images:
         raise UsageError("sampling.max_images is 0, but a prompt asks for an image")
-    if not prompts:
-        return []
-    made, settings = decoder_of(task, config, size)
+    groups: dict[tuple[Size, str], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        # Each size is a program. So is each kind where nothing is written, as rows of one kind do not wait for another.
+        kind = "" if config.max_tokens else prompt.kind
+        groups.setdefault((tuple(prompt.size or size), kind), []).append(number)
+    results: dict[int, Document] = {}
+    for (of_group, _), numbers in groups.items():
+        part = [prompts[number] for number in numbers]
+        made, settings = decoder_of(task, config, of_group, part)
+        documents = _generate(made, settings, params, part, first + np.array(numbers), seed, config, batch)
+        results |= dict(zip(numbers, documents, strict=True))
+    return [results[number] for number in range(len(prompts))]
+
+
+def _generate(
+    made: Decoder,
+    settings: Settings,
+    params: Params,
+    prompts: Sequence[Prompt],
+    numbers: np.ndarray,
+    seed: int,
+    config: SamplerConfig,
+    batch: int,
+) -> list[Document]:
+    """Continues prompts that one decoder serves; `numbers` are those that they have in the whole list."""
     rows = min(batch, bucket(len(prompts), 1))
-    queue = Queue(prompts, task.spec, made.drawable, config, rows)
-    check_memory(task, rows, queue.fit.length, made.room, made.together)
+    queue = Queue(prompts, made.task.spec, made.drawables, config, rows)
+    check_memory(made.task, rows, queue.fit.length, made.room, made.together)
     weights = made.ready(params)
 
-    def keys(numbers: np.ndarray) -> jax.Array:
-        return row_keys(seed, first + numbers)
+    def keys(held: np.ndarray) -> jax.Array:
+        return row_keys(seed, numbers[held])
 
     results: dict[int, Document] = {}
     few = max(1, rows // ADMITTED)
@@ -108,7 +144,8 @@ def generate(
         finished = np.flatnonzero(mode == FINISHED)
         for row, number in zip(finished, queue.held[finished].tolist(), strict=True):
             if number not in results:
-                results[number] = made.document(ids[row, : count[row]], images[row], prompts[number])
-        for numbers, free in queue.admitted(finished, few):
-            state = made.admit(weights, state, queue.prefill(numbers), keys(numbers), settings, free)
+                drawn = [of_kind[row] for of_kind in images]
+                results[number] = made.document(ids[row, : count[row]], drawn, prompts[number])
+        for admitted, free in queue.admitted(finished, few):
+            state = made.admit(weights, state, queue.prefill(admitted), keys(admitted), settings, free)
     return [results[number] for number in range(len(prompts))]

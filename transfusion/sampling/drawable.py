@@ -1,17 +1,18 @@
-"""The kind of segment that a model can draw, and its runs of tokens, as the config's layout table gives them."""
+"""The kinds of segments that a model can draw, and their runs of tokens, as the config's layout table gives them."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, nearest
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream
 from transfusion.sequence.content import Spelled
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawable:
-    """The one kind of segment that a model can draw.
+    """A kind of segment that a model can draw.
 
     Attributes:
       kind: its name in the layout table.
@@ -39,21 +40,46 @@ class Drawable:
         return self.runs[0].opener
 
 
-def drawable_of(spec: SequenceSpec) -> Drawable | None:
-    """Finds the kind of segment that a model with these tables can draw; None if it only writes.
+def drawables_of(spec: SequenceSpec) -> tuple[Drawable, ...]:
+    """Finds the kinds of segments that a model with these tables can draw, in the order of its layout; () if it only
+    writes.
 
     Raises:
-      UsageError: if there are several kinds, or runs that the decoder cannot draw.
+      UsageError: if two kinds have the same opener, or runs that the decoder cannot draw.
     """
-    kinds = {}
+    kinds: dict[str, None] = {}
     for kind, role, runs in spec.entries:
         if role != "context" and runs and runs[0].opener >= 0 and any(_is_drawn(run, spec) for run in runs):
-            kinds[kind] = True
-    if len(kinds) > 1:
-        raise UsageError(f"the decoder draws one kind of segment, but the layout has {', '.join(kinds)}")
-    if not kinds:
-        return None
-    (kind,) = kinds
+            kinds[kind] = None
+    found = tuple(_drawable(kind, spec) for kind in kinds)
+    openers: dict[int, str] = {}
+    for drawn in found:
+        other = openers.setdefault(drawn.opener, drawn.kind)
+        if other != drawn.kind:
+            raise UsageError(
+                f"layout: {other} and {drawn.kind} have the same opener {drawn.opener}, so nothing says which of them "
+                "begins: give each kind that is drawn an opener of its own"
+            )
+    return found
+
+
+def chosen(drawables: Sequence[Drawable], kind: str) -> Drawable:
+    """Returns the one of the kind that a prompt asks for; '' asks for the only one.
+
+    Raises:
+      UsageError: if there is no such kind, or several and none is named.
+    """
+    known = [drawn.kind for drawn in drawables]
+    if not known:
+        raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
+    if kind and kind not in known:
+        raise UsageError(f"this model draws no {kind}: it draws {', '.join(known)}{nearest(kind, known)}")
+    if not kind and len(known) > 1:
+        raise UsageError(f"this model draws {', '.join(known)}: say which, as in kind={known[0]!r}")
+    return drawables[known.index(kind) if kind else 0]
+
+
+def _drawable(kind: str, spec: SequenceSpec) -> Drawable:
     runs = _up_to_drawn(kind, spec)
     spelled = isinstance(spec.content(runs[-1]), Spelled)
     inside = runs[0].boundary == "inside" or spelled or spec.content(runs[0]).starts

@@ -1,13 +1,15 @@
-"""The interleaved decoder: text token by token and images in between, in one compiled loop over the rows of a batch.
+"""The interleaved decoder: text token by token and items in between, in one compiled loop over the rows of a batch.
 
-All rows write text, a token a step, until each has ended or waits at an opener. Then the rows that wait draw one image
-each after their cached prefix, in one of the two ways of `transfusion.sampling.ways`, and text goes on behind it.
-Guidance compares with the prompt without its text, and without its images; neither holds anything written or drawn
-since. `transfusion.sampling.reference` does the same without a cache.
+All rows write text, a token a step, until each has ended or waits at an opener. Then, one kind after the other, the
+rows that wait for an item of that kind draw one each after their cached prefix, in one of the two ways of
+`transfusion.sampling.ways`, and text goes on behind it. Guidance compares with the prompt without its text, and without
+each kind of its media; none of these holds anything written or drawn since. `transfusion.sampling.reference` does the
+same without a cache.
 """
 
 import dataclasses
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +22,15 @@ from transfusion.model.parameters import Params
 from transfusion.model.transformer import FIRST
 from transfusion.model.unified import UnifiedModel, model_template
 from transfusion.model.weights import as_computed
-from transfusion.sampling.drawable import Drawable, drawable_of
+from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.drawing import DRAWINGS, Recorded
-from transfusion.sampling.parts import Size
 from transfusion.sampling.prompts import Conditions, Prefill, Prompt
 from transfusion.sampling.request import Prefix, Request, broadcast
 from transfusion.sampling.settings import Limits, Machine, Settings
-from transfusion.sampling.state import DRAWING, FINISHED, NO_IMAGES, WRITING, State, first_state, logits_at
-from transfusion.sampling.ways import Way, way_of
+from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, first_state, logits_at
+from transfusion.sampling.ways import Way, document, ways_of
 from transfusion.sampling.writer import Writer
-from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence import TEXT, Document
 
 
 @jax.tree_util.register_dataclass
@@ -65,29 +66,25 @@ class Decoder:
       task: builds the model.
       limits: the settings on which the compiled code depends.
       machine: the processor for which it is compiled.
-      size: that of the drawing's latents or codes.
     """
 
     task: Learner
     limits: Limits
     machine: Machine
-    size: Size = (0, 0)
 
     @cached_property
-    def drawable(self) -> Drawable | None:
-        """The kind of item that the model can draw, even if the limits forbid it."""
-        return drawable_of(self.task.spec)
+    def ways(self) -> tuple[Way, ...]:
+        """The ways in which the kinds of `limits` are drawn, in their order: the table of what is drawn."""
+        return ways_of(self.task.spec, {row.kind: row.size for row in self.limits.kinds}, self.limits.goes_on)
 
     @cached_property
-    def way(self) -> Way | None:
-        """The way in which the drawing is made; None if nothing is drawn."""
-        if not self.limits.images:
-            return None
-        return way_of(self.task.spec, self.drawable, self.size, self.limits.goes_on)
+    def drawables(self) -> tuple[Drawable, ...]:
+        """These kinds."""
+        return tuple(way.parts.drawable for way in self.ways)
 
     @cached_property
     def writer(self) -> Writer:
-        return Writer(self.task.spec, self.limits, self.drawable if self.limits.images else None)
+        return Writer(self.task.spec, self.limits, self.drawables)
 
     @cached_property
     def once(self):
@@ -145,18 +142,25 @@ class Decoder:
     @property
     def room(self) -> int:
         """The number of the cache's slots after the prompts."""
-        return self.way.room(self.limits.ids, self.limits.images) if self.way else self.limits.ids
+        return max((way.room(self.limits.ids, self.limits.images) for way in self.ways), default=self.limits.ids)
 
     @property
     def together(self) -> int:
         """The number of a drawing's tokens that are computed at once."""
-        return self.way.together if self.way else 0
+        return max((way.together for way in self.ways), default=0)
 
-    def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
-        """Turns the output of a row after its prompt, ids int32 [n] and images [M, ...], into segments."""
-        if self.way:
-            return self.way.document(ids, images, prompt)
-        return (Segment(TEXT, ids),) if len(ids) else ()
+    def document(self, ids: np.ndarray, images: Sequence[np.ndarray], prompt: Prompt) -> Document:
+        """Turns the output of a row after its prompt, ids int32 [n] and of each kind images [M, ...], into segments."""
+        return document(self.ways, ids, images, prompt)
+
+    def first(
+        self, cache: KeyValues, prefill: Prefill, logits: jax.Array, keys: jax.Array, settings: Settings
+    ) -> State:
+        """Makes the state behind the tokens of a cache, and chooses what comes first by the logits [B, V]."""
+        made = [way.outputs(self.limits.ids, self.limits.images) for way in self.ways]
+        ids = max((count for count, _ in made), default=self.limits.ids)
+        state = first_state(cache, prefill, self.room, ids, [images for _, images in made], self.writer.openers)
+        return self.writer.put_next(state, logits, state.mode == WRITING, keys, settings)
 
     def _ready(self, params: Params) -> Weights:
         params = as_computed(params, self.task.template.axes, self.task.model)
@@ -181,11 +185,8 @@ class Decoder:
 
     def _start(self, weights: Weights, prefill: Prefill, keys: jax.Array, settings: Settings) -> State:
         """Reads the prompts of all rows, and chooses what comes first."""
-        limits, model = self.limits, self.once.bind(weights.params)
-        cache, logits = self._prefill(model, prefill)
-        outputs = self.way.outputs(limits.ids, limits.images) if self.way else (limits.ids, NO_IMAGES)
-        state = first_state(cache, prefill, self.room, *outputs, self.writer.opener)
-        return self.writer.put_next(state, logits, state.mode == WRITING, keys, settings)
+        cache, logits = self._prefill(self.once.bind(weights.params), prefill)
+        return self.first(cache, prefill, logits, keys, settings)
 
     def _admit(
         self,
@@ -201,6 +202,7 @@ class Decoder:
 
     def _request(
         self,
+        way: Way,
         models: Models,
         prefix: Prefix,
         conditions: Conditions | None,
@@ -208,47 +210,53 @@ class Decoder:
         drawn: jax.Array,
         settings: Settings,
     ) -> Request:
-        guidance, limits = settings.guidance, self.limits
-        others: list[Prefix] = []
+        limits, own = self.limits.kinds[way.number], settings.kinds[way.number]
+        guidance, others = own.guidance, []
         if conditions is not None:
-            parts = filter(None, (conditions.without_text, conditions.without_images))
-            others = [self._prefix(models, part, len(prefix.rows)) for part in parts]
-            image = jnp.where(jnp.asarray(conditions.images), guidance.image, 1.0)  # 1 where there is none
-            guidance = dataclasses.replace(guidance, image=image[:, None, None])
-        prefix = self.way.about_to_draw(models.often, prefix)
+            parts = (conditions.without_text, *conditions.without)
+            others = [self._prefix(way, models, part, len(prefix.rows)) for part in parts]
+            media = tuple(jnp.asarray(scale)[:, None, None] for scale in conditions.scales)
+            guidance = dataclasses.replace(guidance, media=media)
+        prefix = way.about_to_draw(models.often, prefix)
         return Request(
             models.often, self.task.objectives, limits.solver, limits.codes, (prefix, *others), guidance,
-            settings.schedule, keys, drawn, self.machine,
+            own.schedule, keys, drawn, self.machine,
         )  # fmt: skip
 
-    def _prefix(self, models: Models, prefill: Prefill, rows: int) -> Prefix:
+    def _prefix(self, way: Way, models: Models, prefill: Prefill, rows: int) -> Prefix:
         """Makes the prefix of prompts that are about to draw; one prompt serves all rows."""
         prefix = Prefix(self._prefill(models.once, prefill)[0], prefill.place, prefill.draw)
-        prefix = self.way.about_to_draw(models.often, prefix)
+        prefix = way.about_to_draw(models.often, prefix)
         return prefix if len(prefill.draw) == rows else broadcast(prefix, rows)
 
     def _draw(
-        self, models: Models, state: State, conditions: Conditions | None, keys: jax.Array, settings: Settings
+        self,
+        way: Way,
+        models: Models,
+        state: State,
+        conditions: Conditions | None,
+        keys: jax.Array,
+        settings: Settings,
     ) -> State:
-        """Draws one image for each row that waits for it."""
-        rows = state.mode == DRAWING
+        """Draws one item for each row that waits for this kind."""
+        rows = state.mode == DRAWING + way.number
         prefix = Prefix(state.line.cache, state.line.place, rows)
-        request = self._request(models, prefix, conditions, keys, state.drawn, settings)
-        state, unread = self.way.draw(request, state, rows)
+        request = self._request(way, models, prefix, conditions, keys, state.drawn, settings)
+        state, unread = way.draw(request, state, rows)
         state, more = self.writer.stop(state, rows, settings)
-        if not self.way.goes_on:
+        if not way.goes_on:
             return state
 
         def put_next(state: State, logits: jax.Array) -> State:
             return self.writer.put_next(state, logits, more, keys, settings)
 
-        return self.way.go_on(models.often, state, unread, more, put_next)
+        return way.go_on(models.often, state, unread, more, put_next)
 
     def _run(
         self,
         weights: Weights,
         state: State,
-        conditions: Conditions | None,
+        conditions: tuple[Conditions | None, ...],
         keys: jax.Array,
         settings: Settings,
         enough: jax.Array,
@@ -264,37 +272,62 @@ class Decoder:
             write_one = lambda _, state: self.writer.write(models.often, state, keys, settings)  # noqa: E731
             return jax.lax.fori_loop(0, self.machine.tokens, write_one, state)
 
-        def draw(state: State) -> State:
-            return self._draw(models, state, conditions, keys, settings)
+        def draw(way: Way, state: State) -> State:
+            return self._draw(way, models, state, conditions[way.number], keys, settings)
+
+        def draw_all(state: State) -> State:
+            if len(self.ways) == 1:
+                return draw(self.ways[0], state)
+            for way in self.ways:
+                waits = (state.mode == DRAWING + way.number).any()
+                state = _if_any(waits, partial(draw, way), state)
+            return state
 
         def phase(state: State) -> State:
             if writes:
                 state = jax.lax.while_loop(lambda s: (s.mode == WRITING).any() & goes_on(s), write, state)
-            if self.way is not None:
+            if self.ways:
                 # Where rows still write, enough of the others have finished. A loop, and not a condition, because that
                 # would copy the cache.
-                waits = lambda s: (s.mode == DRAWING).any() & ~(s.mode == WRITING).any()  # noqa: E731
-                state = jax.lax.while_loop(waits, draw, state)
+                waits = lambda s: (s.mode >= DRAWING).any() & ~(s.mode == WRITING).any()  # noqa: E731
+                state = jax.lax.while_loop(waits, draw_all, state)
             return state
 
         return jax.lax.while_loop(goes_on, phase, state)
 
     def _whole(
-        self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Decodes the prompts of all rows: ids [B, T], their number [B], and images [B, M, N, E] or [B, M, N]."""
+        self,
+        params: Params,
+        prefill: Prefill,
+        conditions: tuple[Conditions | None, ...],
+        keys: jax.Array,
+        settings: Settings,
+    ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+        """Decodes the prompts of all rows: ids [B, T], their number [B], and of each kind [B, M, N, E] or [B, M, N]."""
         weights = self._ready(params)
         state = self._start(weights, prefill, keys, settings)
         state = self._run(weights, state, conditions, keys, settings, jnp.int32(len(prefill.draw)))
         return state.ids, state.count, state.images
 
     def _trace(
-        self, params: Params, prefill: Prefill, conditions: Conditions | None, keys: jax.Array, settings: Settings
+        self,
+        params: Params,
+        prefill: Prefill,
+        conditions: tuple[Conditions | None, ...],
+        keys: jax.Array,
+        settings: Settings,
     ) -> Recorded:
-        """Draws the first image of each row, and records the states that it passes through."""
-        models = self._models(self._ready(params))
+        """Draws the first item of each row, all of the first kind, and records the states that it passes through."""
+        (way, *_), models = self.ways, self._models(self._ready(params))
         cache, _ = self._prefill(models.once, prefill)
         drawn = jnp.zeros(len(prefill.draw), jnp.int32)
         prefix = Prefix(cache, prefill.place, prefill.draw)
-        request = self._request(models, prefix, conditions, keys, drawn, settings)
-        return DRAWINGS[self.drawable.stream.objective].record(request, self.way.parts)
+        request = self._request(way, models, prefix, conditions[0], keys, drawn, settings)
+        return DRAWINGS[way.parts.stream.objective].record(request, way.parts)
+
+
+def _if_any(waits: jax.Array, change: Callable[[State], State], state: State) -> State:
+    """Changes the state if `waits`."""
+    # A loop of one turn at most, and not a condition, because that would copy the cache.
+    once = lambda carry: (change(carry[0]), jnp.bool_(False))  # noqa: E731
+    return jax.lax.while_loop(lambda carry: carry[1], once, (state, waits))[0]

@@ -23,7 +23,7 @@ from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request, read_preamble
 from transfusion.sampling.state import WRITING, State, append, logits_at, put_images
-from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence import TEXT, Segment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class Painter:
     """The way of drawing an item by a stream of its own; see `transfusion.sampling.ways.Way`."""
 
     parts: PaintedParts
+    number: int
 
     @property
     def drawing(self) -> Drawing:
@@ -61,7 +62,7 @@ class Painter:
 
     def draw(self, request: Request, state: State, rows: jax.Array) -> tuple[State, jax.Array]:
         x = self.drawing.draw(request, self.parts)
-        return put_images(state, x, rows), x
+        return put_images(state, self.number, x, rows), x
 
     def go_on(
         self,
@@ -88,19 +89,7 @@ class Painter:
         line, encoded = append(model, state.line, part, inputs, rows)
         return dataclasses.replace(state, line=line), encoded[TEXT]
 
-    def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
-        drawable = self.parts.drawable
-        segments, text, drawn = [], [], 0
-        for token in ids:
-            if token != drawable.opener:
-                text.append(token)
-                continue
-            if text:
-                segments.append(Segment(TEXT, np.array(text, np.int32)))
-            medium = self.parts.media(images[drawn])
-            # As a part of the next turn's prompt it keeps the class that was asked for.
-            segments.append(Segment(drawable.kind, medium, "context", prompt.label, pooled=prompt.pooled))
-            text, drawn = [], drawn + 1
-        if text:
-            segments.append(Segment(TEXT, np.array(text, np.int32)))
-        return tuple(segments)
+    def item(self, ids: np.ndarray, image: np.ndarray | None, prompt: Prompt) -> tuple[Segment, int]:
+        kind, medium = self.parts.drawable.kind, self.parts.media(image)
+        # As a part of the next turn's prompt it keeps the class that was asked for.
+        return Segment(kind, medium, "context", prompt.label, pooled=prompt.pooled), 1

@@ -6,6 +6,7 @@ Shape letters: B rows, N tokens of an item, C channels, E numbers of a patch.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
       UsageError: if neither the stream nor `size` says how large an item is, or the layout has runs after it that
         cannot be made of a drawing.
     """
-    sides, run = _sides(drawn.stream, size), drawn.run
+    sides, run = _sides(drawn, size), drawn.run
     shape = drawn.stream.content.item_shape(sides)
     edges = {"opener": -1, "closer": -1} if run.boundary == "outside" else {}
     preamble = _expanded(spec, drawn, shape, _opened(drawn, drawn.runs[:-1]))
@@ -99,11 +100,32 @@ def painted_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
     return PaintedParts(spec, drawn, sides, preamble, noisy, finished)
 
 
-def _sides(stream: Stream, size: Size) -> Size:
-    sides = size if any(size) else stream.grid
-    if not all(sides):
-        raise UsageError("this model draws images of any size: say which (height and width of the latents)")
-    return tuple(sides)
+def _sides(drawn: Drawable, size: Size) -> Size:
+    """The sides of the latents or codes of what is drawn: `size`, or if it is zeros those of the stream.
+
+    Raises:
+      UsageError: if the model draws none of that size, or any size and none is named.
+    """
+    content, kind = drawn.stream.content, drawn.kind
+    if content.aligned:
+        if any(size) and tuple(size) != tuple(drawn.stream.grid):
+            known = _shown(drawn.stream.grid)
+            raise UsageError(f"this model draws no {kind} of {_shown(size)} latents or codes: it draws {known}")
+        return tuple(drawn.stream.grid)
+    named = "height and width" if content.sides == 2 else f"{content.sides} sides"
+    if not any(size):
+        raise UsageError(f"this model draws {kind}s of any size: say which ({named} of the latents)")
+    patch = content.patch
+    if len(size) != len(patch) or any(side % p for side, p in zip(size, patch, strict=True)):
+        raise UsageError(
+            f"this model draws no {kind} of {_shown(size)} latents: it draws any size of {named} that are multiples of "
+            f"{_shown(patch)}"
+        )
+    return tuple(size)
+
+
+def _shown(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def _finished(spec: SequenceSpec, drawn: Drawable, shape: tuple[int, ...]) -> Expanded | None:
@@ -149,6 +171,7 @@ class SpelledParts:
       drawable: what is drawn.
       token: one token of text.
       code: the part that is one id of an item.
+      grids: the sizes that an item may have; if there are several, the model chooses.
       grammar: says which id may come next in an item.
       goes_on: whether anything may follow an item.
     """
@@ -157,6 +180,7 @@ class SpelledParts:
     drawable: Drawable
     token: Expanded
     code: Expanded
+    grids: tuple[Grid, ...]
     grammar: Grammar
     goes_on: bool
 
@@ -177,8 +201,9 @@ def spelled_parts(spec: SequenceSpec, drawn: Drawable, size: Size, goes_on: bool
             )
     one = dataclasses.replace(spec, layout={drawn.kind: (Run(run.stream),)})
     code = expand((Segment(drawn.kind, np.zeros(1, np.int32)),), one, begin=False, end=False)
-    grammar = grammar_of(run, spelled_grids(drawn, size), spec.streams[TEXT].vocabulary)
-    return SpelledParts(spec, drawn, token_of_text(spec), code, grammar, goes_on)
+    grids = spelled_grids(drawn, size)
+    grammar = grammar_of(run, grids, spec.streams[TEXT].vocabulary)
+    return SpelledParts(spec, drawn, token_of_text(spec), code, grids, grammar, goes_on)
 
 
 def spelled_grids(drawn: Drawable, size: Size) -> tuple[Grid, ...]:
@@ -192,5 +217,5 @@ def spelled_grids(drawn: Drawable, size: Size) -> tuple[Grid, ...]:
         return spelling.grids if spelling.size else spelling.grids[:1]
     if size not in spelling.grids:
         known = ", ".join(map(str, spelling.grids))
-        raise UsageError(f"this model draws no images of {size} codes: the sizes are {known}")
+        raise UsageError(f"this model draws no {drawn.kind} of {size} codes: the sizes are {known}")
     return (size,)

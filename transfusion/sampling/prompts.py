@@ -1,4 +1,4 @@
-"""Prompts of the decoder, their versions without text or images for guidance, and the inputs made of them.
+"""Prompts of the decoder, their versions without text or media for guidance, and the inputs made of them.
 
 Shape letters: B rows, C numbers of a pooled vector.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from transfusion.errors import UsageError
 from transfusion.model.inputs import Inputs, inputs_of
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawable import Drawable
+from transfusion.sampling.drawable import Drawable, chosen
 from transfusion.sampling.place import Asked, Place
 from transfusion.sequence import TEXT, Document, Segment, SequenceSpec, text
 from transfusion.sequence.rows import Expanded, assemble, expand
@@ -23,8 +23,10 @@ class Prompt:
     """A prompt, with which a row begins.
 
     Attributes:
-      segments: text and clean images in reading order.
-      draw: whether an image must be drawn, at once or, with `SamplerConfig.think`, after a text.
+      segments: text and clean media in reading order.
+      draw: whether an item must be drawn, at once or, with `SamplerConfig.think`, after a text.
+      kind: the kind of that item; '' is the only one that the model draws.
+      size: sides of the latents or codes of what is drawn, where the model draws several; () leaves it to the call.
       negative: the text that replaces the prompt's in the prediction with which guidance by the text compares.
       label, pooled: class and pooled vector of the drawing, see `Segment`; guidance by the text compares with neither.
     """
@@ -34,10 +36,18 @@ class Prompt:
     negative: Document = ()
     label: int = -1
     pooled: np.ndarray | None = None
+    kind: str = ""
+    size: tuple[int, ...] = ()
 
 
-def has_images(prompt: Prompt) -> bool:
-    return any(segment.kind != TEXT for segment in prompt.segments)
+def held(prompts: Sequence[Prompt]) -> list[str]:
+    """The kinds of media that some of the prompts hold, by their names."""
+    return sorted({segment.kind for prompt in prompts for segment in prompt.segments} - {TEXT})
+
+
+def guiding(prompts: Sequence[Prompt], config: SamplerConfig) -> list[str]:
+    """The kinds of media of the prompts by which something is guided."""
+    return [kind for kind in held(prompts) if config.of_condition(kind) != 1]
 
 
 def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
@@ -51,16 +61,23 @@ def without_text(prompt: Prompt, how: str = "drop") -> Prompt:
             parts.append(segment)
         elif not prompt.negative and (ids := text.UNSEEN[how](segment.value)) is not None:
             parts.append(dataclasses.replace(segment, value=ids))
-    return Prompt((*parts, *prompt.negative), draw=True)
+    return Prompt((*parts, *prompt.negative), draw=True, kind=prompt.kind)
 
 
-def without_images(prompt: Prompt, spec: SequenceSpec) -> Prompt:
-    """Returns the prompt without its images, about to draw; its texts stay at their positions."""
+def without_kind(prompt: Prompt, kind: str, spec: SequenceSpec, against: str) -> Prompt:
+    """Returns the prompt without its media of one kind, about to draw.
+
+    `against` is the field of `Guidance`: with 'text' all else stays at its position, with 'nothing' the text is left
+    out, too.
+    """
 
     def dropped(segment: Segment) -> Segment:
         return dataclasses.replace(segment, dropped=tuple(run.stream for run in spec.runs(segment)))
 
-    segments = tuple(s if s.kind == TEXT else dropped(s) for s in prompt.segments)
+    if against == "nothing":
+        rest = tuple(segment for segment in prompt.segments if segment.kind not in (TEXT, kind))
+        return Prompt(rest, draw=True, kind=prompt.kind)
+    segments = tuple(dropped(s) if s.kind == kind else s for s in prompt.segments)
     return dataclasses.replace(prompt, segments=segments, draw=True)
 
 
@@ -74,6 +91,7 @@ class Prefill:
       last: int32 [B], the last token of text.
       draw: bool [B], the rows that draw at once.
       thinks: bool [B], the rows that draw after a text.
+      kind: int32 [B], the number of the kind that these draw in the table of what is drawn; 0 of other rows.
       place: the place of the rows after their prompts.
     """
 
@@ -81,6 +99,7 @@ class Prefill:
     last: jax.Array
     draw: jax.Array
     thinks: jax.Array
+    kind: jax.Array
     place: Place
 
 
@@ -90,46 +109,59 @@ class Conditions:
     """The other versions of the prompts with which guidance compares.
 
     Attributes:
-      without_text: the prompts' images alone; one row for all where they are the same.
-      without_images: the prompts' texts alone, or nothing; None if images do not guide.
-      images: bool [B], the prompts that have images.
+      without_text: the prompts' media alone; one row for all where they are the same.
+      without: the prompts without one kind of media, for each kind that guides.
+      scales: float32 [B], the scale of each of these kinds; 1 of prompts that hold none of it.
     """
 
     without_text: Prefill
-    without_images: Prefill | None
-    images: jax.Array
+    without: tuple[Prefill, ...]
+    scales: tuple[jax.Array, ...]
 
 
 def compared(prompts: Sequence[Prompt], config: SamplerConfig, spec: SequenceSpec) -> list[list[Prompt]]:
     """Makes the versions of the prompts with which guidance compares, all about to draw.
 
     Returns:
-      Nothing without guidance, else the prompts' images alone, and then, if images guide, the prompts' texts alone, or
-      nothing. Each is a list of as many prompts, or of one prompt for all where they are the same. Images left out
+      Nothing without guidance, else the prompts' media alone, and then for each kind of media that guides the prompts
+      without it. Each is a list of as many prompts, or of one prompt for all where they are the same. Media left out
       still take their rotary indices, text does not, as in BAGEL's condition dropout.
     """
-    with_images = any(map(has_images, prompts))
-    images_guide = with_images and config.image_guidance != 1
-    if not config.max_images or not (images_guide or config.guidance != 1):
+    kinds = guiding(prompts, config)
+    if not config.max_images or not (kinds or config.guidance != 1):
         return []
     rows = [without_text(prompt, config.without_text) for prompt in prompts]
-    if not with_images and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
+    if not held(prompts) and len({tuple(part.value.tobytes() for part in row.segments) for row in rows}) == 1:
         rows = rows[:1]
-    if not images_guide:
-        return [rows]
-    keeps = config.image_against == "text"
-    return [rows, [without_images(prompt, spec) if keeps else Prompt(draw=True) for prompt in prompts]]
+    return [rows, *([without_kind(prompt, kind, spec, config.image_against) for prompt in prompts] for kind in kinds)]
+
+
+def scales_of(prompts: Sequence[Prompt], config: SamplerConfig) -> list[np.ndarray]:
+    """The scales float32 [B] of `Conditions`, for each kind of `guiding`."""
+
+    def scale(prompt: Prompt, kind: str) -> float:
+        return config.of_condition(kind) if kind in held([prompt]) else 1.0
+
+    return [np.array([scale(p, kind) for p in prompts], np.float32) for kind in guiding(prompts, config)]
+
+
+def as_drawing(prompts: Sequence[Prompt], drawn: Drawable) -> list[Prompt]:
+    """The prompts, about to draw this kind."""
+    return [dataclasses.replace(prompt, draw=True, kind=drawn.kind) for prompt in prompts]
 
 
 def conditions_of(
-    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, config: SamplerConfig
-) -> Conditions | None:
-    """Lays out the versions of the prompts with which guidance compares, see `compared`; None without guidance."""
-    versions = [] if drawn is None else compared(prompts, config, spec)
-    if not versions:
-        return None
-    plain, *others = (prefill_of(version, spec, drawn) for version in versions)
-    return Conditions(plain, others[0] if others else None, np.array([has_images(prompt) for prompt in prompts]))
+    prompts: Sequence[Prompt], spec: SequenceSpec, drawables: Sequence[Drawable], config: SamplerConfig
+) -> tuple[Conditions | None, ...]:
+    """Lays out the versions of the prompts with which guidance compares, see `compared`, for each kind that is drawn;
+    None without guidance."""
+    result = []
+    for drawn in drawables:
+        asked, of_kind = as_drawing(prompts, drawn), config.of_kind(drawn.kind)
+        versions = [prefill_of(version, spec, drawables) for version in compared(asked, of_kind, spec)]
+        scales = tuple(scales_of(asked, of_kind))
+        result.append(Conditions(versions[0], tuple(versions[1:]), scales) if versions else None)
+    return tuple(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +180,11 @@ class Fit:
 
 
 def fit_of(
-    prompts: Sequence[Prompt], spec: SequenceSpec, drawn: Drawable | None, think: bool = False, begin: bool = True
+    prompts: Sequence[Prompt],
+    spec: SequenceSpec,
+    drawables: Sequence[Drawable],
+    think: bool = False,
+    begin: bool = True,
 ) -> Fit:
     """Finds the shape that prompts fit; lengths are rounded up to powers of two, to compile seldom.
 
@@ -158,7 +194,7 @@ def fit_of(
     most: dict[str, tuple[int, int]] = {}  # of each stream: tokens and items
     length = 0
     for prompt in {id(prompt): prompt for prompt in prompts}.values():  # one may be asked for many times
-        part = expand_prompt(prompt.segments, spec, drawn, prompt.draw and not think, begin)
+        part = expand_prompt(prompt.segments, spec, _opened(prompt, drawables, think), begin)
         length = max(length, part.length)
         for name, tokens in part.cost.items():
             before = most.get(name, (0, 0))
@@ -176,24 +212,24 @@ def fit_of(
 def prefill_of(
     prompts: Sequence[Prompt],
     spec: SequenceSpec,
-    drawn: Drawable | None,
+    drawables: Sequence[Drawable],
     think: bool = False,
     fit: Fit | None = None,
     begin: bool = True,
 ) -> Prefill:
     """Lays prompts out as one padded batch, in the shape `fit` or in that which they fit themselves.
 
-    With `think` those that draw write first. Without `begin` they do not begin a document, but go on with one.
+    `drawables` are the kinds that may be drawn. With `think` those that draw write first. Without `begin` they do not
+    begin a document, but go on with one.
 
     Raises:
       UsageError: if an image does not fit its stream or the model reads none, or a prompt ends where no text can
         follow.
     """
-    fit = fit or fit_of(prompts, spec, drawn, think, begin)
+    fit = fit or fit_of(prompts, spec, drawables, think, begin)
     thinks = np.array([prompt.draw and think for prompt in prompts])
     draw = np.array([prompt.draw and not think for prompt in prompts])
-    pairs = zip(prompts, draw, strict=True)
-    expanded = [expand_prompt(prompt.segments, spec, drawn, at_once, begin) for prompt, at_once in pairs]
+    expanded = [expand_prompt(prompt.segments, spec, _opened(prompt, drawables, think), begin) for prompt in prompts]
     batch = assemble([[part] for part in expanded], fit.spec)
     inputs = {}
     for name in fit.names:
@@ -203,7 +239,17 @@ def prefill_of(
         inputs[name] = inputs_of(name, batch, fit.spec, content, time)
     last = np.array([part.cost[TEXT] - 1 for part in expanded], np.int32)
     where = [np.array([getattr(p, f) for p in expanded], np.int32) for f in ("length", "counter", "spans")]
-    return Prefill(inputs, last, draw, thinks, Place(*where, _asked(prompts, spec)))
+    numbers = [drawables.index(chosen(drawables, prompt.kind)) if prompt.draw else 0 for prompt in prompts]
+    return Prefill(inputs, last, draw, thinks, np.array(numbers, np.int32), Place(*where, _asked(prompts, spec)))
+
+
+def _opened(prompt: Prompt, drawables: Sequence[Drawable], think: bool) -> Drawable | None:
+    """The kind that is drawn at once after a prompt; None: it is followed by text.
+
+    Raises:
+      UsageError: if the model draws no such kind.
+    """
+    return chosen(drawables, prompt.kind) if prompt.draw and not think else None
 
 
 def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
@@ -229,10 +275,10 @@ def _asked(prompts: Sequence[Prompt], spec: SequenceSpec) -> Asked:
     return Asked(label, pooled)
 
 
-def expand_prompt(
-    segments: Document, spec: SequenceSpec, drawn: Drawable | None, draw: bool, begin: bool = True
-) -> Expanded:
-    """Expands a prompt's segments into tokens, followed by the opener if it is an ordinary token and an item follows.
+def expand_prompt(segments: Document, spec: SequenceSpec, opened: Drawable | None, begin: bool = True) -> Expanded:
+    """Expands a prompt's segments into tokens.
+
+    If an item of the kind `opened` follows, its opener is the last of them where it is an ordinary token.
 
     Raises:
       UsageError: as `prefill_of`.
@@ -240,12 +286,10 @@ def expand_prompt(
     for segment in segments:
         if not spec.reads(segment.kind):
             raise UsageError(f"this model reads no {segment.kind}s: its layout gives them no tokens")
-    if draw and drawn is None:
-        raise UsageError("this model draws no images: its layout has no run with an opener and a stream that is drawn")
-    if draw and drawn.opener_is_text:
-        segments = (*segments, Segment(TEXT, np.array([drawn.opener], np.int32)))
+    if opened and opened.opener_is_text:
+        segments = (*segments, Segment(TEXT, np.array([opened.opener], np.int32)))
     part = expand(segments, spec, begin=begin, end=False)
-    if not draw and part.pieces[TEXT]["order"][-1] != part.length - 1:
+    if not opened and part.pieces[TEXT]["order"][-1] != part.length - 1:
         raise UsageError("a prompt must end in text or in an item with a closer, from which the next token follows")
     return part
 

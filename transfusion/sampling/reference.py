@@ -18,13 +18,13 @@ from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling import reference_codes
 from transfusion.sampling.choose import NEVER, Filters, emittable
 from transfusion.sampling.config import SamplerConfig
-from transfusion.sampling.drawable import Drawable, drawable_of
+from transfusion.sampling.drawable import Drawable, chosen, drawables_of
 from transfusion.sampling.guidance import Guidance
-from transfusion.sampling.parts import PaintedParts, spelled_grids
-from transfusion.sampling.prompts import Prompt, has_images, without_images, without_text
+from transfusion.sampling.parts import PaintedParts, SpelledParts
+from transfusion.sampling.prompts import Prompt, compared, guiding
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
-from transfusion.sampling.ways import Way, way_of
+from transfusion.sampling.ways import Way, sizes_of, ways_of
 from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
 from transfusion.sequence.patches import patchify, unpatchify
 from transfusion.sequence.rows import assemble, expand
@@ -50,18 +50,25 @@ class _Row:
     task: Learner
     params: Params
     config: SamplerConfig
-    drawable: Drawable | None
-    way: Way | None
+    ways: dict[int, Way]  # by the opener of what they draw
+    way: Way | None  # in which an item is drawn just now
     key: jax.Array
     prompt: Prompt
     document: Document
 
     @property
-    def opener(self) -> int:
-        return self.drawable.opener if self.drawable else -1
+    def drawable(self) -> Drawable:
+        """The kind of the item that is drawn just now."""
+        return self.way.parts.drawable
+
+    def drawing(self, opener: int) -> "_Row":
+        """The row while it draws what this id opens."""
+        way = self.ways[opener]
+        config = self.config.of_kind(way.parts.drawable.kind)
+        return dataclasses.replace(self, way=way, config=config)
 
     @property
-    def parts(self) -> PaintedParts:
+    def parts(self) -> PaintedParts | SpelledParts:
         """The parts of an item, which tell its size."""
         return self.way.parts
 
@@ -97,7 +104,7 @@ class _Row:
         """Chooses the next id."""
         out, cost = self.outputs(self.document)
         may = drawn < self.config.max_images
-        allowed = emittable(self.task.spec, self.opener if may else -1)
+        allowed = emittable(self.task.spec, tuple(self.ways) if may else ())
         how = (self.config.temperature, self.config.top_k, self.config.top_p)
         return self.choose(np.where(allowed, out[TEXT][cost[TEXT] - 1], NEVER), count, *how)
 
@@ -111,14 +118,9 @@ class _Row:
         """One image of codes [*grid], id by id from the first of those that fit, and the number of ids put out before
         it and in it, its closer included."""
         config, run = self.config, self.drawable.run
-        documents = [self.document]
-        by_images = has_images(self.prompt) and config.image_guidance != 1
-        if by_images or config.guidance != 1:
-            documents.append(without_text(self.prompt, config.without_text).segments)
-        if by_images:
-            texts = without_images(self.prompt, self.task.spec).segments
-            documents.append(texts if config.image_against == "text" else ())
-        fitting = [(*run.spelling.template(grid), run.closer) for grid in spelled_grids(self.drawable, (0, 0))]
+        versions = compared([self.drawn_prompt], config, self.task.spec)
+        documents = [self.document, *(version.segments for (version,) in versions)]
+        fitting = [(*run.spelling.template(grid), run.closer) for grid in self.parts.grids]
         written: list[int] = []
         while not written or written[-1] != run.closer:
             spans = [_span(template[len(written)], run.spelling) for template in fitting]
@@ -141,19 +143,21 @@ class _Row:
         name = run.stream if written else TEXT
         return out[name][cost[name] - 1]
 
+    @property
+    def drawn_prompt(self) -> Prompt:
+        """The prompt, about to draw."""
+        return dataclasses.replace(self.prompt, draw=True, kind=self.drawable.kind)
+
     def guided_logits(self, logits: list[np.ndarray]) -> np.ndarray:
-        """Guides the logits [V] of the prompt by those of the prompt without its text, and without its images too."""
+        """Guides the logits [V] of the prompt by those without its text, and without each kind of its media."""
         config, (c, *others) = self.config, logits
         if not others:
             return c
-        u, *third = others
+        u, *without = others
         v = u + config.guidance * (c - u)
-        if not third:
-            return v
-        w, image = third[0], config.image_guidance
-        if config.image_against == "text":
-            return w + image * (v - w)
-        return w + image * (u - w) + config.guidance * (c - u)
+        guides = v if config.image_against == "text" else u
+        scales = [config.of_condition(kind) for kind in guiding([self.prompt], config)]
+        return v + sum((scale - 1) * (guides - w) for scale, w in zip(scales, without, strict=True))
 
     def predicted(self, prompt: Prompt, x: jax.Array, t: jax.Array, ahead: float = 0.0) -> jax.Array:
         latents = np.asarray(unpatchify(x, self.parts.shape[:-1], self.drawable.stream.patch_sides))[0]
@@ -165,21 +169,20 @@ class _Row:
     def guided(self, t: float, predict: Callable[[Prompt], jax.Array], ramp: float = 1.0) -> jax.Array:
         """Guides the result of `predict` after the document, at the time t, by `ramp` times the guidance."""
         config, v = self.config, predict(dataclasses.replace(self.prompt, segments=self.document))
-        by_images = has_images(self.prompt) and config.image_guidance != 1
+        scales = [config.of_condition(kind) for kind in guiding([self.prompt], config)]
         guidance = Guidance(
             scale=1 + ramp * (config.guidance - 1),
             low=config.guidance_low,
             high=config.guidance_high,
-            image=config.image_guidance,
+            media=tuple(scales),
             least=config.renorm_least,
             renorm=config.renorm,
             against=config.image_against,
         )
-        if not (by_images or config.guidance != 1) or not guidance.applies(t):
+        versions = compared([self.drawn_prompt], config, self.task.spec)
+        if not versions or not guidance.applies(t):
             return v
-        u = predict(without_text(self.prompt, config.without_text))
-        texts = without_images(self.prompt, self.task.spec) if config.image_against == "text" else Prompt()
-        return guidance.combine(v, u, predict(texts) if by_images else None)
+        return guidance.combine(v, *(predict(version) for (version,) in versions))
 
     def image(self, drawn: int) -> np.ndarray:
         """Draws one image [h, w, C], or its codes."""
@@ -218,30 +221,36 @@ def generate_one(
     task: Learner, params: Params, prompt: Prompt, seed: int, config: SamplerConfig, number: int = 0
 ) -> Document:
     """Gives the result of `generate` for the prompt with this number; the document must fit one packed row."""
-    drawn_kind = drawable_of(task.spec)
-    way = way_of(task.spec, drawn_kind, (0, 0), config.goes_on) if drawn_kind and config.max_images else None
+    spec = task.spec
+    asked = [chosen(drawables_of(spec), prompt.kind)] if prompt.draw else []
+    kinds = [drawn.kind for drawn in asked]
+    sizes = sizes_of(spec, prompt.size or (0, 0), kinds, config.max_tokens > 0) if config.max_images else {}
+    by_opener = {way.parts.drawable.opener: way for way in ways_of(spec, sizes, config.goes_on)}
     key = row_keys(seed, np.array([number]))
-    row = _Row(task, params, config, drawn_kind, way, key, prompt, prompt.segments)
+    row = _Row(task, params, config, by_opener, None, key, prompt, prompt.segments)
     made: list[Segment] = []
     count = written = drawn = 0
+    opener = asked[0].opener if asked else -1  # of what must come, or came last
     thinks, opened = prompt.draw and config.think > 0, prompt.draw and not config.think
     least = min(config.min_images, config.max_images)
     while opened or thinks or written < config.max_tokens or 0 < drawn < least:
         opened |= 0 < drawn < least
         if not opened:
-            token = task.spec.eos if thinks and written == config.think else row.token(count, drawn)
-            if token == task.spec.eos and not thinks:
+            token = spec.eos if thinks and written == config.think else row.token(count, drawn)
+            if token == spec.eos and not thinks:
                 break
-            opened = token in (row.opener, task.spec.eos)
+            opened = token in (*by_opener, spec.eos)
+            opener = token if opened and not thinks else opener
         count += 1
         if opened:
-            if row.drawable.spelled:
-                content, count = row.spelled(count)
+            drawing = row.drawing(opener)
+            if drawing.drawable.spelled:
+                content, count = drawing.spelled(count)
             else:
-                content = row.image(drawn)
-            new = Segment(row.drawable.kind, content, "context", prompt.label, pooled=prompt.pooled)
+                content = drawing.image(drawn)
+            new = Segment(drawing.drawable.kind, content, "context", prompt.label, pooled=prompt.pooled)
             drawn += 1
-            if (not config.max_tokens and drawn >= least) or not row.way.goes_on:
+            if (not config.max_tokens and drawn >= least) or not drawing.way.goes_on:
                 return (*made, new)
             thinks, written = False, 0 if thinks else written
         else:

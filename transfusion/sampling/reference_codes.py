@@ -40,11 +40,14 @@ def _key(row: Any, drawn: int, step: int) -> jax.Array:
 
 
 def unmasked(row: Any, drawn: int) -> np.ndarray:
-    """Draws codes by unmasking, as Show-o does."""
+    """Draws codes by unmasking, as Show-o does, or in blocks, as LLaDA does."""
     config, n = row.config, row.parts.tokens
+    size, each = n // config.unmask_blocks, config.steps // config.unmask_blocks
+    of_a_block = still_masked(size, each, row.task.objectives.masked.schedule)
+    counts = [left + n - end for end in range(size, n + 1, size) for left in of_a_block]
     codes, hidden = np.zeros(n, np.int64), np.ones(n, bool)
     noise = config.unmask_noise
-    for step, left in enumerate(still_masked(n, config.steps, row.task.objectives.masked.schedule)):
+    for step, left in enumerate(counts):
         logits = row.guided(step / config.steps, lambda p: _logits(row, p, codes, hidden))
         drawing, ranking = jax.random.split(_key(row, drawn, step))
         ids = _choose(row, logits, drawing)
@@ -52,7 +55,9 @@ def unmasked(row: Any, drawn: int) -> np.ndarray:
         bumps = np.asarray(jax.random.gumbel(ranking, (n,)))
         sure = np.asarray(jax.nn.log_softmax(logits[0]))[np.arange(n), ids] + np.float32(noise) * bumps
         codes[hidden] = ids[hidden]
-        unsure = sorted((place for place in range(n) if hidden[place]), key=lambda place: sure[place])
+        now = step // each  # the number of the block
+        masked = (place for place in range(n) if hidden[place])
+        unsure = sorted(masked, key=lambda place: (place // size <= now, sure[place]))
         hidden[:] = False
         hidden[unsure[:left]] = True
     return codes.reshape(row.parts.shape).astype(np.int32)

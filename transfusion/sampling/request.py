@@ -99,8 +99,8 @@ class Request:
       solver: a key of `transfusion.sampling.solvers.SOLVERS`.
       filters: which codes may be drawn.
       prefixes: the prefix after which the images are drawn, and the same without conditions: without the text, if
-        anything guides, and then without the images, if they guide.
-      guidance: the guidance by the text and by the images.
+        anything guides, and then without each kind of media that guides.
+      guidance: the guidance by the text and by these kinds.
       schedule: the arrays made of the config, see `transfusion.sampling.drawing.Drawing`.
       keys: the keys of the rows [B].
       drawn: the number of this image in its row, int32 [B].

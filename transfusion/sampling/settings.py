@@ -1,6 +1,7 @@
 """The compiled decoder's view of a `SamplerConfig`: values that may change per call, and those that are compiled in."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,11 +15,19 @@ from transfusion.sampling.prompts import bucket
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The settings that may change without compiling anew: scalars, and the `schedule` of a drawing."""
+class KindSettings:
+    """Those of `Settings` with which one kind is drawn: its `schedule`, see `transfusion.sampling.drawing`."""
 
     schedule: Any
     guidance: Guidance
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings that may change without compiling anew: scalars, and those of each kind that is drawn."""
+
+    kinds: tuple[KindSettings, ...]
     temperature: jax.Array
     top_p: jax.Array
     think: jax.Array
@@ -27,21 +36,36 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class KindLimits:
+    """Those of `Limits` that are of one kind that is drawn.
+
+    Attributes:
+      kind: its name in the layout.
+      size: sides of the latents or codes that are drawn; zeros leave it to the model.
+      solver: a key of `transfusion.sampling.solvers.SOLVERS`.
+      codes: the filters of its codes.
+    """
+
+    kind: str
+    size: tuple[int, ...]
+    solver: str
+    codes: Filters
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """The settings on which the compiled code depends besides the shapes.
 
     Attributes:
-      solver: a key of `transfusion.sampling.solvers.SOLVERS`.
+      kinds: the kinds that may be drawn; () if the rows only write.
       text: the filters of text ids.
-      codes: the filters of the codes of images.
       ids: the room for text tokens.
-      images: images drawn at most; 0 if the model draws nothing.
+      images: images, or items of other kinds, drawn at most.
       goes_on: whether anything may follow an image.
     """
 
-    solver: str
+    kinds: tuple[KindLimits, ...]
     text: Filters
-    codes: Filters
     ids: int
     images: int
     goes_on: bool
@@ -84,33 +108,39 @@ def machine_of(platform: str) -> Machine:
     return MACHINES.get(platform, MACHINES["tpu"])
 
 
-def limits_of(config: SamplerConfig, draws: bool) -> Limits:
-    """Takes the limits from a config, for a model that `draws` or does not."""
+def limits_of(config: SamplerConfig, sizes: Mapping[str, tuple[int, ...]]) -> Limits:
+    """Takes the limits from a config; `sizes` are those of the kinds that may be drawn, by their names."""
     tokens = config.think + config.max_tokens
+    kinds = [(kind, size, config.of_kind(kind)) for kind, size in sizes.items()]
     return Limits(
-        solver=config.solver,
+        kinds=tuple(
+            KindLimits(kind, size, own.solver, Filters.of(own.code_temperature, own.code_top_k, own.code_top_p))
+            for kind, size, own in kinds
+        ),
         text=Filters.of(config.temperature, config.top_k, config.top_p),
-        codes=Filters.of(config.code_temperature, config.code_top_k, config.code_top_p),
         ids=bucket(tokens, 16) if tokens else 0,
-        images=config.max_images if draws else 0,
+        images=config.max_images if kinds else 0,
         goes_on=config.goes_on,
     )
 
 
-def settings_of(config: SamplerConfig, schedule: Any) -> Settings:
-    """Takes the settings from a config; `schedule` holds the arrays that the way of drawing makes of it."""
-    guidance = Guidance(
+def guidance_of(config: SamplerConfig) -> Guidance:
+    """Takes the guidance from a config, without the scales of what prompts hold."""
+    return Guidance(
         scale=np.float32(config.guidance),
         low=np.float32(config.guidance_low),
         high=np.float32(config.guidance_high),
-        image=np.float32(config.image_guidance),
         least=np.float32(config.renorm_least),
         renorm=config.renorm,
         against=config.image_against,
     )
+
+
+def settings_of(config: SamplerConfig, schedules: Mapping[str, Any]) -> Settings:
+    """Takes the settings from a config; `schedules` are the arrays that the ways of drawing make of it, by kinds."""
+    kinds = (KindSettings(schedule, guidance_of(config.of_kind(kind))) for kind, schedule in schedules.items())
     return Settings(
-        schedule=schedule,
-        guidance=guidance,
+        kinds=tuple(kinds),
         temperature=np.float32(config.temperature),
         top_p=np.float32(config.top_p),
         think=np.int32(config.think),

@@ -1,4 +1,4 @@
-"""Drawing an item id by id in the text's vocabulary, by its grammar, guided by up to two prompts more.
+"""Drawing an item id by id in the text's vocabulary, by its grammar, guided by other versions of the prompt.
 
 The rows of all prompts advance together. What is drawn stays in the cache of the first, and nothing is encoded again.
 """
@@ -20,7 +20,7 @@ from transfusion.sampling.place import lay
 from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.request import Prefix, Request, side_by_side
 from transfusion.sampling.state import NO_IMAGES, WRITING, Line, State, append, put_ids, text_keys
-from transfusion.sequence import TEXT, Document, Segment
+from transfusion.sequence import TEXT, Segment
 from transfusion.sequence.rows import Expanded
 
 
@@ -39,6 +39,7 @@ class Speller:
     """The way of drawing an item id by id in the text's vocabulary; see `transfusion.sampling.ways.Way`."""
 
     parts: SpelledParts
+    number: int
     together = 0
 
     @property
@@ -97,19 +98,10 @@ class Speller:
         del model, unread, then  # closers are pending, and are read as the next token of text
         return dataclasses.replace(state, mode=jnp.where(rows, WRITING, state.mode))
 
-    def document(self, ids: np.ndarray, images: np.ndarray, prompt: Prompt) -> Document:
-        del images, prompt
-        drawable, segments, ids = self.parts.drawable, [], np.asarray(ids, np.int32)
-        while len(ids):
-            opened = ids[0] == drawable.opener
-            edges = np.flatnonzero(ids == (drawable.run.closer if opened else drawable.opener))
-            end = edges[0] if len(edges) else len(ids)
-            if opened:
-                segments.append(Segment(drawable.kind, drawable.run.spelling.parse(ids[1:end]), "context"))
-            else:
-                segments.append(Segment(TEXT, ids[:end]))
-            ids = ids[end + opened :]
-        return tuple(segments)
+    def item(self, ids: np.ndarray, image: np.ndarray | None, prompt: Prompt) -> tuple[Segment, int]:
+        run, kind = self.parts.drawable.run, self.parts.drawable.kind
+        end = int(np.argmax(ids == run.closer))
+        return Segment(kind, run.spelling.parse(ids[1:end]), "context"), end + 1
 
 
 def _first_rows(line: Line, prompts: int, slots: int) -> Line:

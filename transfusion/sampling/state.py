@@ -1,10 +1,10 @@
 """The decoder's state, and the two ways in which it grows: tokens enter the cache, and ids and images are put out.
 
-Shape letters: B rows, S slots of the cache, T ids put out, M images, N tokens of an image, E numbers of a patch.
+Shape letters: B rows, S slots of the cache, T ids put out, M items drawn, N tokens of an item, E numbers of a patch.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from transfusion.sampling.prompts import Prefill
 from transfusion.sequence import TEXT
 from transfusion.sequence.rows import Expanded
 
-WRITING, DRAWING, FINISHED = range(3)
+# What a row does: it writes, has finished, or waits to draw: `DRAWING` + the number of the kind that it draws.
+WRITING, FINISHED, DRAWING = range(3)
 _TEXT, _IMAGE, _STEP = range(3)  # purposes of random numbers
-NO_IMAGES = jax.ShapeDtypeStruct((0, 0, 0), np.float32)  # of rows that draw none, or spell what they draw
+NO_IMAGES = jax.ShapeDtypeStruct((0, 0, 0), np.float32)  # of a kind that is spelled
 
 
 @jax.tree_util.register_dataclass
@@ -53,24 +54,27 @@ class State:
 
     Attributes:
       line: the tokens of the rows.
-      mode: int32 [B] WRITING, DRAWING or FINISHED.
+      mode: int32 [B] WRITING, FINISHED, or DRAWING + the number of a kind.
+      kind: int32 [B] the kind that was opened last, or that must come: its number in the table of what is drawn.
       thinks: bool [B] whether the row writes the text before an image that must come.
       pending: int32 [B] the id chosen last, not yet in the cache.
       ids: int32 [B, T] ids put out; an opener stands for an image.
       count: int32 [B] how many ids are put out.
       written: int32 [B] how many of these are text, counted anew after the text before an image that must come.
-      images: float32 [B, M, N, E] images drawn, as patches, or int32 [B, M, N], as codes.
-      drawn: int32 [B] how many images are drawn.
+      images: what is drawn, of each kind: float32 [B, M, N, E], as patches, or int32 [B, M, N], as codes. The m-th item
+        of a row, counted over all kinds, has number m in the array of its kind.
+      drawn: int32 [B] how many items are drawn.
     """
 
     line: Line
     mode: jax.Array
+    kind: jax.Array
     thinks: jax.Array
     pending: jax.Array
     ids: jax.Array
     count: jax.Array
     written: jax.Array
-    images: jax.Array
+    images: tuple[jax.Array, ...]
     drawn: jax.Array
 
     def with_rows(self, other: "State", rows: jax.Array) -> "State":
@@ -82,11 +86,16 @@ class State:
         cache = self.line.cache.with_rows(other.line.cache, rows)
         line = Line(cache, *jax.tree.map(put, (self.line.used, self.line.place), (other.line.used, other.line.place)))
         rest = [field.name for field in dataclasses.fields(self) if field.name != "line"]
-        return State(line, *(put(getattr(self, name), getattr(other, name)) for name in rest))
+        return State(line, *(jax.tree.map(put, getattr(self, name), getattr(other, name)) for name in rest))
 
 
 def first_state(
-    prefix: KeyValues, prompts: Prefill, room: int, ids: int, images: jax.ShapeDtypeStruct, opener: int
+    prefix: KeyValues,
+    prompts: Prefill,
+    room: int,
+    ids: int,
+    images: Sequence[jax.ShapeDtypeStruct],
+    openers: Sequence[int],
 ) -> State:
     """Makes the state after the prompts.
 
@@ -95,20 +104,25 @@ def first_state(
       prompts: the place of their rows.
       room: free slots of the cache.
       ids: how many ids are put out at most.
-      images: shape [M, N, E] or [M, N] and dtype of the images that a row puts out.
-      opener: the id that begins a drawing; -1 if nothing is drawn.
+      images: shape [M, N, E] or [M, N] and dtype of the items of each kind that a row puts out.
+      openers: the id that begins each kind.
     """
-    draw = prompts.draw
+    draw, kind = prompts.draw, jnp.asarray(prompts.kind, jnp.int32)
     zero = jnp.zeros(len(draw), jnp.int32)
     drawing = jnp.asarray(draw, jnp.int32)
     buffer = jnp.zeros((len(draw), ids), jnp.int32)
-    if opener >= 0:
-        buffer = buffer.at[:, 0].set(drawing * opener)
-    mode = jnp.where(draw, DRAWING, WRITING)
+    if openers:
+        buffer = buffer.at[:, 0].set(drawing * of_kind(openers, kind))
+    mode = jnp.where(draw, DRAWING + kind, WRITING)
     thinks = jnp.asarray(prompts.thinks)
-    drawn = jnp.zeros((len(draw), *images.shape), images.dtype)
+    drawn = tuple(jnp.zeros((len(draw), *one.shape), one.dtype) for one in images)
     line = Line.behind(prefix, prompts.place, room)
-    return State(line, mode, thinks, zero, buffer, drawing, zero, drawn, zero)
+    return State(line, mode, kind, thinks, zero, buffer, drawing, zero, drawn, zero)
+
+
+def of_kind(values: Sequence[int], kind: jax.Array) -> jax.Array:
+    """Looks up a value for each row, by its kind int32 [B]; a table of one row is that value."""
+    return jnp.int32(values[0]) if len(values) == 1 else jnp.asarray(values, jnp.int32)[kind]
 
 
 def append(
@@ -133,11 +147,13 @@ def put_ids(state: State, ids: jax.Array, rows: jax.Array) -> State:
     return dataclasses.replace(state, ids=buffer, count=state.count + rows)
 
 
-def put_images(state: State, images: jax.Array, rows: jax.Array) -> State:
-    """Puts out images [B, N, E] or [B, N] of the rows bool [B]."""
-    at = jnp.where(rows, state.drawn, state.images.shape[1])
-    buffer = state.images.at[jnp.arange(len(images)), at].set(images, mode="drop")
-    return dataclasses.replace(state, images=buffer, drawn=state.drawn + rows)
+def put_images(state: State, kind: int, images: jax.Array, rows: jax.Array) -> State:
+    """Puts out items of one kind [B, N, E] or [B, N] of the rows bool [B]."""
+    held = state.images[kind]
+    at = jnp.where(rows, state.drawn, held.shape[1])
+    held = held.at[jnp.arange(len(images)), at].set(images, mode="drop")
+    images = (*state.images[:kind], held, *state.images[kind + 1 :])
+    return dataclasses.replace(state, images=images, drawn=state.drawn + rows)
 
 
 def logits_at(model: UnifiedModel, encoded: Encoded, last: jax.Array) -> jax.Array:

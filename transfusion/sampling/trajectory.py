@@ -44,15 +44,17 @@ def trajectory(
       UsageError: if the model draws nothing, or codes.
     """
     config = dataclasses.replace(config, max_images=max(config.max_images, 1))
-    made, settings = decoder_of(task, config, size)
+    config = dataclasses.replace(config, max_tokens=0)  # nothing comes after it, so only its kind is drawn
     prompt = dataclasses.replace(prompt, draw=True)
-    prefill = prefill_of([prompt], task.spec, made.drawable)
-    if DRAWINGS[made.drawable.stream.objective].record is None:
+    made, settings = decoder_of(task, config, size, [prompt])
+    (drawn,), (way,) = made.drawables, made.ways
+    prefill = prefill_of([prompt], task.spec, made.drawables)
+    if DRAWINGS[drawn.stream.objective].record is None:
         raise UsageError("codes are drawn without noise: there is no trajectory from noise to an image")
-    conditions = conditions_of([prompt], task.spec, made.drawable, config)
+    conditions = conditions_of([prompt], task.spec, made.drawables, config)
     last, (x, data) = made.trace(params, prefill, conditions, row_keys(seed, np.zeros(1, np.int32)), settings)
-    steps = list(range(config.steps) if at is None else at)
-    x, data, last = (made.way.parts.media(np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
+    times = settings.kinds[0].schedule
+    steps = list(range(len(times) - 1) if at is None else at)
+    x, data, last = (way.parts.media(np.asarray(a)[..., 0, :, :]) for a in (x, data, last))
     end = last[None]
-    times = settings.schedule[[*steps, -1]]
-    return Trajectory(times, np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))
+    return Trajectory(times[[*steps, -1]], np.concatenate([x[steps], end]), np.concatenate([data[steps], end]))

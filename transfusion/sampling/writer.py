@@ -4,7 +4,7 @@ Shape letters: B rows, V vocabulary.
 """
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from transfusion.sampling.drawable import Drawable
 from transfusion.sampling.parts import token_of_text
 from transfusion.sampling.place import lay
 from transfusion.sampling.settings import Limits, Settings
-from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, append, put_ids, text_keys
+from transfusion.sampling.state import DRAWING, FINISHED, WRITING, State, append, of_kind, put_ids, text_keys
 from transfusion.sequence import TEXT, SequenceSpec
 from transfusion.sequence.rows import Expanded
 
@@ -28,21 +28,21 @@ class Writer:
     Attributes:
       spec: the tables of the model.
       limits: the limits of the config.
-      drawable: the item that an opener opens; None if nothing is drawn, and no opener written.
+      drawables: the kinds that openers open; other openers are not written.
     """
 
     spec: SequenceSpec
     limits: Limits
-    drawable: Drawable | None
+    drawables: tuple[Drawable, ...]
 
     @property
-    def opener(self) -> int:
-        """The id that begins a drawing; -1 if nothing is drawn."""
-        return -1 if self.drawable is None else self.drawable.opener
+    def openers(self) -> tuple[int, ...]:
+        """The ids that begin a drawing, of each kind."""
+        return tuple(drawn.opener for drawn in self.drawables)
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        return emittable(self.spec, self.opener)
+        return emittable(self.spec, self.openers)
 
     @cached_property
     def token(self) -> Expanded:
@@ -54,8 +54,8 @@ class Writer:
         content = {TEXT: state.pending[:, None]}
         inputs = lay(self.token, self.spec, state.line.place, rows, content, jnp.ones(len(rows)))
         line, encoded = append(model, state.line, self.token, inputs, rows)
-        opened = rows & (state.pending == self.opener)
-        state = dataclasses.replace(state, line=line, mode=jnp.where(opened, DRAWING, state.mode))
+        opened = rows & self._opens(state.pending)
+        state = dataclasses.replace(state, line=line, mode=jnp.where(opened, DRAWING + state.kind, state.mode))
         return self.put_next(state, model.head(TEXT, encoded[TEXT])[:, 0], rows & ~opened, keys, settings)
 
     def put_next(self, state: State, logits: jax.Array, rows: jax.Array, keys: jax.Array, settings: Settings) -> State:
@@ -70,32 +70,47 @@ class Writer:
         logits = self._masked(state, logits)
         ids = self.limits.text.choose(logits, text_keys(keys, state.count), settings.temperature, settings.top_p)
         going = rows_left & (ids != self.spec.eos)
-        ids = jnp.where(thinks & ~going | must, self.opener, ids)
+        if self.openers:  # whatever a text before an item that must come ends with, that item is drawn
+            ends = thinks & (~going | self._opens(ids)) | must
+            ids = jnp.where(ends, of_kind(self.openers, state.kind), ids)
         going |= thinks | must
-        opens = going & (ids == self.opener)
+        opens = going & self._opens(ids)
+        kind = jnp.where(opens, self._kind(ids), state.kind)
         written = jnp.where(thinks & opens, 0, state.written + (going & ~opens))
         full = (written >= limit) & ~thinks  # the image that must come sees the last token: it has to be encoded first
-        mode = jnp.where(~going | full & ~opens, FINISHED, jnp.where(opens, self._mode_behind_opener, WRITING))
+        mode = jnp.where(~going | full & ~opens, FINISHED, jnp.where(opens, self._mode_behind_opener(kind), WRITING))
         return dataclasses.replace(
             put_ids(state, ids, going),
             mode=jnp.where(rows, mode, state.mode),
+            kind=kind,
             written=written,
             thinks=state.thinks & ~opens,
             pending=jnp.where(going, ids, state.pending),
         )
 
+    def _opens(self, ids: jax.Array) -> jax.Array:
+        """Finds the ids int32 [B] that begin a drawing, bool [B]."""
+        return reduce(jnp.logical_or, (ids == opener for opener in self.openers), jnp.zeros(ids.shape, bool))
+
+    def _kind(self, ids: jax.Array) -> jax.Array:
+        """The numbers of the kinds that the ids int32 [B] open; 0 where they open none."""
+        return sum((number * (ids == opener) for number, opener in enumerate(self.openers)), jnp.zeros_like(ids))
+
     def _masked(self, state: State, logits: jax.Array) -> jax.Array:
         """Sets the logits [B, V] of ids that may not be written to `NEVER`."""
         logits = jnp.where(self.allowed, logits, NEVER)
-        if self.drawable is None:
-            return logits
         may = state.drawn < self.limits.images
-        return logits.at[:, self.opener].set(jnp.where(may, logits[:, self.opener], NEVER))
+        for opener in self.openers:
+            logits = logits.at[:, opener].set(jnp.where(may, logits[:, opener], NEVER))
+        return logits
 
-    @property
-    def _mode_behind_opener(self) -> int:
-        """The mode after an opener was chosen: one that is text is first written like any other token."""
-        return WRITING if self.drawable is None or self.drawable.opener_is_text else DRAWING
+    def _mode_behind_opener(self, kind: jax.Array) -> jax.Array:
+        """The mode after an opener of a kind int32 [B] was chosen: one that is text is first written like any other
+        token."""
+        if not self.drawables:
+            return jnp.int32(WRITING)
+        numbered = enumerate(self.drawables)
+        return of_kind([WRITING if drawn.opener_is_text else DRAWING + number for number, drawn in numbered], kind)
 
     def must_draw(self, state: State, rows: jax.Array, settings: Settings) -> jax.Array:
         """Finds those of the rows bool [B] that have drawn, but fewer images than must come."""

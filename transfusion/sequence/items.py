@@ -143,11 +143,13 @@ class Codes(Items):
     Attributes:
       scales: sides of the square grids of an item at several scales; () has one grid.
       prediction: how they are predicted.
+      fill: the id in the places behind an item that is shorter than its grid; -1: all items have that size.
     """
 
     vocabulary: int
     scales: tuple[int, ...] = ()
     prediction: Prediction = Prediction()
+    fill: int = -1
 
     @property
     def axes(self) -> int:
@@ -179,6 +181,10 @@ class Codes(Items):
     def check(self, segment: Segment) -> None:
         self.facts.check(segment)
         codes, wanted = np.asarray(segment.value), self.item_shape()
+        if self.fill >= 0 and codes.ndim == 1 and len(codes) > wanted[0]:
+            raise UsageError(f"{segment.kind}: {len(codes)} ids do not fit the {wanted[0]} places of their stream")
+        if self.fill >= 0 and codes.ndim == 1:
+            codes = self._filled(codes)
         if codes.shape != wanted or codes.dtype.kind not in "iu":
             found = f"{codes.dtype} {list(codes.shape)}"
             raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")
@@ -190,7 +196,11 @@ class Codes(Items):
             where = np.concatenate([np.insert(places((s, s)), 0, k, axis=1) for k, s in enumerate(self.scales)])
         else:
             where = places(self.grid)
-        return self._tokens(np.asarray(segment.value, np.int32), where)
+        value = np.asarray(segment.value, np.int32)
+        return self._tokens(self._filled(value) if self.fill >= 0 else value, where)
+
+    def _filled(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([ids, np.full(self.grid[0] - len(ids), self.fill, ids.dtype)])
 
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         return self.prediction.targets(piece, follows)

@@ -106,8 +106,11 @@ class Stream:
         patches may mix sizes: then all are 0, and `items` bounds them. Of codes: (h, w), a token each.
       scales: sides of square grids of codes at growing scales, the last one that of `grid` (VAR, arXiv 2404.02905). An
         item is flat then, scale after scale, and each scale is a frame of its 'frame' attention.
+      fill: the id in the places behind codes that are fewer than the (T,) of `grid`, such as the end of text behind
+        the ids of an answer (LLaDA); -1: there are always T.
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
-      table: additive position inside an image: 'none', 'sincos' (fixed 2-D sine and cosine; y first) or 'learned'.
+      table: additive position inside an item: 'none', 'sincos' (fixed sines and cosines of its sides; y first) or, of
+        images, 'learned'.
       coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext').
       released: what only released weights need, see `Released`.
     """
@@ -132,6 +135,7 @@ class Stream:
     patch_frames: int = 1
     grid: tuple[int, ...] = (0, 0)
     scales: tuple[int, ...] = ()
+    fill: int = -1
     items: int = 0
     table: str = "none"
     coder_width: int = 64
@@ -154,7 +158,7 @@ class Stream:
             return Text(self.vocabulary)
         if self.vocabulary:
             prediction = PREDICTIONS.get(self.objective, Prediction())
-            return Codes(self.grid, facts, self.vocabulary, self.scales, prediction)
+            return Codes(self.grid, facts, self.vocabulary, self.scales, prediction, self.fill)
         kind = Queries if self.source == "none" else Latents
         return kind(
             self.grid, facts, self.channels, self.patch_sides, source=self.source, lead=int(time.token),
@@ -207,6 +211,8 @@ def _fits_codes(stream: Stream) -> None:
         raise UsageError("streams: a code is a token: patch 1, time 'none', and a head that is not tied")
     if (stream.attention == "frame") != bool(stream.scales):
         raise UsageError("streams: `scales` of codes and attention 'frame' go together")
+    if stream.fill >= stream.vocabulary or (stream.fill >= 0 and len(stream.grid) != 1):
+        raise UsageError("streams: fill is an id of the vocabulary, and for codes with the one side (T,) only")
     if stream.scales and tuple(stream.grid) != (stream.scales[-1],) * 2:
         raise UsageError(f"streams: grid {tuple(stream.grid)} is not the square of the last scale, {stream.scales[-1]}")
 

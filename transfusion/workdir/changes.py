@@ -51,6 +51,8 @@ FIELD_RULES: dict[str, Rule] = {
     "tokenizer.**": Rule.MEANING,
     "codec.path": Rule.BY_CONTENT,
     "codec.**": Rule.MEANING,
+    "codecs.*.path": Rule.BY_CONTENT,
+    "codecs.**": Rule.MEANING,
     **dict.fromkeys(
         (f"autoencoder.{field}" for field in ("kl_weight", "perceptual_weight", "adversarial.weight",
          "adversarial.start", "quantizer.commitment", "quantizer.decay", "quantizer.revive", "tower.remat")), Rule.FREE,
@@ -60,6 +62,7 @@ FIELD_RULES: dict[str, Rule] = {
         (f"data.sources.*.{field}" for field in
          ("medium", "length", "rate", "resolution", "channels", "caption_template")), Rule.MEANING,
     ),
+    "data.sources.*.sizes.**": Rule.FREE,  # a stream of mixed sizes reads any
     **dict.fromkeys(
         (f"data.sources.*{field}" for field in
          ("", ".kind", ".name", ".path", ".split", ".weight", ".image_field", ".caption_field", ".text_field",

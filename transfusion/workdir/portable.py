@@ -1,6 +1,6 @@
 """Makes a workdir one that can be moved, renamed, and read from any folder.
 
-A run needs the file of its tokenizer and its codec. They are copied into the workdir when training starts, and
+A run needs the file of its tokenizer and its codecs. They are copied into the workdir when training starts, and
 config.json names them relative to itself. Its other paths, of data and of other runs, are absolute, or URLs.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from etils import epath
 
 from transfusion import storage
+from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.running import seals
 
-CODEC = "codec"  # the folder of a codec in the workdir of the model that uses it
+# The folders of codecs in the workdir of the model that uses them: of all kinds of segments, and of a single kind.
+CODEC, CODECS = "codec", "codecs"
 # Kind of tokenizer -> the name of its file in the workdir.
 FILE_OF_TOKENIZER = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 CONFIG = "config.json"
@@ -30,16 +32,15 @@ def absolute(path: str) -> str:
 
 def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
-    codec, tokenizer = experiment.codec, experiment.tokenizer
-    if _has_codec(experiment):
-        codec = dataclasses.replace(codec, path=CODEC)
-    if tokenizer.path:
-        tokenizer = dataclasses.replace(tokenizer, path=_name(experiment))
-    return dataclasses.replace(_elsewhere(experiment, absolute), codec=codec, tokenizer=tokenizer)
+    return _with_paths(
+        _elsewhere(experiment, absolute),
+        _name(experiment),
+        lambda codec, copy: copy if _has_weights(codec) else absolute(codec.path),
+    )
 
 
 def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
-    """The experiment of a config.json in `folder`, with paths of tokenizer and codec that can be opened from here.
+    """The experiment of a config.json in `folder`, with paths of tokenizer and codecs that can be opened from here.
 
     A relative path is looked for in the folder and then, as in older workdirs, in the current folder. If nothing is
     there, its last name is looked for in the folder, which may have been moved.
@@ -54,11 +55,11 @@ def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
                 return os.fspath(place)
         return path
 
-    return _with_paths(experiment, find(experiment.tokenizer.path), find(experiment.codec.path))
+    return _with_paths(experiment, find(experiment.tokenizer.path), lambda codec, copy: find(codec.path))
 
 
 def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Experiment:
-    """The experiment of a command line; where its tokenizer or codec is gone, it names the copy in the workdir."""
+    """The experiment of a command line; where its tokenizer or a codec is gone, it names the copy in the workdir."""
 
     def find(path: str, copy: str) -> str:
         kept = epath.Path(workdir) / copy
@@ -66,11 +67,11 @@ def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Exp
         return os.fspath(kept) if gone and kept.exists() else path
 
     tokenizer = find(experiment.tokenizer.path, _name(experiment))
-    return _with_paths(experiment, tokenizer, find(experiment.codec.path, CODEC))
+    return _with_paths(experiment, tokenizer, lambda codec, copy: find(codec.path, copy))
 
 
 def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
-    """Copies the tokenizer's file and the codec into the workdir, unless they are there. Only one process calls it.
+    """Copies the tokenizer's file and the codecs into the workdir, unless they are there. Only one process calls it.
 
     Raises:
       StorageError, UsageError: if they cannot be read or written.
@@ -79,27 +80,47 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
     try:
         if experiment.tokenizer.path:
             _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
-        if _has_codec(experiment):
-            _copy_codec(experiment.codec.path, workdir / CODEC)
+        for copy, codec in _with_weights(experiment).items():
+            _copy_codec(codec.path, workdir / copy)
     except OSError as error:
-        raise storage.lasting(f"cannot copy the tokenizer and the codec into {workdir}", error) from error
+        raise storage.lasting(f"cannot copy the tokenizer and the codecs into {workdir}", error) from error
 
 
-def codec_differs(trained: Experiment, experiment: Experiment, workdir: str | os.PathLike) -> bool:
-    """Whether the experiment names a codec with other weights than the run was trained with.
+def differing_codecs(
+    trained: Experiment, experiment: Experiment, workdir: str | os.PathLike
+) -> list[tuple[str, str, str]]:
+    """The codecs of an experiment that have other weights than the run was trained with: (field, old, new path).
 
     The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
     """
-    kept = epath.Path(workdir) / CODEC
-    if not _has_codec(experiment) or not _has_codec(trained) or _same(experiment.codec.path, kept):
+    before = _with_weights(trained)
+    return [
+        (f"{copy.replace('/', '.')}.path", copy, codec.path)
+        for copy, codec in _with_weights(experiment).items()
+        if copy in before and _differs(before[copy].path, codec.path, epath.Path(workdir), copy)
+    ]
+
+
+def _differs(trained: str, path: str, workdir: epath.Path, copy: str) -> bool:
+    kept = workdir / copy
+    if _same(path, kept):
         return False
     if not (kept / CONFIG).exists():
-        return trained.codec.path != CODEC and absolute(trained.codec.path) != absolute(experiment.codec.path)
-    return _newest_seal(experiment.codec.path)[1] != _newest_seal(kept)[1]
+        return trained != copy and absolute(trained) != absolute(path)
+    return _newest_seal(path)[1] != _newest_seal(kept)[1]
 
 
-def _has_codec(experiment: Experiment) -> bool:
-    return experiment.codec.kind == "autoencoder" and bool(experiment.codec.path)
+def _codecs(experiment: Experiment) -> dict[str, CodecConfig]:
+    """The codecs of an experiment by the folders of their copies in the workdir."""
+    return {CODEC: experiment.codec} | {f"{CODECS}/{kind}": codec for kind, codec in experiment.codecs.items()}
+
+
+def _with_weights(experiment: Experiment) -> dict[str, CodecConfig]:
+    return {copy: codec for copy, codec in _codecs(experiment).items() if _has_weights(codec)}
+
+
+def _has_weights(codec: CodecConfig) -> bool:
+    return codec.kind == "autoencoder" and bool(codec.path)
 
 
 def _name(experiment: Experiment) -> str:
@@ -107,28 +128,31 @@ def _name(experiment: Experiment) -> str:
     return FILE_OF_TOKENIZER.get(config.kind, os.path.basename(config.path)) if config.path else ""
 
 
-def _with_paths(experiment: Experiment, tokenizer: str, codec: str) -> Experiment:
+def _with_paths(experiment: Experiment, tokenizer: str, path_of: Callable[[CodecConfig, str], str]) -> Experiment:
+    """Replaces the paths of the tokenizer and of the codecs: `path_of` gets a codec and the folder of its copy."""
+    found = {copy: dataclasses.replace(c, path=path_of(c, copy)) for copy, c in _codecs(experiment).items()}
     return dataclasses.replace(
         experiment,
         tokenizer=dataclasses.replace(experiment.tokenizer, path=tokenizer),
-        codec=dataclasses.replace(experiment.codec, path=codec),
+        codec=found[CODEC],
+        codecs={kind: found[f"{CODECS}/{kind}"] for kind in experiment.codecs},
     )
 
 
 def _elsewhere(experiment: Experiment, change: Callable[[str], str]) -> Experiment:
-    """Changes the paths of everything that is not kept in the workdir: data, the codec's run, the run to start from."""
+    """Changes the paths of everything that is not kept in the workdir: data, and the run to start from."""
 
     def source(config: SourceConfig) -> SourceConfig:
         return dataclasses.replace(config, path=change(config.path), latents=change(config.latents))
 
     data, held_out = experiment.data, experiment.eval
     sources, others = ({n: source(s) for n, s in part.sources.items()} for part in (data, held_out))
+    runs = {n: dataclasses.replace(run, path=change(run.path)) for n, run in experiment.init.others.items()}
     return dataclasses.replace(
         experiment,
-        codec=dataclasses.replace(experiment.codec, path=change(experiment.codec.path)),
         data=dataclasses.replace(data, data_dir=change(data.data_dir), sources=sources),
         eval=dataclasses.replace(held_out, sources=others),
-        init=dataclasses.replace(experiment.init, path=change(experiment.init.path)),
+        init=dataclasses.replace(experiment.init, path=change(experiment.init.path), others=runs),
     )
 
 

@@ -102,8 +102,7 @@ def compare(experiment: Experiment, workdir: str | os.PathLike, allowed: Sequenc
     step, config = newest
     trained = _believed(step, config, workdir)
     changes = differences(trained, experiment)
-    if portable.codec_differs(trained, experiment, workdir):
-        changes.append(Change("codec.path", portable.CODEC, experiment.codec.path))
+    changes += [Change(*differing) for differing in portable.differing_codecs(trained, experiment, workdir)]
     _check_allowed(allowed, experiment, trained)
     _refuse(changes, step, workdir, allowed)
     if step > experiment.steps:
@@ -136,7 +135,7 @@ def _refuse(changes: Sequence[Change], step: int, workdir: str | os.PathLike, al
         )
     wrong = [
         c for c in changes
-        if (c.rule is Rule.MEANING or c.field == "codec.path") and not any(_covers(a, c.field) for a in allowed)
+        if c.rule in (Rule.MEANING, Rule.BY_CONTENT) and not any(_covers(a, c.field) for a in allowed)
     ]  # fmt: skip
     if wrong:
         flags = ",".join(change.field for change in wrong[:3])

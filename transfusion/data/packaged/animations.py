@@ -67,5 +67,5 @@ class Animations(PackagedBuilder):
     def _generate_examples(self, rows: list[tuple[str, Path, str]]) -> Iterator[tuple[str, dict]]:
         config = self.builder_config
         for name, path, caption in rows:
-            clip = clips.fit(clips.decode(path.read_bytes()), config.resolution, 3, config.frames)
+            clip = clips.fit(clips.decode(path.read_bytes()), ((config.resolution,) * 2,), 3, config.frames)
             yield name, {"video": clip, "caption": caption}

@@ -20,14 +20,16 @@ class Digits(PackagedBuilder):
     """
 
     VERSION = tfds.core.Version("1.1.0")
+    SHAPE: tuple[int | None, ...] = (8, 8, 1)
+    ABOUT = "Handwritten digits (UCI ML, BSD-licensed copy in scikit-learn), 8x8 grey."
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Handwritten digits (UCI ML, BSD-licensed copy in scikit-learn), 8x8 grey.",
+            description=self.ABOUT,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
+                    "image": tfds.features.Image(shape=self.SHAPE, dtype=np.uint8),
                     "label": tfds.features.ClassLabel(num_classes=10),
                     "caption": tfds.features.Text(),
                 }
@@ -46,3 +48,23 @@ class Digits(PackagedBuilder):
             pixels = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)[..., None]
             caption = f"a handwritten {DIGIT_WORDS[label]}"
             yield i, {"image": images.encode_png(pixels), "label": label, "caption": caption}
+
+
+SIZES = ((8, 8), (8, 12), (12, 8))  # height and width
+
+
+class SizedDigits(Digits):
+    """The same digits, each three times: as it is, and at a random place of a wider and of a higher canvas of black."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SHAPE = (None, None, 1)
+    ABOUT = "Handwritten digits (UCI ML, BSD-licensed copy in scikit-learn), 8x8 grey, on canvases of three sizes."
+
+    def _generate_examples(self, numbers: np.ndarray) -> Iterator[tuple[int, dict]]:
+        for i, record in super()._generate_examples(numbers):
+            digit, rng = images.decode(record["image"]), np.random.default_rng(i)
+            for number, (height, width) in enumerate(SIZES):
+                top, left = rng.integers(0, (height - 7, width - 7))
+                canvas = np.zeros((height, width, 1), np.uint8)
+                canvas[top : top + 8, left : left + 8] = digit
+                yield 3 * i + number, record | {"image": images.encode_png(canvas)}

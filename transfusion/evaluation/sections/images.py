@@ -28,7 +28,7 @@ def samples(material: Material) -> str:
     # As many per guidance scale as fit a page beside each other.
     each = 5 if material.real.images.shape[1] <= 24 else 4
     asked = [caption for caption, _, _ in prompts for _ in range(each)]
-    drawn = [material.run.draw(asked, seed=material.seed, guidance=scale) for scale in scales]
+    drawn = [material.run.draw(asked, kind=material.run.shows, seed=material.seed, guidance=scale) for scale in scales]
     lines = []
     for i, (caption, real, remark) in enumerate(prompts):
         name = page.escape(caption) + (f'<span class="verdict">{page.escape(remark)}</span>' if remark else "")
@@ -37,7 +37,7 @@ def samples(material: Material) -> str:
             mine = images[i * each : (i + 1) * each]
             cells.append("".join(page.thumbnail(image, f"{caption}, guidance {scale:g}") for image in mine))
         lines.append([name, *cells])
-    config = material.experiment.sampling
+    config = material.experiment.sampling.of_kind(material.run.shows)
     how = DRAWINGS[material.run.drawn.objective].words.format(config=config)
     note = (
         f"{how}, seed {material.seed}, not chosen by hand. A row has the same noise at each guidance scale; 1 is none."
@@ -52,14 +52,14 @@ def from_noise(material: Material) -> str:
     if not material.draws or material.run.drawn.vocabulary:
         return page.absent("The model draws no images by a solver.")
     caption = prompts[min(7, len(prompts) - 1)][0] if prompts else ""
-    config = material.experiment.sampling
+    config = material.experiment.sampling.of_kind(material.run.shows)
     at = sorted({round(i * (config.steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
     words = (Segment("text", material.run.task.tokenizer.encode(caption)),) if caption else ()
-    prompt = Prompt(words, draw=True)
+    prompt = Prompt(words, draw=True, kind=material.run.shows)
     path = trajectory(material.run.task, material.run.params, prompt, material.seed, config, at=at)
 
     def strip(latents: np.ndarray, what: str) -> str:
-        images = [material.run.codec.decode(x) for x in latents]
+        images = [material.run.codecs[material.run.shows].decode(x) for x in latents]
         moments = [f"t = {t:.2f}" for t in path.times]
         figures = "".join(
             f"<figure>{page.thumbnail(image, f'{what} at {t}', 96)}<figcaption>{t}</figcaption></figure>"

@@ -32,6 +32,7 @@ def _headline(material: Material) -> Iterator[tuple[str, str, str]]:
     names = {
         "generation_accuracy": "Drawn as asked",
         "caption_accuracy": "Captions right",
+        "zero_shot_accuracy": "Classes right by the nearest caption",
         "text_bits_per_byte": "Text bits per byte",
     }
     for name, label in names.items():

@@ -1,0 +1,75 @@
+"""One model of scenes that draws and reads: captions, questions, edits, stories, subjects and condition maps.
+
+What: pictures of 32x32 pixels with up to four coloured shapes, made as they are read, without end
+(`transfusion.data.scenes`). Each picture is noised latents that nothing else sees, and clean ones that what follows
+reads (BAGEL's layout without a tower, arXiv 2505.14683), so that records of any form train the same model: only the
+sources differ.
+Command: python -m transfusion.train --config configs/scenes.py --workdir runs/scenes
+  python experiments/scenes/run.py --workdir runs/scenes
+Hardware: 2 CPU cores. Results: experiments/scenes.
+Forms: without a form, captions both ways. `configs/scenes.py:questions` answers questions about pictures, `:edits`
+changes a picture as it is told, `:stories` writes and draws four panels, `:subjects` puts the things of two pictures
+into a third, `:maps` draws from edges, masks and layouts, and `:any` is one model of all of these.
+`:debug` and `:any_debug` train 20 steps in seconds.
+"""
+
+import dataclasses
+
+from transfusion import layouts
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.config import TransformerConfig
+from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream, text
+
+SIDE = 32
+TASKS = {
+    "": ("captions", "listed"),
+    "questions": ("questions",),
+    "edits": ("edits",),
+    "stories": ("stories",),
+    "subjects": ("subjects",),
+    "maps": ("edges", "masks", "layouts"),
+}
+TASKS["any"] = tuple(task for tasks in TASKS.values() for task in tasks)
+# Tokens of a row: of text, noised and clean. Eight pictures are 512, two stories; the rest is what such records need.
+BUDGETS = {
+    "": (720, 512, 384), "questions": (290, 64, 512), "edits": (290, 512, 512), "stories": (420, 512, 512),
+    "subjects": (230, 256, 512), "maps": (330, 512, 512), "any": (370, 512, 512),
+}  # fmt: skip
+FORMS = ("", "debug", *filter(None, TASKS), "any_debug")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    name = form.removesuffix("debug").removesuffix("_")
+    words, drawn, read = BUDGETS[name]
+    train = {task: SourceConfig(kind="scenes", name=task, resolution=SIDE) for task in TASKS[name]}
+    held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
+    noised = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0,
+    )  # fmt: skip
+    experiment = Experiment(
+        steps=4000,
+        batch_size=4,
+        log_every=50,
+        model=TransformerConfig(width=192, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        streams={
+            "text": Stream(vocabulary=text.VOCABULARY, budget=words, weight=2.0),
+            "noised": noised,
+            "clean": dataclasses.replace(noised, parts="noised", objective="none", budget=read),
+        },
+        layout=layouts.world(),
+        data=DataConfig(sources=train, caption_first=0.6, cache=False),
+        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(every=500, sources=held_out, prompts="held_out"),
+        sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4),
+    )
+    if form.endswith("debug"):
+        experiment = debug_form(experiment)
+    return to_config_dict(experiment)

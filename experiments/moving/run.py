@@ -1,0 +1,123 @@
+"""Does a run of `configs/moving.py` draw the motion that is asked for, describe clips, and keep the state of a world?
+
+  python experiments/moving/run.py --workdir runs/moving            # clips from captions, captions of held-out clips
+  python experiments/moving/run.py --workdir runs/moving_world      # the next frames of held-out clips
+
+Prints numbers with Wilson intervals of 95 %, and writes them to RUN.json beside this file. The judge is the exact
+parser of scenes: what is drawn is right if every frame shows the asked thing, in the asked colour and with the asked
+motion, to a pixel, and nothing else. RUN.png shows drawn clips, each in a row; those with a red edge are wrong.
+
+A model of clips draws all that captions can say, `--rounds` times, and describes `--described` clips of split 'test',
+whose scenes are not in training (the caption has to name shape, colour and motion; any paraphrase will do). A world
+model gets the caption and the first two frames of such clips and draws the other six one after the other; a frame is
+right if it shows the very state, to a pixel. What appears may appear anywhere, but has to stay there.
+"""
+
+import datetime
+import json
+import pathlib
+from collections import Counter
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+import transfusion
+from transfusion.data.scenes import moving, tasks, words
+from transfusion.data.scenes.parse import parse_clip
+from transfusion.evaluation.intervals import wilson
+
+HERE = pathlib.Path(__file__).resolve().parent
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each of the captions' contents is drawn.")
+DESCRIBED = flags.DEFINE_integer("described", 500, "Held-out clips that are described.")
+WORLDS = flags.DEFINE_integer("worlds", 200, "Held-out clips that a world model continues.")
+GIVEN = flags.DEFINE_integer("given", 2, "Frames that a world model gets.")
+SHOWN = flags.DEFINE_integer("shown", 10, "Clips of the picture.")
+
+
+def share(right: list[bool]) -> dict:
+    found = wilson(sum(right), len(right))
+    return {"right": sum(right), "of": len(right)} | {name: round(found[name], 4) for name in ("low", "high")}
+
+
+def by_kind(kinds: list[str], right: list[bool]) -> dict[str, str]:
+    totals, found = Counter(kinds), Counter(kind for kind, one in zip(kinds, right, strict=True) if one)
+    return {kind: f"{found[kind]} of {totals[kind]}" for kind in sorted(totals)}
+
+
+def picture(clips: list[np.ndarray], right: list[bool]) -> Image.Image:
+    """Each clip a row of its frames, with a red edge if it is wrong."""
+    rows = []
+    for clip, good in zip(clips, right, strict=True):
+        edge = (200, 200, 200) if good else (255, 0, 0)
+        frames = [np.pad(frame, ((1, 1), (1, 1), (0, 0))) for frame in clip]
+        for frame in frames:
+            frame[[0, -1], :] = frame[:, [0, -1]] = edge
+        rows.append(np.concatenate(frames, axis=1))
+    image = Image.fromarray(np.concatenate(rows))
+    return image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST)
+
+
+def clips_and_captions(run) -> tuple[dict, Image.Image]:
+    asked = list(moving.all_says("train")) * ROUNDS.value
+    captions = [words.clip_caption(says, words.templates(words.clip_skill(says), "train")[0]) for says in asked]
+    drawn = run.draw(captions)
+    right = [parse_clip(clip).says == says for clip, says in zip(drawn, asked, strict=True)]
+    held_out = [tasks.draw("clips", "test", number) for number in range(DESCRIBED.value)]
+    written = run.caption([moving.render_clip(one.clip) for one in held_out])
+    read = [words.understood(caption) == ("clips", one.says) for caption, one in zip(written, held_out, strict=True)]
+    result = {
+        "drawn clips that show what was asked": share(right) | by_kind([says[2] for says in asked], right),
+        "held-out clips described right": share(read) | by_kind([one.says[2] for one in held_out], read),
+    }
+    step = max(len(asked) // SHOWN.value, 1)
+    chosen = slice(0, step * SHOWN.value, step)
+    return result, picture(list(drawn[chosen]), right[chosen])
+
+
+def same_state(state, wanted, motion: str, first) -> bool:
+    """Whether a frame shows the state; where a thing has appeared is left open, so that its first place decides."""
+    if state is None or wanted is None or motion != "appears":
+        return state == wanted
+    place = first or state
+    return (state.shape, state.colour, state.y, state.x) == (wanted.shape, wanted.colour, place.y, place.x)
+
+
+def worlds(run) -> tuple[dict, Image.Image]:
+    held_out = [tasks.draw("clips", "test", number) for number in range(WORLDS.value)]
+    given, left = GIVEN.value, moving.FRAMES - GIVEN.value
+    prompts = [[one.texts[0], moving.render_clip(one.clip)[:given]] for one in held_out]
+    drawn = run.generate(prompts, draw=True, max_images=left, min_images=left)
+    clips, whole = [], []
+    frames = [[] for _ in range(left)]
+    for one, parts in zip(held_out, drawn, strict=True):
+        made = [part for part in parts if not isinstance(part, str)][:left]
+        clip = np.concatenate([moving.render_clip(one.clip)[:given], np.stack(made)])
+        states, wanted = parse_clip(clip).states, one.clip.states()
+        first = next((state for state in states if state is not None), None)
+        good = [same_state(states[t], wanted[t], one.clip.motion, first) for t in range(given, moving.FRAMES)]
+        for t, right in enumerate(good):
+            frames[t].append(right)
+        whole.append(all(good))
+        clips.append(clip)
+    result = {
+        "clips whose state is kept over all frames": share(whole) | by_kind([one.says[2] for one in held_out], whole),
+        "frames with the right state, by number": {str(given + t + 1): share(right) for t, right in enumerate(frames)},
+    }
+    return result, picture(clips[: SHOWN.value], whole[: SHOWN.value])
+
+
+def main(argv) -> None:
+    del argv
+    workdir = pathlib.Path(WORKDIR.value)
+    run = transfusion.load_run(workdir)
+    result, shown = (clips_and_captions if run.sides == 3 else worlds)(run)
+    result = {"date": datetime.date.today().isoformat(), "steps": run.step} | result
+    (HERE / f"{workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    shown.save(HERE / f"{workdir.name}.png", optimize=True)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    app.run(main)

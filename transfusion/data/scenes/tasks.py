@@ -1,0 +1,213 @@
+"""The records of each task, all of them made from scene graphs. `TASKS` is the table of the tasks.
+
+A task draws its content first (`Drawn`: what is said and shown, which the evaluation compares with), and makes a record
+of it. Captions and clips are short records with a medium and its caption; the others have segments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from transfusion.data.scenes import draws, maps, words
+from transfusion.data.scenes.changes import CHANGES, draw_change
+from transfusion.data.scenes.draws import Chance
+from transfusion.data.scenes.graph import CELLS, SPLITS, Scene
+from transfusion.data.scenes.moving import Clip, all_says, render_clip
+from transfusion.data.scenes.questions import QUESTIONS, ask
+from transfusion.data.scenes.render import render
+from transfusion.data.segments import RawSegment
+from transfusion.sequence import TEXT
+
+PANELS = 4  # of a story
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The content of a record.
+
+    Attributes:
+      kind: a skill of `words.SKILLS`, a kind of question, a key of `changes.CHANGES`, or the name of the task.
+      texts: what is said, in reading order.
+      scenes: what is shown, in reading order.
+      clip: what is shown, if it is a clip.
+      says: what the caption says, see `words.Says`.
+    """
+
+    kind: str
+    texts: tuple[str, ...]
+    scenes: tuple[Scene, ...] = ()
+    clip: Clip | None = None
+    says: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneTask:
+    """A task.
+
+    Attributes:
+      draw: draws its content: from chance, of a split, of one of `kinds` ('': any).
+      record: makes a record of it, with pictures of so many pixels.
+      kinds: of which kinds a record may be.
+      splits: those that it has.
+      pixels: the usual size.
+    """
+
+    draw: Callable[[Chance, str, str], Drawn]
+    record: Callable[[Drawn, int], dict]
+    kinds: tuple[str, ...] = ()
+    splits: tuple[str, ...] = SPLITS
+    pixels: int = 32
+
+
+def _caption(chance: Chance, split: str, kind: str) -> Drawn:
+    skill = kind or chance.of(words.skills_of(split))
+    says = chance.of(words.all_says(skill, split))
+    caption = chance.of(words.templates(skill, split)).format(*says)
+    return Drawn(skill, (caption,), (draws.scene_for(chance, skill, says, split),), says=says)
+
+
+def _listed(chance: Chance, split: str, kind: str) -> Drawn:
+    scene = draws.any_scene(chance, split, 1, words.MOST_LISTED)
+    return Drawn("listed", (chance.of(words.templates("listed", split)).format(words.list_words(scene)),), (scene,))
+
+
+def _question(chance: Chance, split: str, kind: str) -> Drawn:
+    scene = draws.any_scene(chance, split, 2, 4)
+    asked, question, answer = ask(chance, scene, split, kind)
+    return Drawn(asked, (question, answer), (scene,))
+
+
+def _edit(chance: Chance, split: str, kind: str) -> Drawn:
+    def draw() -> tuple | None:
+        before = draws.some_scene(chance, chance.of((1, 2, 3)), different=True)
+        made = draw_change(chance, before)
+        good = made is not None and made[0] == (kind or made[0])
+        return (before, *made) if good and draws.belongs((before, made[2]), split) else None
+
+    before, name, values, after = draws.until(draw, lambda _: True)
+    return Drawn(name, (CHANGES[name].words(chance, values, False, split),), (before, after))
+
+
+def _story(chance: Chance, split: str, kind: str) -> Drawn:
+    def draw() -> tuple | None:
+        scenes = [draws.some_scene(chance, chance.of((1, 2)), different=True)]
+        told = []
+        while len(scenes) < PANELS:
+            made = draw_change(chance, scenes[-1])
+            if made is None:
+                return None
+            told.append(made[:2])
+            scenes.append(made[2])
+        return (scenes, told) if draws.belongs(scenes, split) else None
+
+    scenes, told = draws.until(draw, lambda _: True)
+    first = f"on {scenes[0].background} there is {words.list_words(scenes[0])}"
+    texts = (first, *(CHANGES[name].words(chance, values, True, split) for name, values in told))
+    return Drawn("stories", texts, tuple(scenes))
+
+
+def _subjects(chance: Chance, split: str, kind: str) -> Drawn:
+    """Two pictures with a thing each, and both things together at places that the words name."""
+
+    def draw() -> tuple[Scene, ...] | None:
+        both = draws.some_scene(chance, 2, different=True)
+        alone = [
+            Scene((dataclasses.replace(thing, cell=chance.of(range(9))),), both.background)
+            for thing in chance.some(both.things, 2)
+        ]
+        return (*alone, both) if draws.belongs((*alone, both), split) else None
+
+    first, second, both = draws.until(draw, lambda _: True)
+    places = [next(CELLS[t.cell] for t in both.things if t.shape == alone.things[0].shape) for alone in (first, second)]
+    template = "first {}, then {}" if split == "paraphrases" else "the first at the {}, the second at the {}"
+    return Drawn("subjects", (template.format(*places),), (first, second, both))
+
+
+def _mapped(name: str) -> Callable[[Chance, str, str], Drawn]:
+    def draw(chance: Chance, split: str, kind: str) -> Drawn:
+        scene = draws.any_scene(chance, split, 1, 3)
+        return Drawn(name, (maps.MAPS[name][1](scene),), (scene,))
+
+    return draw
+
+
+def _clip(chance: Chance, split: str, kind: str) -> Drawn:
+    """All that a caption can say has the same share."""
+    says = chance.of([says for says in all_says(draws.home(split)) if kind in ("", words.clip_skill(says))])
+    skill = words.clip_skill(says)
+    caption = words.clip_caption(says, chance.of(words.templates(skill, split)))
+    return Drawn(skill, (caption,), clip=draws.clip_for(chance, says, split), says=says)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def _captioned(drawn: Drawn, pixels: int) -> dict:
+    return {"image": render(drawn.scenes[0], pixels), "caption": drawn.texts[0]}
+
+
+def _moving(drawn: Drawn, pixels: int) -> dict:
+    return {"video": render_clip(drawn.clip, pixels), "caption": drawn.texts[0]}
+
+
+def _given(scene: Scene, pixels: int) -> RawSegment:
+    return RawSegment("image", render(scene, pixels), "context", loss=False)
+
+
+def _words(text: str) -> RawSegment:
+    return RawSegment(TEXT, text, loss=False)
+
+
+def _made(scene: Scene, pixels: int) -> RawSegment:
+    return RawSegment("image", render(scene, pixels), "target")
+
+
+def _asked(drawn: Drawn, pixels: int) -> dict:
+    question, answer = drawn.texts
+    return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
+
+
+def _edited(drawn: Drawn, pixels: int) -> dict:
+    *given, last = drawn.scenes
+    return {"segments": (*(_given(scene, pixels) for scene in given), _words(drawn.texts[0]), _made(last, pixels))}
+
+
+def _told(drawn: Drawn, pixels: int) -> dict:
+    """Each panel is drawn, and read by what follows."""
+    parts: list[RawSegment] = []
+    for text, scene in zip(drawn.texts, drawn.scenes, strict=True):
+        parts += [RawSegment(TEXT, text), RawSegment("image", render(scene, pixels), "both")]
+    return {"segments": tuple(parts)}
+
+
+def _from_map(drawn: Drawn, pixels: int) -> dict:
+    (scene,) = drawn.scenes
+    shown = RawSegment("image", maps.MAPS[drawn.kind][0](scene, pixels), "context", loss=False)
+    return {"segments": (shown, _words(drawn.texts[0]), _made(scene, pixels))}
+
+
+# Words name a thing by its colour and shape, so that no two may share them: then there is nothing to count.
+_UNCOUNTED = tuple(split for split in SPLITS if split != "counts")
+_OF_CLIPS = ("train", "test", "pairs", "paraphrases")
+
+TASKS: dict[str, SceneTask] = {
+    "captions": SceneTask(_caption, _captioned, words.SKILLS),
+    "listed": SceneTask(_listed, _captioned),
+    "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
+    "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
+    "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
+    "subjects": SceneTask(_subjects, _edited, splits=_UNCOUNTED),
+    **{name: SceneTask(_mapped(name), _from_map) for name in maps.MAPS},
+    "clips": SceneTask(_clip, _moving, ("moves", "appears", "vanishes", "turns"), _OF_CLIPS, 16),
+}
+
+
+def draw(task: str, split: str, number: int, kind: str = "") -> Drawn:
+    """The content of record `number` of a task and a split.
+
+    Args:
+      task: a key of `TASKS`.
+      split: one of its `splits`.
+      number: from 0 on.
+      kind: one of the task's `kinds`; '' draws one.
+    """
+    return TASKS[task].draw(Chance(task, split, number, kind), split, kind)
