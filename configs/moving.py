@@ -31,12 +31,12 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     video = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
-        channels=3, patch=4, patch_frames=2, grid=(FRAMES, SIDE, SIDE), budget=4 * 64, weight=5.0,
+        channels=3, patch=4, patch_frames=2, grid=(FRAMES, SIDE, SIDE), budget=4 * 64, weight=5.0, table="sincos",
     )  # fmt: skip
     clips = SourceConfig(kind="scenes", name="clips", resolution=SIDE)
     held_out = dataclasses.replace(clips, split="test")
     experiment = Experiment(
-        steps=1500,
+        steps=3000,
         batch_size=8,
         log_every=50,
         model=TransformerConfig(width=128, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
@@ -66,6 +66,7 @@ def world(clips: Experiment) -> Experiment:
     }
     return dataclasses.replace(
         clips,
+        steps=1500,
         streams=streams,
         layout=layouts.world(),
         data=dataclasses.replace(clips.data, caption_first=1.0),

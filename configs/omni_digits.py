@@ -59,7 +59,7 @@ def get_config(form: str = ""):
         optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
         checkpoint=CheckpointConfig(every=500, keep=2),
         eval=EvalConfig(every=500, sources={"pairs": pairs("heldout")}, prompts="held_out"),
-        sampling=SamplerConfig(solver="heun", steps=15, guidance=1.5, temperature=0.0, max_tokens=12),
+        sampling=SamplerConfig(solver="heun", steps=8, guidance=2.0, temperature=0.0, max_tokens=12),
     )
     if form.startswith("mot"):
         each = {name: dataclasses.replace(stream, expert=name) for name, stream in streams.items()}

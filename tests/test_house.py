@@ -48,7 +48,7 @@ MOST_CONDITIONS = 40
 # Where the code asks of what kind a stream or a run is: module, how often to act upon it and how often only to raise,
 # and why the question stays.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.stream": (3, 10, "chooses the content of a stream, the one place that does; legal fields"),
+    "transfusion.sequence.stream": (3, 11, "chooses the content of a stream, the one place that does; legal fields"),
     "transfusion.sequence.spec": (4, 4, "chooses the content of a spelled run; who sees whom; legal layouts"),
     "transfusion.sequence.rows": (
         4,
@@ -59,7 +59,12 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.model.unified": (4, 0, "which streams have parts of their own, are modulated, and leave early"),
     "transfusion.model.vectors": (3, 0, "which vectors an item has; a table cut for released weights"),
     "transfusion.model.embeds": (0, 5, "legal embeds"),
-    "transfusion.learner": (2, 2, "streams that learn nothing; a table that is a head, in FLOPs; legal causal streams"),
+    "transfusion.learner": (
+        2,
+        3,
+        "streams that learn nothing; a table that is a head; legal causal and compared streams",
+    ),
+    "transfusion.model.resample": (0, 3, "legal embeds of few tokens"),
     "transfusion.sampling.decoder": (0, 1, "streams that cannot stay cached"),
     "transfusion.sampling.drawing": (0, 1, "which solvers need mean velocities"),
     "transfusion.sampling.drawable": (1, 2, "which run is drawn; legal layouts"),
@@ -72,17 +77,17 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
     "transfusion.planning.shapes": (1, 0, "streams without logits"),
     "transfusion.evaluation.measures": (3, 0, "which scores there are"),
     "transfusion.evaluation.losses": (2, 0, "which codes are spelled, and which are hidden"),
-    "transfusion.api.run": (2, 1, "which media a model reads and draws"),
+    "transfusion.api.run": (2, 1, "which media a model reads and draws; models that only compare"),
 }
 
 LONG_MODULE, LONG_FUNCTION = 300, 60
 # Longer modules that are one subject: what each is, in five words at most.
 LONG: dict[str, str] = {
+    "transfusion.api.run": "what a person calls",
     "transfusion.evaluation.pictures": "pictures drawn for people",
+    "transfusion.sequence.items": "contents that have items",
     "transfusion.running.checkpoint": "checkpoints",
     "transfusion.storage": "storage that fails",
-    "transfusion.sequence.items": "contents that have items",
-    "transfusion.api.run": "all that a run does",
 }
 
 

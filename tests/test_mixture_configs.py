@@ -16,6 +16,7 @@ from transfusion.codecs.pixels import to_float
 from transfusion.config import Experiment
 from transfusion.data.sources import open_source
 from transfusion.errors import UsageError
+from transfusion.evaluation.sections.experts import last_loads
 from transfusion.initial import InitConfig
 from transfusion.latents import open_codec
 from transfusion.model.names import by_path
@@ -23,6 +24,7 @@ from transfusion.model.parameters import Template
 from transfusion.model.vit import ViT
 from transfusion.programs import load_experiment
 from transfusion.running.checkpoint import Checkpoints
+from transfusion.running.metrics import read_metrics
 from transfusion.running.restore import restore_params
 from transfusion.running.seals import seal_path
 from transfusion.tasks import make_task
@@ -65,6 +67,21 @@ def test_mixture_of_transformers_trains_resumes_and_samples(data_dir, tmp_path):
     forget(tmp_path, 20)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
         np.testing.assert_array_equal(a, b)
+    draws_and_captions(tmp_path)
+
+
+@pytest.mark.slow
+def test_routed_experts_train_resume_and_sample(data_dir, tmp_path):
+    """The biases of the router go on where they were; each modality's loads are logged."""
+    config = experiment("experts.py:debug", data_dir)
+    state = train(config, tmp_path)
+    bias = state.params["trunk"]["feed_forwards"]["routed"]["router_bias"]
+    assert 0 < np.abs(bias).max() <= 20 * config.model.feed_forwards["routed"].balance * 1.001
+    forget(tmp_path, 20)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(train(config, tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    loads = last_loads(read_metrics(tmp_path / "metrics.jsonl"), "routed", ("text", "image"))
+    assert [sum(shares) for shares in loads.values()] == pytest.approx([1.0, 1.0])
     draws_and_captions(tmp_path)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from transfusion.errors import UsageError, check
 from transfusion.model.attention import backend_in_forward_mode
-from transfusion.model.block import FFN_WEIGHTS
 from transfusion.model.config import TransformerConfig
 from transfusion.model.embeds import EMBEDS
 from transfusion.model.experts import KINDS, FeedForwardConfig, balanced
@@ -232,7 +231,7 @@ class Learner:
         inside, changed = self._streams_of(config)
         blocks, first, total = shapes["blocks"], next(iter(changed.values())).expert, 0.0
         for name, stream in changed.items():
-            absent = FFN_WEIGHTS if stream.expert in config.ffn_absent else ()
+            absent = config.absent(stream.expert)
             weights = blocks[first] | blocks.get(stream.expert, {})
             total += 6.0 * stream.budget * parameter_count({n: w for n, w in weights.items() if n not in absent})
             for at, layer in config.feed_forwards.items():

@@ -14,7 +14,7 @@ from absl import flags
 from transfusion import programs, storage
 from transfusion.errors import UsageError
 from transfusion.evaluation import page
-from transfusion.evaluation.sections import images, numbers, origin
+from transfusion.evaluation.sections import experts, images, numbers, origin
 from transfusion.evaluation.sections.material import Material, read_material
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.workdir.config_file import read_experiment
@@ -23,6 +23,7 @@ from transfusion.workdir.config_file import read_experiment
 SECTIONS = (
     ("scores", "Scores", numbers.scores),
     ("curves", "Training", numbers.curves),
+    ("experts", "Experts", experts.experts),
     ("samples", "Images drawn from captions", images.samples),
     ("trajectory", "From noise to an image", images.from_noise),
     ("captions", "Captions of held-out images", images.captions),
@@ -34,6 +35,7 @@ SECTIONS = (
 def report_page(material: Material) -> str:
     """The page, as HTML."""
     sections = [(name, title, make(material)) for name, title, make in SECTIONS]
+    sections = [section for section in sections if section[2]]
     title = f"Training report: {material.workdir.resolve().name}"
     return page.page(title, numbers.header(material), sections)
 

@@ -26,12 +26,14 @@ MEMBERS = {
     "contrastive_siglip": "contrastive.py:siglip",
     "llava_projector": "llava.py:projector",
     "llava": "llava.py",
+    "llada": "llada.py",
     "resampler": "resampler.py",
     "flamingo": "resampler.py:flamingo",
     "select": "resampler.py:select",
     "tuna2": "tuna2.py",
     "rae_codec": "autoencoder_semantic.py",
     "rae": "rae.py",
+    "nextstep": "nextstep.py",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",
@@ -41,7 +43,7 @@ MEMBERS = {
     "vq_digits": "vq_digits.py",
     "vq_digits_multiscale": "vq_digits.py:multiscale",
     "showo": "showo.py",
-    "lumina": "lumina.py",
+    "dimoo": "llada.py:dimoo",
     "var": "var.py",
     "janus": "janus.py",
     "chameleon": "chameleon.py",
@@ -68,7 +70,7 @@ CHANGES = {
     "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
     "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
     "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
-    "lumina": CODES | {"init.path": f"{RUNS}/vq_digits"},
+    "dimoo": CODES | {"init.path": f"{RUNS}/vq_digits"},
 } | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 

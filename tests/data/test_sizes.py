@@ -136,7 +136,7 @@ def growing(folder: str, **changes) -> DataConfig:
 
 
 def test_images_grow_at_the_record_that_the_config_names(folder, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     config = growing(folder)
     pipeline = Pipeline(config, SPEC, 2)
     areas = []

@@ -12,11 +12,16 @@ from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfusion.config import Experiment
 from transfusion.errors import UsageError
-from transfusion.model import experts
+from transfusion.evaluation.sections.experts import last_loads
+from transfusion.model import expert_products, experts
 from transfusion.model.config import TransformerConfig
-from transfusion.model.experts import FeedForwardConfig, Routed, Shared, balanced, feed_forwards
+from transfusion.model.expert_products import feed_forwards
+from transfusion.model.experts import FeedForwardConfig, Routed, Shared, balanced
 from transfusion.model.parameters import Template, bound, pure
+from transfusion.planning.shapes import Sharding, estimate, state_bytes
+from transfusion.running.chips import parse_topology
 
 E, D, F, K = 5, 16, 24, 3
 TRUNK = TransformerConfig(width=D, layers=1, heads=2, ffn=F)
@@ -142,14 +147,14 @@ def test_a_token_gets_the_weighted_sum_of_its_best_experts(name):
 def test_products_are_those_of_the_plain_reference(monkeypatch, name, biased):
     """Outputs and gradients; also where some tokens have no expert here, as on a device that holds others."""
     of = layer(routed(), biases=("ffn",) if biased else ())
-    weights = {n: getattr(of, n)[...] for n in experts.AXES if getattr(of, n) is not None}
+    weights = {n: getattr(of, n)[...] for n in expert_products.AXES if getattr(of, n) is not None}
     x = tokens(2, 70)
     ids = jax.random.randint(jax.random.key(1), (2, 70, K), 0, E + 1).at[0, :5].set(2)
     real = (ids < E)[..., None]
 
     def outputs(way: str):
         def loss(x, weights):
-            monkeypatch.setattr(experts, "_backend", lambda: way)
+            monkeypatch.setattr(expert_products, "_backend", lambda: way)
             y = jnp.where(real, feed_forwards(x, ids, weights, jax.nn.silu), 0)
             return jnp.sum(jnp.sin(y)), y
 
@@ -291,6 +296,36 @@ def test_flops_count_the_experts_that_a_token_takes():
     slots, batch = sum(s.budget for s in of.streams.values()), dense.fake_batch(2)
     router = 6 * slots * mixture.model.layers * mixture.model.width * 8
     np.testing.assert_array_equal(mixture.flops(batch), dense.flops(batch) + router)
+
+
+def test_a_plan_counts_the_experts_on_each_device():
+    task = tiny.task(ffn_absent=("trunk",), feed_forwards={"all": routed(experts=8)})
+    config = Experiment(
+        batch_size=8, model=task.model, streams=dict(task.spec.streams), layout=dict(task.spec.layout)
+    )  # fmt: skip
+    shapes = task.template.shapes["trunk"]["feed_forwards"]["all"]
+    own = sum(4 * shapes[name].size for name in ("gate", "up", "down"))
+    one, four = (state_bytes(task, config, Sharding(1, 1, 1, 8, expert=n))["parameters"] for n in (1, 4))
+    assert one - four == own * 3 / 4
+    assert Sharding(1, 2, 1, 8, expert=4).rows == 1
+    chips = parse_topology("h100:8")
+    costs = [estimate(task, config, Sharding(1, 1, 1, 8, expert=n), chips) for n in (1, 4)]
+    kinds = [{c.kind for c in cost.program.collectives} for cost in costs]
+    assert kinds == [set(), {"all-reduce", "all-gather", "reduce-scatter"}]
+
+
+def test_the_report_shows_the_last_loads_of_each_stream():
+    rows = [
+        {"step": 1, **{f"text_all_load_{i}": 0.5 for i in range(2)}, "image_all_load_0": 1.0, "image_all_load_1": 0.0},
+        {
+            "step": 2,
+            "text_all_load_0": 0.25,
+            "text_all_load_1": 0.75,
+            "image_all_load_0": None,
+            "image_other_load_0": 1.0,
+        },
+    ]
+    assert last_loads(rows, "all", ("text", "image", "sound")) == {"text": [0.25, 0.75], "image": [1.0, 0.0]}
 
 
 REFUSED = {

@@ -96,22 +96,27 @@ class Trained:
     @property
     def draws(self) -> tuple[str, ...]:
         """The kinds of segments that the model draws; () for a model that only writes."""
-        return tuple(drawn.kind for drawn in drawables_of(self.spec))
+        return tuple(drawn.kind for drawn in drawables_of(self.spec) if drawn.kind != TEXT)
 
     @property
     def shows(self) -> str:
         """The kind that evaluations and reports draw: the only one, or images among several; '' if there is none."""
         return "image" if "image" in self.draws else next(iter(self.draws), "")
 
-    @property
-    def writes(self) -> bool:
-        """Whether the model has learned to write text; one that only compares has not."""
-        return self.spec.streams[TEXT].objective != "none"
+    def check_writes(self) -> None:
+        """Raises a UsageError if the model has not learned to write text: one that compares has not."""
+        if self.spec.streams[TEXT].objective == "none":
+            raise UsageError("this model neither writes nor draws, it compares")
 
     @property
     def drawn(self) -> Stream | None:
         """The stream that draws the kind that `shows`; None for a model that only writes."""
         return chosen(drawables_of(self.spec), self.shows).stream if self.draws else None
+
+    @property
+    def answers(self) -> Stream | None:
+        """The stream that draws a text behind a prompt as one item; None if text is written id by id."""
+        return next((drawn.stream for drawn in drawables_of(self.spec) if drawn.kind == TEXT), None)
 
     @property
     def sides(self) -> int:
@@ -246,17 +251,22 @@ class Trained:
         first: int,
         sampler: SamplerConfig,
     ) -> list[list[str | np.ndarray]]:
-        if not self.writes:
-            raise UsageError("this model neither writes nor draws: it compares (`transfusion.evaluate` measures that)")
+        self.check_writes()
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
         documents = generate(
             self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
         )
-        decode = self.task.tokenizer.decode
+        decode = self._text
         return [
             [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
             for document in documents
         ]
+
+    def _text(self, ids: np.ndarray) -> str:
+        """The text of ids; of an answer those before its first fill."""
+        if self.answers:
+            ids = ids[: [*ids, self.answers.fill].index(self.answers.fill)]
+        return self.task.tokenizer.decode(ids)
 
     @property
     def _several_axes(self) -> int:
@@ -281,6 +291,8 @@ class Trained:
         Raises:
           UsageError: as `generate`, and if the drawings of a list have several sizes that nobody asked for.
         """
+        if self.answers and not self.draws:
+            raise UsageError("this model draws no images: it answers (caption)")
         frames = self.sampler(**overrides).min_images
         sampler = self.sampler(**{"max_tokens": 0, "max_images": max(1, frames)} | overrides)
         given, asked = as_asked(as_prompts(prompts, self._several_axes), label, kind, size)
@@ -300,9 +312,12 @@ class Trained:
         Raises:
           UsageError: as `generate`.
         """
-        given = as_prompts(as_paths(media), self._several_axes)
-        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides)
-        results = self._generate(given, [Asked()] * len(given.prompts), False, seed, first, sampler)
+        given, asked = as_prompts(as_paths(media), self._several_axes), Asked()
+        drawn: dict[str, int] = {}
+        if self.answers:
+            asked, drawn = Asked(kind=TEXT), {"max_images": 1, "max_tokens": 0}
+        sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides | drawn)
+        results = self._generate(given, [asked] * len(given.prompts), False, seed, first, sampler)
         captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
         return captions[0] if given.one else captions
 

@@ -101,20 +101,16 @@ class Experiment:
             raise UsageError(f"optim.accumulate {self.optim.accumulate} does not divide batch_size {self.batch_size}")
         for kind in self.codecs:
             check("codecs: kind of segment", kind, {key.partition("/")[0] for key in self.layout})
-        compared = [n for n, s in self.streams.items() if s.objective in OBJECTIVES and self._beside(n)]
-        if compared and self.optim.accumulate > 1:
-            raise UsageError(
-                f"optim.accumulate must be 1: stream {compared[0]!r} is compared with others over the whole batch"
-            )
+        for name, stream in self.streams.items():
+            objective = OBJECTIVES.get(stream.objective, OBJECTIVES["none"])
+            if self.optim.accumulate > 1 and objective.beside(objective.config(self.objectives, name)):
+                raise UsageError(
+                    f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
+                )
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""
         return self.codecs.get(kind, self.codec)
-
-    def _beside(self, name: str) -> tuple[str, ...]:
-        """The streams with whose outputs the loss of a stream compares."""
-        objective = OBJECTIVES[self.streams[name].objective]
-        return objective.beside(objective.config(self.objectives, name))
 
     @property
     def spec(self) -> SequenceSpec:
@@ -129,9 +125,7 @@ class Experiment:
         """
         streams, move = dict(self.streams), tokenizer.id
         for name, stream in streams.items():
-            if stream.vocabulary and TEXT in (name, stream.parts):
-                streams[name] = dataclasses.replace(stream, vocabulary=tokenizer.vocabulary(stream.vocabulary))
-            elif stream.fill >= 0:  # ids of text in a stream of their own
+            if stream.vocabulary and (TEXT in (name, stream.parts) or stream.fill >= 0):
                 vocabulary, fill = tokenizer.vocabulary(stream.vocabulary), move(stream.fill)
                 streams[name] = dataclasses.replace(stream, vocabulary=vocabulary, fill=fill)
         layout = {

@@ -135,8 +135,10 @@ class Measures:
 
     def text(self) -> None:
         task, params = self.run.task, self.run.params
-        if not self.run.writes:
-            return self.skip("the model writes nothing", "text_bits_per_byte")
+        try:
+            self.run.check_writes()
+        except UsageError as error:
+            return self.skip(str(error), "text_bits_per_byte", "caption_accuracy")
         parts: dict[str, DocumentBits] = {}
         for name, source in self.experiment.eval.sources.items():
             parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
@@ -193,9 +195,9 @@ class Measures:
         )  # fmt: skip
 
     def compared(self, real: Examples, held_out: Examples) -> None:
-        """Names the classes of held-out images by the nearest caption."""
+        """Names the classes of held-out images by the nearest caption, if the model has learned to compare them."""
         if compared(self.run) is None:
-            return self.skip("the model has learned to compare nothing", "zero_shot_accuracy")
+            return None
         if not (real.labelled and held_out.labelled and any(real.captions)):
             return self.skip("the data has no labels with captions", "zero_shot_accuracy")
         with self.part("zero_shot"):
@@ -207,8 +209,8 @@ class Measures:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")
         if not self.run.spec.reads_media:
             return self.skip("the model reads no images", "caption_accuracy")
-        if not self.run.writes:
-            return self.skip("the model writes nothing", "caption_accuracy")
+        if "caption_accuracy" in self.absent:
+            return None
         with self.part("captions"):
             result = scores.captioning(self.run, held_out, self.captions, self.seed)
         self.fields["caption_accuracy"] = result.score

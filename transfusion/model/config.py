@@ -7,7 +7,7 @@ import jax
 
 from transfusion.errors import UsageError, check, nearest
 from transfusion.model.attention import AUTO, BACKENDS
-from transfusion.model.block import BIASES, FFN_KINDS, GROUPS, NORMS, QK_NORMS
+from transfusion.model.block import BIASES, FFN_KINDS, FFN_WEIGHTS, GROUPS, NORMS, QK_NORMS
 from transfusion.model.experts import FeedForwardConfig
 from transfusion.model.rope import RopeScaling
 from transfusion.model.vit import ViTConfig
@@ -161,6 +161,10 @@ class TransformerConfig:
     def hidden(self) -> int:
         """F, hidden width of the feed-forward layer."""
         return self.ffn or -(-(8 * self.width) // (3 * self.ffn_multiple)) * self.ffn_multiple
+
+    def absent(self, expert: str) -> tuple[str, ...]:
+        """The weights that the blocks of an expert do not have and do not share either."""
+        return FFN_WEIGHTS if expert in self.ffn_absent else ()
 
     @property
     def hidden_of_token(self) -> int:

@@ -15,6 +15,7 @@ from transfusion.errors import check
 from transfusion.model.block import ACTIVATIONS, dense, layer_norm, per_token, rms_norm, unit
 from transfusion.model.convnext import ConvNeXtConfig, ConvNeXtUp
 from transfusion.model.parameters import constant, fan_in, ones, param, zeros
+from transfusion.model.token_flow import TokenFlow
 from transfusion.model.unet import UNetConfig, UNetUp
 from transfusion.model.vit import patches_of
 from transfusion.sequence import Stream
@@ -179,6 +180,10 @@ class ConvNeXtHead(UNetHead):
     half, sizes = ConvNeXtUp, ConvNeXtConfig
 
 
+class TokenFlowHead(TokenFlow, Head):
+    """Denoises each token by itself, see `transfusion.model.token_flow`."""
+
+
 # Objective -> the factor of the cosines and what is added to them, at first (CLIP, section 2.5; SigLIP, section 3.2).
 FIRST_SCALES = {"clip": (1 / 0.07, 0.0), "siglip": (10.0, -10.0)}
 
@@ -213,5 +218,5 @@ class PairHead(Head):
 HEADS = {
     "token": TokenHead, "mlp": PerceptronHead, "linear": LinearHead, "unet": UNetHead, "convnext": ConvNeXtHead,
     "adaln": ModulatedHead, "adaln_rms": ModulatedRMSHead, "row_major": RowMajorHead, "none": NoHead,
-    "pair": PairHead,
+    "pair": PairHead, "token_flow": TokenFlowHead,
 }  # fmt: skip

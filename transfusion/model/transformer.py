@@ -25,7 +25,7 @@ from transfusion.model.cache import KeyValues, Pair
 from transfusion.model.config import TransformerConfig
 from transfusion.model.cross import CrossAttention
 from transfusion.model.depth import Cached, through
-from transfusion.model.experts import KINDS
+from transfusion.model.experts import KINDS, check_feed_forwards
 from transfusion.model.modulation import Condition, Modulation, modulate, modulations
 from transfusion.model.parameters import array, bound, pure
 from transfusion.model.sublayers import (
@@ -123,21 +123,8 @@ class Trunk(nnx.Module):
         self.dual_modulation = nnx.Dict({s: Modulation(few, config.width, 3, rngs) for s in streams})
         # Experts whose blocks have weights of several kinds own all of theirs.
         self.apart = bool(released.qk_norm_absent) or 0 < len({*config.ffn_absent}) < len(names)
-        self._check_feed_forwards()
+        check_feed_forwards(config, self.experts, self.apart)
         self.feed_forwards = nnx.Dict({n: KINDS[c.kind](config, c, rngs) for n, c in config.feed_forwards.items()})
-
-    def _check_feed_forwards(self) -> None:
-        """Refuses streams without a feed-forward layer, and layers for streams that this trunk does not have."""
-        config = self.config
-        if self.apart and {*config.untied} != {*GROUPS}:
-            raise UsageError("model.ffn_absent: name all experts, or let them own all of their weights (model.untied)")
-        for name, layer in config.feed_forwards.items():
-            for stream in layer.streams:
-                check(f"model.feed_forwards.{name}.streams", stream, self.experts)
-        for stream, expert in self.experts.items():
-            passes = any(stream in (layer.streams or self.experts) for layer in config.feed_forwards.values())
-            if expert in config.ffn_absent and not passes:
-                raise UsageError(f"model.ffn_absent: the stream {stream!r} passes no feed-forward layer")
 
     def __call__(self, inputs: TrunkInputs, cache: KeyValues | None = None) -> dict[str, jax.Array]:
         """Returns the normed outputs per stream [B, N, D]; a context is returned unchanged.

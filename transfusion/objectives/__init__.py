@@ -2,7 +2,8 @@
 
 - `next_token` predicts the next id, for text and codes.
 - `masked` predicts the codes that are hidden.
-- `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra.
+- `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra. 'token_flow' does so for
+  one token after the other.
 - `ahead` predicts mean velocities, for drawing in a few steps.
 - `contrastive` tells which image belongs to which text.
 
@@ -91,6 +92,10 @@ def _ahead_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfi
     return per_token, extra
 
 
+def _token_flow_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
+    return continuous.loss_of_tokens(head, encoded.hidden, part, draws, config), {}
+
+
 def _pairs_loss(kind: str):
     def of_pairs(head, encoded, part: StreamSlice, draws, config: ContrastiveConfig):
         per_token, found = contrastive.loss(kind, head, encoded.hidden, part, *draws[config.text])
@@ -139,6 +144,9 @@ OBJECTIVES: dict[str, Objective] = {
     "masked": Objective(_masked_config, masked.draw, masked.clean, masked.content, _masked_loss),
     "continuous": Objective(
         ObjectivesConfig.of_continuous, continuous.draw, continuous.clean, continuous.noised, _continuous_loss
+    ),
+    "token_flow": Objective(
+        ObjectivesConfig.of_continuous, continuous.draw_of_tokens, _at_the_end, _same, _token_flow_loss
     ),
     "shortcut": Objective(
         ObjectivesConfig.of_continuous,

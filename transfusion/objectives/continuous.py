@@ -1,5 +1,7 @@
 """Continuous streams: flow matching and DDPM. One noise level per item; noise falls on the latents."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -57,6 +59,37 @@ def loss(
     wanted = target(PATHS[config.path], config.prediction, t, part.values, draws["noise"])
     error = jnp.mean(jnp.square(predicted - wanted), axis=-1)
     return error if config.weighting == "none" else error * WEIGHTINGS[config.weighting](t[..., 0])
+
+
+# --- each token by itself ---------------------------------------------------------------------------------------------
+
+TIMES_OF_A_TOKEN = 4  # the trunk's output is used for so many noise levels (MAR, arXiv 2406.11838, appendix)
+
+
+def draw_of_tokens(key: jax.Array, part: StreamSlice, config: ContinuousConfig) -> StreamDraws:
+    """Draws noise levels 'times' [B, N, K] of each token, and 'noise' [B, N, K, E]; the trunk reads clean tokens."""
+    time_key, noise_key = jax.random.split(key)
+    b, n, e = part.values.shape
+    return {
+        "times": sample_times(time_key, (b, n, TIMES_OF_A_TOKEN), config),
+        "noise": jax.random.normal(noise_key, (b, n, TIMES_OF_A_TOKEN, e), jnp.float32),
+    }
+
+
+def loss_of_tokens(
+    head: Any, hidden: Float[Array, "B N D"], part: StreamSlice, draws: StreamDraws, config: ContinuousConfig
+) -> Float[Array, "B N"]:
+    """The squared error per token [B, N] of `head.velocity`, given the trunk's output at the token before it.
+
+    The token before an item's first one is its start token, which has no loss."""
+    path, (b, n, k, e) = PATHS[config.path], draws["noise"].shape
+    before = jnp.repeat(jnp.roll(hidden, 1, axis=1), k, axis=1)
+    x, noise = jnp.repeat(part.values, k, axis=1), draws["noise"].reshape(b, n * k, e)
+    t = draws["times"].reshape(b, n * k)
+    predicted = head.velocity(before, interpolate(path, t[..., None], x, noise), t)
+    wanted = target(path, config.prediction, t[..., None], x, noise)
+    error = jnp.mean(jnp.square(predicted - wanted), axis=-1) * WEIGHTINGS[config.weighting](t)
+    return error.reshape(b, n, k).mean(-1)
 
 
 def by_time(

@@ -52,6 +52,8 @@ class KindConfig:
     code_temperature: float | None = None
     code_top_k: int | None = None
     code_top_p: float | None = None
+    unmask_noise: float | None = None
+    unmask_blocks: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from transfusion.objectives.masked import still_masked
+from transfusion.objectives.paths import PATHS, estimates
 from transfusion.sampling.choose import Filters
 from transfusion.sampling.prompts import Prompt
-from transfusion.sampling.state import step_keys
+from transfusion.sampling.solvers import SOLVERS
+from transfusion.sampling.state import step_keys, step_noise
 from transfusion.sequence import Segment
 
 
@@ -85,4 +87,39 @@ def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
     return codes.astype(np.int32)
 
 
-CODE_PAINTERS = {"masked": unmasked, "next_token": one_after_another, "next_scale": scale_by_scale}
+def token_by_token(row: Any, drawn: int) -> np.ndarray:
+    """Draws patches in raster order, each by a solver, as NextStep-1 does."""
+    config, name, stream = row.config, row.drawable.run.stream, row.drawable.stream
+    continuous, (n, e) = row.task.objectives.of_continuous(name), row.parts.held.shape
+    path, solver, number = PATHS[continuous.path], SOLVERS[config.solver], jnp.array([drawn])
+    head = row.task.template.bind(row.params).head_of(name)
+    x, times = np.zeros((n, e), np.float32), config.times(continuous.prediction, n - 1)
+
+    def velocity(prompt: Prompt, i: int, patch: jax.Array, t: jax.Array) -> jax.Array:
+        image = Segment(row.drawable.kind, stream.content.media(x, row.parts.shape[:-1]), "target")
+        out, cost = row.outputs((*prompt.segments, image))
+        hidden = jnp.asarray(out[name][cost[name] - n + i])[None, None]
+        return head.velocity(hidden, patch, jnp.full((1, 1), t))
+
+    for i in range(n - 1):
+
+        def field(patch, t, ahead=None, i=i):
+            return estimates(
+                path, continuous.prediction, t, patch, row.guided(t, lambda prompt: velocity(prompt, i, patch, t))
+            )
+
+        patch = step_noise(row.key, number, i, (1, e))
+        memory = solver.first_memory(patch)
+        for j, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            noise = lambda i=i, j=j: step_noise(row.key, number, n + i * len(times) + j, (1, e))  # noqa: E731
+            patch, _, memory = solver.step(field, path, patch, t, s, noise, memory)
+        x[i + 1] = np.asarray(patch)[0, 0]
+    return stream.content.media(x, row.parts.shape[:-1])
+
+
+CODE_PAINTERS = {
+    "token_flow": token_by_token,
+    "masked": unmasked,
+    "next_token": one_after_another,
+    "next_scale": scale_by_scale,
+}

@@ -154,13 +154,14 @@ class Prediction:
     targets: Callable[[Columns, np.ndarray | None], Columns] = successors
 
 
-# By the objective of the stream. At several scales the embed of a code is made of the scales before it, so that its own
-# id can be its target.
+# By the objective of the stream: of codes, and of latents that are predicted one after the other. At several scales the
+# embed of a code is made of the scales before it, so that its own id can be its target.
 PREDICTIONS: dict[str, Prediction] = {
     "none": Prediction(),
     "next_token": Prediction(starts=True),
     "masked": Prediction(hides=True, targets=themselves),
     "next_scale": Prediction(targets=themselves),
+    "token_flow": Prediction(starts=True),
 }
 
 
@@ -208,11 +209,7 @@ class Codes(Items):
 
     def check(self, segment: Segment) -> None:
         self.facts.check(segment)
-        codes, wanted = np.asarray(segment.value), self.item_shape()
-        if self.fill >= 0 and codes.ndim == 1 and len(codes) > wanted[0]:
-            raise UsageError(f"{segment.kind}: {len(codes)} ids do not fit the {wanted[0]} places of their stream")
-        if self.fill >= 0 and codes.ndim == 1:
-            codes = self._filled(codes)
+        codes, wanted = self._filled(np.asarray(segment.value)), self.item_shape()
         if codes.shape != wanted or codes.dtype.kind not in "iu":
             found = f"{codes.dtype} {list(codes.shape)}"
             raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")
@@ -224,11 +221,11 @@ class Codes(Items):
             where = np.concatenate([np.insert(places((s, s)), 0, k, axis=1) for k, s in enumerate(self.scales)])
         else:
             where = places(self.grid)
-        value = np.asarray(segment.value, np.int32)
-        return self._tokens(self._filled(value) if self.fill >= 0 else value, where)
+        return self._tokens(self._filled(np.asarray(segment.value, np.int32)), where)
 
     def _filled(self, ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([ids, np.full(self.grid[0] - len(ids), self.fill, ids.dtype)])
+        missing = self.grid[0] - len(ids) if self.fill >= 0 else 0
+        return np.concatenate([ids, np.full(missing, self.fill, ids.dtype)]) if missing > 0 else ids
 
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         return self.prediction.targets(piece, follows)
@@ -253,7 +250,8 @@ class Latents(Items):
     Attributes:
       channels: numbers of a latent (C).
       patch: sides of a patch [S], in the order of `grid`.
-      lead: see `Content`; here the token of the noise level.
+      lead: see `Content`; here the token of the noise level, or the start token.
+      starts: see `Content`.
       inside: whether that token lies in the bidirectional span of the item.
     """
 
@@ -261,6 +259,7 @@ class Latents(Items):
     patch: tuple[int, ...]
     source: str = "value"
     lead: int = 0
+    starts: bool = False
     inside: bool = True
 
     field: ClassVar[str] = "values"

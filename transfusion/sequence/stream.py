@@ -156,13 +156,13 @@ class Stream:
         facts, time = Facts(self.labels, self.released.pooled), TIMES[self.time]
         if self.vocabulary and not any(self.grid):
             return Text(self.vocabulary)
+        prediction = PREDICTIONS.get(self.objective, Prediction())
         if self.vocabulary:
-            prediction = PREDICTIONS.get(self.objective, Prediction())
             return Codes(self.grid, facts, self.vocabulary, self.scales, prediction, self.fill)
         kind = Queries if self.source == "none" else Latents
         return kind(
-            self.grid, facts, self.channels, self.patch_sides, source=self.source, lead=int(time.token),
-            inside=time.inside,
+            self.grid, facts, self.channels, self.patch_sides, source=self.source,
+            lead=int(time.token or prediction.starts), starts=prediction.starts, inside=time.inside,
         )  # fmt: skip
 
     @property

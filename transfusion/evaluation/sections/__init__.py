@@ -1,5 +1,6 @@
 """The sections of report.html, each a function that turns the material of a report into HTML.
 
 `material` reads a run, its metrics, its evaluation and real examples; `numbers` has the headline, the scores and the
-curves; `images` has drawn images and written captions; `origin` has a training row and the commands behind the numbers.
+curves; `experts` shows which routed experts each modality takes; `images` has drawn images and written captions;
+`origin` has a training row and the commands behind the numbers.
 """
