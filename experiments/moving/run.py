@@ -62,8 +62,9 @@ def clips_and_captions(run, given: argparse.Namespace) -> tuple[dict, Image.Imag
     written = run.caption([moving.render_clip(one.clip) for one in held_out])
     read = [words.understood(caption) == ("clips", one.says) for caption, one in zip(written, held_out, strict=True)]
     result = {
-        "drawn clips that show what was asked": share(right) | by_kind([says[2] for says in asked], right),
-        "held-out clips described right": share(read) | by_kind([one.says[2] for one in held_out], read),
+        "drawn clips that show what was asked": share(right)
+        | {"by motion": by_kind([says[2] for says in asked], right)},
+        "held-out clips described right": share(read) | {"by motion": by_kind([one.says[2] for one in held_out], read)},
     }
     step = max(len(asked) // given.shown, 1)
     chosen = slice(0, step * given.shown, step)
@@ -88,15 +89,23 @@ def worlds(run, given: argparse.Namespace) -> tuple[dict, Image.Image]:
     for one, parts in zip(held_out, drawn, strict=True):
         made = [part for part in parts if not isinstance(part, str)][:left]
         clip = np.concatenate([moving.render_clip(one.clip)[:known], np.stack(made)])
-        states, wanted = parse_clip(clip).states, one.clip.states()
+        shown, wanted = parse_clip(clip), one.clip.states()
+        states, leftovers = (
+            shown.states,
+            {int(f.split(":")[0].removeprefix("frame ")) for f in shown.faults if ":" in f},
+        )
         first = next((state for state in states if state is not None), None)
-        good = [same_state(states[t], wanted[t], one.clip.motion, first) for t in range(known, moving.FRAMES)]
+        good = [
+            t not in leftovers and same_state(states[t], wanted[t], one.clip.motion, first)
+            for t in range(known, moving.FRAMES)
+        ]
         for t, right in enumerate(good):
             frames[t].append(right)
         whole.append(all(good))
         clips.append(clip)
     result = {
-        "clips whose state is kept over all frames": share(whole) | by_kind([one.says[2] for one in held_out], whole),
+        "clips whose state is kept over all frames": share(whole)
+        | {"by motion": by_kind([one.says[2] for one in held_out], whole)},
         "frames with the right state, by number": {str(known + t + 1): share(right) for t, right in enumerate(frames)},
     }
     return result, picture(clips[: given.shown], whole[: given.shown])

@@ -1,17 +1,21 @@
 """The measures of scenes and of moving shapes: a run that knows everything is always right, one that is blind never."""
 
 import argparse
+import dataclasses
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
 import pytest
 
+import transfusion
 from transfusion.data.pipeline import Pipeline
 from transfusion.data.scenes import changes, moving, tasks, words
 from transfusion.data.scenes.draws import Chance
 from transfusion.data.scenes.render import render
 from transfusion.programs import load_experiment
+from transfusion.train import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -119,3 +123,26 @@ def test_captions_of_clips_are_understood_in_any_paraphrase():
         for split in ("train", "paraphrases"):
             for template in words.templates(skill, split):
                 assert words.understood(words.clip_caption(says, template)) == ("clips", says)
+
+
+@pytest.mark.slow
+def test_one_model_learns_all_tasks_and_draws_from_any_of_them(tmp_path):
+    config = load_experiment(ROOT / "configs/scenes.py:any_debug")
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))
+    train(config, tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    run = transfusion.load_run(tmp_path)
+    edit = tasks.draw("edits", "test", 0)
+    drawn = run.draw([[render(edit.scenes[0]), edit.texts[0]]], steps=2)
+    assert drawn.shape == (1, 32, 32, 3) and drawn.dtype == np.uint8
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("form", ["debug", "world_debug"])
+def test_moving_shapes_train_and_are_measured(form, tmp_path):
+    train(load_experiment(ROOT / f"configs/moving.py:{form}"), tmp_path)
+    module, run = load("moving/run"), transfusion.load_run(tmp_path)
+    given = argparse.Namespace(rounds=1, described=4, worlds=2, frames=2, shown=2)
+    result, shown = (module.clips_and_captions if run.sides == 3 else module.worlds)(run, given)
+    assert shown.size[0] == 8 * 18 * 3 and result
