@@ -9,8 +9,8 @@ Data: apt-get install asterisk-core-sounds-en-wav (Debian), then
 Command: python -m transfusion.train --config configs/omni_digits.py --workdir runs/omni_digits
   python -m transfusion.sample --workdir runs/omni_digits --prompt 'seven:' --kind sound --output seven.wav
 Hardware: 2 CPU cores. Time: 21 minutes beside other programs (2026-11-28). Results: experiments/omni_digits.
-Forms: `:mot` has a set of trunk weights for each medium (Mixture-of-Transformers, arXiv 2411.04996, whose third setting
-has text, images and speech). `:debug` and `:mot_debug` train 20 steps of each in seconds.
+Forms: `:mot` has a set of trunk weights for each medium, 6.7 million in all (Mixture-of-Transformers, arXiv 2411.04996,
+whose third setting has text, images and speech). `:debug` and `:mot_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses
