@@ -6,7 +6,7 @@ reads (BAGEL's layout without a tower, arXiv 2505.14683), so that records of any
 sources differ.
 Command: python -m transfusion.train --config configs/scenes.py --workdir runs/scenes
   python experiments/scenes/run.py --workdir runs/scenes
-Hardware: 2 CPU cores. Results: experiments/scenes.
+Hardware: 2 CPU cores. Time and results: experiments/scenes.
 Forms: without a form, captions both ways. `configs/scenes.py:questions` answers questions about pictures, `:edits`
 changes a picture as it is told, `:stories` writes and draws four panels, `:subjects` puts the things of two pictures
 into a third, `:maps` draws from edges, masks and layouts, and `:any` is one model of all of these.
@@ -39,7 +39,7 @@ BUDGETS = {
     "": (720, 512, 384), "questions": (290, 64, 512), "edits": (290, 512, 512), "stories": (420, 512, 512),
     "subjects": (230, 256, 512), "maps": (330, 512, 512), "any": (370, 512, 512),
 }  # fmt: skip
-FORMS = ("", "debug", *filter(None, TASKS), "any_debug")
+FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug")
 
 
 def get_config(form: str = ""):
@@ -51,7 +51,7 @@ def get_config(form: str = ""):
     held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
     noised = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
-        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0,
+        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(
         steps=4000,

@@ -108,6 +108,25 @@ def test_a_workdir_may_hold_a_part_alone(text_run, tmp_path):
     np.testing.assert_array_equal(given["trunk/final_norm/a"], theirs["trunk/final_norm/a"])
 
 
+def test_other_runs_give_what_the_first_lacks(text_run, tmp_path):
+    """And not what it has; nor what they are told to leave."""
+    workdir, theirs = text_run
+    config = experiment(seed=5)
+    state = jax.jit(step_lib.make_init(make_task(config), config))()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, dataclasses.replace(state, step=np.int32(1), ema=None), {}, {}, force=True)
+    other = InitConfig(str(tmp_path), fresh="trunk/blocks")
+    params, _, fresh = start(experiment(init=InitConfig(str(workdir), others={"images": other})))
+    second = by_path(state.params)
+    for path, leaf in params.items():
+        wanted_here = fresh if path.startswith("trunk/blocks") else second
+        np.testing.assert_array_equal(leaf, theirs[path] if path in theirs else wanted_here[path])
+    assert any("image" in path for path in params if path not in theirs)
+    for wrong in (InitConfig(), InitConfig(str(tmp_path), others={"more": other})):
+        with pytest.raises(UsageError, match="init.others.images: it needs a path"):
+            InitConfig(str(workdir), others={"images": wrong})
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

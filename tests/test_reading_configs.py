@@ -131,7 +131,7 @@ def test_a_closed_gate_leaves_the_language_model_as_it_was():
     alone = SequenceSpec({"text": spec.streams["text"]}, {"text": spec.layout["text"]}, spec.bos, spec.eos)
     language = dataclasses.replace(task, spec=alone, model=dataclasses.replace(task.model, cross=(), towers={}))
     trunk = {name: part for name, part in params["trunk"].items() if name != "cross"}
-    own = {"parts": {"text": params["parts"]["text"]}, "trunk": trunk} | {n: params[n] for n in ("stages", "bridges")}
+    own = params | {"parts": {"text": params["parts"]["text"]}, "trunk": trunk}
     given = inputs_of("text", batch, alone, batch["text"].tokens, None)
     before = np.asarray(language.template.bind(own).encode({"text": given})["text"].hidden)
     np.testing.assert_array_equal(text(params), before)

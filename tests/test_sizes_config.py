@@ -40,7 +40,7 @@ def test_it_trains_while_images_grow_resumes_exactly_and_draws_what_is_asked_for
     source = config.data.sources["digits"]
     grown = dataclasses.replace(source, sizes=dataclasses.replace(source.sizes, tokens=12, growth=((90, 24),)))
     data = dataclasses.replace(config.data, sources={"digits": grown})
-    optim = dataclasses.replace(config.optim, schedule="constant")  # the same for a run of fewer steps
+    optim = dataclasses.replace(config.optim, schedule="constant", warmup=0)  # the same for a run of fewer steps
     config = dataclasses.replace(config, data=data, optim=optim)
     whole = train(config, tmp_path / "whole")
     train(dataclasses.replace(config, steps=10), tmp_path / "parts")  # before the first larger image

@@ -13,13 +13,13 @@ model gets the caption and the first two frames of such clips and draws the othe
 right if it shows the very state, to a pixel. What appears may appear anywhere, but has to stay there.
 """
 
+import argparse
 import datetime
 import json
 import pathlib
 from collections import Counter
 
 import numpy as np
-from absl import app, flags
 from PIL import Image
 
 import transfusion
@@ -28,12 +28,6 @@ from transfusion.data.scenes.parse import parse_clip
 from transfusion.evaluation.intervals import wilson
 
 HERE = pathlib.Path(__file__).resolve().parent
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each of the captions' contents is drawn.")
-DESCRIBED = flags.DEFINE_integer("described", 500, "Held-out clips that are described.")
-WORLDS = flags.DEFINE_integer("worlds", 200, "Held-out clips that a world model continues.")
-GIVEN = flags.DEFINE_integer("given", 2, "Frames that a world model gets.")
-SHOWN = flags.DEFINE_integer("shown", 10, "Clips of the picture.")
 
 
 def share(right: list[bool]) -> dict:
@@ -59,20 +53,21 @@ def picture(clips: list[np.ndarray], right: list[bool]) -> Image.Image:
     return image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST)
 
 
-def clips_and_captions(run) -> tuple[dict, Image.Image]:
-    asked = list(moving.all_says("train")) * ROUNDS.value
+def clips_and_captions(run, given: argparse.Namespace) -> tuple[dict, Image.Image]:
+    asked = list(moving.all_says("train")) * given.rounds
     captions = [words.clip_caption(says, words.templates(words.clip_skill(says), "train")[0]) for says in asked]
     drawn = run.draw(captions)
     right = [parse_clip(clip).says == says for clip, says in zip(drawn, asked, strict=True)]
-    held_out = [tasks.draw("clips", "test", number) for number in range(DESCRIBED.value)]
+    held_out = [tasks.draw("clips", "test", number) for number in range(given.described)]
     written = run.caption([moving.render_clip(one.clip) for one in held_out])
     read = [words.understood(caption) == ("clips", one.says) for caption, one in zip(written, held_out, strict=True)]
     result = {
-        "drawn clips that show what was asked": share(right) | by_kind([says[2] for says in asked], right),
-        "held-out clips described right": share(read) | by_kind([one.says[2] for one in held_out], read),
+        "drawn clips that show what was asked": share(right)
+        | {"by motion": by_kind([says[2] for says in asked], right)},
+        "held-out clips described right": share(read) | {"by motion": by_kind([one.says[2] for one in held_out], read)},
     }
-    step = max(len(asked) // SHOWN.value, 1)
-    chosen = slice(0, step * SHOWN.value, step)
+    step = max(len(asked) // given.shown, 1)
+    chosen = slice(0, step * given.shown, step)
     return result, picture(list(drawn[chosen]), right[chosen])
 
 
@@ -84,40 +79,54 @@ def same_state(state, wanted, motion: str, first) -> bool:
     return (state.shape, state.colour, state.y, state.x) == (wanted.shape, wanted.colour, place.y, place.x)
 
 
-def worlds(run) -> tuple[dict, Image.Image]:
-    held_out = [tasks.draw("clips", "test", number) for number in range(WORLDS.value)]
-    given, left = GIVEN.value, moving.FRAMES - GIVEN.value
-    prompts = [[one.texts[0], moving.render_clip(one.clip)[:given]] for one in held_out]
+def worlds(run, given: argparse.Namespace) -> tuple[dict, Image.Image]:
+    held_out = [tasks.draw("clips", "test", number) for number in range(given.worlds)]
+    known, left = given.frames, moving.FRAMES - given.frames
+    prompts = [[one.texts[0], moving.render_clip(one.clip)[:known]] for one in held_out]
     drawn = run.generate(prompts, draw=True, max_images=left, min_images=left)
     clips, whole = [], []
     frames = [[] for _ in range(left)]
     for one, parts in zip(held_out, drawn, strict=True):
         made = [part for part in parts if not isinstance(part, str)][:left]
-        clip = np.concatenate([moving.render_clip(one.clip)[:given], np.stack(made)])
-        states, wanted = parse_clip(clip).states, one.clip.states()
+        clip = np.concatenate([moving.render_clip(one.clip)[:known], np.stack(made)])
+        shown, wanted = parse_clip(clip), one.clip.states()
+        states, leftovers = (
+            shown.states,
+            {int(f.split(":")[0].removeprefix("frame ")) for f in shown.faults if ":" in f},
+        )
         first = next((state for state in states if state is not None), None)
-        good = [same_state(states[t], wanted[t], one.clip.motion, first) for t in range(given, moving.FRAMES)]
+        good = [
+            t not in leftovers and same_state(states[t], wanted[t], one.clip.motion, first)
+            for t in range(known, moving.FRAMES)
+        ]
         for t, right in enumerate(good):
             frames[t].append(right)
         whole.append(all(good))
         clips.append(clip)
     result = {
-        "clips whose state is kept over all frames": share(whole) | by_kind([one.says[2] for one in held_out], whole),
-        "frames with the right state, by number": {str(given + t + 1): share(right) for t, right in enumerate(frames)},
+        "clips whose state is kept over all frames": share(whole)
+        | {"by motion": by_kind([one.says[2] for one in held_out], whole)},
+        "frames with the right state, by number": {str(known + t + 1): share(right) for t, right in enumerate(frames)},
     }
-    return result, picture(clips[: SHOWN.value], whole[: SHOWN.value])
+    return result, picture(clips[: given.shown], whole[: given.shown])
 
 
-def main(argv) -> None:
-    del argv
-    workdir = pathlib.Path(WORKDIR.value)
-    run = transfusion.load_run(workdir)
-    result, shown = (clips_and_captions if run.sides == 3 else worlds)(run)
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each of the captions' contents is drawn")
+    parser.add_argument("--described", type=int, default=500, help="held-out clips that are described")
+    parser.add_argument("--worlds", type=int, default=200, help="held-out clips that a world model continues")
+    parser.add_argument("--frames", type=int, default=2, help="frames that a world model gets")
+    parser.add_argument("--shown", type=int, default=10, help="clips of the picture")
+    given = parser.parse_args()
+    run = transfusion.load_run(given.workdir)
+    result, shown = (clips_and_captions if run.sides == 3 else worlds)(run, given)
     result = {"date": datetime.date.today().isoformat(), "steps": run.step} | result
-    (HERE / f"{workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    shown.save(HERE / f"{workdir.name}.png", optimize=True)
+    (HERE / f"{given.workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    shown.save(HERE / f"{given.workdir.name}.png", optimize=True)
     print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

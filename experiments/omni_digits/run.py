@@ -30,7 +30,7 @@ flags.DEFINE_string("data", "data/omni_digits", "Folder of the data.")
 flags.DEFINE_integer("number", 300, "Digits of each direction; images and clips are the held-out ones again and again.")
 flags.DEFINE_float("words", 2.0, "Guidance of what is drawn from a text.")
 flags.DEFINE_float("media", 2.0, "Guidance of what is drawn from an image, a sound or a clip.")
-flags.DEFINE_integer("steps", 10, "Steps of the solver.")
+flags.DEFINE_integer("steps", 8, "Steps of the solver.")
 flags.DEFINE_string("solver", "heun", "The solver.")
 flags.DEFINE_string("out", str(HERE), "Folder of matrix.json and examples.png.")
 GOALS = {("text", "image"): 0.95, ("image", "text"): 0.95}  # of the other directions with a sound or a clip: 0.9
@@ -39,8 +39,9 @@ GOALS = {("text", "image"): 0.95, ("image", "text"): 0.95}  # of the other direc
 def given(folder: pathlib.Path, medium: str, number: int) -> tuple[list, np.ndarray]:
     """Prompts of real held-out samples of a medium, and their digits."""
     if medium == "text":
-        samples = [(f"{text}:", digit) for digit in range(10) for text in texts(digit)]
-        samples, digits = [text for text, _ in samples], np.array([digit for _, digit in samples])
+        named = [(f"{text}:", digit) for digit in range(10) for text in texts(digit)]
+        named = [named[i] for i in np.random.default_rng(0).permutation(len(named))]
+        samples, digits = [text for text, _ in named], np.array([digit for _, digit in named])
     else:
         samples, digits = judges.read(folder, medium, "heldout")
     at = np.arange(number) % len(samples)

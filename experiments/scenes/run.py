@@ -9,19 +9,19 @@ For each task of the run's data, on split `--split` (default 'test'), whose pict
 - questions: answers that are exactly right, and what the best guess without the picture would reach.
 - edits: pictures where the change was made and all else is unchanged; and those where the changed thing alone is right.
 - subjects, edges, masks, layouts: pictures that show the very scene.
-- stories: the run gets the first sentence and goes on by itself. A panel is right if it shows what its sentence makes of
-  the panel before (the first: what the sentence lists), read back from the pixels and from the words.
+- stories: the run gets the first sentence and goes on by itself. A panel is right if it shows what its sentence makes
+  of the panel before (the first: what the sentence lists), read back from the pixels and from the words.
 
 Prints the numbers with Wilson intervals and writes them to RUN.json beside this file.
 """
 
+import argparse
 import datetime
 import json
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from absl import app, flags
 
 import transfusion
 from transfusion.data.scenes import changes, judge, maps, tasks, words
@@ -31,9 +31,6 @@ from transfusion.data.scenes.render import render
 from transfusion.evaluation.intervals import wilson
 
 HERE = pathlib.Path(__file__).resolve().parent
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-NUMBER = flags.DEFINE_integer("number", 200, "Records of each task.")
-SPLIT = flags.DEFINE_string("split", "test", "The split.")
 
 
 def share(right: list[bool]) -> dict:
@@ -75,10 +72,11 @@ def edits(run, drawn: list[tasks.Drawn]) -> dict:
     right = [judge.same(one.scenes[1], picture) for one, picture in zip(drawn, made, strict=True)]
     changed = []
     for one, picture in zip(drawn, made, strict=True):
-        shown, (before, after) = parse(picture).scene, one.scenes
+        read, (before, after) = parse(picture), one.scenes
+        shown = read.scene
         new, gone = set(after.things) - set(before.things), set(before.things) - set(after.things)
         there = new <= set(shown.things) and not gone & set(shown.things)
-        changed.append(there and (one.kind != "background" or shown.background == after.background))
+        changed.append(there and not read.faults and (one.kind != "background" or shown.background == after.background))
     return by_kind(drawn, right) | {"the change alone": share(changed)}
 
 
@@ -118,18 +116,21 @@ MEASURES: dict[str, Callable[[object, list[tasks.Drawn]], dict]] = {
 }  # fmt: skip
 
 
-def main(argv) -> None:
-    del argv
-    workdir = pathlib.Path(WORKDIR.value)
-    run = transfusion.load_run(workdir)
-    result: dict = {"date": datetime.date.today().isoformat(), "steps": run.step, "split": SPLIT.value}
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--number", type=int, default=200, help="records of each task")
+    parser.add_argument("--split", default="test", help="the split")
+    given = parser.parse_args()
+    run = transfusion.load_run(given.workdir)
+    result: dict = {"date": datetime.date.today().isoformat(), "steps": run.step, "split": given.split}
     for source in run.experiment.data.sources.values():
         task, _, kind = source.name.partition("/")
-        drawn = [tasks.draw(task, SPLIT.value, number, kind) for number in range(NUMBER.value)]
+        drawn = [tasks.draw(task, given.split, number, kind) for number in range(given.number)]
         result[source.name] = MEASURES[task](run, drawn)
         print(source.name, json.dumps(result[source.name], indent=1), flush=True)
-    (HERE / f"{workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (HERE / f"{given.workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -111,22 +111,23 @@ def test_a_folder_or_a_pipe_is_no_config(tmp_path):
         read_experiment(tmp_path)
 
 
-def numbers(kind, found):
-    """Adds every numeric field of a dataclass, and of those inside, to `found`."""
+def numbers(kind, found, seen):
+    """Adds every numeric field of a dataclass, and of those inside, to `found`; `seen` are those that are done."""
     if typing.get_origin(kind) is not None:
         for inner in typing.get_args(kind):
-            numbers(inner, found)
-    elif dataclasses.is_dataclass(kind) and not any(name.startswith(f"{kind.__name__}.") for name in found):
+            numbers(inner, found, seen)
+    elif dataclasses.is_dataclass(kind) and kind not in seen:
+        seen.add(kind)
         for name, hint in typing.get_type_hints(kind).items():
             if re.search(r"\b(int|float)\b", str(hint)):
                 found.add(f"{kind.__name__}.{name}")
-            numbers(hint, found)
+            numbers(hint, found, seen)
 
 
 def test_every_number_has_a_range():
     """A new field must be decided: a row of `ranges.RANGES`. Sampler settings check themselves."""
     found: set[str] = set()
-    numbers(Experiment, found)
+    numbers(Experiment, found, set())
     found = {name for name in found if not name.startswith(("SamplerConfig.", "KindConfig."))}
     assert len(found) > 120
     assert sorted(found - RANGES.keys()) == []

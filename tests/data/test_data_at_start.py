@@ -12,6 +12,7 @@ from PIL import Image
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment
 from transfusion.data.config import FIELDS_OF_KINDS, DataConfig, SourceConfig
+from transfusion.data.sizes import SizesConfig
 from transfusion.errors import UsageError
 from transfusion.tasks import make_task
 
@@ -193,10 +194,12 @@ def test_sources_take_the_fields_of_their_kind_and_kinds_of_users_take_all():
     for kind, names in FIELDS_OF_KINDS.items():
         known = {"captions": "a.csv", "medium": "sound", "follow_links": True, "channels": 3, "record_bytes": 99}
         number = {"resolution": 8, "length": 9, "rate": 8000}
-        values = {name: (known | number).get(name, "x") for name in names}
+        values = {name: (known | number).get(name, "x") for name in names - {"sizes"}}
         SourceConfig(kind=kind, path="x", weight=2.0, hold_out=0.5, part="held_out", latents="y", **values).validate(
             "a", 10**9
         )
+        if "sizes" in names:  # in place of a resolution
+            SourceConfig(kind=kind, path="x", sizes=SizesConfig(tokens=4, multiple=2)).validate("a", 10**9)
     SourceConfig(kind="trajectories", split="test", record_bytes=99).validate("a", 10**9)
 
 

@@ -84,7 +84,12 @@ def test_a_clip_draws_its_digit_along_the_strokes():
 def test_the_config_reads_all_kinds_and_each_with_its_codec(folder):
     experiment = load_experiment(f"{CONFIG}:debug")
     source = dataclasses.replace(experiment.data.sources["pairs"], path=str(folder / "train.jsonl"))
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, sources={"pairs": source}))
+    held_out = dataclasses.replace(source, path=str(folder / "heldout.jsonl"))
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, sources={"pairs": source}),
+        eval=dataclasses.replace(experiment.eval, sources={"pairs": held_out}),
+    )
     task = make_task(experiment)
     with task.open_data(experiment) as data:
         batch = next(data)

@@ -104,3 +104,18 @@ def test_every_drawn_image_has_a_hidden_code_and_one_that_is_read_has_none(part)
     drawn = counts[:, [0, 0, 1], [0, 2, 0]]
     assert drawn.min() >= 1 and set(drawn.ravel()) >= {1, 5, 9}
     assert not OBJECTIVES["masked"].clean(part)["mask"].any()
+
+
+def test_the_inverse_weighting_bounds_the_likelihood(part):
+    """Of an item: the mean over all of its codes, divided by the share that is hidden (LLaDA, equation 3)."""
+    config = MaskedConfig("linear", "inverse")
+    draws = OBJECTIVES["masked"].draw(jax.random.key(3), part, config)
+    plain = OBJECTIVES["masked"].draw(jax.random.key(3), part, MaskedConfig("linear"))
+    np.testing.assert_array_equal(draws["mask"], plain["mask"])
+    hidden, weight = (np.asarray(draws[name]).reshape(-1, 9) for name in ("mask", "weight"))
+    for item, of_item in zip(hidden, weight, strict=True):
+        if item.any():
+            np.testing.assert_allclose(of_item, item * 9 / item.sum(), rtol=1e-6)
+        else:
+            assert not of_item.any()
+    assert hidden.any()

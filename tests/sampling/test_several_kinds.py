@@ -21,6 +21,7 @@ from transfusion.errors import UsageError
 from transfusion.latents import Codec, Codecs
 from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.config import KindConfig, SamplerConfig
+from transfusion.sampling.conversation import reply
 from transfusion.sampling.decoder import Prompt, decoder_of, generate
 from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.reference import generate_one
@@ -140,6 +141,17 @@ def test_what_must_come_after_a_text_is_the_kind_that_was_asked_for(model):
     for number, (prompt, result) in enumerate(zip(prompts, generate(*model, prompts, 3, config), strict=True)):
         assert [kind for kind in kinds(result) if kind != "text"] == [prompt.kind] * 2
         assert_same(result, generate_one(*model, prompt, 3, config, number), drawing_operations(model[0], config))
+
+
+def test_turns_are_answered_by_the_kinds_that_are_asked_for(model):
+    config, operations = SamplerConfig(steps=2, max_tokens=0), drawing_operations(model[0], SamplerConfig(steps=2))
+    first = Prompt((tiny.words(1),), draw=True, kind="sound")
+    answer, kept = reply(*model, first, first.segments, None, 3, config)
+    assert_same(answer, generate(*model, [first], 3, config)[0], operations)
+    second = Prompt((*first.segments, *answer, tiny.words(4)), draw=True, kind="note")
+    again, _ = reply(*model, second, second.segments[1:], kept, 3, config, number=1)
+    assert_same(again, generate(*model, [second], 3, config, first=1)[0], operations)
+    assert kinds((*answer, *again)) == ["sound", "note"]
 
 
 GUIDED = SamplerConfig(steps=2, max_tokens=0, guidance=1.5, image_guidance=2.0, conditions={"sound": 3.0, "sign": 1.0})

@@ -113,13 +113,17 @@ class Rows:
 
 
 def _ragged(ids: jax.Array, experts: int) -> Rows:
-    """Sorts the tokens by expert, for `jax.lax.ragged_dot`."""
+    """Sorts the tokens by expert, for `jax.lax.ragged_dot`. Tokens without an expert are last, and become 0."""
     order = jnp.argsort(ids, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(ids)), unique_indices=True)
     sizes = _sizes(ids, experts)
-    return Rows(
-        place, len(ids), jnp.minimum(ids[order], experts - 1), lambda x, w: jax.lax.ragged_dot(x, w, sizes)
-    )  # fmt: skip
+    used = (jnp.arange(len(ids)) < jnp.sum(sizes))[:, None]
+
+    def times(x: jax.Array, w: jax.Array) -> jax.Array:
+        # Behind the last group a device may leave what was in its memory, in the gradient of x, too.
+        return jnp.where(used, jax.lax.ragged_dot(jnp.where(used, x, 0), w, sizes), 0)
+
+    return Rows(place, len(ids), jnp.minimum(ids[order], experts - 1), times)
 
 
 def _tiles(ids: jax.Array, experts: int) -> Rows:

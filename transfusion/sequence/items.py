@@ -210,6 +210,8 @@ class Codes(Items):
     def check(self, segment: Segment) -> None:
         self.facts.check(segment)
         codes, wanted = self._filled(np.asarray(segment.value)), self.item_shape()
+        if self.fill >= 0 and codes.size > wanted[0]:
+            raise UsageError(f"{segment.kind}: {codes.size} ids do not fit the {wanted[0]} places of their stream")
         if codes.shape != wanted or codes.dtype.kind not in "iu":
             found = f"{codes.dtype} {list(codes.shape)}"
             raise UsageError(f"{segment.kind}: codes are whole numbers {list(wanted)}, not {found}: see codec.kind")

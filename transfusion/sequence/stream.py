@@ -160,9 +160,11 @@ class Stream:
         if self.vocabulary:
             return Codes(self.grid, facts, self.vocabulary, self.scales, prediction, self.fill)
         kind = Queries if self.source == "none" else Latents
+        # The default objective is of ids: latents that name none are only read.
+        starts = prediction.starts and self.objective != "next_token"
         return kind(
             self.grid, facts, self.channels, self.patch_sides, source=self.source,
-            lead=int(time.token or prediction.starts), starts=prediction.starts, inside=time.inside,
+            lead=int(time.token or starts), starts=starts, inside=time.inside,
         )  # fmt: skip
 
     @property
