@@ -162,3 +162,26 @@ def test_small_files_do_not_fill_the_memory(tmp_path, rows, column):
     answer, megabytes = done.stdout.splitlines()
     assert answer == str(rows) if column else "more than 10000000 rows" in answer
     assert int(megabytes) < 400, done.stdout
+
+
+@pytest.mark.parametrize("kind", ["folder", "records"])
+def test_rows_in_random_order_unpack_each_group_once_while_memory_lasts(tmp_path, monkeypatch, kind):
+    path, read_group, unpacked = tmp_path / "captions.parquet", parquet.read_group, []
+    write(path, count=40, row_group_size=5)
+    monkeypatch.setattr(parquet, "read_group", lambda *a: unpacked.append(a[1]) or read_group(*a))
+    order = [int(i) for i in np.random.default_rng(0).permutation(40)]
+
+    def opened():
+        found = open_source(SourceConfig(kind="records", path=str(path), reader="datasets"))
+        return found if kind == "records" else read(tmp_path)
+
+    source = opened()
+    for _ in range(2):
+        assert [source[i]["caption"] for i in order] == [f"n {i}" for i in order]
+    assert sorted(unpacked) == list(range(8))
+    unpacked.clear()
+    size = sum(batch.nbytes for batch in read_group(str(path), 0, parquet.open_metadata(str(path))))
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 3 * size)
+    source = opened()
+    assert [source[i]["caption"] for i in order] == [f"n {i}" for i in order]
+    assert 8 < len(unpacked) <= 40 and parquet._KEPT._used <= 3 * size

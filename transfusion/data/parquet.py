@@ -3,6 +3,7 @@
 Only the columns in use are read. A table's metadata says how much memory they will take before anything is read.
 """
 
+import collections
 import os
 import threading
 from collections.abc import Callable
@@ -139,48 +140,101 @@ def _text_bytes(arrow: ModuleType, column) -> int:
         return column.nbytes
 
 
-class _Files(CaptionTable):
-    """The rows of a table with files inside. The row group that was read last is kept in memory."""
+class _Kept:
+    """Row groups that are kept in memory: those asked for last, `GROUP_BYTES` of all files together.
 
-    def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
-        self._path, self._metadata, self._file, self._caption = path, metadata, file_field, caption_field
-        leaves = [f"{file_field}.bytes", f"{file_field}.path"] if kind == "files" else [file_field]
-        self._columns = leaves + [caption_field] * bool(caption_field)
+    Training reads the rows in random order. With only one group at hand, nearly each row would unpack a whole group.
+    """
+
+    def __init__(self):
+        self._groups: collections.OrderedDict[tuple, tuple[list, int]] = collections.OrderedDict()
+        self._used, self._lock = 0, threading.Lock()
+
+    def get(self, key: tuple) -> list | None:
+        with self._lock:
+            if key not in self._groups:
+                return None
+            self._groups.move_to_end(key)
+            return self._groups[key][0]
+
+    def make_room(self, size: int) -> None:
+        """Forgets groups until one of `size` bytes has room."""
+        with self._lock:
+            while self._groups and self._used + size > GROUP_BYTES:
+                self._used -= self._groups.popitem(last=False)[1][1]
+
+    def put(self, key: tuple, batches: list) -> None:
+        size = sum(batch.nbytes for batch in batches)
+        self.make_room(size)
+        with self._lock:
+            self._groups[key] = (batches, size)
+            self._used += size
+
+
+_KEPT = _Kept()
+
+
+class RowGroups:
+    """The rows of a file; its row groups are read when a row of them is asked for, see `_Kept`.
+
+    Args:
+      path: the file.
+      metadata: what `open_metadata` gives.
+      names, columns: see `read_group`.
+    """
+
+    def __init__(self, path: str, metadata, names: set[str] | None = None, columns: list[str] | None = None):
+        self._path, self._metadata, self._names, self._columns = path, metadata, names, columns
         sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
-        self._lock = threading.Lock()
-        self._kept: tuple[int, list] = (-1, [])
+        self._lock, self._key = threading.Lock(), object()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def place(self, index: int):
+        """The record batch that holds row `index`, and which of its rows this is.
+
+        Raises:
+          OSError, ValueError: if it cannot be read.
+        """
+        number = int(np.searchsorted(self._starts, index, "right")) - 1
+        with self._lock:  # so that no two threads unpack the same group
+            if (batches := _KEPT.get((self._key, number))) is None:
+                _KEPT.make_room(_group_bytes(self._metadata, number, self._names))  # both would take twice the memory
+                batches = read_group(self._path, number, self._metadata, self._names, self._columns)
+                _KEPT.put((self._key, number), batches)
+        at = index - int(self._starts[number])
+        for batch in batches:
+            if at < len(batch):
+                return batch, at
+            at -= len(batch)
+        raise ValueError(f"row group {number} of {self._path} breaks off")
+
+
+class _Files(CaptionTable):
+    """The rows of a table with files inside."""
+
+    def __init__(self, path: str, metadata, kind: str, file_field: str, caption_field: str):
+        self._path, self._file, self._caption = path, file_field, caption_field
+        leaves = [f"{file_field}.bytes", f"{file_field}.path"] if kind == "files" else [file_field]
+        columns = leaves + [caption_field] * bool(caption_field)
+        self._groups = RowGroups(path, metadata, {file_field, caption_field}, columns)
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
     def key(self, index: int) -> str:
         return f"{os.path.basename(self._path)}#{index}"
 
     def __getitem__(self, index: int) -> CaptionRow:
         where = f"{self._path}#{index}"
-        number = int(np.searchsorted(self._starts, index, "right")) - 1
-        with self._lock:  # pyarrow's readers are not made for several threads
-            if self._kept[0] != number:
-                self._kept = (-1, [])  # two groups would take twice the memory
-                self._kept = (number, self._read(number))
-            batches = self._kept[1]
-        place = index - int(self._starts[number])
-        for batch in batches:
-            if place < len(batch):
-                return self._row(where, batch, place)
-            place -= len(batch)
-        return CaptionRow(where, error=f"row group {number} of {self._path} breaks off")
-
-    def _row(self, where: str, batch, place: int) -> CaptionRow:
+        batch, place = self._groups.place(index)
         file = batch.column(self._file)[place].as_py()
         caption = batch.column(self._caption)[place].as_py() if self._caption else None
         if isinstance(file, dict):
             return CaptionRow(where, file["path"] or "", caption, data=file["bytes"])
         return CaptionRow(where, caption=caption, error="" if file else "no file", data=file)
-
-    def _read(self, number: int) -> list:
-        return read_group(self._path, number, self._metadata, {self._file, self._caption}, self._columns)
 
 
 def open_metadata(path: str):

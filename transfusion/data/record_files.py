@@ -11,7 +11,6 @@ import dataclasses
 import io
 import json
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
@@ -22,7 +21,7 @@ from transfusion import storage
 from transfusion.data import files, foreign_text, webdataset
 from transfusion.data.array_records import read_record
 from transfusion.data.faults import error_line
-from transfusion.data.parquet import open_metadata, read_group
+from transfusion.data.parquet import RowGroups, open_metadata
 from transfusion.data.segments import Read
 from transfusion.errors import UsageError
 
@@ -144,35 +143,20 @@ def plain_rows(content: object, beside: Read) -> Sequence[Mapping]:
 
 
 class Parquet:
-    """One row per row of the table. The row group that was read last is kept in memory."""
+    """One row per row of the table."""
 
     def __init__(self, path: str, rows_of: RowsOf):
-        self._path = path
-        self._metadata = open_metadata(path)
-        groups = range(self._metadata.num_row_groups)
-        self._starts = np.cumsum([0, *(self._metadata.row_group(group).num_rows for group in groups)])
-        self._lock = threading.Lock()
-        self._kept: tuple[int, list] = (-1, [])
+        self._path, self._groups = path, RowGroups(path, open_metadata(path))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._groups)
 
     def where(self, index: int) -> str:
         return f"{self._path}#{index}"
 
     def row(self, index: int) -> Row:
-        number = int(np.searchsorted(self._starts, index, "right")) - 1
-        with self._lock:  # pyarrow's readers are not made for several threads
-            if self._kept[0] != number:
-                self._kept = (-1, [])  # two groups would take twice the memory
-                self._kept = (number, read_group(self._path, number, self._metadata))
-            batches = self._kept[1]
-        place = index - int(self._starts[number])
-        for batch in batches:
-            if place < len(batch):
-                return Row(self.where(index), batch.slice(place, 1).to_pylist()[0])
-            place -= len(batch)
-        raise ValueError(f"row group {number} breaks off")
+        batch, place = self._groups.place(index)
+        return Row(self.where(index), batch.slice(place, 1).to_pylist()[0])
 
 
 class Tar:

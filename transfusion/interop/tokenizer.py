@@ -1,6 +1,7 @@
 """Keeps the files beside released weights, mostly the tokenizer's: import copies them, and export writes them again.
 
-A workdir has them in the folder `FILES`, under their own names and unchanged. No code in them is run.
+A workdir has them in the folder `FILES`, under their own names and unchanged. No code in them is run, but for a chat
+template that is none of those known: that is run in the sandbox of jinja2, where it is installed.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ def adopt(experiment: Experiment, checkpoint: Checkpoint, family: Family, target
     """The config of the checkpoint's tokenizer, whose files are in the workdir `target`. Its path is relative to it.
 
     The tokens that begin and end a document are those of `family.tokens`, or have the ids that config.json gives. If
-    its chat template is a known one, conversations are written in it.
+    its chat template can be read, conversations are written in it.
 
     Raises:
       UsageError: if there is no tokenizer, or it cannot be used.
@@ -95,7 +96,7 @@ def _with_own_chat(config: TokenizerConfig) -> TokenizerConfig:
         own = recorded(dataclasses.replace(config, chat=ChatConfig("own")))
         open_tokenizer(own)
         return own
-    except UsageError:  # it has no template, or one that is not known: turns are written in plain words
+    except UsageError:  # it has no template, or one that cannot be read: turns are written in plain words
         return config
 
 
