@@ -1,8 +1,13 @@
 """The page about your own data: each form that it shows is copied from it, and read."""
 
+import dataclasses
 import pathlib
 import re
+import subprocess
+import textwrap
 
+import jax
+import numpy as np
 import public_forms
 import pytest
 
@@ -10,13 +15,20 @@ from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.documents import choose_document
 from transfusion.data.examples import make_example
 from transfusion.data.packing import Bad
+from transfusion.data.pipeline import epoch_batches
 from transfusion.data.readers import READERS
+from transfusion.data.record_writer import write_records
 from transfusion.data.sources import open_source
 from transfusion.evaluation.show import plain_experiment
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "your_own_data.md").read_text()
-BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = [
+    (suffix, name, textwrap.dedent(block))
+    for suffix, name, block in re.findall(r"^ *```(\w+) ?([\w.]*)\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)
+]
 SHOWN = {name.partition(".")[0]: (suffix, block) for suffix, name, block in BLOCKS if name}
+OTHER_KINDS = {"captions": "folder", "webdataset": "webdataset"}
+ROWS = {"tuna": 2, "imagefolder": 2, "captions": 2}  # records that a block shows, where there are several
 
 
 @pytest.fixture
@@ -26,10 +38,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def usable(path, count, reader=""):
-    """Checks that a file holds so many records, and that each becomes tokens unless it holds codes."""
+def usable(path, count, reader="", kind="records"):
+    """Checks that a file holds so many records, that each becomes tokens unless it holds codes, and that when they are
+    prepared, they are packed to the same rows."""
     experiment = plain_experiment()
-    source = open_source(SourceConfig(kind="records", path=str(path), reader=reader, resolution=32, channels=3))
+    config = SourceConfig(kind=kind, path=str(path), reader=reader, resolution=32, channels=3)
+    source = open_source(config)
     assert len(source) == count
     for record in source:
         assert "error" not in record, record["error"]
@@ -38,6 +52,18 @@ def usable(path, count, reader=""):
         choice = choose_document(record, DataConfig(drop_caption=0.0), (0, 0))
         example = make_example(record, choice, experiment.spec)
         assert not isinstance(example, Bad), example
+    batches = packed(source)
+    assert (batches[0]["text"].document > 0).any()
+    if kind == "records":
+        prepared = f"prepared/{len(list(pathlib.Path().glob('prepared/*')))}"
+        assert write_records(config, prepared, 10**6, pytest.fail) == count
+        again = open_source(dataclasses.replace(config, path=prepared, reader=""))
+        jax.tree.map(np.testing.assert_array_equal, packed(again), batches)
+
+
+def packed(source):
+    config = DataConfig(drop_caption=0.0, max_bad_share=1.0)
+    return list(epoch_batches(source, config, plain_experiment().spec, 1))
 
 
 def test_the_record_form(folder):
@@ -60,12 +86,16 @@ def test_a_public_form(folder, reader):
     if suffix == "python":
         exec(compile(block, "page", "exec"), {})
         path = folder / f"{reader}.parquet"
+    elif suffix == "bash":
+        subprocess.run(block, shell=True, check=True)
+        path = folder / f"{reader}.tar"
     else:
         path.write_text(block)
-    rows = {"tuna": 2, "imagefolder": 2}
-    usable(folder if reader == "imagefolder" else path, rows.get(reader, 1), reader)
+    path = folder if reader in ("imagefolder", "captions") else path
+    kind = OTHER_KINDS.get(reader, "records")
+    usable(path, ROWS.get(reader, 1), reader if kind == "records" else "", kind)
 
 
 def test_every_reader_is_on_the_page():
     assert not [name for name in READERS if name and f'`reader="{name}"`' not in PAGE]
-    assert SHOWN.keys() | {"", "mint1t", "datasets"} == READERS.keys()
+    assert SHOWN.keys() | {""} == READERS.keys() | OTHER_KINDS.keys()
