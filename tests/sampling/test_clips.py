@@ -10,7 +10,7 @@ from closeness import assert_same, drawing_operations
 from transfusion import layouts
 from transfusion.api import Trained
 from transfusion.config import Experiment
-from transfusion.latents import Codec
+from transfusion.latents import Codec, Codecs
 from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.sampling.config import SamplerConfig
@@ -88,6 +88,7 @@ def test_a_world_model_draws_frame_after_frame(world):
 
 def test_a_clip_in_a_prompt_is_its_frames_to_a_world_model(world):
     task, params = world
-    run = Trained(Experiment(), task, params, Codec(lambda x: np.asarray(x, np.float32), np.asarray), 0)
+    codec = Codec(lambda x: np.asarray(x, np.float32), np.asarray)
+    run = Trained(Experiment(), task, params, Codecs(codec), 0)
     kinds = [segment.kind for segment in run.segments(np.zeros((3, 2, 4, 1), np.uint8))]
     assert kinds == ["image"] * 3
