@@ -158,7 +158,10 @@ def test_captions_are_compared_but_for_case_and_spaces(run, records):
 
 def test_prompts_are_the_captions_of_the_classes_in_turn(run):
     class Artist:
-        def draw(self, prompts, seed, guidance):
+        shows = "image"
+
+        def draw(self, prompts, kind, seed, guidance):
+            assert kind == self.shows
             return np.zeros((len(prompts), 8, 8, 1), np.uint8)
 
     real = read_examples(run.experiment.data.sources, run.experiment.data, 60)

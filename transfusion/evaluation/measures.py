@@ -131,14 +131,21 @@ class Measures:
         """Leaves these scores null, for this reason."""
         self.absent |= dict.fromkeys(names, reason)
 
+    def writes(self, name: str) -> bool:
+        """Whether the model writes text; if not, the score is left null, with the reason."""
+        try:
+            self.run.check_writes()
+        except UsageError as error:
+            self.skip(str(error), name)
+            return False
+        return True
+
     # --- losses -------------------------------------------------------------------------------------------------------
 
     def text(self) -> None:
         task, params = self.run.task, self.run.params
-        try:
-            self.run.check_writes()
-        except UsageError as error:
-            return self.skip(str(error), "text_bits_per_byte", "caption_accuracy")
+        if not self.writes("text_bits_per_byte"):
+            return None
         parts: dict[str, DocumentBits] = {}
         for name, source in self.experiment.eval.sources.items():
             parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
@@ -209,7 +216,7 @@ class Measures:
             return self.skip("the held-out data has no captioned images", "caption_accuracy")
         if not self.run.spec.reads_media:
             return self.skip("the model reads no images", "caption_accuracy")
-        if "caption_accuracy" in self.absent:
+        if not self.writes("caption_accuracy"):
             return None
         with self.part("captions"):
             result = scores.captioning(self.run, held_out, self.captions, self.seed)
