@@ -147,9 +147,10 @@ def test_the_table():
     assert partition(("embed", "mlp"), (8, 16), mesh) == PartitionSpec("fsdp", "tensor")
     assert partition(("embed",), (3,), abstract(2)) == PartitionSpec(None)  # axes of size 1 split nothing
     everything = abstract(2, 2, 2, slice=2, context=2)
-    assert partition(("batch", "tokens"), (8, 4), everything) == PartitionSpec(
-        ("slice", "data", "fsdp", "expert"), "context"
-    )
+    assert partition(("batch", "tokens"), (8, 4), everything) == PartitionSpec(("slice", "data", "fsdp"), "context")
+    among = abstract(2, expert=2)
+    assert partition(("batch", "tokens"), (8, 4), among) == PartitionSpec(("data", "expert"), None)
+    assert partition(("experts", "embed"), (8, 4), among) == PartitionSpec("expert", None)
     assert partition(("vocab", "embed"), (8, 4), everything) == PartitionSpec("tensor", ("fsdp", "context"))
     with pytest.raises(UsageError, match="trunk/o: axes 'mlp' and 'heads' are both split over 'tensor'"):
         partition(("mlp", "heads"), (8, 16), abstract(), "trunk/o")

@@ -73,7 +73,7 @@ def leaves(kind=Experiment, field=""):
     """Every field of an experiment, with '*' for the names of a table and for the places of a list."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is None and dataclasses.is_dataclass(kind):
-        if field.count("stages") > 1:  # as often as one likes
+        if max(field.count("stages"), field.count("others")) > 1:  # as often as one likes
             return
         hints = typing.get_type_hints(kind)
         for one in dataclasses.fields(kind):
