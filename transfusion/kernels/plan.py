@@ -59,7 +59,8 @@ class Cut:
         """The first token of a block whose number is known in a kernel only."""
         fills, blocks = [-n % self.size for n in self.slices], [-(-n // self.size) for n in self.slices]
         missing = sum(
-            jnp.where(block >= before, fill, 0)
+            # A product, because Pallas' lowering to Triton cannot choose between two constants.
+            fill * (block >= before).astype(jnp.int32)
             for before, fill in zip(np.cumsum(blocks)[:-1].tolist(), fills[:-1], strict=True)
             if fill
         )
