@@ -60,7 +60,7 @@ class Cut:
         fills, blocks = [-n % self.size for n in self.slices], [-(-n // self.size) for n in self.slices]
         missing = sum(
             # A product, because Pallas' lowering to Triton cannot choose between two constants.
-            fill * (block >= before).astype(jnp.int32)
+            fill * jnp.asarray(block >= before, jnp.int32)
             for before, fill in zip(np.cumsum(blocks)[:-1].tolist(), fills[:-1], strict=True)
             if fill
         )
