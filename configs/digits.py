@@ -53,22 +53,7 @@ def get_config(form: str = ""):
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=32),
     )
     if form in ("sizes", "sizes_debug"):
-        source = SourceConfig(name="sized_digits", sizes=SizesConfig(tokens=24, multiple=2, aspect=1.5))
-        held_out = dataclasses.replace(source, split="test")
-        streams = {
-            "text": dataclasses.replace(experiment.streams["text"], budget=64),
-            "image": dataclasses.replace(image, grid=(0, 0), budget=48, items=3),
-        }
-        # Of two sizes, the larger one has more noise at the same time, so that both lose the same detail.
-        shift = {"shift_by": "resolution", "shift_tokens": 16}
-        experiment = dataclasses.replace(
-            experiment,
-            streams=streams,
-            objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(**shift)}),
-            data=dataclasses.replace(experiment.data, sources={"digits": source}),
-            eval=dataclasses.replace(experiment.eval, sources={"digits": held_out}),
-            sampling=dataclasses.replace(experiment.sampling, **shift),
-        )
+        experiment = of_sizes(experiment)
     if form in ("debug", "sizes_debug"):
         experiment = debug_form(experiment, batch_size=4)
     if form == "unet":
@@ -82,18 +67,43 @@ def get_config(form: str = ""):
             sampling=dataclasses.replace(experiment.sampling, solver="ddim", steps=50),
         )
     if form in AHEAD:
-        # MeanFlow differentiates by the times: the usual waves of up to 1000 radians would drown that in noise.
-        slow = {"mean_flow": Released(time=TimeConfig(scale=10.0))}
-        fresh = {"mean_flow": "parts/image/time"}
-        stream = dataclasses.replace(image, objective=form, released=slow.get(form, Released()))
-        continuous = {"image": ContinuousConfig(ahead=AheadConfig(share=0.5, levels=4, guidance=2.0))}
-        experiment = dataclasses.replace(
-            experiment,
-            steps=400,
-            init=InitConfig("runs/digits", fresh=fresh.get(form, "")),
-            optim=dataclasses.replace(experiment.optim, learning_rate=1e-3, warmup=50),
-            streams=experiment.streams | {"image": stream},
-            objectives=ObjectivesConfig(continuous=continuous),
-            sampling=dataclasses.replace(experiment.sampling, solver="shortcut", steps=4, guidance=1.0),
-        )
+        experiment = in_few_steps(experiment, form)
     return to_config_dict(experiment)
+
+
+def of_sizes(experiment: Experiment) -> Experiment:
+    """The experiment with digits on canvases of three sizes."""
+    source = SourceConfig(name="sized_digits", sizes=SizesConfig(tokens=24, multiple=2, aspect=1.5))
+    held_out = dataclasses.replace(source, split="test")
+    streams = {
+        "text": dataclasses.replace(experiment.streams["text"], budget=64),
+        "image": dataclasses.replace(experiment.streams["image"], grid=(0, 0), budget=48, items=3),
+    }
+    # Of two sizes, the larger one has more noise at the same time, so that both lose the same detail.
+    shift = {"shift_by": "resolution", "shift_tokens": 16}
+    return dataclasses.replace(
+        experiment,
+        streams=streams,
+        objectives=ObjectivesConfig(continuous={"image": ContinuousConfig(**shift)}),
+        data=dataclasses.replace(experiment.data, sources={"digits": source}),
+        eval=dataclasses.replace(experiment.eval, sources={"digits": held_out}),
+        sampling=dataclasses.replace(experiment.sampling, **shift),
+    )
+
+
+def in_few_steps(experiment: Experiment, form: str) -> Experiment:
+    """The finished experiment, which learns the mean velocities of the objective `form`."""
+    # MeanFlow differentiates by the times: the usual waves of up to 1000 radians would drown that in noise.
+    slow = {"mean_flow": Released(time=TimeConfig(scale=10.0))}
+    fresh = {"mean_flow": "parts/image/time"}
+    stream = dataclasses.replace(experiment.streams["image"], objective=form, released=slow.get(form, Released()))
+    continuous = {"image": ContinuousConfig(ahead=AheadConfig(share=0.5, levels=4, guidance=2.0))}
+    return dataclasses.replace(
+        experiment,
+        steps=400,
+        init=InitConfig("runs/digits", fresh=fresh.get(form, "")),
+        optim=dataclasses.replace(experiment.optim, learning_rate=1e-3, warmup=50),
+        streams=experiment.streams | {"image": stream},
+        objectives=ObjectivesConfig(continuous=continuous),
+        sampling=dataclasses.replace(experiment.sampling, solver="shortcut", steps=4, guidance=1.0),
+    )
