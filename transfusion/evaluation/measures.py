@@ -143,6 +143,7 @@ class Measures:
     # --- losses -------------------------------------------------------------------------------------------------------
 
     def text(self) -> None:
+        """Measures the bits per byte of the held-out text, of all sources and of each."""
         task, params = self.run.task, self.run.params
         if not self.writes("text_bits_per_byte"):
             return None
@@ -184,6 +185,7 @@ class Measures:
     # --- images -------------------------------------------------------------------------------------------------------
 
     def images(self, real: Examples, held_out: Examples) -> None:
+        """Measures what the model draws and reads of images, and writes pictures of both."""
         self.compared(real, held_out)
         if self.run.drawn is None:
             self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))

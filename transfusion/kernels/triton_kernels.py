@@ -44,6 +44,7 @@ def visible(places, first, last, number, keys):
 
 
 def forward(q, k, v, start, count, order, of, first, last, steps, jumps, counts, out, lse, *, sizes: Sizes):
+    """Writes the outputs of one block of queries, and the log-sum-exp of each query's scores."""
     i, size, tq, tk = pl.program_id(0), sizes.head, sizes.q.size, sizes.k.size
     at = pl.ds(start[i], tq)
     own = jax.lax.iota(jnp.int32, tq) < count[i]
@@ -125,6 +126,7 @@ def tangents(
 def queries_backward(
     q, k, v, do, lse, delta, start, count, order, of, first, last, steps, jumps, counts, dq, *, sizes: Sizes
 ):
+    """Writes the gradients of one block of queries."""
     i, size, tq, tk = pl.program_id(0), sizes.head, sizes.q.size, sizes.k.size
     at = pl.ds(start[i], tq)
     own = jax.lax.iota(jnp.int32, tq) < count[i]
@@ -151,6 +153,7 @@ def queries_backward(
 def keys_backward(
     q, k, v, do, lse, delta, start, count, order, of, first, last, steps, jumps, counts, dk, dv, *, sizes: Sizes
 ):
+    """Writes the gradients of one block of keys and of its values, summed over the queries' heads that share them."""
     j, size, tq, tk = pl.program_id(0), sizes.head, sizes.q.size, sizes.k.size
     at = pl.ds(start[j], tk)
     own = jax.lax.iota(jnp.int32, tk) < count[j]
