@@ -45,8 +45,8 @@ class KindConfig:
     one.
 
     Attributes:
-      solver, steps, shift, guidance, guidance_low, guidance_high, code_temperature, code_top_k, code_top_p, unmask_noise,
-        unmask_blocks: the field of this name in `SamplerConfig`.
+      solver, steps, shift, guidance, guidance_low, guidance_high, code_temperature, code_top_k, code_top_p,
+        unmask_noise, unmask_blocks: the field of this name in `SamplerConfig`.
     """
 
     solver: str | None = None
