@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+TRANSFUSION := $(VENV)/bin/transfusion
 DEMO ?= runs/digits
 # jax without an accelerator stays quiet about the ones that it does not find.
 export JAX_PLATFORMS ?= cpu
@@ -25,13 +26,20 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install
-	$(RUN) transfusion.prepare --data_dir data digits
-	$(RUN) transfusion.train --config configs/digits.py --workdir $(DEMO)
-	$(RUN) transfusion.sample --workdir $(DEMO) --prompt 'a handwritten seven' --image $(DEMO)/samples/seven.png
-	$(RUN) transfusion.sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png
-	$(RUN) transfusion.evaluate --workdir $(DEMO)
-	$(RUN) transfusion.report --workdir $(DEMO)
+demo: $(VENV)/demo
+	$(TRANSFUSION) prepare --data_dir data digits
+	$(TRANSFUSION) train --config digits --workdir $(DEMO)
+	$(TRANSFUSION) sample --workdir $(DEMO) --prompt 'a handwritten seven' --output $(DEMO)/samples/seven.png
+	$(TRANSFUSION) sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png
+	$(TRANSFUSION) evaluate --workdir $(DEMO)
+	$(TRANSFUSION) report --workdir $(DEMO)
+
+# Without the packages of the tests, which take as much room again.
+$(VENV)/demo: pyproject.toml constraints.txt
+	test -e $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --upgrade pip
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
 
 test: install
 	$(RUN) pytest

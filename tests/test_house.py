@@ -34,7 +34,7 @@ FLOORS = (
     ("api", "interop", "planning"),
     ("evaluation",),
     ("train", "sample", "evaluate", "plan", "sweep", "prepare", "cache_latents"),
-    ("report",),
+    ("report", "commands", "new", "notebook"),
 )
 # The wings that compute, read, and keep a run alive do not know each other, whatever floors they are on.
 NEVER = {
@@ -100,7 +100,7 @@ def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
         ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
-        + ["running", "sampling", "sequence", "training", "workdir"]
+        + ["commands", "new", "notebook", "running", "sampling", "sequence", "training", "workdir"]
     )
 
 

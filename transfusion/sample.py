@@ -23,6 +23,7 @@ from absl import flags
 from transfusion import programs, storage
 from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.prompts import as_path, checked_size, checked_text
+from transfusion.config.describe import documented
 from transfusion.data import media
 from transfusion.errors import UsageError, shown
 from transfusion.running.jax_setup import set_up_jax
@@ -55,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if FLAGS.output:
         check_output(FLAGS.output)
-    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
+    settings = given_settings()
     run = load_run(FLAGS.workdir)
     if FLAGS.caption is not None:
         return caption(run, read_medium(run, FLAGS.caption), settings)
@@ -198,9 +197,28 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1, upper_bound=MOST_SAMPLES)
     flags.DEFINE_integer("seed", 0, "Same seed, same result.", lower_bound=0, upper_bound=MOST_SEED)
+    define_settings()
+
+
+def define_settings() -> None:
+    """A flag for each number and word of SamplerConfig, with what the class says of it."""
+    _, meanings = documented(SamplerConfig)
     for field in dataclasses.fields(SamplerConfig):
         if field.type in _FLAG:
-            _FLAG[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")
+            help = f"{meanings.get(field.name, '')} Default: the config's sampling.{field.name}."
+            _FLAG[field.type](field.name, None, help.strip())
+
+
+def given_settings() -> dict[str, str | int | float]:
+    """The settings of the sampler that flags give.
+
+    Raises:
+      UsageError: if one cannot work; nothing is loaded yet.
+    """
+    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    SamplerConfig(**settings)
+    return settings
 
 
 FLAGS = flags.FLAGS

@@ -9,10 +9,12 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
+from transfusion.model.parameters import Params
+from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
@@ -41,11 +45,23 @@ from transfusion.training.step import TrainState, abstract_state, compile_init, 
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
+# Gets the step, its row of metrics and the parameters that samplers use, whose memory the next step takes.
+Callback = Callable[[int, Mapping[str, Any], Params], object]
 
-def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:
+
+def train(
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    allow_change: Sequence[str] = (),
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning.
+    Args:
+      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+      callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
+      progress: whether to show a line of progress.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -68,7 +84,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment, mine) as log,
+        RunLog(workdir, task, experiment, mine, progress) as log,
     ):
         saver = Saver(checkpoints, data, watch, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
@@ -92,6 +108,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
                     at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
+                if callback and _call(callback, at, state, saver, log):
+                    interruption.request()
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 _save(saver, at, state, pulse, log)
@@ -175,6 +193,17 @@ def _held_out(
         return losses(state.best)
 
 
+def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
+    """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
+    with log.clock.paused():
+        try:
+            return bool(callback(at, log.row, state.best))
+        except BaseException:
+            if jax.process_count() == 1:
+                saver.save_once(at, state)
+            raise
+
+
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
     """Saves, in time that does not count as training."""
     jax.block_until_ready(state)
@@ -189,6 +218,9 @@ def main(argv: Sequence[str]) -> None:
     experiment = programs.experiment_of(FLAGS.config)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
+    if FLAGS.dry_run:
+        print(forecast.text(forecast.forecast(_as_given(experiment, FLAGS.workdir), FLAGS.workdir)))
+        return
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
@@ -208,6 +240,14 @@ def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
     return supervisor.run()
 
 
+class _Module(types.ModuleType):
+    """`transfusion.train` is this module, and what scripts and notebooks call: see `transfusion.notebook.train`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return importlib.import_module("transfusion.notebook").train(*arguments, **options)  # it imports this module
+
+
+sys.modules[__name__].__class__ = _Module
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -217,6 +257,7 @@ if __name__ == "__main__":
         "allow_change", [], "Field, such as objectives, that may differ from the checkpoint's though its weights were "
         "trained with the old value; several with commas."
     )  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

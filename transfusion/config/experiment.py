@@ -19,6 +19,7 @@ import ml_collections
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
+from transfusion.config.brief import brief
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
@@ -60,7 +61,7 @@ class EvalConfig:
         check("eval.prompts", self.prompts, ("labels", "held_out"))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that a run depends on.
 
@@ -124,6 +125,9 @@ class Experiment:
                 raise UsageError(
                     f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
                 )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""

@@ -20,14 +20,18 @@ from transfusion.tasks import Task
 class RunLog:
     """Writes a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
 
-    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment, rows: Sequence[int]):
-        """`rows` are those of the global batch that this process reads; another may read some of them too."""
+    def __init__(
+        self, workdir: epath.Path, task: Task, experiment: Experiment, rows: Sequence[int], progress: bool = True
+    ):
+        """`rows` are those of the global batch that this process reads; another may read some of them too. Without
+        `progress` there is no line of it."""
         self._experiment, self._task, self._rows = experiment, task, rows
         self._tokens, self._peak = task.tokens(experiment.batch_size), peak_flops()
         self._flops, self._steps = np.zeros(len(rows)), 0
-        self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
+        self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps, muted=not progress)
         self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written = 0
+        self.row: dict[str, Any] = {}  # the last that was written
         self.clock = Throughput()
 
     def __enter__(self) -> "RunLog":
@@ -73,6 +77,7 @@ class RunLog:
         row |= {f"held_out_{name}": value for name, value in held_out.items()}
         self._writer.write(at, row)
         self._progress.show(at, row)
+        self.row = {"step": at} | row
         self._written = at
         self.clock.begin()
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
