@@ -12,6 +12,7 @@ from absl import app, flags
 from transfusion.config import Experiment, from_config
 from transfusion.config.explain import check_config_file, explain, load_config, raised_in_config
 from transfusion.errors import UsageError
+from transfusion.remote.secrets import check_no_secrets
 from transfusion.running import distributed
 from transfusion.running.orbax_noise import saves_wait_in_vain
 
@@ -27,6 +28,7 @@ def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            check_no_secrets(argv)
             check_config_file(argv)
             return flags.FLAGS(list(argv))
         except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes

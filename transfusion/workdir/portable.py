@@ -7,7 +7,7 @@ config.json names them relative to itself. Its other paths, of data and of other
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
@@ -34,9 +34,38 @@ def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     return _with_paths(
         _elsewhere(experiment, absolute),
-        _name(experiment),
+        name_of_tokenizer(experiment),
         lambda codec, copy: copy if _has_weights(codec) else absolute(codec.path),
     )
+
+
+def as_published(experiment: Experiment) -> Experiment:
+    """The experiment as the config.json of a published run holds it: of paths of this machine it has the last name."""
+
+    def last_name(path: str) -> str:
+        return path if "://" in path else os.path.basename(path.rstrip("/"))
+
+    def sources(found: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
+        return {
+            name: dataclasses.replace(one, files=last_name(one.files), captions=last_name(one.captions))
+            for name, one in found.items()
+        }
+
+    found = _elsewhere(as_recorded(experiment), last_name)
+    return dataclasses.replace(
+        found,
+        data=dataclasses.replace(found.data, sources=sources(found.data.sources)),
+        eval=dataclasses.replace(found.eval, sources=sources(found.eval.sources)),
+        codec=dataclasses.replace(found.codec, path=_inside(found.codec, CODEC, last_name)),
+        codecs={
+            kind: dataclasses.replace(codec, path=_inside(codec, f"{CODECS}/{kind}", last_name))
+            for kind, codec in found.codecs.items()
+        },
+    )
+
+
+def _inside(codec: CodecConfig, copy: str, last_name: Callable[[str], str]) -> str:
+    return copy if _has_weights(codec) else last_name(codec.path)
 
 
 def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
@@ -66,7 +95,7 @@ def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Exp
         gone = path and "://" not in path and not os.path.exists(path)
         return os.fspath(kept) if gone and kept.exists() else path
 
-    tokenizer = find(experiment.tokenizer.path, _name(experiment))
+    tokenizer = find(experiment.tokenizer.path, name_of_tokenizer(experiment))
     return _with_paths(experiment, tokenizer, lambda codec, copy: find(codec.path, copy))
 
 
@@ -79,8 +108,8 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
     workdir = epath.Path(workdir)
     try:
         if experiment.tokenizer.path:
-            _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
-        for copy, codec in _with_weights(experiment).items():
+            _copy(epath.Path(experiment.tokenizer.path), workdir / name_of_tokenizer(experiment))
+        for copy, codec in with_weights(experiment).items():
             _copy_codec(codec.path, workdir / copy)
     except OSError as error:
         raise storage.lasting(f"cannot copy the tokenizer and the codecs into {workdir}", error) from error
@@ -93,10 +122,10 @@ def differing_codecs(
 
     The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
     """
-    before = _with_weights(trained)
+    before = with_weights(trained)
     return [
         (f"{copy.replace('/', '.')}.path", copy, codec.path)
-        for copy, codec in _with_weights(experiment).items()
+        for copy, codec in with_weights(experiment).items()
         if copy in before and _differs(before[copy].path, codec.path, epath.Path(workdir), copy)
     ]
 
@@ -115,7 +144,8 @@ def _codecs(experiment: Experiment) -> dict[str, CodecConfig]:
     return {CODEC: experiment.codec} | {f"{CODECS}/{kind}": codec for kind, codec in experiment.codecs.items()}
 
 
-def _with_weights(experiment: Experiment) -> dict[str, CodecConfig]:
+def with_weights(experiment: Experiment) -> dict[str, CodecConfig]:
+    """The codecs that have weights, by the folders of their copies in the workdir."""
     return {copy: codec for copy, codec in _codecs(experiment).items() if _has_weights(codec)}
 
 
@@ -123,7 +153,8 @@ def _has_weights(codec: CodecConfig) -> bool:
     return codec.kind == "autoencoder" and bool(codec.path)
 
 
-def _name(experiment: Experiment) -> str:
+def name_of_tokenizer(experiment: Experiment) -> str:
+    """The name of the tokenizer's file in the workdir; '' if it has none."""
     config = experiment.tokenizer
     return FILE_OF_TOKENIZER.get(config.kind, os.path.basename(config.path)) if config.path else ""
 
