@@ -123,7 +123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif api and api[2] == "tree":
             self.answer([self.about(name, path) for path in self.hub.models[name]])
         elif api:
-            siblings = [{"rfilename": path} for path in self.hub.models[name]]
+            siblings = [{"rfilename": path, "size": len(data)} for path, data in self.hub.models[name].items()]
             self.answer(
                 {"id": name, "sha": self.hub.revision(name), "siblings": siblings, "private": False, "tags": []}
             )

@@ -8,15 +8,19 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from fake_hub import TOKEN, fake_hub
 from safetensors.numpy import load_file, save_file
 
 import transfusion
+from transfusion.codecs import CodecConfig
+from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.hub.publish import publish, publish_on_hub
 from transfusion.remote import hub as remote
 from transfusion.running.restore import find_newest, restore_params, saved_shapes
 from transfusion.storage import StorageError
+from transfusion.workdir import portable
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,13 @@ def published(tiny_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    hub_library = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     with fake_hub() as found:
         monkeypatch.setenv("HF_ENDPOINT", found.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(hub_library.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(hub_library.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hub_library.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         remote._fetched.cache_clear()
         yield found
     remote._fetched.cache_clear()
@@ -82,6 +86,14 @@ def test_every_program_reads_it_and_nobody_trains_in_it(published):
         find_newest(published)
     with pytest.raises(UsageError, match="mine exists already"):
         publish(published, published)
+
+
+def test_a_codec_that_was_published_is_kept_inside_of_the_run_that_uses_it(published, tmp_path):
+    run, codec = epath.Path(tmp_path) / "run", CodecConfig("autoencoder", str(published))
+    for _ in range(2):  # the second time nothing is to be done
+        portable.bring_in(Experiment(codec=codec), run)
+    assert same(restore_params(run / "codec")[1], restore_params(published)[1])
+    assert not portable.differing_codecs(*[Experiment(codec=codec)] * 2, run)
 
 
 def test_a_hub_takes_it_and_gives_it_back(tiny_run, hub, monkeypatch, capfd):

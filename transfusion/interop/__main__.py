@@ -3,11 +3,11 @@ r"""Imports released checkpoints into workdirs, and exports workdirs in the form
   python -m transfusion.interop import FOLDER --workdir runs/sd_vae
   python -m transfusion.interop export FOLDER --workdir runs/sd_vae
 
-FOLDER is a checkpoint as published, or hf://OWNER/NAME on a hub (the extra `hub`): config.json, *.safetensors (one file, or several with an index) and the files of
-the tokenizer. `import` writes a new workdir, which the other programs open like any run (an autoencoder as codec.path).
-`export` writes FOLDER in the form that was imported, with the files of the tokenizer. To export a run that was trained
-from an imported workdir, name that workdir with --source. Parameters that the released form has no place for are
-refused, or left out with --drop.
+FOLDER is a checkpoint as published: config.json, *.safetensors (one file, or several with an index) and the files of
+the tokenizer; to import it may be hf://OWNER/NAME on a hub. `import` writes a new workdir, which the other programs
+open like any run (an autoencoder as codec.path). `export` writes FOLDER in the form that was imported, with the files
+of the tokenizer. To export a run that was trained from an imported workdir, name that workdir with --source. Parameters
+that the released form has no place for are refused, or left out with --drop.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,9 @@ variable HF_TOKEN or of the file that `hf auth login` writes, and is never given
 """
 
 import contextlib
+import fnmatch
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -50,16 +52,30 @@ def _fetched(path: str) -> str:
     name, revision = model_name(path)
     with errors_in_words(f"cannot fetch {path}"):
         client = api()
-        planned = client.snapshot_download(name, revision=revision, allow_patterns=list(FETCHED), dry_run=True)
-        needs = sum(file.file_size for file in planned if file.will_download)
-        _check_room(path, needs)
+        _check_room(path, _size(client, name, revision))
         return client.snapshot_download(name, revision=revision, allow_patterns=list(FETCHED))
 
 
-def _check_room(path: str, needs: int) -> None:
-    from huggingface_hub import constants
+def _size(client: Any, name: str, revision: str | None) -> int:
+    """The bytes of the files that would be fetched; 0 if the hub cannot be reached, where a copy may still serve."""
+    try:
+        found = client.model_info(name, revision=revision, files_metadata=True).siblings or ()
+    except _http_error() as error:
+        if hasattr(error, "response"):
+            raise  # the hub has answered
+        return 0
+    wanted = [one for one in found if any(fnmatch.fnmatch(one.rfilename, pattern) for pattern in FETCHED)]
+    return sum(one.size or 0 for one in wanted)
 
-    folder = constants.HF_HUB_CACHE
+
+def _http_error() -> type[Exception]:
+    """What the hub's client raises when the network fails, of whichever library it uses for HTTP."""
+    kinds = importlib.import_module("huggingface_hub.errors").HfHubHTTPError.__mro__
+    return next(kind for kind in kinds if kind.__name__ == "HTTPError")
+
+
+def _check_room(path: str, needs: int) -> None:
+    folder = importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
@@ -76,8 +92,8 @@ def api() -> Any:
 @contextlib.contextmanager
 def errors_in_words(what: str) -> Iterator[None]:
     """Turns the errors of the hub's client into a UsageError, or a StorageError where the same may work later."""
-    errors = require("huggingface_hub", "hub").errors
-    http = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    require("huggingface_hub", "hub")
+    errors = importlib.import_module("huggingface_hub.errors")
     try:
         yield
     except errors.GatedRepoError as error:
@@ -94,7 +110,7 @@ def errors_in_words(what: str) -> Iterator[None]:
             raise UsageError(f"{what}: it is not allowed with this token: set HF_TOKEN to one that may") from error
         kind = StorageError if code >= 500 or code == 429 else UsageError
         raise kind(f"{what}: {one_line(error)}") from error
-    except (http, OSError, RuntimeError) as error:  # no network, and nothing in the cache
+    except (_http_error(), OSError, RuntimeError) as error:  # no network, and nothing in the cache
         if isinstance(error, UsageError):
             raise
         raise StorageError(f"{what}: {one_line(error)}") from error

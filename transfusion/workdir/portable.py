@@ -5,6 +5,7 @@ config.json names them relative to itself. Its other paths, of data and of other
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
+from transfusion.remote.hub import local_copy
 from transfusion.running import seals
+from transfusion.running.published import PATTERN, open_published
 
 # The folders of codecs in the workdir of the model that uses them: of all kinds of segments, and of a single kind.
 CODEC, CODECS = "codec", "codecs"
@@ -136,7 +139,7 @@ def _differs(trained: str, path: str, workdir: epath.Path, copy: str) -> bool:
         return False
     if not (kept / CONFIG).exists():
         return trained != copy and absolute(trained) != absolute(path)
-    return _newest_seal(path)[1] != _newest_seal(kept)[1]
+    return _weights(path)[1] != _weights(kept)[1]
 
 
 def _codecs(experiment: Experiment) -> dict[str, CodecConfig]:
@@ -213,25 +216,37 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def _copy_codec(source: str, target: epath.Path) -> None:
-    """Copies the newest intact checkpoint of a codec's run, and last its config.json: with that the copy is whole."""
+    """Copies the weights of a codec's run, and last its config.json: with that the copy is whole.
+
+    They are the newest intact checkpoint, or the files of a published run.
+    """
+    source = local_copy(source)
     if _same(source, target):
         return
-    step, files = _newest_seal(source)
+    step, files = _weights(source)
     if (target / CONFIG).exists():
-        if _newest_seal(target)[1] == files:
+        if _weights(target)[1] == files:
             return
         (target / CONFIG).unlink()
     theirs, ours = seals.folder_of(source), target / seals.folder_of(target).name
     if ours.exists():
         ours.rmtree()
-    for name in files:
-        _copy(theirs / str(step) / name, ours / str(step) / name)
-    _copy(seals.seal_path(theirs, step), seals.seal_path(ours, step))
+    if step is None:
+        for name in files:
+            _copy(epath.Path(source) / name, target / name)
+    else:
+        for name in files:
+            _copy(theirs / str(step) / name, ours / str(step) / name)
+        _copy(seals.seal_path(theirs, step), seals.seal_path(ours, step))
     _copy(epath.Path(source) / CONFIG, target / CONFIG)
 
 
-def _newest_seal(workdir: str | os.PathLike) -> tuple[int, dict]:
-    """(step, {file: [size, digest]}) of a run's newest intact checkpoint."""
+def _weights(workdir: str | os.PathLike) -> tuple[int | None, dict]:
+    """(step, {file: [size, digest]}) of a run's newest intact checkpoint; of a published run the step is None."""
+    workdir = local_copy(workdir)
+    if open_published(workdir) is not None:
+        found = {path.name: path.read_bytes() for path in sorted(epath.Path(workdir).glob(PATTERN))}
+        return None, {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in found.items()}
     root = seals.folder_of(workdir)
     step, _ = seals.newest_intact(root)
     if step is None:
