@@ -20,8 +20,9 @@ GROUND = ("errors", "storage", "sharding")
 FLOORS = (
     ("__init__", "errors"),
     ("storage", "sharding"),
+    ("remote",),
     ("sequence", "running"),
-    ("kernels",),
+    ("kernels", "trackers"),
     ("model", "objectives"),
     ("codecs", "optim", "initial"),
     ("learner", "data"),
@@ -33,6 +34,7 @@ FLOORS = (
     ("training",),
     ("api", "interop", "planning"),
     ("evaluation",),
+    ("hub",),
     ("train", "sample", "evaluate", "plan", "sweep", "prepare", "cache_latents"),
     ("report", "commands", "new", "notebook"),
 )
@@ -100,7 +102,8 @@ def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
         ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
-        + ["commands", "new", "notebook", "running", "sampling", "sequence", "training", "workdir"]
+        + ["commands", "hub", "new", "notebook", "remote", "running", "sampling", "sequence", "trackers", "training"]
+        + ["workdir"]
     )
 
 

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
+from transfusion.evaluation.while_training import Drawings, drawings
 from transfusion.model.parameters import Params
 from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
@@ -35,6 +36,7 @@ from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
+from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
@@ -55,6 +57,7 @@ def train(
     allow_change: Sequence[str] = (),
     callback: Callback | None = None,
     progress: bool = True,
+    profile_steps: str = "",
 ) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
@@ -62,6 +65,7 @@ def train(
       allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
       callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
       progress: whether to show a line of progress.
+      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -85,24 +89,28 @@ def train(
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment, mine, progress) as log,
+        Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
     ):
         saver = Saver(checkpoints, data, watch, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
         _begin(continued, experiment, workdir)
         log.start(at)
         held_out = held_out_losses(task, experiment, rows)
+        drawn = drawings(task, experiment, mesh, workdir)
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
-                batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
+                batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
-            state = step(state, batch)
+            with profile.step(at, state):
+                state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
                     losses = _held_out(held_out, at, state, experiment, pulse, log)
+                    _draw(drawn, at, state, experiment, pulse, log)
                     state, in_a_row = log.write(at, state, data.stats(), losses)
                 if watch.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
@@ -204,6 +212,18 @@ def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: Run
             raise
 
 
+def _draw(
+    pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
+) -> None:
+    """Shows pictures of the model, if they are due after this step, in time that does not count as training."""
+    if pictures is None or at % experiment.eval.every:
+        return
+    jax.block_until_ready(state)
+    pulse.beat(at, EVALUATES)
+    with log.clock.paused():
+        log.show(at, pictures(state.best, at))
+
+
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
     """Saves, in time that does not count as training."""
     jax.block_until_ready(state)
@@ -216,6 +236,9 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax()
     check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.trackers is not None:
+        experiment = _tracked_by(experiment, FLAGS.trackers)
+    parse_window(FLAGS.profile)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
     if FLAGS.dry_run:
@@ -224,7 +247,13 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, allowed)
+    train(experiment, FLAGS.workdir, allowed, profile_steps=FLAGS.profile)
+
+
+def _tracked_by(experiment: Experiment, names: str) -> Experiment:
+    """The experiment with the trackers of a flag, such as 'tensorboard,wandb'; '' has none."""
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    return dataclasses.replace(experiment, trackers=dataclasses.replace(experiment.trackers, names=chosen))
 
 
 def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
@@ -258,6 +287,11 @@ if __name__ == "__main__":
         "trained with the old value; several with commas."
     )  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
+    flags.DEFINE_string(
+        "trackers", None, "Where the run is shown, with commas: tensorboard, wandb, trackio, mlflow. Replaces "
+        "--config.trackers.names; '' is none."
+    )  # fmt: skip
+    flags.DEFINE_string("profile", "", "FIRST:LAST: trace these steps, for TensorBoard's profile plugin and Perfetto.")
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

@@ -32,6 +32,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, text
 from transfusion.sequence.text import Tokenizer, TokenizerConfig
 from transfusion.sharding import MeshConfig
+from transfusion.trackers.config import TrackersConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Experiment:
     eval: EvalConfig = EvalConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     def __post_init__(self):
         check("task", self.task, ("sequence", "autoencoder"))
@@ -184,6 +186,7 @@ def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
         model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
         checkpoint=CheckpointConfig(every=10, keep=2),
         eval=dataclasses.replace(experiment.eval, every=10),
+        trackers=dataclasses.replace(experiment.trackers, pictures=0),
     )  # fmt: skip
 
 
