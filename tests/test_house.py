@@ -33,6 +33,7 @@ FLOORS = (
     ("training",),
     ("api", "interop", "planning"),
     ("evaluation",),
+    ("adapters",),
     ("train", "sample", "evaluate", "plan", "sweep", "prepare", "cache_latents"),
     ("report",),
 )
@@ -99,7 +100,19 @@ def house() -> House:
 def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
-        ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
+        [
+            "adapters",
+            "api",
+            "codecs",
+            "config",
+            "data",
+            "evaluation",
+            "interop",
+            "kernels",
+            "model",
+            "objectives",
+            "planning",
+        ]
         + ["running", "sampling", "sequence", "training", "workdir"]
     )
 

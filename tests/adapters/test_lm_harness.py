@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from transfusion.adapters import lm_harness
 from transfusion.adapters.likelihood import Likelihood, Wanted, bits_per_byte, windows
 from transfusion.api import Trained
 from transfusion.config import Experiment
@@ -20,10 +21,6 @@ from transfusion.sampling.prompts import Prompt, prefill_of
 from transfusion.sequence import Segment, SequenceSpec, Stream
 from transfusion.sequence.layouts import Run
 from transfusion.tasks import SequenceTask
-
-pytest.importorskip("lm_eval")
-lm_eval = pytest.importorskip("lm_eval.evaluator")
-from transfusion.adapters import lm_harness  # noqa: E402
 
 BYTES = 256
 
@@ -45,15 +42,18 @@ def run():
     return run_of(1)
 
 
+def logits_behind(run: Trained, ids: list[int]) -> np.ndarray:
+    """The logits of what follows, by one forward pass of these ids alone."""
+    laid = prefill_of([Prompt((Segment("text", np.array(ids, np.int32)),) if ids else ())], run.spec, ())
+    model = run.task.template.bind(run.params)
+    return np.asarray(model.head("text", model.encode(laid.inputs)["text"])[0, len(ids)], np.float64)
+
+
 def by_hand(run: Trained, context: list[int], ids: list[int]) -> tuple[float, bool]:
-    """The same by the definition: one forward pass per id, without batches, buckets or padding to rows."""
+    """The same by the definition: a forward pass for each id, without batches and buckets."""
     total, greedy = 0.0, True
     for place, wanted in enumerate(ids):
-        read = np.array([*context, *ids[:place]], np.int32)
-        laid = prefill_of([Prompt((Segment("text", read),) if len(read) else ())], run.spec, ())
-        model = run.task.template.bind(run.params)
-        encoded = model.encode(laid.inputs)["text"]
-        logits = np.asarray(model.head("text", encoded)[0, len(read)], np.float64)
+        logits = logits_behind(run, [*context, *ids[:place]])
         total += logits[wanted] - np.log(np.exp(logits).sum())
         greedy &= int(logits.argmax()) == wanted
     return total, greedy
@@ -62,8 +62,7 @@ def by_hand(run: Trained, context: list[int], ids: list[int]) -> tuple[float, bo
 def test_log_probabilities_are_those_of_the_definition(run):
     rng, likelihood = np.random.default_rng(0), Likelihood(run, rows=2)
     pairs = [(rng.integers(1, 256, c).tolist(), rng.integers(1, 256, n).tolist()) for c, n in ((3, 2), (0, 3), (20, 1))]
-    best = int(np.argmax([by_hand(run, [5], [i])[1] for i in range(256)]))  # what the model would write behind 5
-    pairs.append(([5], [best]))
+    pairs.append(([5], [int(logits_behind(run, [5]).argmax())]))
     found = likelihood.score([(likelihood.text(np.array(c, np.int32)), np.array(ids)) for c, ids in pairs])
     for (log, greedy), (context, ids) in zip(found, pairs, strict=True):
         wanted = by_hand(run, context, ids)
@@ -125,14 +124,14 @@ def offline(monkeypatch, tmp_path):
 
 def test_a_uniform_model_needs_eight_bits_for_each_byte(tasks):
     folder, rows = tasks
-    results = lm_harness.evaluate(lm_harness.RunLM(run_of(0), rows=4), ["mine_texts"], str(folder))["results"]
+    results = lm_harness.evaluate(lm_harness.open_lm(run_of(0), rows=4), ["mine_texts"], str(folder))["results"]
     assert round(results["mine_texts"]["bits_per_byte,none"], 6) == 8.0
     assert results["mine_texts"]["byte_perplexity,none"] == pytest.approx(256, rel=1e-5)
 
 
 def test_tasks_on_local_files_give_what_is_computed_by_hand(run, tasks):
     folder, rows = tasks
-    lm = lm_harness.RunLM(run, rows=2)
+    lm = lm_harness.open_lm(run, rows=2)
     results = lm_harness.evaluate(lm, ["mine_choices", "mine_texts", "mine_writing"], str(folder))["results"]
     right = normed = 0
     for row in rows["choices"]:
@@ -157,7 +156,7 @@ class _Request:
 
 
 def test_what_is_written_is_what_the_run_writes_up_to_the_first_stop(run):
-    lm = lm_harness.RunLM(run, rows=2)
+    lm = lm_harness.open_lm(run, rows=2)
     (whole,) = run.generate(["pq"], temperature=0.0, max_tokens=6, max_images=0)
     text = "".join(whole)
     asked = [_Request("pq", {"max_gen_toks": 6}), _Request("pq", {"max_gen_toks": 6, "until": [text[2:3], "\0"]})]
@@ -172,11 +171,11 @@ def test_what_is_written_is_what_the_run_writes_up_to_the_first_stop(run):
 
 def test_an_unknown_task_is_one_line(run, tasks):
     with pytest.raises(UsageError, match="lm-eval knows no task 'mine_chioces'"):
-        lm_harness.evaluate(lm_harness.RunLM(run), ["mine_chioces"], str(tasks[0]))
+        lm_harness.evaluate(lm_harness.open_lm(run), ["mine_chioces"], str(tasks[0]))
 
 
 def test_contexts_that_are_too_long_lose_their_beginning(run):
-    lm = lm_harness.RunLM(run, rows=2, max_length=8)
+    lm = lm_harness.open_lm(run, rows=2, max_length=8)
     long, short = lm.loglikelihood([_Request("abcdefghijkl", "mn"), _Request("ghijkl", "mn")])
     assert long == pytest.approx(short)
     with pytest.raises(UsageError, match="continuation of 9 ids: at most 8"):

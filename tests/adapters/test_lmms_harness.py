@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from test_lm_harness import by_hand, run_of
 
+from transfusion.adapters import lmms_harness
 from transfusion.api import load_run
 from transfusion.errors import UsageError
 
@@ -27,11 +28,8 @@ def harness(monkeypatch):
     api.lmms = _Base
     for name, module in (("lmms_eval", None), ("lmms_eval.api", None), ("lmms_eval.api.model", api)):
         monkeypatch.setitem(sys.modules, name, module or types.ModuleType(name))
-    monkeypatch.delitem(sys.modules, "transfusion.adapters.lmms_harness", raising=False)
-    from transfusion.adapters import lmms_harness
-
     yield lmms_harness
-    sys.modules.pop("transfusion.adapters.lmms_harness", None)
+    lmms_harness.model_class.cache_clear()
 
 
 def asked(*args) -> SimpleNamespace:
@@ -40,7 +38,7 @@ def asked(*args) -> SimpleNamespace:
 
 def test_texts_alone_are_scored_and_written(harness):
     run = run_of(1)
-    lmm = harness.RunLMM(run, rows=2)
+    lmm = harness.open_lmm(run, rows=2)
     lmm.task_dict = {"t": {"test": [{"answer": "cd"}, {"answer": "e"}]}}
     nothing = lambda document: []  # noqa: E731
     scored = lmm.loglikelihood([
@@ -55,7 +53,7 @@ def test_texts_alone_are_scored_and_written(harness):
 
 
 def test_rounds_go_on_until_the_task_says_so(harness):
-    lmm = harness.RunLMM(run_of(1), rows=2)
+    lmm = harness.open_lmm(run_of(1), rows=2)
     lmm.task_dict = {"t": {"test": [1, 2]}}  # the last round of each document
     seen = []
 
@@ -70,7 +68,7 @@ def test_rounds_go_on_until_the_task_says_so(harness):
 
 
 def test_pictures_stand_where_the_text_says(harness, tiny_run):
-    lmm = harness.RunLMM(load_run(tiny_run), rows=2)
+    lmm = harness.open_lmm(load_run(tiny_run), rows=2)
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)
     picture = Image.fromarray(pixels)
     kinds = lambda document: [segment.kind for segment in document]  # noqa: E731
@@ -85,6 +83,5 @@ def test_pictures_stand_where_the_text_says(harness, tiny_run):
 
 
 def test_without_the_package_the_line_says_what_to_install():
-    sys.modules.pop("transfusion.adapters.lmms_harness", None)
     with pytest.raises(UsageError, match="pip install lmms-eval"):
-        __import__("transfusion.adapters.lmms_harness")
+        lmms_harness.open_lmm("nowhere")

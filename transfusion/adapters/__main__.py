@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from transfusion import programs
-from transfusion.adapters import batches, folders
+from transfusion.adapters import batches, folders, lm_harness
 from transfusion.api import MOST_SEED, load_run
 from transfusion.errors import UsageError, nearest
 from transfusion.running.jax_setup import set_up_jax
@@ -46,11 +46,9 @@ def main(argv: Sequence[str]) -> None:
 
 def harness() -> None:
     """Runs tasks of lm-eval."""
-    from transfusion.adapters import lm_harness  # needs the extra
-
     if not FLAGS.tasks:
         raise UsageError("--tasks is missing: give names of lm-eval's tasks, or of those in --tasks_dir")
-    lm = lm_harness.RunLM(FLAGS.workdir, FLAGS.batch, FLAGS.max_length)
+    lm = lm_harness.open_lm(FLAGS.workdir, rows=FLAGS.batch, max_length=FLAGS.max_length)
     results = lm_harness.evaluate(lm, FLAGS.tasks, FLAGS.tasks_dir, FLAGS.limit or None, FLAGS.fewshot)
     path = FLAGS.output or pathlib.Path(FLAGS.workdir) / "lm_eval.json"
     lm_harness.save(results, path, lm.run)

@@ -1,11 +1,12 @@
 """A run as a model of lm-eval (EleutherAI's harness): any run that writes text answers its tasks.
 
-    from transfusion.adapters.lm_harness import RunLM
-    lm_eval.simple_evaluate(RunLM("runs/digits"), tasks=[...])
+    from transfusion.adapters.lm_harness import open_lm
+    lm_eval.simple_evaluate(open_lm("runs/digits"), tasks=[...])
 
 Needs the extra `lm-eval`. Neither torch nor transformers is imported.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -20,12 +21,11 @@ from transfusion.api import Trained, load_run
 from transfusion.errors import UsageError, require
 
 _EXTRA = "lm-eval"
-_LM = require("lm_eval.api.model", _EXTRA).LM
 TOKENS = 256  # the most that is written where a task does not say it, as with the harness's other models
 
 
-class RunLM(_LM):
-    """A run as lm-eval asks models.
+class RunLM:
+    """A run as lm-eval asks models; `model_class` joins it with the harness's own class.
 
     A text that is longer than a training row is read in windows (`loglikelihood_rolling`), or without its beginning
     (contexts of the other two).
@@ -40,7 +40,7 @@ class RunLM(_LM):
           max_length: the most ids that are read at once; 0: as many as a row of the training.
           tokens: the most ids that are written where a task does not say it.
         """
-        super().__init__()
+        super().__init__()  # of the harness's class
         self.run = run if isinstance(run, Trained) else load_run(run)
         self._likelihood = Likelihood(self.run, int(rows))
         self.max_length = int(max_length) or self._likelihood.most
@@ -87,6 +87,21 @@ class RunLM(_LM):
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial(name, request.args, result)
         return results
+
+
+@functools.cache
+def model_class() -> type[RunLM]:
+    """`RunLM` as a subclass of the harness's `LM`.
+
+    Raises:
+      UsageError: if lm-eval is not installed.
+    """
+    return type("RunLM", (RunLM, require("lm_eval.api.model", _EXTRA).LM), {})
+
+
+def open_lm(run: Trained | str | os.PathLike, **settings: Any) -> RunLM:
+    """A run, or the run of a workdir, as a model of lm-eval; `settings` are those of `RunLM`."""
+    return model_class()(run, **settings)
 
 
 def evaluate(

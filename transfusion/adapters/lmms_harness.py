@@ -1,7 +1,7 @@
 """A run as a model of lmms-eval: pictures, clips and sounds in, texts out.
 
-    from transfusion.adapters.lmms_harness import RunLMM
-    lmms_eval.evaluator.simple_evaluate(RunLMM("runs/omni"), tasks=[...])
+    from transfusion.adapters.lmms_harness import open_lmm
+    lmms_eval.evaluator.simple_evaluate(open_lmm("runs/omni"), tasks=[...])
 
 lmms-eval is installed by hand (`pip install lmms-eval`), as it brings torch and fifty other packages; nothing of ours
 needs it. What it hands over are instances whose `args` are
@@ -12,6 +12,7 @@ needs it. What it hands over are instances whose `args` are
 - generate_until_multi_round: the same with the function of the next round's text before the number.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Sequence
@@ -29,19 +30,18 @@ MARK = "<image>"  # stands for one of a document's media in texts that say where
 TOKENS = 1024
 
 
-def _base() -> type:
-    try:
-        return importlib.import_module("lmms_eval.api.model").lmms
-    except ImportError as error:
-        raise UsageError("lmms_eval is not installed: pip install lmms-eval") from error
+class RunLMM:
+    """A run as lmms-eval asks models; `model_class` joins it with the harness's own class.
 
+    Attributes:
+      task_dict: the data sets of the tasks, which the harness fills in: task -> split -> documents.
+    """
 
-class RunLMM(_base()):
-    """A run as lmms-eval asks models."""
+    task_dict: dict[str, Any]
 
     def __init__(self, run: Trained | str | os.PathLike, rows: int = ROWS, tokens: int = TOKENS):
         """Opens a run; arguments as those of `transfusion.adapters.lm_harness.RunLM`."""
-        super().__init__()
+        super().__init__()  # of the harness's class
         self.run = run if isinstance(run, Trained) else load_run(run)
         self._likelihood, self.tokens = Likelihood(self.run, int(rows)), int(tokens)
 
@@ -120,3 +120,22 @@ class RunLMM(_base()):
                 raise UsageError(f"a sound of {rate} samples a second: this model reads {wanted}")
             return np.asarray(medium["array"], np.float32)
         return medium
+
+
+@functools.cache
+def model_class() -> type[RunLMM]:
+    """`RunLMM` as a subclass of the harness's `lmms`.
+
+    Raises:
+      UsageError: if lmms-eval is not installed.
+    """
+    try:
+        base = importlib.import_module("lmms_eval.api.model").lmms
+    except ImportError as error:
+        raise UsageError("lmms_eval is not installed: pip install lmms-eval") from error
+    return type("RunLMM", (RunLMM, base), {})
+
+
+def open_lmm(run: Trained | str | os.PathLike, **settings: Any) -> RunLMM:
+    """A run, or the run of a workdir, as a model of lmms-eval; `settings` are those of `RunLMM`."""
+    return model_class()(run, **settings)

@@ -31,8 +31,8 @@ _SOME_ARRAY = re.compile(r"\b([a-z]\w*)\[")  # also one of a type that is not kn
 _TALKS = re.compile(r"\s([\w.\-]*(?<![a-z])(?:all-|reduce-scatter|collective)[\w.\-]*)\(")
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-.]*)\(")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_CALLED = re.compile(r"(?:calls|body|true_computation|false_computation|to_apply)=%?([\w.\-]+)")
-_CALLED_LISTS = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation|to_apply)=%?([\w.\-]+)")
+_CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _IOTA = r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?"
 
 
@@ -100,7 +100,7 @@ def read_program(text: str, devices: int, per_slice: int) -> Program:
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
         for line in computations.get(name, ()):
-            for called, turns in calls(line, computations):
+            for called, turns in calls(line, computations, conditions=True):
                 if turns is None:
                     unknown.add(called)
                 if called not in computations:
@@ -181,16 +181,22 @@ def opcode(line: str) -> str:
     return found[1] if found else ""
 
 
-def calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
-    """The computations that an instruction runs, and how often (None if that is unknown)."""
+def calls(line: str, computations: dict[str, list[str]], conditions: bool = False) -> Iterator[tuple[str, int | None]]:
+    """The computations that an instruction runs, and how often (None if that is unknown).
+
+    With `conditions` that of a loop is one of them: it runs once more than the body, or is counted once.
+    """
     kind = _OPCODE.search(line)
     if kind is None or kind[1].endswith(("-done", "-update")):
         return
     if kind[1] == "while":
-        body = re.search(r"body=%?([\w.\-]+)", line)
-        if body is None or "condition=" not in line:
+        body, condition = (re.search(rf"\b{part}=%?([\w.\-]+)", line) for part in ("body", "condition"))
+        if body is None or condition is None:
             raise NotUnderstood("a loop names no body or no condition")
-        yield body[1], _turns(line, computations)
+        turns = _turns(line, computations)
+        yield body[1], turns
+        if conditions:
+            yield condition[1], turns + 1 if turns else 1
         return
     for name in _CALLED.findall(line):
         yield name, 1
