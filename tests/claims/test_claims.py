@@ -140,7 +140,7 @@ def test_runs_are_shared_and_the_queue_goes_through_all(folder, monkeypatch):
         order.append(member.digest)
         worse = member.experiment.streams["image"].attention == "causal"
         finish([member], [1.0 + worse + 0.01 * member.experiment.seed])
-        return {"name": member.name, "error": None}
+        return {"name": member.name, "error": None, "seconds": 1.0}
 
     monkeypatch.setattr("transfusion.sweep.queue.run_member", run)
     monkeypatch.setattr(program, "check_equal", lambda claimed: [])
@@ -156,6 +156,10 @@ def test_runs_are_shared_and_the_queue_goes_through_all(folder, monkeypatch):
     (folder / "causal" / "claim.toml").write_text(CLAIM.replace("0.02", "0.9"))
     away = program.Book(folder, folder.parent / "elsewhere" / "store").verdicts(["causal"])
     assert away[0][1]["cpu"]["verdict"] == "not run"
+    # And one that comes after the runs says so.
+    late = program.Book(folder, store)
+    assert late.decide(late.runs["causal", "cpu"])
+    assert "changed after its runs began" in lines(late.verdicts(["causal"]))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_runs_are_shared_and_the_queue_goes_through_all(folder, monkeypatch):
         ("threshold = 0.02", "threshold = true", "tests[0]: threshold must be of type float, not True"),
         ('better = "lower"', 'better = "less"', "tests[0].better: 'less' is none of higher, lower"),
         ('measure = "velocity_loss.image.mean"', "", "tests[0]: give either `measure` or `reaches`"),
-        ("changes = {", 'runs = {"init.path" = "text"}\nchanges = {', "causal.runs: init.path = 'text' is none of"),
+        ("changes = {", 'runs = {"init.path" = "text"}\nchanges = {', "causal.runs: init.path: 'text' is none of"),
         ("[sizes.cpu]", "[sizes.cpu", "Expected ']'"),
     ],
 )

@@ -10,6 +10,7 @@ and the same command goes on. `match` finds the value of a field with which the 
 are --claims/NAME/claim.toml (see `transfusion.claims.claim`).
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -27,6 +28,7 @@ from transfusion.claims.page import claims_page
 from transfusion.claims.table import lines, write_readme
 from transfusion.claims.verdict import record, recorded, verdict
 from transfusion.errors import UsageError, nearest
+from transfusion.running import provenance
 from transfusion.sweep.forecast import forecast, forecast_table
 from transfusion.sweep.pins import PINS, Slot, slots
 from transfusion.sweep.process import is_finished
@@ -73,11 +75,23 @@ class Book:
                 found.append((claim, sizes))
         return found
 
+    def begin(self, claimed: Claimed) -> dict[str, Any]:
+        """What is noted when a claim is first run: its digest, with the thresholds, and the date."""
+        path = self.store / "claims" / f"{claimed.claim.name}-{claimed.size}.json"
+        noted = storage.read_json(path)
+        if noted is None:
+            noted = {"claim": claimed.claim.digest, "date": provenance.now()}
+            storage.make_folder(path.parent)
+            storage.write_whole(path, json.dumps(noted))
+        return noted
+
     def decide(self, claimed: Claimed) -> bool:
         """Records the verdict on a claim if all of its runs are there; says whether they are."""
         if claimed.missing:
             return False
-        record(claimed.claim, claimed.size, verdict(claimed))
+        noted = self.begin(claimed)
+        changed = None if noted["claim"] == claimed.claim.digest else noted["date"]
+        record(claimed.claim, claimed.size, verdict(claimed) | {"fixed": noted["date"], "changed_after": changed})
         return True
 
     def write(self) -> None:
@@ -99,6 +113,7 @@ def run(book: Book, claimed: Sequence[Claimed], places: Sequence[Slot]) -> bool:
     left = [member for member in members if not is_finished(member)]
     logging.info("%d runs of %d claims, of which %d are left", len(members), len(claimed), len(left))
     for one in claimed:
+        book.begin(one)
         if not book.decide(one):
             for line in check_equal(one):
                 logging.info("%s: %s", one.claim.name, line)
@@ -129,6 +144,8 @@ def main(argv: Sequence[str]) -> None:
     places = slots(FLAGS.parallel, FLAGS.pin)
     book = Book(FLAGS.claims, FLAGS.store, {"data.data_dir": FLAGS.data_dir} if FLAGS.data_dir else {})
     chosen = book.chosen(names, FLAGS.size)
+    if action != "run" or FLAGS.dry_run:
+        logging.set_verbosity(logging.WARNING)  # data sets tell at length that they are opened
     if action == "match":
         for one in chosen:
             print("\n".join(match_lines(one, FLAGS.field, FLAGS.multiple)))

@@ -51,7 +51,8 @@ class System:
     Attributes:
       config: its file, with ':form' if it has one.
       changes: {field: value}, of all sizes.
-      runs: {field of a path: name of one of the claim's `parts`}: the runs that it begins with or encodes with.
+      runs: {field of a path: part or system of the claim}: the runs that it begins with or encodes with; those of a
+        system have the same seed.
       sizes: {size: {field: value}}, where sizes differ in more than what all systems share.
     """
 
@@ -236,9 +237,9 @@ def _check(claim: Claim) -> None:
     if both := sorted(set(claim.systems) & set(claim.parts)):
         raise UsageError(f"{both[0]!r} is the name of a system and of a part")
     for name, system in (*claim.systems.items(), *claim.parts.items()):
+        known = [*claim.parts, *(claim.systems if name in claim.systems else ())]
         for field, other in system.runs.items():
-            if other not in claim.parts:
-                raise UsageError(f"{name}.runs: {field} = {other!r} is none of the parts{nearest(other, claim.parts)}")
+            check(f"{name}.runs: {field}", other, known)
         for size in system.sizes:
             check(f"{name}.sizes", size, claim.sizes)
     for i, test in enumerate(claim.tests):

@@ -1,14 +1,14 @@
 """What systems have equal: counted FLOPs, counted parameters, or steps and rows; and the value that makes them so."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transfusion.claims.ledger import Claimed
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.model.unified import parameter_count
 from transfusion.running.metrics import human, read_metrics, training_flops
-from transfusion.sweep.forecast import flops_of
+from transfusion.sweep.forecast import flops_of, flops_of_rows
 from transfusion.sweep.members import Member, with_changes
 from transfusion.tasks import make_task
 
@@ -25,11 +25,7 @@ def parameters_of(experiment: Experiment) -> float:
     return float(parameter_count(make_task(experiment).template.shapes))
 
 
-COUNTED: dict[str, Callable[[Experiment], float]] = {
-    "flops": lambda experiment: flops_of(experiment)[0],
-    "parameters": parameters_of,
-    "steps": steps_of,
-}
+COUNTED: dict[str, Callable[[Experiment], float]] = {"parameters": parameters_of, "steps": steps_of}
 
 
 def run_flops(member: Member) -> float | None:
@@ -51,11 +47,11 @@ def check_equal(claimed: Claimed) -> list[str]:
         kind = claimed.claim.equal_of(test)
         if kind == "nothing":
             continue
-        counts = []
-        for name in (test.first, test.second):
-            if (kind, name) not in known:
-                known[kind, name] = _count(kind, claimed.systems[name][0])
-            counts.append(known[kind, name])
+        pair = [claimed.systems[name][0] for name in (test.first, test.second)]
+        key = (kind, test.first, test.second)
+        counts = known[key] = (
+            known.get(key) or counts_of_runs(kind, pair) or counts_of(kind, [m.experiment for m in pair])
+        )
         apart = counts[0] / counts[1] - 1
         line = f"{test.first} and {test.second}: {human(counts[0])} and {human(counts[1])} {kind} ({apart:+.1%})"
         if abs(apart) > TOLERANCE:
@@ -67,9 +63,21 @@ def check_equal(claimed: Claimed) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _count(kind: str, member: Member) -> float:
-    found = run_flops(member) if kind == "flops" else None
-    return COUNTED[kind](member.experiment) if found is None else found
+def counts_of_runs(kind: str, members: Sequence[Member]) -> list[float] | None:
+    """The FLOPs that finished runs have counted; None if some are not there, or something else is to be equal."""
+    found = [run_flops(member) for member in members] if kind == "flops" else [None]
+    return None if None in found else found
+
+
+def counts_of(kind: str, experiments: Sequence[Experiment]) -> list[float]:
+    """What experiments have of a kind. FLOPs are counted in one way for all: from the data, or from full rows if the
+    data or the codec of one of them is not there yet."""
+    if kind != "flops":
+        return [COUNTED[kind](experiment) for experiment in experiments]
+    found = [flops_of(experiment) for experiment in experiments]
+    if len({how for _, how in found}) > 1:
+        return [flops_of_rows(experiment) for experiment in experiments]
+    return [flops for flops, _ in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +104,13 @@ def match(wanted: Experiment, other: Experiment, kind: str, field: str, multiple
     Raises:
       UsageError: if no value comes within 2 %, or the field cannot be changed so.
     """
-    count = COUNTED[kind]
-    target = count(wanted)
+    target, now = counts_of(kind, [wanted, other])
     if field == "steps" and kind == "flops":
-        value = max(1, round(target / (count(other) / other.steps)))
-        return _checked(Match(field, value, count(other) / other.steps * value, target), kind)
+        value = max(1, round(target / (now / other.steps)))
+        return _checked(Match(field, value, now / other.steps * value, target), kind)
 
     def at(value: int) -> float:
-        return count(with_changes(other, {field: value * multiple}))
+        return counts_of(kind, [wanted, with_changes(other, {field: value * multiple})])[1]
 
     low, high = 1, 2
     while at(high) < target:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+
+from absl import logging
 
 from transfusion.claims.claim import Claim, System
 from transfusion.config import Experiment
@@ -77,7 +80,10 @@ def _name(claim: Claim, system: str, seed: int | None = None) -> str:
 
 
 def _entry(claim: Claim, name: str, system: System, changes: Mapping, seed: int | None = None) -> Entry:
-    runs = {field: RunOf(_name(claim, part)) for field, part in system.runs.items()}
+    runs = {
+        field: RunOf(_name(claim, other, seed if other in claim.systems else None))
+        for field, other in system.runs.items()
+    }
     changes = dict(changes) if seed is not None else dict(system.changes)
     try:
         config = _config(claim.config(system))
@@ -114,9 +120,11 @@ def work(
       done: is called for each claim of a run that has ended, with its row.
     """
     members = shared(claimed)
-    by_name = {member.name: member.digest for member in members}
+    by_name, ended = {member.name: member.digest for member in members}, itertools.count(1)
 
     def report(row: Row) -> None:
+        said = f"failed: {row['error']}" if row["error"] else f"{row['seconds']:.0f} s of training"
+        logging.info("%d of %d: %s, %s", next(ended), len(members), row["name"], said)
         for one in claimed:
             if any(member.digest == by_name[row["name"]] for member in one.members):
                 done(one, row)

@@ -60,11 +60,15 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 4000) -> np.nd
     """Means [resamples] of values [seeds, prompts] of which seeds and prompts are drawn anew, with the same prompts for
     all seeds."""
     rng, (rows, columns) = np.random.default_rng(seed), values.shape
-    result = np.empty(resamples)
-    for i in range(resamples):
-        chosen = values[rng.integers(0, rows, rows)].mean(0)
-        result[i] = chosen[rng.integers(0, columns, columns)].mean() if columns > 1 else chosen[0]
-    return result
+    chosen = rng.integers(0, rows, (resamples, rows))
+    if columns == 1:
+        return values[chosen, 0].mean(1)
+    # How often each prompt is drawn, a part of the resamples at a time: there may be thousands of prompts.
+    result = []
+    for part in np.array_split(chosen, max(1, resamples * columns // 2**22)):
+        often = rng.multinomial(columns, np.full(columns, 1 / columns), len(part))
+        result.append((values[part].mean(1) * often).mean(1))
+    return np.concatenate(result)
 
 
 def _quantile(draws: np.ndarray, q: float) -> float:

@@ -38,6 +38,8 @@ def _number(test: Mapping[str, Any], value: float | None, sign: bool = True) -> 
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """What else the verdict says: what could have been seen, and what the loser would need."""
     said = []
+    if found.get("changed_after"):
+        said.append(f"the file was changed after its runs began ({found['changed_after'][:10]})")
     for test in found["tests"]:
         if test["verdict"] == "undecided" and "advantage" in test:
             seen = test["advantage"]["seen"]

@@ -239,12 +239,12 @@ def recorded(claim: Claim) -> dict[str, dict[str, Any]]:
 
 
 def record(claim: Claim, size: str, found: Mapping[str, Any]) -> None:
-    """Writes a verdict into the claim's results.json, unless it is the same as there but for the date."""
+    """Writes a verdict into the claim's results.json, unless it is the same as there but for dates."""
     known = recorded(claim)
-    if _without_date(known.get(size, {})) != _without_date(found):
+    if _without_dates(known.get(size, {})) != _without_dates(found):
         content = json.dumps(known | {size: dict(found)}, indent=1, allow_nan=False)
         storage.write_whole(pathlib.Path(claim.folder) / RESULTS, content + "\n")
 
 
-def _without_date(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name != "date"}
+def _without_dates(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("date", "fixed")}

@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
     places = slots(FLAGS.parallel, FLAGS.pin)
     members, workdir = read_sweep(argv[1], FLAGS.workdir, fields, FLAGS.store), pathlib.Path(FLAGS.workdir)
     if FLAGS.dry_run:
+        logging.set_verbosity(logging.WARNING)  # data sets tell at length that they are opened
         return print(forecast_table(forecast(members, FLAGS.rate), FLAGS.parallel))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)

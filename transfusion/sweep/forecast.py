@@ -11,7 +11,7 @@ from transfusion.errors import UsageError
 from transfusion.running.metrics import human, read_metrics, training_flops
 from transfusion.sweep.members import Member
 from transfusion.sweep.process import is_finished
-from transfusion.tasks import Task, flops_of_data, make_task
+from transfusion.tasks import flops_of_data, make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +34,20 @@ class Forecast:
     finished: bool
 
 
-def flops_of(experiment: Experiment, task: Task | None = None) -> tuple[float, str]:
+def flops_of(experiment: Experiment) -> tuple[float, str]:
     """The model FLOPs of a training, and how they are known: from its 'data', or from full 'rows' where the data or a
     codec is not there yet."""
-    task = task or make_task(experiment)
-    steps = float(experiment.batch_size * experiment.steps)
     try:
-        return flops_of_data(task, experiment) * steps, "data"
+        each = flops_of_data(make_task(experiment), experiment)
+        return each * experiment.batch_size * experiment.steps, "data"
     except UsageError:
-        return float(task.flops(task.fake_batch(1))[0]) * steps, "rows"
+        return flops_of_rows(experiment), "rows"
+
+
+def flops_of_rows(experiment: Experiment, rows: int = 16) -> float:
+    """The model FLOPs of a training on full rows of random content, which need no data."""
+    task = make_task(experiment)
+    return float(task.flops(task.fake_batch(rows)).mean()) * experiment.batch_size * experiment.steps
 
 
 def forecast(members: Sequence[Member], rate: float | None = None) -> list[Forecast]:

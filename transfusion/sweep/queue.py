@@ -67,8 +67,9 @@ class Queue:
             else:
                 row = run_member(member, launch)
         except Busy as error:
-            logging.info("%s; it is tried again later", error)
             with self.changed:
+                if member.name not in self.later:
+                    logging.info("%s; it is waited for", error)
                 self.later[member.name] = time.monotonic() + PATIENCE
                 self.waiting.append(member)
             return
