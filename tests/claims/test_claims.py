@@ -1,5 +1,6 @@
 """The ledger: a claim's file, its runs by digest, and a verdict by a threshold that was there before."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -60,15 +61,15 @@ def folder(tmp_path) -> pathlib.Path:
     return tmp_path / "claims"
 
 
-def finish(members, values, flops=100.0, ends=None) -> None:
+def finish(members, values, flops=100.0) -> None:
     """Writes what finished runs leave behind: a value for each, and a falling curve."""
     for member, value in zip(members, values, strict=True):
         member.workdir.mkdir(parents=True, exist_ok=True)
-        end = value if ends is None else ends
-        rows = [{"step": s, FLOPS_PER_STEP: flops, "held_out_loss": end + 10 - s} for s in range(1, 11)]
+        last = member.experiment.steps
+        rows = [{"step": s, FLOPS_PER_STEP: flops, "held_out_loss": value + last - s} for s in range(1, last + 1)]
         (member.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         score = {"value": value, "low": value - 0.1, "high": value + 0.1, "count": 9}
-        content = {"step": 10, "config": {}, "velocity_loss": {"image": {"mean": score}}}
+        content = {"step": last, "config": {}, "velocity_loss": {"image": {"mean": score}}}
         (member.workdir / "evaluation.json").write_text(json.dumps(content))
 
 
@@ -259,7 +260,7 @@ def test_every_claim_of_the_repository_can_be_run_and_has_a_gpu_size():
     for claim in claims:
         assert {"cpu", "gpu"} <= set(claim.sizes) and claim.seeds >= 3, claim.name
         for size in claim.sizes:
-            ledger.runs_of(claim, size, "runs/store")
+            ledger.runs_of(dataclasses.replace(claim, seeds=1), size, "runs/store")
 
 
 def test_mistakes_on_the_command_line(tmp_path):
