@@ -161,6 +161,14 @@ def _made(scene: Scene, pixels: int) -> RawSegment:
     return RawSegment("image", render(scene, pixels), "target")
 
 
+def _described(drawn: Drawn, pixels: int) -> dict:
+    return {"segments": (_given(drawn.scenes[0], pixels), RawSegment(TEXT, drawn.texts[0]))}
+
+
+def _depicted(drawn: Drawn, pixels: int) -> dict:
+    return {"segments": (_words(drawn.texts[0]), _made(drawn.scenes[0], pixels))}
+
+
 def _asked(drawn: Drawn, pixels: int) -> dict:
     question, answer = drawn.texts
     return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
@@ -192,6 +200,9 @@ _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
 TASKS: dict[str, SceneTask] = {
     "captions": SceneTask(_caption, _captioned, words.SKILLS),
     "listed": SceneTask(_listed, _captioned),
+    # The same in one direction each: only the text is learned, or only the picture. Their weights mix the modalities.
+    "described": SceneTask(_listed, _described),
+    "depicted": SceneTask(_listed, _depicted),
     "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
