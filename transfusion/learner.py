@@ -216,7 +216,7 @@ class Learner:
 
     @property
     def weights_per_token(self) -> float:
-        """How many weights a token slot passes, on average over the slots: a routed token passes few of the experts'."""
+        """How many weights a token slot passes, as the mean over slots: a routed token passes few of the experts'."""
         return self._weight_flops / 6 / self.tokens(1)
 
     @functools.cached_property

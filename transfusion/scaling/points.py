@@ -155,9 +155,7 @@ def _own_tokens(columns, modalities, tokens, column, where) -> dict[str, np.ndar
     if "mixture" in columns and len(modalities) == 2:
         share = column("mixture", most=1.0)
         if (share >= 1).any():
-            raise UsageError(
-                f"{where}: a mixture of 1 leaves no tokens of {modalities[0]}, whose loss is then no law's"
-            )
+            raise UsageError(f"{where}: a mixture of 1 leaves no tokens of {modalities[0]}")
         return dict(zip(modalities, (tokens * (1 - share), tokens * share), strict=True))
     return dict.fromkeys(modalities, tokens)
 
