@@ -38,6 +38,7 @@ from transfusion.training.held_out import HeldOut, held_out_losses
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.training.telemetry import Look, make_look
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
@@ -75,12 +76,14 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         _begin(continued, experiment, workdir)
         log.start(at)
         held_out = held_out_losses(task, experiment, rows)
+        look = make_look(task, experiment, shardings, rows)
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
                 batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
+            _look(look, at, state, batch, experiment, pulse, log)
             state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
@@ -173,6 +176,18 @@ def _held_out(
     pulse.beat(at, EVALUATES)
     with log.clock.paused():
         return losses(state.best)
+
+
+def _look(
+    look: Look | None, at: int, state: TrainState, batch: Any, experiment: Experiment, pulse: Pulse, log: RunLog
+) -> None:
+    """Looks inside the model before the step, if that is due, in time that does not count as training."""
+    if look is None or (at + 1) % experiment.telemetry.every:
+        return
+    jax.block_until_ready(state)
+    pulse.beat(at, EVALUATES)
+    with log.clock.paused():
+        log.saw(look(state, batch))
 
 
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:

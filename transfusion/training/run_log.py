@@ -27,7 +27,7 @@ class RunLog:
         self._flops, self._steps = np.zeros(len(rows)), 0
         self._writer, self._progress = MetricWriter(workdir), Progress(experiment.steps)
         self._schedule = learning_rate(experiment.optim, experiment.steps)
-        self._written = 0
+        self._written, self._seen = 0, {}
         self.clock = Throughput()
 
     def __enter__(self) -> "RunLog":
@@ -40,8 +40,12 @@ class RunLog:
     def start(self, at: int) -> None:
         """Begins to log after `at` steps, and removes later rows, which an earlier attempt has left."""
         self._writer.truncate(at)
-        self._written = at
+        self._written, self._seen = at, {}
         self._flops, self._steps = np.zeros(len(self._rows)), 0
+
+    def saw(self, numbers: dict[str, float]) -> None:
+        """Takes what was seen inside the model, for the next row."""
+        self._seen = numbers
 
     def counted(self, batch: Any) -> Any:
         """Counts the FLOPs of a step on these rows, and returns them. The devices still compute the step before."""
@@ -50,11 +54,13 @@ class RunLog:
         return batch
 
     def due(self, at: int) -> bool:
-        """Whether the step is logged, as the config says, or because held-out losses are computed after it."""
+        """Whether the step is logged: as the config says, or because held-out losses are computed after it, or because
+        it was looked at."""
         config = self._experiment
         self._progress.step(at)
         evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
-        return at % config.log_every == 0 or at == config.steps or bool(evaluated)
+        seen = config.telemetry.every and at % config.telemetry.every == 0
+        return at % config.log_every == 0 or at == config.steps or bool(evaluated or seen)
 
     def write(self, at: int, state: Any, stats: dict, held_out: dict) -> tuple[Any, int]:
         """Writes a row with the means since the last one.
@@ -70,10 +76,10 @@ class RunLog:
         if self._peak:
             row["model_flops_utilisation"] = model_flops_utilisation(flops, rates["seconds_per_step"], self._peak)
         row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
-        row |= {f"held_out_{name}": value for name, value in held_out.items()}
+        row |= {f"held_out_{name}": value for name, value in held_out.items()} | self._seen
         self._writer.write(at, row)
         self._progress.show(at, row)
-        self._written = at
+        self._written, self._seen = at, {}
         self.clock.begin()
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
 
