@@ -191,6 +191,7 @@ RANGES: dict[str, Range] = {
     "GuardConfig.max_consecutive": (1, _INT),
     "GuardConfig.max_rollbacks": (0, _INT),
     "GuardConfig.recovery": (0, _INT),
+    "TelemetryConfig.every": (0, _INT),
     "EvalConfig.every": (0, _INT),
     "EvalConfig.batches": (0, _INT),
     "EvalConfig.samples": (0, _INT),
