@@ -17,7 +17,7 @@ NUMERIC := $(addprefix tests/, kernels model objectives sampling codecs evaluati
 CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
   running/test_metrics.py running/test_guard.py test_storage.py test_house.py)
 
-.PHONY: demo claims test check portable soak gates lint install clean
+.PHONY: demo claims test check portable soak gates lint pages install clean
 
 install: $(VENV)/installed
 
@@ -76,5 +76,9 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# The site, in build/site; every warning is an error.
+pages: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(VENV)-gpu runs .jax_cache
+	rm -rf $(VENV) $(VENV)-gpu build runs .jax_cache
