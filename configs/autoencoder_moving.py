@@ -25,8 +25,9 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     clips = SourceConfig(kind="scenes", name="clips", resolution=16, length=8)
     codec = AutoencoderConfig(
-        patch=4, channels=(32, 64), latent_channels=16, middle_attention=False, frames="causal", time_down=2, kl_weight=0.01
-    )
+        patch=4, channels=(32, 64), latent_channels=16, middle_attention=False, frames="causal", time_down=2,
+        kl_weight=0.01,
+    )  # fmt: skip
     experiment = Experiment(
         task="autoencoder",
         steps=1000,

@@ -1,8 +1,8 @@
 """Transfusion (arXiv 2408.11039) on moving shapes: clips from captions, captions from clips, and a world model.
 
 What: one of six shapes in one of six colours moves, appears, vanishes or takes another colour, 8 frames of 16x16
-pixels. The data are made as they are read (`transfusion.data.scenes`), and an exact parser judges every drawn frame. The model reads and draws the latents of a codec of clips that
-is causal in time: 4 x 2 x 2 tokens of 16 numbers.
+pixels. The data are made as they are read (`transfusion.data.scenes`), and an exact parser judges every drawn frame.
+The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 16 numbers.
 Data: python -m transfusion.train --config configs/autoencoder_moving.py --workdir runs/autoencoder_moving
 Command: python -m transfusion.train --config configs/moving.py --workdir runs/moving
   python -m transfusion.sample --workdir runs/moving --prompt 'a red circle moves right' --output circle.webp

@@ -53,9 +53,9 @@ FRAMES: dict[str, Frames] = {
 class Conv(nnx.Module):
     """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs].
 
-    With `time`, a key of `FRAMES`, it works on clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs]. T must divide by
-    `time_stride`, and T' is the quotient (of 'first', both without the first frame). The kernel has `time_size` frames,
-    by default as many as rows.
+    With `time`, a key of `FRAMES`, it works on clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs]. T must divide
+    by `time_stride`, and T' is the quotient (of 'first', both without the first frame). The kernel has `time_size`
+    frames, by default as many as rows.
     """
 
     def __init__(
