@@ -2,7 +2,7 @@
 
 What: one of six shapes in one of six colours moves, appears, vanishes or takes another colour, 8 frames of 16x16
 pixels. The data are made as they are read (`transfusion.data.scenes`), and an exact parser judges every drawn frame.
-The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 16 numbers.
+The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 24 numbers.
 Data: python -m transfusion.train --config configs/autoencoder_moving.py --workdir runs/autoencoder_moving
 Command: python -m transfusion.train --config configs/moving.py --workdir runs/moving
   python -m transfusion.sample --workdir runs/moving --prompt 'a red circle moves right' --output circle.webp
@@ -31,7 +31,7 @@ FORMS = ("", "debug", "pixels", "world", "world_debug", "world_pixels")
 FRAMES, SIDE = 8, 16
 ROW = 4  # clips of a row
 CODEC = CodecConfig("autoencoder", "runs/autoencoder_moving")
-LATENTS = {"channels": 16, "grid": (FRAMES // 2, 2, 2)}
+LATENTS = {"channels": 24, "grid": (FRAMES // 2, 2, 2)}
 PIXELS = {"channels": 3, "patch": 4, "patch_frames": 2, "grid": (FRAMES, SIDE, SIDE)}
 
 
@@ -50,7 +50,7 @@ def get_config(form: str = ""):
         steps=3500,
         batch_size=4,
         log_every=50,
-        model=TransformerConfig(width=128, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        model=TransformerConfig(width=96, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
         streams={"text": Stream(vocabulary=text.VOCABULARY, budget=ROW * 32, weight=2.0), "video": video},
         # A clip that is read is clean.
         layout=layouts.transfusion(cap=1.0, position="grid", kind="video"),
