@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: curves, pictures and scores with short texts, and pages of HTML or PNG beside them."""
+"""What a notebook shows of a run: curves, pictures and scores, each with a short text and a picture."""
 
 import dataclasses
 import html
@@ -20,7 +20,8 @@ MOST_PICTURES = 64
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0508c", "#b57d00", "#6b6f7a")
 _STYLE = (
     ".transfusion-figure { background: #fff; color: #1d1f24; max-width: 560px; font: 13px system-ui, sans-serif; }"
-    ".transfusion-figure figure { margin: 0; padding: 8px; } .transfusion-figure text { fill: #5d636e; font-size: 12px; }"
+    ".transfusion-figure figure { margin: 0; padding: 8px; }"
+    ".transfusion-figure text { fill: #5d636e; font-size: 12px; }"
     ".transfusion-figure .rule { stroke: #e2e3e6; } .transfusion-figure .axis { stroke: #5d636e; }"
     ".transfusion-figure .line { fill: none; stroke-width: 2; } .transfusion-figure .dashed { stroke-dasharray: 5 4; }"
     ".transfusion-figure .key { width: 24px; height: 8px; margin: 0 6px; }"
