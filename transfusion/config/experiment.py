@@ -32,6 +32,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, text
 from transfusion.sequence.text import Tokenizer, TokenizerConfig
 from transfusion.sharding import MeshConfig
+from transfusion.trackers.config import TrackersConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,17 @@ class EvalConfig:
 
     def __post_init__(self):
         check("eval.prompts", self.prompts, ("labels", "held_out"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TelemetryConfig:
+    """Looks inside the model while it trains, see `transfusion.training.telemetry`.
+
+    Attributes:
+      every: steps between two looks, each of which costs about one step per modality; 0: never.
+    """
+
+    every: int = 0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -108,8 +120,10 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     eval: EvalConfig = EvalConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     def __post_init__(self):
         check("task", self.task, ("sequence", "autoencoder"))
@@ -184,6 +198,7 @@ def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
         model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
         checkpoint=CheckpointConfig(every=10, keep=2),
         eval=dataclasses.replace(experiment.eval, every=10),
+        trackers=dataclasses.replace(experiment.trackers, pictures=0),
     )  # fmt: skip
 
 
