@@ -41,7 +41,8 @@ def test_the_wheel_has_every_module_every_config_and_its_types(installed):
     there = {path.relative_to(installed) for path in installed.rglob("*.py")}
     moved = {pathlib.Path("transfusion") / path if path.parts[0] == "configs" else path for path in here}
     assert there == moved
-    assert (installed / "transfusion" / "py.typed").exists()
+    others = {path.relative_to(ROOT) for path in (ROOT / "transfusion").rglob("packaged/digits/*") if path.is_file()}
+    assert others and all((installed / path).is_file() for path in (*others, "transfusion/py.typed"))
 
 
 def test_its_program_is_used_from_a_folder_without_a_checkout(installed, tmp_path):
