@@ -32,7 +32,7 @@ from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
-from transfusion.running.profile import Profile, parse_window
+from transfusion.running.profile import parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
@@ -45,16 +45,12 @@ from transfusion.workdir.place import check_workdir
 
 
 def train(
-    experiment: Experiment,
-    workdir: str | os.PathLike,
-    allow_change: Sequence[str] = (),
-    profile_steps: str = "",
+    experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = (), profile: str = ""
 ) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    Args:
-      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
-      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
+    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning, and
+    `profile` steps to be traced, such as '100:110'.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -64,9 +60,8 @@ def train(
     task, continued = make_task(experiment), resume.compare(experiment, workdir, allow_change)
     if continued and continued.step == experiment.steps:
         return _finished_state(task, experiment, continued, workdir)
-    mesh = sharding.make_mesh(experiment.mesh)
-    batch, shardings = task.batch_spec(experiment.batch_size), state_shardings(task, experiment, mesh)
-    rows = sharding.batch_shardings(batch, mesh)
+    mesh, batch = sharding.make_mesh(experiment.mesh), task.batch_spec(experiment.batch_size)
+    shardings, rows = state_shardings(task, experiment, mesh), sharding.batch_shardings(batch, mesh)
     mine = local_rows(batch, rows)
     step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
     watch, pulse = Guard(experiment.guard), Pulse()
@@ -77,29 +72,25 @@ def train(
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment, mine) as log,
-        Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
+        RunLog(workdir, task, experiment, mine, parse_window(profile)) as log,
     ):
         saver = Saver(checkpoints, data, watch, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
-        _begin(continued, experiment, workdir)
-        log.start(at)
-        held_out = held_out_losses(task, experiment, rows)
-        drawn = drawings(task, experiment, mesh, workdir)
+        _begin(continued, experiment, workdir, log, at)
+        shown = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
                 batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
-            with profile.step(at, state):
+            with log.traced(at, state):
                 state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
-                    losses = _held_out(held_out, at, state, experiment, pulse, log)
-                    _draw(drawn, at, state, experiment, pulse, log)
+                    losses = _evaluate(*shown, at, state, experiment, pulse, log)
                     state, in_a_row = log.write(at, state, data.stats(), losses)
                 if watch.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
@@ -109,8 +100,7 @@ def train(
             if checkpoints.due(at) or at == experiment.steps:
                 _save(saver, at, state, pulse, log)
         if interruption.requested:
-            saver.save_once(at, state)
-            logging.warning("stopped at step %d; the same command continues", at)
+            _stop(saver, at, state)
     if at >= experiment.steps:
         pulse.beat(at, DONE)
     return state
@@ -150,10 +140,16 @@ def _new_state(task: Task, experiment: Experiment, abstract: TrainState, shardin
     return compile_init(task, experiment, shardings)(given)
 
 
-def _begin(continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path) -> None:
-    """Logs what this run continues, and writes the command, the files that the run needs, and its config."""
-    if not is_first():
-        return
+def _begin(
+    continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path, log: RunLog, at: int
+) -> None:
+    """Begins the log, says what this run continues, and writes the command, the files that it needs, and its config."""
+    if is_first():
+        _record(continued, experiment, workdir)
+    log.start(at)
+
+
+def _record(continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path) -> None:
     if continued:
         logging.info("continuing %s at step %d", workdir, continued.step)
         resume.log_changes(continued, experiment)
@@ -176,28 +172,24 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     yield
 
 
-def _held_out(
-    losses: HeldOut | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> dict[str, float | None]:
-    """The held-out losses, if they are due after this step."""
-    if losses is None or at % experiment.eval.every:
+def _evaluate(
+    losses: HeldOut | None, pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment,
+    pulse: Pulse, log: RunLog,
+) -> dict[str, float | None]:  # fmt: skip
+    """The held-out losses, if they are due after this step; shows pictures of the model then, if it is to draw some."""
+    if not experiment.eval.every or at % experiment.eval.every or (losses is None and pictures is None):
         return {}
     jax.block_until_ready(state)  # the steps still running count as training
     pulse.beat(at, EVALUATES)
     with log.clock.paused():
-        return losses(state.best)
+        if pictures is not None:
+            log.show(at, pictures(state.best, at))
+        return losses(state.best) if losses is not None else {}
 
 
-def _draw(
-    pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> None:
-    """Shows pictures of the model, if they are due after this step, in time that does not count as training."""
-    if pictures is None or at % experiment.eval.every:
-        return
-    jax.block_until_ready(state)
-    pulse.beat(at, EVALUATES)
-    with log.clock.paused():
-        log.show(at, pictures(state.best, at))
+def _stop(saver: Saver, at: int, state: TrainState) -> None:
+    saver.save_once(at, state)
+    logging.warning("stopped at step %d; the same command continues", at)
 
 
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:

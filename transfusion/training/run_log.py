@@ -1,5 +1,6 @@
 """Logs a run while it trains: rows of metrics, pictures, its speed, the progress line."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from transfusion.optim import learning_rate
 from transfusion.running.agreement import gather
 from transfusion.running.memory import device_memory
 from transfusion.running.metrics import FLOPS_PER_STEP, Progress, means
+from transfusion.running.profile import Profile, Window
 from transfusion.running.throughput import Idle, Throughput, model_flops_utilisation, peak_flops
 from transfusion.tasks import Task
 from transfusion.trackers.together import Trackers
@@ -28,8 +30,11 @@ def _as_tables(*experiments: Experiment) -> list[dict]:
 class RunLog:
     """Writes a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
 
-    def __init__(self, workdir: epath.Path, task: Task, experiment: Experiment, rows: Sequence[int]):
-        """`rows` are those of the global batch that this process reads; another may read some of them too."""
+    def __init__(
+        self, workdir: epath.Path, task: Task, experiment: Experiment, rows: Sequence[int], window: Window | None = None
+    ):
+        """`rows` are those of the global batch that this process reads; another may read some of them too. The steps
+        of the `window` are traced."""
         self._experiment, self._task, self._rows = experiment, task, rows
         self._tokens, self._peak = task.tokens(experiment.batch_size), peak_flops()
         self._flops, self._steps = np.zeros(len(rows)), 0
@@ -38,11 +43,13 @@ class RunLog:
         self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written = 0
         self.clock = Throughput()
+        self._profile = Profile(window, workdir, self.clock.paused)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_) -> None:
+        self._profile.close()
         self._progress.close()
         self._trackers.finish()
 
@@ -63,6 +70,10 @@ class RunLog:
         self._flops += self._task.flops(batch)
         self._steps += 1
         return batch
+
+    def traced(self, at: int, state: Any) -> contextlib.AbstractContextManager:
+        """Surrounds the step after `at`, which begins with `state`; see `Profile.step`."""
+        return self._profile.step(at, state)
 
     def due(self, at: int) -> bool:
         """Whether the step is logged, as the config says, or because held-out losses are computed after it."""
