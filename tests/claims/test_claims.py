@@ -93,8 +93,10 @@ def test_a_claim_gets_its_verdict_and_what_could_have_been_seen(folder):
     finish(causal, (0.9, 1.3, 1.1))
     undecided = verdict(claimed)
     assert undecided["verdict"] == "undecided" and "could have seen" in lines([(claimed.claim, {"cpu": undecided})])
-    finish(causal, (1.0, 1.02, 0.98))
+    finish(causal, (1.01, 1.02, 0.98))
     assert verdict(claimed)["verdict"] == "does not hold"
+    finish(causal, (1.0, 1.02, 0.98))  # all alike: then the evaluations' own intervals count, which are wide
+    assert verdict(claimed)["verdict"] == "undecided"
 
 
 def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder):
@@ -216,6 +218,8 @@ def test_prompts_widen_the_interval_and_pairing_narrows_it():
     assert difference(by_seed).high - difference(by_seed).low < 0.01
     assert abs(bootstrap(prompts).std() - prompts.std() / 20) < 0.005
     assert difference([0.1]).high == math.inf  # one seed says nothing
+    floor = difference([0.0] * 3, np.zeros((3, 20)), own=0.1)  # nothing was right in any run
+    assert (floor.low, floor.high) == (-0.1, 0.1) and floor.seen > 0.1
 
 
 def test_what_was_seen_is_what_eight_of_ten_experiments_see():

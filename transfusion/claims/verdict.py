@@ -16,7 +16,7 @@ from transfusion.claims.equal import TOLERANCE, parameters_of, run_flops, steps_
 from transfusion.claims.ledger import Claimed
 from transfusion.claims.paired import Difference, difference, reached, verdict_of
 from transfusion.errors import UsageError
-from transfusion.evaluation.results import read_evaluation
+from transfusion.evaluation.results import is_score, read_evaluation
 from transfusion.running import provenance
 from transfusion.running.metrics import read_metrics
 from transfusion.sweep.members import Member
@@ -146,8 +146,16 @@ def _measured(
     if scale == 0:
         raise UsageError(f"{test.title}: an advantage relative to 0 says nothing")
     pairs = [sign * (one - two) / scale for one, two in zip(*values, strict=True)]
-    found = difference(pairs, None if by_prompt is None else by_prompt / scale)
+    widths = [_width(member, test.measure) ** 2 for member in (*first, *second)]
+    own = math.sqrt(sum(widths)) / len(first) / scale
+    found = difference(pairs, None if by_prompt is None else by_prompt / scale, own=own)
     return found, dict(zip((test.first, test.second), values, strict=True))
+
+
+def _width(member: Member, path: str) -> float:
+    """Half of the interval of a score in the evaluation of a member; 0 for a plain number."""
+    found = _at(read_evaluation(member.workdir / "evaluation.json")[0] or {}, path)
+    return (found["high"] - found["low"]) / 2 if is_score(found) else 0.0
 
 
 def value_of(member: Member, path: str) -> float:
@@ -157,14 +165,19 @@ def value_of(member: Member, path: str) -> float:
       UsageError: if there is none, with the reason where the evaluation tells one.
     """
     found: Any = read_evaluation(member.workdir / "evaluation.json")[0] or {}
-    absent = found.get("absent") or {}
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
+    absent, found = found.get("absent") or {}, _at(found, path)
     found = found.get("value") if isinstance(found, Mapping) else found
     if type(found) not in (int, float) or not math.isfinite(found):
         why = absent.get(path.split(".")[0])
         raise UsageError(f"{member.name} has no {path} in its evaluation.json" + (f": {why}" if why else ""))
     return float(found)
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What is at a dotted path; None if nothing is."""
+    for name in path.split("."):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _by_prompt(member: Member, each: Mapping[str, str]) -> list[float]:
