@@ -104,7 +104,7 @@ def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder
     text = CLAIM.replace('"streams.image.attention" = "causal"', '"model.ffn" = 200')
     (folder / "causal" / "claim.toml").write_text(text)
     claimed = program.Book(folder, store).runs["causal", "cpu"]
-    with pytest.raises(UsageError, match="flops .* are not equal; `python -m transfusion.claims match causal`"):
+    with pytest.raises(UsageError, match="FLOPs .* are not equal; `python -m transfusion.claims match causal`"):
         equal.check_equal(claimed)
     finish(claimed.systems["both"], (1.0, 1.0, 1.0), flops=100.0)
     finish(claimed.systems["causal"], (2.0, 2.1, 2.0), flops=110.0)

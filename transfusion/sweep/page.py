@@ -1,8 +1,12 @@
 """One self-contained page of a sweep: what its members differ in, their curves, and scores against FLOPs."""
 
+import dataclasses
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transfusion.config import to_json
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Dot, Line, dot_chart, line_chart
 from transfusion.evaluation.score_table import in_words
@@ -22,6 +26,7 @@ def sweep_page(members: Sequence[Member], rows: Sequence[Row], title: str) -> st
     shown = [member for member in members if member.name in found]
     sections = [
         ("members", "Members", _table(shown, found)),
+        *_of_seeds(shown, found),
         ("pareto", "Scores against training FLOPs", _charts(_pareto(shown, found))),
         ("curves", "Learning curves", _charts(_curves(shown))),
     ]
@@ -70,6 +75,35 @@ def _table(members: Sequence[Member], rows: Mapping[str, Row]) -> str:
     )
     details = f'<details><summary>Every field that differs</summary><div class="note">{every}</div></details>'
     return page.html_table(head, lines) + details
+
+
+def groups(members: Sequence[Member]) -> dict[str, list[Member]]:
+    """Members that differ in nothing but the seed, by the name of the first without its seed."""
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(to_json(dataclasses.replace(member.experiment, seed=0)), []).append(member)
+    return {re.sub(r"-seed_\d+$", "", alike[0].name): alike for alike in found.values()}
+
+
+def _of_seeds(members: Sequence[Member], rows: Mapping[str, Row]) -> list[tuple[str, str, str]]:
+    """A section with the means over seeds, if some members differ in nothing else."""
+    alike, scores = groups(members), _scores(members, rows)
+    if not any(len(group) > 1 for group in alike.values()):
+        return []
+    lines = []
+    for name, group in alike.items():
+        done = [rows[member.name] for member in group if not rows[member.name]["error"]]
+        lines.append([page.escape(name), str(len(done)), *(_mean(score, done) for score in scores)])
+    head = ("Members", "Seeds", *(name.replace("_", " ") for name in scores))
+    note = '<p class="note">Below each mean are the least and the largest value.</p>'
+    return [("seeds", "Means over seeds", note + page.html_table(head, lines))]
+
+
+def _mean(name: str, rows: Sequence[Row]) -> str:
+    values = [row[name]["value"] for row in rows if row.get(name)]
+    if not values:
+        return ""
+    return _score(name, {"value": statistics.mean(values), "low": min(values), "high": max(values)})
 
 
 def _score(name: str, score: Mapping[str, float] | None) -> str:
