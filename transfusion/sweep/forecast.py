@@ -124,8 +124,9 @@ def forecast_table(forecasts: Sequence[Forecast], parallel: int = 1, differing: 
         mark = "~" if one.counted == "rows" else ""
         hours = "done" if one.finished else "not known" if one.hours is None else f"{one.hours:.2f}"
         member = one.member
+        own = shown(fields.get(member.name, {}))
         cells = (str(index), member.name, human(member.parameters), str(member.experiment.steps),
-                 mark + human(one.flops), hours, ", ".join(member.needs), shown(fields.get(member.name, {})))  # fmt: skip
+                 mark + human(one.flops), hours, ", ".join(member.needs), own)  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     left = [one for one in forecasts if not one.finished]
     total, known = sum(one.flops for one in left), [one.hours for one in left if one.hours is not None]

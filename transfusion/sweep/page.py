@@ -1,12 +1,10 @@
 """One self-contained page of a sweep: what its members differ in, their curves, and scores against FLOPs."""
 
-import dataclasses
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfusion.config import to_json
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Dot, Line, dot_chart, line_chart
 from transfusion.evaluation.score_table import in_words
@@ -78,11 +76,11 @@ def _table(members: Sequence[Member], rows: Mapping[str, Row]) -> str:
 
 
 def groups(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """Members that differ in nothing but the seed, by the name of the first without its seed."""
+    """Members that differ in the seed alone, as `seeds` names them."""
     found: dict[str, list[Member]] = {}
     for member in members:
-        found.setdefault(to_json(dataclasses.replace(member.experiment, seed=0)), []).append(member)
-    return {re.sub(r"-seed_\d+$", "", alike[0].name): alike for alike in found.values()}
+        found.setdefault(re.sub(r"-seed_\d+$", "", member.name), []).append(member)
+    return found
 
 
 def _of_seeds(members: Sequence[Member], rows: Mapping[str, Row]) -> list[tuple[str, str, str]]:
