@@ -327,6 +327,9 @@ def test_one_command_per_member_then_one_that_gathers(tmp_path, monkeypatch, pro
         program.run_one(made, "b", tmp_path)
     with pytest.raises(UsageError, match="neither a member nor an index below 2"):
         program.run_one(made, "2", tmp_path)
+    first, second = program.lines_of(made, tmp_path / "w s")
+    assert f"json_file.py:{tmp_path}/a/sweep_config.json" in first and " && python -m transfusion.evaluate" in first
+    assert "'--judges=" in second and (tmp_path / "b" / "sweep_config.json").is_file()
     assert program.run_one(made, "0", tmp_path)["error"] is None
     rows = [process.found_row(member) for member in made]
     assert [row["error"] for row in rows] == [None, "not run"]
