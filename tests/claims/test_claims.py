@@ -99,6 +99,24 @@ def test_a_claim_gets_its_verdict_and_what_could_have_been_seen(folder):
     assert verdict(claimed)["verdict"] == "undecided"
 
 
+def test_a_ladder_of_trainings_tells_what_the_loser_needs(folder):
+    path = folder / "causal" / "claim.toml"
+    twice = '[systems.twice]\nconfig = "configs/digits.py:debug"\nsizes.cpu = {steps = 20}\n\n[[tests]]'
+    text = CLAIM.replace('curve = "held_out_loss"', 'ladder = ["causal", "twice"]').replace("[[tests]]", twice)
+    path.write_text(text)
+    claimed = program.Book(folder, folder.parent / "store").runs["causal", "cpu"]
+    finish(claimed.systems["both"], (1.0, 1.1, 0.9))
+    finish(claimed.systems["causal"], (1.4, 1.5, 1.3))  # 1000 FLOPs
+    finish(claimed.systems["twice"], (0.9, 1.0, 0.8))  # 2000 FLOPs
+    caught = verdict(claimed)["tests"][0]["catch_up"]
+    assert caught["loser"] == "causal" and caught["needs"] == pytest.approx(1.8)
+    finish(claimed.systems["twice"], (1.2, 1.2, 1.2))
+    assert verdict(claimed)["tests"][0]["catch_up"]["needs"] is None
+    path.write_text(text.replace('["causal", "twice"]', '["twice"]'))
+    with pytest.raises(UsageError, match="it begins with 'causal'"):
+        read_claim(path)
+
+
 def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder):
     store = folder.parent / "store"
     text = CLAIM.replace('"streams.image.attention" = "causal"', '"model.ffn" = 200')
