@@ -43,7 +43,9 @@ def _charts(rows: list[dict]) -> Iterator[str]:
         if not name.startswith(f"{kind}_"):
             continue
         lines = [
-            Line(f"step {row['step']}", range(layers), [row.get(f"{PREFIX}{name}_{i}") for i in range(layers)], colour=i)
+            Line(
+                f"step {row['step']}", range(layers), [row.get(f"{PREFIX}{name}_{i}") for i in range(layers)], colour=i
+            )
             for i, row in enumerate(rows)
         ]
         of = " and ".join(name.removeprefix(f"{kind}_").split("_"))
