@@ -9,10 +9,12 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,9 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
+from transfusion.evaluation.while_training import Drawings, drawings
+from transfusion.model.parameters import Params
+from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
@@ -31,6 +36,7 @@ from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
+from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
@@ -41,11 +47,25 @@ from transfusion.training.step import TrainState, abstract_state, compile_init, 
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
+# Gets the step, its row of metrics and the parameters that samplers use, whose memory the next step takes.
+Callback = Callable[[int, Mapping[str, Any], Params], object]
 
-def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:
+
+def train(
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    allow_change: Sequence[str] = (),
+    callback: Callback | None = None,
+    progress: bool = True,
+    profile_steps: str = "",
+) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning.
+    Args:
+      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+      callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
+      progress: whether to show a line of progress.
+      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -68,30 +88,36 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment, mine) as log,
+        RunLog(workdir, task, experiment, mine, progress) as log,
+        Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
     ):
         saver = Saver(checkpoints, data, watch, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
         _begin(continued, experiment, workdir)
         log.start(at)
         held_out = held_out_losses(task, experiment, rows)
+        drawn = drawings(task, experiment, mesh, workdir)
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
-                batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
+                batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
-            state = step(state, batch)
+            with profile.step(at, state):
+                state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
                     losses = _held_out(held_out, at, state, experiment, pulse, log)
+                    _draw(drawn, at, state, experiment, pulse, log)
                     state, in_a_row = log.write(at, state, data.stats(), losses)
                 if watch.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
+                if callback and _call(callback, at, state, saver, log):
+                    interruption.request()
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 _save(saver, at, state, pulse, log)
@@ -175,6 +201,29 @@ def _held_out(
         return losses(state.best)
 
 
+def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
+    """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
+    with log.clock.paused():
+        try:
+            return bool(callback(at, log.row, state.best))
+        except BaseException:
+            if jax.process_count() == 1:
+                saver.save_once(at, state)
+            raise
+
+
+def _draw(
+    pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
+) -> None:
+    """Shows pictures of the model, if they are due after this step, in time that does not count as training."""
+    if pictures is None or at % experiment.eval.every:
+        return
+    jax.block_until_ready(state)
+    pulse.beat(at, EVALUATES)
+    with log.clock.paused():
+        log.show(at, pictures(state.best, at))
+
+
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
     """Saves, in time that does not count as training."""
     jax.block_until_ready(state)
@@ -187,12 +236,24 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax()
     check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.trackers is not None:
+        experiment = _tracked_by(experiment, FLAGS.trackers)
+    parse_window(FLAGS.profile)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
+    if FLAGS.dry_run:
+        print(forecast.text(forecast.forecast(_as_given(experiment, FLAGS.workdir), FLAGS.workdir)))
+        return
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, allowed)
+    train(experiment, FLAGS.workdir, allowed, profile_steps=FLAGS.profile)
+
+
+def _tracked_by(experiment: Experiment, names: str) -> Experiment:
+    """The experiment with the trackers of a flag, such as 'tensorboard,wandb'; '' has none."""
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    return dataclasses.replace(experiment, trackers=dataclasses.replace(experiment.trackers, names=chosen))
 
 
 def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
@@ -208,6 +269,14 @@ def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
     return supervisor.run()
 
 
+class _Module(types.ModuleType):
+    """`transfusion.train` is this module, and what scripts and notebooks call: see `transfusion.notebook.train`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return importlib.import_module("transfusion.notebook").train(*arguments, **options)  # it imports this module
+
+
+sys.modules[__name__].__class__ = _Module
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -217,6 +286,12 @@ if __name__ == "__main__":
         "allow_change", [], "Field, such as objectives, that may differ from the checkpoint's though its weights were "
         "trained with the old value; several with commas."
     )  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
+    flags.DEFINE_string(
+        "trackers", None, "Where the run is shown, with commas: tensorboard, wandb, trackio, mlflow. Replaces "
+        "--config.trackers.names; '' is none."
+    )  # fmt: skip
+    flags.DEFINE_string("profile", "", "FIRST:LAST: trace these steps, for TensorBoard's profile plugin and Perfetto.")
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

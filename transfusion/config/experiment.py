@@ -19,6 +19,7 @@ import ml_collections
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
+from transfusion.config.brief import brief
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
@@ -31,6 +32,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, text
 from transfusion.sequence.text import Tokenizer, TokenizerConfig
 from transfusion.sharding import MeshConfig
+from transfusion.trackers.config import TrackersConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class EvalConfig:
         check("eval.prompts", self.prompts, ("labels", "held_out"))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that a run depends on.
 
@@ -109,6 +111,7 @@ class Experiment:
     eval: EvalConfig = EvalConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     def __post_init__(self):
         check("task", self.task, ("sequence", "autoencoder"))
@@ -124,6 +127,9 @@ class Experiment:
                 raise UsageError(
                     f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
                 )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""
@@ -180,6 +186,7 @@ def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
         model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
         checkpoint=CheckpointConfig(every=10, keep=2),
         eval=dataclasses.replace(experiment.eval, every=10),
+        trackers=dataclasses.replace(experiment.trackers, pictures=0),
     )  # fmt: skip
 
 

@@ -196,6 +196,7 @@ RANGES: dict[str, Range] = {
     "EvalConfig.samples": (0, _INT),
     "EvalConfig.captions": (0, _INT),
     "EvalConfig.guidances": (-_FACTOR, _FACTOR),
+    "TrackersConfig.pictures": (0, 64),
     "MeshConfig.slice": (0, _SIDE),
     "MeshConfig.data": (-1, _SIZE),
     "MeshConfig.fsdp": (-1, _SIZE),
