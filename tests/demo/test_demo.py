@@ -1,8 +1,6 @@
 """The demo: what is watched is what the model draws, what is shown of its attention is what it computes, and files of
 strangers are judged before they are decoded."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -71,18 +69,3 @@ def test_uploads_are_judged_before_they_are_decoded(tmp_path):
     for name in ("not.png", "cut.png"):
         with pytest.raises(UsageError, match="no picture that can be read"):
             read_picture(tmp_path / name, 600)
-
-
-def test_a_page_that_lacks_a_run_or_a_port_is_told_in_one_line(run, tiny_run):
-    gradio = pytest.importorskip("gradio")
-    from transfusion.demo.page import Page
-
-    page = Page(run, 100)
-    last = list(page.reply({"text": "", "files": [__file__]}, [], [], False, "draw", 1.0, 3, 0.0, 4, 0, True))[-1]
-    assert last[5].startswith("**error:** this file is no picture") and "\n" not in last[5]
-    assert page.inside([], 1, 0)[-1] == "**error:** say something first"
-    blocks = page.blocks()
-    assert blocks.title == "transfusion" and not blocks.analytics_enabled
-    assert all(not isinstance(block, gradio.File) for block in blocks.blocks.values())
-    several = dataclasses.replace(run, workdir=str(tiny_run))
-    assert str(tiny_run) not in Page(several, 100)._introduction()  # paths of this machine are nobody's business
