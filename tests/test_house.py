@@ -40,7 +40,7 @@ FLOORS = (
 )
 FOLDERS = (
     "adapters api claims codecs commands config data demo evaluation hub interop kernels model new notebook objectives "
-    "planning remote running sampling sequence sweep trackers training workdir"
+    "planning remote running sampling scaling sequence sweep trackers training workdir"
 )
 # The wings that compute, read, and keep a run alive do not know each other, whatever floors they are on.
 NEVER = {

@@ -24,14 +24,14 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
-from transfusion.evaluation.while_training import Drawings, drawings
+from transfusion.evaluation.while_training import drawings
 from transfusion.model.parameters import Params
 from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.guard import Guard
-from transfusion.running.heartbeat import COMPUTES, DONE, EVALUATES, READS, SAVES, Pulse
+from transfusion.running.heartbeat import COMPUTES, DONE, READS, SAVES, Pulse
 from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
@@ -40,10 +40,12 @@ from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
-from transfusion.training.held_out import HeldOut, held_out_losses
+from transfusion.training.held_out import held_out_losses
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.training.telemetry import make_look
+from transfusion.training.watching import Watch
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
@@ -80,7 +82,7 @@ def train(
     rows = sharding.batch_shardings(batch, mesh)
     mine = local_rows(batch, rows)
     step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
-    watch, pulse = Guard(experiment.guard), Pulse()
+    guard, pulse = Guard(experiment.guard), Pulse()
     with (
         Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         sole_use(workdir) if is_first() else contextlib.nullcontext(),
@@ -91,28 +93,27 @@ def train(
         RunLog(workdir, task, experiment, mine, progress) as log,
         Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
     ):
-        saver = Saver(checkpoints, data, watch, experiment)
+        saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
         _begin(continued, experiment, workdir)
         log.start(at)
-        held_out = held_out_losses(task, experiment, rows)
-        drawn = drawings(task, experiment, mesh, workdir)
+        looks = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
+        watch = Watch(experiment, pulse, log, *looks, make_look(task, experiment, shardings, rows))
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
                 batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
+            watch.before(at, state, batch)
             with profile.step(at, state):
                 state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
-                    losses = _held_out(held_out, at, state, experiment, pulse, log)
-                    _draw(drawn, at, state, experiment, pulse, log)
-                    state, in_a_row = log.write(at, state, data.stats(), losses)
-                if watch.should_roll_back(at, in_a_row):
+                    state, in_a_row = log.write(at, state, data.stats(), watch.after(at, state))
+                if guard.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
@@ -189,18 +190,6 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     yield
 
 
-def _held_out(
-    losses: HeldOut | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> dict[str, float | None]:
-    """The held-out losses, if they are due after this step."""
-    if losses is None or at % experiment.eval.every:
-        return {}
-    jax.block_until_ready(state)  # the steps still running count as training
-    pulse.beat(at, EVALUATES)
-    with log.clock.paused():
-        return losses(state.best)
-
-
 def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
     """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
     with log.clock.paused():
@@ -210,18 +199,6 @@ def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: Run
             if jax.process_count() == 1:
                 saver.save_once(at, state)
             raise
-
-
-def _draw(
-    pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> None:
-    """Shows pictures of the model, if they are due after this step, in time that does not count as training."""
-    if pictures is None or at % experiment.eval.every:
-        return
-    jax.block_until_ready(state)
-    pulse.beat(at, EVALUATES)
-    with log.clock.paused():
-        log.show(at, pictures(state.best, at))
 
 
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:

@@ -86,7 +86,7 @@ def rows_of(name: str, run: transfusion.Run) -> list[dict]:
         {
             "system": name.split("_")[0], "run": name, "parameters": round(shared),
             "tokens": row["step"] * per_row * run.experiment.batch_size,
-            "flops": row["step"] * row["flops_per_step"],
+            "flops": row["step"] * row["model_flops_per_step"],
             "text_loss": row["held_out_text_loss"], "image_loss": row["held_out_image_loss"],
         }
         for row in run.metrics()
@@ -111,7 +111,7 @@ plt.show()
 # ## A scaling law
 #
 # The table has a row for each measurement. `transfusion.scaling` fits a law L(N, D) = E + A / N^a + B / D^b to each system
-# and medium, with intervals, leaves the largest run out, and predicts it.
+# and medium, with intervals. With more runs it also leaves the largest one out and predicts it.
 
 # %%
 table = work / "losses.csv"

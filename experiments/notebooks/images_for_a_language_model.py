@@ -49,6 +49,7 @@ from transfusion.data.packaged.digits import DIGIT_WORDS
 from transfusion.initial import InitConfig
 from transfusion.interop.importing import import_checkpoint
 from transfusion.optim import LearningRateGroup
+from transfusion.remote.hub import local_copy
 from transfusion.workdir.config_file import read_experiment
 
 work = pathlib.Path(os.environ.get("TRANSFUSION_NOTEBOOK_FOLDER", "."))
@@ -92,7 +93,7 @@ text_run = work / "runs" / "qwen"
 if not text_run.is_dir():
     if not RELEASED:
         tiny_qwen(work / "tiny_qwen")
-    import_checkpoint(RELEASED or work / "tiny_qwen", text_run, text_as_bytes=not RELEASED)
+    import_checkpoint(local_copy(RELEASED or work / "tiny_qwen"), text_run, text_as_bytes=not RELEASED)
 qwen = read_experiment(text_run)
 qwen.model
 

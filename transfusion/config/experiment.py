@@ -62,6 +62,17 @@ class EvalConfig:
         check("eval.prompts", self.prompts, ("labels", "held_out"))
 
 
+@dataclasses.dataclass(frozen=True)
+class TelemetryConfig:
+    """Looks inside the model while it trains, see `transfusion.training.telemetry`.
+
+    Attributes:
+      every: steps between two looks, each of which costs about one step per modality; 0: never.
+    """
+
+    every: int = 0
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that a run depends on.
@@ -109,6 +120,7 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     eval: EvalConfig = EvalConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
     trackers: TrackersConfig = TrackersConfig()

@@ -35,7 +35,7 @@ class RunLog:
         self._trackers = Trackers(workdir, experiment.trackers, json.loads(to_json(experiment)))
         self._progress, self._idle = Progress(experiment.steps, muted=not progress), Idle()
         self._schedule = learning_rate(experiment.optim, experiment.steps)
-        self._written = 0
+        self._written, self._seen = 0, {}
         self.row: dict[str, Any] = {}  # the last that was written
         self.clock = Throughput()
 
@@ -49,8 +49,12 @@ class RunLog:
     def start(self, at: int) -> None:
         """Begins to log after `at` steps, and removes later rows, which an earlier attempt has left."""
         self._trackers.start(at)
-        self._written = at
+        self._written, self._seen = at, {}
         self._flops, self._steps = np.zeros(len(self._rows)), 0
+
+    def saw(self, numbers: dict[str, float]) -> None:
+        """Takes what was seen inside the model, for the next row."""
+        self._seen = numbers
 
     def read(self, data: Iterator[Any], newest: jax.Array) -> Any:
         """Returns the next rows. It counts their FLOPs, and for how long the devices waited for them.
@@ -65,11 +69,13 @@ class RunLog:
         return batch
 
     def due(self, at: int) -> bool:
-        """Whether the step is logged, as the config says, or because held-out losses are computed after it."""
+        """Whether the step is logged: as the config says, or because held-out losses are computed after it, or because
+        it was looked at."""
         config = self._experiment
         self._progress.step(at)
         evaluated = config.eval.every and config.eval.sources and at % config.eval.every == 0
-        return at % config.log_every == 0 or at == config.steps or bool(evaluated)
+        seen = config.telemetry.every and at % config.telemetry.every == 0
+        return at % config.log_every == 0 or at == config.steps or bool(evaluated or seen)
 
     def write(self, at: int, state: Any, stats: dict, held_out: dict) -> tuple[Any, int]:
         """Writes a row with the means since the last one.
@@ -85,12 +91,12 @@ class RunLog:
         if self._peak:
             row["model_flops_utilisation"] = model_flops_utilisation(flops, rates["seconds_per_step"], self._peak)
         row |= {f"packing_{name}": value for name, value in stats["efficiency"].items()}
-        row |= {f"held_out_{name}": value for name, value in held_out.items()}
+        row |= {f"held_out_{name}": value for name, value in held_out.items()} | self._seen
         row |= device_memory()
         self._trackers.scalars(at, row)
         self._progress.show(at, row)
         self.row = {"step": at} | row
-        self._written = at
+        self._written, self._seen = at, {}
         self.clock.begin()
         return dataclasses.replace(state, log=jax.tree.map(jnp.zeros_like, state.log)), int(skips["in_a_row"])
 
