@@ -8,7 +8,7 @@ from PIL import Image
 
 import transfusion
 from transfusion.demo import maps
-from transfusion.demo.answers import WISHES, answer
+from transfusion.demo.answers import WISHES, answer, document_of
 from transfusion.demo.inside import look_inside, weights_of
 from transfusion.demo.uploads import read_picture
 from transfusion.errors import UsageError
@@ -21,7 +21,7 @@ def run(tiny_run):
 
 
 def test_the_picture_that_is_watched_is_the_picture_that_is_drawn(run):
-    moments = list(answer(run, ["a"], "draw", 3, steps=3, guidance=1.0, max_tokens=4))
+    moments = list(answer(run, run.segments("a"), "draw", 3, steps=3, guidance=1.0, max_tokens=4))
     way = [moment for moment in moments if moment.noisy is not None]
     (drawn,) = moments[-1].parts
     assert [round(moment.time, 3) for moment in way] == [0.0, 0.333, 0.667, 1.0]
@@ -32,8 +32,7 @@ def test_the_picture_that_is_watched_is_the_picture_that_is_drawn(run):
 
 
 def test_the_attention_that_is_shown_obeys_the_mask(run):
-    said = ["ab", np.zeros((8, 8, 1), np.uint8)]
-    found = look_inside(run, said)
+    found = look_inside(run, document_of(run, [("user", ["ab", np.zeros((8, 8, 1), np.uint8)])], False))
     layers, heads = run.task.model.layers, run.task.model.heads
     length = len(found.labels)
     assert found.weights.shape == (layers, heads, length, length)
@@ -43,7 +42,15 @@ def test_the_attention_that_is_shown_obeys_the_mask(run):
     assert not np.triu(seen[:4], 1).any() and seen[4:20, 4:20].all() and not seen[4:20, 20].any()
     assert maps.attention_map(found, 1, 0).size[0] > 100 and maps.mask_of(found).size[0] > 100
     with pytest.raises(UsageError, match="tokens: too many to show"):
-        look_inside(run, ["long " * 200])
+        look_inside(run, run.segments("long " * 200))
+
+
+def test_turns_in_a_chat_template_are_read_as_a_conversation_reads_them(run):
+    turns = [("user", ["hello"]), ("assistant", ["hi"]), ("user", ["again"])]
+    ids = [token for segment in document_of(run, turns, True) for token in segment.value]
+    assert run.task.tokenizer.decode(ids) == "User: hello\nAssistant: hi\nUser: again\nAssistant: "
+    plain = [token for segment in document_of(run, turns, False) for token in segment.value]
+    assert run.task.tokenizer.decode(plain) == "hellohiagain"
 
 
 def test_recorded_weights_are_those_of_the_reference():

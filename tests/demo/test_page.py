@@ -108,9 +108,11 @@ def test_a_page_tells_mistakes_in_one_line_and_no_paths(tiny_run):
 
     run = transfusion.load_run(tiny_run)
     page = Page(run, 100)
-    last = list(page.reply({"text": "", "files": [__file__]}, [], [], False, "draw", 1.0, 3, 0.0, 4, 0, True))[-1]
+    last = list(page.reply({"text": "", "files": [__file__]}, [], [], False, False, "draw", 1.0, 3, 0.0, 4, 0, True))[
+        -1
+    ]
     assert last[5].startswith("**error:** this file is no picture") and "\n" not in last[5]
-    assert page.inside([], 1, 0)[-1] == "**error:** say something first"
+    assert page.inside([], False, 1, 0)[-1] == "**error:** say something first"
     blocks = page.blocks()
     assert blocks.title == "transfusion" and not blocks.analytics_enabled
     assert all(not isinstance(block, gradio.File) for block in blocks.blocks.values())
