@@ -135,8 +135,9 @@ def write(path: pathlib.Path, rows: list[dict]) -> str:
 )  # fmt: skip
 def test_a_table_that_cannot_work_is_refused_with_its_line(tmp_path, changes, said):
     rows = [GOOD | {"mixture": "0.5"} for _ in range(3)] if "mixture" in changes else [GOOD] * 3
-    rows = [{k: v for k, v in (row | (changes if i == 1 or None in changes.values() or "text_tokens" in changes else {}))
-             .items() if v is not None} for i, row in enumerate(rows)]  # fmt: skip
+    in_all = None in changes.values() or "text_tokens" in changes
+    rows = [row | (changes if i == 1 or in_all else {}) for i, row in enumerate(rows)]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
     with pytest.raises(UsageError, match=said):
         read_csv(write(tmp_path / "losses.csv", rows))
 
