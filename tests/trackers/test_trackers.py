@@ -66,8 +66,8 @@ def test_names_are_grouped():
     names = ("loss", "image_loss", "held_out_image_loss", "grad_norm_trunk", "steps_per_second", "image_by_time_3",
              "device_memory_peak_bytes", "packing_all", "data_wait_share", "text_nll")  # fmt: skip
     assert [tag(name) for name in names] == [
-        "train/loss", "train/image_loss", "held_out/image_loss", "optimizer/grad_norm_trunk",
-        "speed/steps_per_second", "noise_levels/image_by_time_3", "memory/peak_bytes", "data/packing_all",
+        "loss/all", "loss/image", "held_out/image_loss", "optimizer/grad_norm_trunk",
+        "speed/steps_per_second", "noise_levels/image_by_time_3", "memory/peak_bytes", "rows/packing_all",
         "speed/data_wait_share", "train/text_nll",
     ]  # fmt: skip
     assert flat(CONFIG) == {"steps": 20, "optim.learning_rate": 0.5, "layout.image.context": "[1, 2]", "name": "x"}
@@ -87,9 +87,9 @@ def test_tensorboard_groups_shows_pictures_and_the_config_and_hides_what_is_done
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run_twice(tmp_path / "run", "tensorboard")
     seen = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    losses = [(e.step, round(e.value, 4)) for e in seen.Scalars("train/loss")]
+    losses = [(e.step, round(e.value, 4)) for e in seen.Scalars("loss/all")]
     assert losses == [(5, 0.2), (10, 0.1), (20, 0.05)]
-    assert {"train/loss", "speed/steps_per_second"} == set(seen.Tags()["scalars"])
+    assert {"loss/all", "speed/steps_per_second"} == set(seen.Tags()["scalars"])
     assert {"samples/drawn/0", "samples/captioned/0"} == set(seen.Tags()["images"])
     (caption,) = seen.Tensors("samples/captions/text_summary")[-1].tensor_proto.string_val
     assert caption == b"- drawn/0: a seven &lt;b&gt;\n- captioned/0: a nine\n"
@@ -105,7 +105,7 @@ def test_weights_and_biases_offline(tmp_path, offline):
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{id}.wandb"] * 2  # `wandb sync` puts both into one run
     content = b"".join(path.read_bytes() for path in files)
-    assert all(text in content for text in (b"train/loss", b"a seven <b>", b"learning_rate", b"tests"))
+    assert all(text in content for text in (b"loss/all", b"a seven <b>", b"learning_rate", b"tests"))
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))) == 4
 
 
@@ -117,7 +117,7 @@ def test_trackio(tmp_path, offline, monkeypatch):
     with sqlite3.connect(database) as connection:
         rows = connection.execute("select run_name, step, metrics from metrics order by id").fetchall()
     assert len({name for name, *_ in rows}) == 1  # the second start has continued the run of the first
-    losses = [(step, json.loads(m)["train/loss"]) for _, step, m in rows if "train/loss" in json.loads(m)]
+    losses = [(step, json.loads(m)["loss/all"]) for _, step, m in rows if "loss/all" in json.loads(m)]
     assert losses == [(5, 0.2), (10, 0.1), (10, 0.1), (20, 0.05)]
     assert any(
         b"a nine" in bytes(metrics) if isinstance(metrics, bytes) else "a nine" in metrics for _, _, metrics in rows
@@ -131,7 +131,7 @@ def test_mlflow(tmp_path, offline):
     experiment = client.get_experiment_by_name("tests").experiment_id
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED" and run.data.params["optim.learning_rate"] == "0.5"
-    losses = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    losses = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss/all")]
     assert sorted(set(losses)) == [(5, 0.2), (10, 0.1), (20, 0.05)]
     folder = pathlib.Path(run.info.artifact_uri.removeprefix("file://"))
     assert len(list(folder.glob("images/*.png"))) == 4

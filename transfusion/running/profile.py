@@ -20,9 +20,10 @@ from transfusion.errors import UsageError
 from transfusion.running.agreement import is_first
 
 FOLDER = "tensorboard"
+Window = tuple[int, int]  # (first, last): the steps that begin after the first one and end with the last one
 
 
-def parse_window(text: str) -> tuple[int, int] | None:
+def parse_window(text: str) -> Window | None:
     """The window 'FIRST:LAST' of a flag: the steps that begin after FIRST and end with LAST; None for ''.
 
     Raises:
@@ -47,7 +48,7 @@ class Profile:
 
     def __init__(
         self,
-        window: tuple[int, int] | None,
+        window: Window | None,
         workdir: str | os.PathLike,
         paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
@@ -56,10 +57,8 @@ class Profile:
         self._target = epath.Path(workdir) / FOLDER
         self._folder = ""
 
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
+        """Ends a trace that has begun."""
         self._stop()
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Writes TensorBoard's files: charts in groups, pictures and captions, and the config under "HParams"."""
+"""Writes TensorBoard's files: charts in groups, pictures and captions, and what the config chose under "HParams"."""
 
 import contextlib
 import html
@@ -10,7 +10,7 @@ from typing import Any
 from transfusion.trackers.tracker import Numbers, Picture, Tracked
 
 FLUSH_EVERY = 120.0  # seconds between two writes to the disk; the first comes at once
-_COMPARED = ("train/loss", "held_out/loss")  # the columns of the page "HParams" beside the parameters
+_COMPARED = ("loss/all", "held_out/loss")  # the columns of the page "HParams" beside the parameters
 
 
 class TensorBoard:
@@ -71,7 +71,7 @@ class TensorBoard:
         directory_check(folder)
         self._writer = EventsWriter(os.path.join(folder, "events"))
         self._event(step, session_log=SessionLog(status=SessionLog.START))  # hides rows of steps that are done again
-        for summary in hparams(dict(self._run.config), dict.fromkeys(_COMPARED))[:2]:  # the third says that it ended
+        for summary in hparams(dict(self._run.chosen), dict.fromkeys(_COMPARED))[:2]:  # the third says that it ended
             self._event(0, summary=summary)
         self._flush_at = 0.0
 

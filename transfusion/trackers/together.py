@@ -18,6 +18,7 @@ from transfusion.trackers.jsonl import Jsonl
 from transfusion.trackers.tags import tag
 from transfusion.trackers.tracker import Numbers, Picture, Tracked
 
+COMPARED = ("seed", "steps", "batch_size", "model.width", "model.layers", "optim.learning_rate", "sampling.guidance")
 ID = "tracked_as.json"  # the file in the workdir with the id of the run, the same for all trackers
 
 
@@ -26,15 +27,18 @@ class Trackers:
 
     Args:
       config: of the run, a tree of tables as `json` reads it.
+      defaults: a config in which nothing is chosen.
     """
 
-    def __init__(self, workdir: str | os.PathLike, settings: TrackersConfig, config: Mapping[str, Any]):
+    def __init__(self, workdir: str | os.PathLike, settings: TrackersConfig, config: Mapping, defaults: Mapping = {}):
         first = jax.process_index() == 0
         self._jsonl = Jsonl(epath.Path(workdir))
         self._others = [Apart(name, table.make(name)) for name in settings.names] if first else []
         called = settings.run or os.path.basename(os.fspath(workdir).rstrip("/")) or "run"
         run = _id(workdir) if first and any(table.TRACKERS[name].by_id for name in settings.names) else ""
-        self._run = Tracked(os.fspath(workdir), run, called, settings.project, flat(config))
+        fields, usual = flat(config), flat(defaults)
+        chosen = {name: x for name, x in fields.items() if name in COMPARED or usual.get(name) != x}
+        self._run = Tracked(os.fspath(workdir), run, called, settings.project, fields, chosen)
         self._first = first
 
     def start(self, at: int) -> None:

@@ -19,6 +19,7 @@ class Tracked:
       name: for people.
       project: where it belongs to.
       config: the fields of its config by their names, such as 'optim.learning_rate': numbers, truth values and texts.
+      chosen: those of them that people compare: the ones that are not as they are by default, and a few of all runs.
     """
 
     workdir: str
@@ -26,6 +27,7 @@ class Tracked:
     name: str
     project: str
     config: Mapping[str, Any]
+    chosen: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

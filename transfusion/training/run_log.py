@@ -21,6 +21,10 @@ from transfusion.trackers.together import Trackers
 from transfusion.trackers.tracker import Picture
 
 
+def _as_tables(*experiments: Experiment) -> list[dict]:
+    return [json.loads(to_json(experiment)) for experiment in experiments]
+
+
 class RunLog:
     """Writes a row of metrics every `log_every` steps, and keeps the clock and the progress line."""
 
@@ -32,7 +36,7 @@ class RunLog:
         self._experiment, self._task, self._rows = experiment, task, rows
         self._tokens, self._peak = task.tokens(experiment.batch_size), peak_flops()
         self._flops, self._steps = np.zeros(len(rows)), 0
-        self._trackers = Trackers(workdir, experiment.trackers, json.loads(to_json(experiment)))
+        self._trackers = Trackers(workdir, experiment.trackers, *_as_tables(experiment, Experiment()))
         self._progress, self._idle = Progress(experiment.steps, muted=not progress), Idle()
         self._schedule = learning_rate(experiment.optim, experiment.steps)
         self._written, self._seen = 0, {}

@@ -98,7 +98,7 @@ def gradients_by_stream(
     """The gradient of each stream's part of the loss, of the parameters that are trained: one forward, and a backward
     for each stream."""
     trained, frozen = split(params, experiment.optim.groups)
-    streams = [name for name, stream in task.spec.streams.items() if stream.objective != "none"]
+    streams = task.learned
 
     def of(part, batch, draws, totals):
         def losses(part):

@@ -48,7 +48,7 @@ class Watch:
 
     def after(self, at: int, state: TrainState) -> dict[str, float | None]:
         """The held-out losses after `at` steps, if they are due; then pictures are shown, too."""
-        if at % self.experiment.eval.every or not (self.losses or self.drawings):
+        if not (self.losses or self.drawings) or at % self.experiment.eval.every:
             return {}
         self._wait(at, state)
         with self.log.clock.paused():
