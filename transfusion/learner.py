@@ -214,6 +214,11 @@ class Learner:
             total = total + 12.0 * config.layers * config.heads * config.size * pairs(changed, inside, config.causal)
         return total
 
+    @property
+    def weights_per_token(self) -> float:
+        """How many weights a token slot passes, as the mean over slots: a routed token passes few of the experts'."""
+        return self._weight_flops / 6 / self.tokens(1)
+
     @functools.cached_property
     def _weight_flops(self) -> float:
         """The FLOPs of a row's products with weights, which its content does not change."""

@@ -9,10 +9,12 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,35 +24,50 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
-from transfusion.evaluation.while_training import Drawings, drawings
+from transfusion.evaluation.while_training import drawings
+from transfusion.model.parameters import Params
+from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.guard import Guard
-from transfusion.running.heartbeat import COMPUTES, DONE, EVALUATES, READS, SAVES, Pulse
+from transfusion.running.heartbeat import COMPUTES, DONE, READS, SAVES, Pulse
 from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
-from transfusion.running.profile import parse_window
+from transfusion.running.profile import Profile, Window, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
-from transfusion.training.held_out import HeldOut, held_out_losses
+from transfusion.training.held_out import held_out_losses
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.training.telemetry import make_look
+from transfusion.training.watching import Watch
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
+# Gets the step, its row of metrics and the parameters that samplers use, whose memory the next step takes.
+Callback = Callable[[int, Mapping[str, Any], Params], object]
+
 
 def train(
-    experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = (), profile: str = ""
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    allow_change: Sequence[str] = (),
+    callback: Callback | None = None,
+    progress: bool = True,
+    profile_steps: str = "",
 ) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning, and
-    `profile` steps to be traced, such as '100:110'.
+    Args:
+      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+      callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
+      progress: whether to show a line of progress.
+      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -60,11 +77,20 @@ def train(
     task, continued = make_task(experiment), resume.compare(experiment, workdir, allow_change)
     if continued and continued.step == experiment.steps:
         return _finished_state(task, experiment, continued, workdir)
-    mesh, batch = sharding.make_mesh(experiment.mesh), task.batch_spec(experiment.batch_size)
-    shardings, rows = state_shardings(task, experiment, mesh), sharding.batch_shardings(batch, mesh)
+    return _trained(task, experiment, workdir, continued, callback, progress, parse_window(profile_steps))
+
+
+def _trained(
+    task: Task, experiment: Experiment, workdir: epath.Path, continued: resume.Continuation | None,
+    callback: Callback | None, progress: bool, window: Window | None,
+) -> TrainState:  # fmt: skip
+    """The state after the last step, or after that at which the run was interrupted."""
+    mesh = sharding.make_mesh(experiment.mesh)
+    batch, shardings = task.batch_spec(experiment.batch_size), state_shardings(task, experiment, mesh)
+    rows = sharding.batch_shardings(batch, mesh)
     mine = local_rows(batch, rows)
     step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
-    watch, pulse = Guard(experiment.guard), Pulse()
+    guard, pulse = Guard(experiment.guard), Pulse()
     with (
         Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         sole_use(workdir) if is_first() else contextlib.nullcontext(),
@@ -72,35 +98,41 @@ def train(
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment, mine, parse_window(profile)) as log,
+        RunLog(workdir, task, experiment, mine, progress) as log,
+        Profile(window, workdir, log.clock.paused) as profile,
     ):
-        saver = Saver(checkpoints, data, watch, experiment)
+        saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
-        _begin(continued, experiment, workdir, log, at)
-        shown = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
+        _begin(continued, experiment, workdir)
+        log.start(at)
+        looks = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
+        watch = Watch(experiment, pulse, log, *looks, make_look(task, experiment, shardings, rows))
         interruption.listen()
         while at < experiment.steps and not interruption.reached(at):
             pulse.beat(at, READS)
             with saver.saves_on_failure(at, state):
                 batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
             pulse.beat(at, COMPUTES)
-            with log.traced(at, state):
+            watch.before(at, state, batch)
+            with profile.step(at, state):
                 state = step(state, batch)
             pulse.stepped(functools.partial(jax.block_until_ready, state))
             at += 1
             if log.due(at):
                 with saver.saves_on_failure(at, state):
-                    losses = _evaluate(*shown, at, state, experiment, pulse, log)
-                    state, in_a_row = log.write(at, state, data.stats(), losses)
-                if watch.should_roll_back(at, in_a_row):
+                    state, in_a_row = log.write(at, state, data.stats(), watch.after(at, state))
+                if guard.should_roll_back(at, in_a_row):
                     at, state = saver.roll_back(abstract, at, state.skips)
                     log.start(at)
                     continue
+                if callback and _call(callback, at, state, saver, log):
+                    interruption.request()
             checkpoints.check()
             if checkpoints.due(at) or at == experiment.steps:
                 _save(saver, at, state, pulse, log)
         if interruption.requested:
-            _stop(saver, at, state)
+            saver.save_once(at, state)
+            logging.warning("stopped at step %d; the same command continues", at)
     if at >= experiment.steps:
         pulse.beat(at, DONE)
     return state
@@ -140,16 +172,10 @@ def _new_state(task: Task, experiment: Experiment, abstract: TrainState, shardin
     return compile_init(task, experiment, shardings)(given)
 
 
-def _begin(
-    continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path, log: RunLog, at: int
-) -> None:
-    """Begins the log, says what this run continues, and writes the command, the files that it needs, and its config."""
-    if is_first():
-        _record(continued, experiment, workdir)
-    log.start(at)
-
-
-def _record(continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path) -> None:
+def _begin(continued: resume.Continuation | None, experiment: Experiment, workdir: epath.Path) -> None:
+    """Logs what this run continues, and writes the command, the files that the run needs, and its config."""
+    if not is_first():
+        return
     if continued:
         logging.info("continuing %s at step %d", workdir, continued.step)
         resume.log_changes(continued, experiment)
@@ -172,24 +198,15 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     yield
 
 
-def _evaluate(
-    losses: HeldOut | None, pictures: Drawings | None, at: int, state: TrainState, experiment: Experiment,
-    pulse: Pulse, log: RunLog,
-) -> dict[str, float | None]:  # fmt: skip
-    """The held-out losses, if they are due after this step; shows pictures of the model then, if it is to draw some."""
-    if not experiment.eval.every or at % experiment.eval.every or (losses is None and pictures is None):
-        return {}
-    jax.block_until_ready(state)  # the steps still running count as training
-    pulse.beat(at, EVALUATES)
+def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
+    """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
     with log.clock.paused():
-        if pictures is not None:
-            log.show(at, pictures(state.best, at))
-        return losses(state.best) if losses is not None else {}
-
-
-def _stop(saver: Saver, at: int, state: TrainState) -> None:
-    saver.save_once(at, state)
-    logging.warning("stopped at step %d; the same command continues", at)
+        try:
+            return bool(callback(at, log.row, state.best))
+        except BaseException:
+            if jax.process_count() == 1:
+                saver.save_once(at, state)
+            raise
 
 
 def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
@@ -209,10 +226,13 @@ def main(argv: Sequence[str]) -> None:
     parse_window(FLAGS.profile)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
+    if FLAGS.dry_run:
+        print(forecast.text(forecast.forecast(_as_given(experiment, FLAGS.workdir), FLAGS.workdir)))
+        return
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, allowed, FLAGS.profile)
+    train(experiment, FLAGS.workdir, allowed, profile_steps=FLAGS.profile)
 
 
 def _tracked_by(experiment: Experiment, names: str) -> Experiment:
@@ -234,6 +254,14 @@ def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
     return supervisor.run()
 
 
+class _Module(types.ModuleType):
+    """`transfusion.train` is this module, and what scripts and notebooks call: see `transfusion.notebook.train`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return importlib.import_module("transfusion.notebook").train(*arguments, **options)  # it imports this module
+
+
+sys.modules[__name__].__class__ = _Module
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -243,6 +271,7 @@ if __name__ == "__main__":
         "allow_change", [], "Field, such as objectives, that may differ from the checkpoint's though its weights were "
         "trained with the old value; several with commas."
     )  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
     flags.DEFINE_string(
         "trackers", None, "Where the run is shown, with commas: tensorboard, wandb, trackio, mlflow. Replaces "
         "--config.trackers.names; '' is none."

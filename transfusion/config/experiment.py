@@ -19,6 +19,7 @@ import ml_collections
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
+from transfusion.config.brief import brief
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
@@ -62,14 +63,42 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TelemetryConfig:
+    """Looks inside the model while it trains, see `transfusion.training.telemetry`.
+
+    Attributes:
+      every: steps between two looks, each of which costs about one step per modality; 0: never.
+    """
+
+    every: int = 0
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that a run depends on.
 
-    `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
-
-    `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
-    'kind' or 'kind/role' to its runs (see `transfusion.sequence`). `codecs` maps kinds of segments to their codecs;
-    `codec` is that of all other kinds.
+    Attributes:
+      task: 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
+      seed: decides the first parameters, the order of the data and all random draws of the training.
+      steps: updates of the parameters in the whole run.
+      batch_size: packed rows (images for an autoencoder) per step, over all devices.
+      log_every: steps between two rows of metrics.
+      model: the trunk.
+      streams: the streams by name.
+      layout: the runs of tokens into which a segment turns, by its 'kind' or 'kind/role'; see `transfusion.sequence`.
+      objectives: settings of what the streams learn.
+      tokenizer: how text becomes ids.
+      codec: how media become latents or codes, for all kinds of segments that `codecs` does not name.
+      codecs: the same for single kinds of segments.
+      autoencoder: the codec that is trained; with task 'autoencoder' only.
+      data: what is trained on, and how it is packed.
+      init: where the first parameters come from.
+      optim: how parameters are updated.
+      checkpoint: when to save.
+      guard: what happens when losses are not finite.
+      eval: held-out data, and how the model is evaluated on it.
+      sampling: how the model writes and draws, unless a call says otherwise.
+      mesh: how arrays are split over devices.
     """
 
     task: str = "sequence"
@@ -91,6 +120,7 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     eval: EvalConfig = EvalConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
     trackers: TrackersConfig = TrackersConfig()
@@ -109,6 +139,9 @@ class Experiment:
                 raise UsageError(
                     f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
                 )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""

@@ -66,6 +66,7 @@ class Options:
     guidance: float | None = None
     steps: int | None = None
     judge_steps: int = JudgeConfig.steps
+    judges: str | None = None
 
     def __post_init__(self):
         for name in ("samples", "captions", "steps", "judge_steps"):
@@ -92,7 +93,7 @@ class Measures:
         self.seed = self.experiment.seed if options.seed is None else options.seed
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
-        self.judge_steps = options.judge_steps
+        self.judge_steps, self.judges = options.judge_steps, options.judges and pathlib.Path(options.judges)
         self.fields: dict[str, Any] = dict.fromkeys(MEANINGS)
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -234,7 +235,7 @@ class Measures:
             reason = "the training data has no labels with captions to ask for and to judge by"
             return self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
         with self.part("judge"):
-            judge = scores.open_judge(self.workdir, real, self.judge_steps)
+            judge = scores.open_judge(self.workdir, real, self.judge_steps, self.judges)
             if held_out.labelled:
                 images = scores.to_float(held_out.images)
                 self.fields["judge_accuracy"] = judge.accuracy(images, held_out.labels)

@@ -157,11 +157,11 @@ def human(number: float) -> str:
 class Progress:
     """Shows how far a run is: on a terminal with a line that moves, elsewhere with one plain line per log interval."""
 
-    def __init__(self, steps: int, stream: TextIO | None = None):
+    def __init__(self, steps: int, stream: TextIO | None = None, muted: bool = False):
         self._steps = steps
         self._stream = stream if stream is not None else sys.stderr
         self._bar = self._task = None
-        self._muted = jax.process_index() != 0
+        self._muted = muted or jax.process_index() != 0
         if self._stream.isatty() and not self._muted:
             import rich.console
             import rich.progress

@@ -18,6 +18,7 @@ from transfusion.data.segments import RawSegment
 from transfusion.sequence import TEXT
 
 PANELS = 4  # of a story
+WAYS = ("described", "depicted")  # from a picture to its words, or from words to their picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,11 @@ def _caption(chance: Chance, split: str, kind: str) -> Drawn:
 def _listed(chance: Chance, split: str, kind: str) -> Drawn:
     scene = draws.any_scene(chance, split, 1, words.MOST_LISTED)
     return Drawn("listed", (chance.of(words.templates("listed", split)).format(words.list_words(scene)),), (scene,))
+
+
+def _either(chance: Chance, split: str, kind: str) -> Drawn:
+    """What `_listed` says and shows, to be described or to be depicted."""
+    return dataclasses.replace(_listed(chance, split, ""), kind=kind or chance.of(WAYS))
 
 
 def _question(chance: Chance, split: str, kind: str) -> Drawn:
@@ -161,6 +167,13 @@ def _made(scene: Scene, pixels: int) -> RawSegment:
     return RawSegment("image", render(scene, pixels), "target")
 
 
+def _one_way(drawn: Drawn, pixels: int) -> dict:
+    """Only the words are learned, or only the picture."""
+    (text,), (scene,) = drawn.texts, drawn.scenes
+    described = (_given(scene, pixels), RawSegment(TEXT, text))
+    return {"segments": described if drawn.kind == "described" else (_words(text), _made(scene, pixels))}
+
+
 def _asked(drawn: Drawn, pixels: int) -> dict:
     question, answer = drawn.texts
     return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
@@ -192,6 +205,7 @@ _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
 TASKS: dict[str, SceneTask] = {
     "captions": SceneTask(_caption, _captioned, words.SKILLS),
     "listed": SceneTask(_listed, _captioned),
+    "one_way": SceneTask(_either, _one_way, WAYS),
     "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
