@@ -132,6 +132,7 @@ def _trained(
                 _save(saver, at, state, pulse, log)
         if interruption.requested:
             saver.save_once(at, state)
+            checkpoints.wait()  # before the trackers end, which may take longer than who stops the run will wait
             logging.warning("stopped at step %d; the same command continues", at)
     if at >= experiment.steps:
         pulse.beat(at, DONE)
