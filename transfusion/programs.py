@@ -12,34 +12,44 @@ import jax
 from absl import app, flags
 
 from transfusion.config import Experiment, from_config
-from transfusion.config.explain import check_config_file, explain, load_config, raised_in_config
+from transfusion.config import help as config_help
+from transfusion.config.explain import check_config_file, config_of, explain, load_config, raised_in_config
+from transfusion.config.named import with_paths
 from transfusion.errors import UsageError
+from transfusion.remote.secrets import check_no_secrets
 from transfusion.running import distributed
 from transfusion.running.orbax_noise import saves_wait_in_vain
 
 
-def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
+def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
     """Runs a program with absl's app.run; a mistake of the user is `error: <one line>` on stderr and exit code 2.
 
     Args:
       main: gets the arguments that are no flags, after the program's name.
-      files: how many such arguments there may be.
+      files: how many such arguments there may be; None is any number.
     """
     packages_first()
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            check_no_secrets(argv)
+            argv = with_paths(argv)
             check_config_file(argv)
-            return flags.FLAGS(list(argv))
+            if asked := config_help.asked(argv):
+                print(
+                    config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
+                )
+                sys.exit(0)
+            return flags.FLAGS(argv)
         except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
             _fail(explain(error, argv))
         except BaseException as error:  # SystemExit, KeyboardInterrupt, GeneratorExit, asyncio's CancelledError
-            if not raised_in_config(error, argv):  # --help ends so, too
+            if not raised_in_config(error, argv):  # the end of --help is one of these, too
                 raise
             _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1 + files:
+        if files is not None and len(argv) > 1 + files:
             _fail(f"unexpected argument {argv[1 + files]!r}: flags have the form --name=value")
         try:
             main(argv)

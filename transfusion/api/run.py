@@ -253,9 +253,15 @@ class Trained:
     ) -> list[list[str | np.ndarray]]:
         self.check_writes()
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
-        documents = generate(
-            self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
-        )
+        return self.continued(self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first)
+
+    def continued(
+        self, prompts: Sequence[Prompt], seed: int, sampler: SamplerConfig, **how: Any
+    ) -> list[list[str | np.ndarray]]:
+        """Continues prompts of segments, as `generate` does those that people pass; `how` are further arguments of
+        `transfusion.sampling.decoder.generate`."""
+        self.check_writes()
+        documents = generate(self.task, self.params, prompts, seed, sampler, **how)
         decode = self._text
         return [
             [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]

@@ -176,6 +176,11 @@ def _made(scene: Scene, pixels: int) -> RawSegment:
     return RawSegment("image", render(scene, pixels), "target")
 
 
+def _depicted(drawn: Drawn, pixels: int) -> dict:
+    """Only the picture is learned."""
+    return {"segments": (_words(drawn.texts[0]), _made(drawn.scenes[0], pixels))}
+
+
 def _asked(drawn: Drawn, pixels: int) -> dict:
     question, answer = drawn.texts
     return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
@@ -207,6 +212,7 @@ _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
 TASKS: dict[str, SceneTask] = {
     "captions": SceneTask(_caption, _captioned, words.SKILLS),
     "listed": SceneTask(_listed, _captioned),
+    "depicted": SceneTask(_listed, _depicted),
     "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
     "facts": SceneTask(_fact, _asked, words.SKILLS),
     "plain_captions": SceneTask(functools.partial(_caption, world=draws.plainly), _captioned, words.SKILLS),
