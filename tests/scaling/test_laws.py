@@ -118,36 +118,36 @@ def write(path: pathlib.Path, rows: list[dict]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"parameters": None}, "has no column 'parameters'"),
-        ({"flops": None, "flop": "1"}, "has no column 'flops' .did you mean 'flop'"),
-        ({"text_loss": None, "image_loss": None}, "no column with losses"),
-        ({"text_loss": "nan"}, "line 3: text_loss must be a positive number, not 'nan'"),
-        ({"tokens": "-5"}, "line 3: tokens must be a positive number, not '-5'"),
-        ({"flops": "inf"}, "line 3: flops must be a positive number"),
-        ({"parameters": ""}, "line 3: parameters is '', which is no number"),
-        ({"image_loss": "low"}, "line 3: image_loss is 'low', which is no number"),
-        ({"mixture": "1.5"}, "line 3: mixture must be above 0 and at most 1"),
-        ({"text_tokens": "1e8"}, "no column 'image_tokens'"),
-    ],
-)  # fmt: skip
-def test_a_table_that_cannot_work_is_refused_with_its_line(tmp_path, changes, said):
-    rows = [GOOD | {"mixture": "0.5"} for _ in range(3)] if "mixture" in changes else [GOOD] * 3
-    rows = [{k: v for k, v in (row | (changes if i == 1 or None in changes.values() or "text_tokens" in changes else {}))
-             .items() if v is not None} for i, row in enumerate(rows)]  # fmt: skip
-    with pytest.raises(UsageError, match=said):
-        read_csv(write(tmp_path / "losses.csv", rows))
+# What is wrong in the second line of a table, and what is said about it.
+WRONG_VALUES = [
+    ({"text_loss": "nan"}, "line 3: text_loss must be a positive number, not 'nan'"),
+    ({"tokens": "-5"}, "line 3: tokens must be a positive number, not '-5'"),
+    ({"flops": "inf"}, "line 3: flops must be a positive number"),
+    ({"parameters": ""}, "line 3: parameters is '', which is no number"),
+    ({"image_loss": "low"}, "line 3: image_loss is 'low', which is no number"),
+    ({"mixture": "1.5"}, "line 3: mixture must be above 0 and at most 1"),
+]
+# Columns that are taken from a table, those that it gets, and what is said.
+WRONG_COLUMNS = [
+    ({"parameters"}, {}, "has no column 'parameters'"),
+    ({"flops"}, {"flop": "1"}, "has no column 'flops' .did you mean 'flop'"),
+    ({"text_loss", "image_loss"}, {}, "no column with losses"),
+    (set(), {"text_tokens": "1e8"}, "no column 'image_tokens'"),
+]
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path):
-    for content, said in (
-        (b"", "no column"),
-        (b"\xff\xfe\x00\x01", "no text"),
-        (b",".join(map(str.encode, GOOD)), "no rows"),
-    ):
-        path = tmp_path / "losses.csv"
+def test_a_table_that_cannot_work_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "losses.csv"
+    for changes, said in WRONG_VALUES:
+        good = GOOD | {"mixture": "0.5"}
+        with pytest.raises(UsageError, match=said):
+            read_csv(write(path, [good, good | changes, good]))
+    for without, more, said in WRONG_COLUMNS:
+        row = {name: value for name, value in (GOOD | more).items() if name not in without}
+        with pytest.raises(UsageError, match=said):
+            read_csv(write(path, [row] * 3))
+    files = {b"": "no column", b"\xff\xfe\x00\x01": "no text", ",".join(GOOD).encode(): "no rows"}
+    for content, said in files.items():
         path.write_bytes(content)
         with pytest.raises(UsageError, match=said):
             read_csv(path)
@@ -206,12 +206,12 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
 def test_the_program_fits_a_table(tmp_path):
     rows = planted(4, 1, 4).rows()
     path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "out"
-    done = run_program("transfusion.scaling", path, "--workdir", str(workdir), "--resamples=20")
+    done = run_program(tmp_path, "transfusion.scaling", path, f"--workdir={workdir}", "--resamples=20")
     assert done.returncode == 0, done.stderr
     assert "dense: 12 measurements of 3 runs" in done.stdout
     result = json.loads((workdir / "scaling.json").read_text())
     assert result["systems"]["dense"]["held_out"]["run"] == rows[-1]["run"]
     assert "<svg" in (workdir / "scaling.html").read_text()
     broken = write(tmp_path / "broken.csv", [{k: v for k, v in row.items() if k != "flops"} for row in rows])
-    done = run_program("transfusion.scaling", broken, "--workdir", str(workdir))
+    done = run_program(tmp_path, "transfusion.scaling", broken, f"--workdir={workdir}")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "no column 'flops'" in done.stderr
