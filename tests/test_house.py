@@ -33,7 +33,7 @@ FLOORS = (
     ("training",),
     ("api", "interop", "planning"),
     ("evaluation",),
-    ("train", "sample", "evaluate", "plan", "sweep", "prepare", "cache_latents"),
+    ("train", "sample", "evaluate", "plan", "sweep", "scaling", "prepare", "cache_latents"),
     ("report",),
 )
 # The wings that compute, read, and keep a run alive do not know each other, whatever floors they are on.
@@ -100,7 +100,7 @@ def test_the_top_level_is_the_programs_the_hall_and_the_ground(house):
     assert house.files == sorted(("__init__", *PROGRAMS, *HALL, *GROUND)) and len(house.files) == 18
     assert house.folders == sorted(
         ["api", "codecs", "config", "data", "evaluation", "interop", "kernels", "model", "objectives", "planning"]
-        + ["running", "sampling", "sequence", "training", "workdir"]
+        + ["running", "sampling", "scaling", "sequence", "training", "workdir"]
     )
 
 
