@@ -206,13 +206,13 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
 
 def test_the_program_fits_a_table(tmp_path):
     rows = planted(4, 1, 4).rows()
-    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "out"
+    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "laws"
     done = run_program(tmp_path, "transfusion.scaling", path, f"--workdir={workdir}", "--resamples=20")
-    assert done.returncode == 0, done.stderr
-    assert "dense: 12 measurements of 3 runs" in done.stdout
+    assert done.code == 0, done.err
+    assert "dense: 12 measurements of 3 runs" in done.out
     result = json.loads((workdir / "scaling.json").read_text())
     assert result["systems"]["dense"]["held_out"]["run"] == rows[-1]["run"]
     assert "<svg" in (workdir / "scaling.html").read_text()
     broken = write(tmp_path / "broken.csv", [{k: v for k, v in row.items() if k != "flops"} for row in rows])
     done = run_program(tmp_path, "transfusion.scaling", broken, f"--workdir={workdir}")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "no column 'flops'" in done.stderr
+    assert done.code == 2 and done.err.startswith("error: ") and "no column 'flops'" in done.err
