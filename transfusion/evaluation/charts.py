@@ -1,4 +1,7 @@
-"""Line charts as inline SVG without a script. Colours come from the page's style sheet, for light and dark pages."""
+"""Charts of lines and of dots as inline SVG without a script.
+
+Colours come from the page's style sheet, for light and dark pages.
+"""
 
 import dataclasses
 import html
@@ -55,6 +58,59 @@ def line_chart(
         f'<figure class="chart">{head}'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
         f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """One dot of a chart with its interval [low, high] along y. The name is shown when one points at it."""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: int = 0
+
+
+def dot_chart(
+    title: str, dots: Sequence[Dot], x_label: str, y_label: str = "", best: Sequence[Dot] = (), log: bool = False
+) -> str:
+    """A <figure> with named dots and their intervals, and a line through the dots `best`.
+
+    With `log` the x axis is logarithmic if all values are positive. Names stand beside the dots `best`.
+    """
+    head = f"<figcaption>{html.escape(title)}</figcaption>"
+    if not dots:
+        return f'<figure class="chart">{head}<p class="absent">no values</p></figure>'
+    xs = [dot.x for dot in dots]
+    log = log and min(xs) > 0
+    room = (min(xs) / 1.2, max(xs) * 1.2) if log else ()
+    x_axis = _Axis.over([*xs, *room], _LEFT, _WIDTH - _RIGHT, log)
+    y_axis = _Axis.over([y for dot in dots for y in (dot.low, dot.high, dot.y)], _HEIGHT - _BOTTOM, _TOP)
+    parts = [_grid(x_axis, y_axis, x_label + (" (log)" if log else ""), y_label)]
+    if len(best) > 1:
+        parts.append(
+            f'<polyline class="line c5 dashed" points="{_points([(x_axis(d.x), y_axis(d.y)) for d in best])}"/>'
+        )
+    parts += [_dot(dot, x_axis, y_axis, dot in best) for dot in dots]
+    return (
+        f'<figure class="chart">{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _dot(dot: Dot, x_axis: "_Axis", y_axis: "_Axis", named: bool) -> str:
+    x, y, colour = x_axis(dot.x), y_axis(dot.y), dot.colour % _COLOURS
+    said = html.escape(f"{dot.name}: {dot.y:.4g} ({dot.low:.4g} to {dot.high:.4g}) at {dot.x:.3g}")
+    right = x > (_LEFT + _WIDTH - _RIGHT) / 2
+    place = f'x="{x - 7 if right else x + 7}" y="{y - 6}" text-anchor="{"end" if right else "start"}"'
+    return (
+        f"<g><title>{said}</title>"
+        f'<line class="line c{colour}" x1="{x}" y1="{y_axis(dot.low)}" x2="{x}" y2="{y_axis(dot.high)}"/>'
+        f'<circle class="dot c{colour}" cx="{x}" cy="{y}" r="4"/>'
+        + (f"<text {place}>{html.escape(dot.name)}</text>" if named else "")
+        + "</g>"
     )
 
 

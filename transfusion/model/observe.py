@@ -13,8 +13,8 @@ OUTPUT, QUERY, KEY = SEEN = ("seen_output", "seen_query", "seen_key")
 class Observe:
     """Measures, for each stream, the tokens as they leave a layer and the queries and keys of its self-attention.
 
-    The layer's `loads` get an entry for each of `SEEN`: per stream the squared lengths of these vectors, the mean over
-    heads, summed over all tokens that are no padding, and how many these are, float32 [2]."""
+    The layer's `loads` get an entry for each of `SEEN`: per stream the squared lengths of these vectors, as the mean
+    over heads, summed over all tokens that are no padding, and how many these are, float32 [2]."""
 
     def shared(self, run: Pass) -> Pass:
         return run

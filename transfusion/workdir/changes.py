@@ -79,7 +79,8 @@ FIELD_RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (f"{part}.**" for part in
-         ("init", "optim", "checkpoint", "guard", "eval", "telemetry", "sampling", "mesh")), Rule.FREE
+         ("init", "optim", "checkpoint", "guard", "eval", "telemetry", "sampling", "mesh", "trackers")),
+        Rule.FREE,
     ),
 }  # fmt: skip
 
