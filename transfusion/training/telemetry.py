@@ -79,7 +79,8 @@ def numbers(task: SequenceTask, experiment: Experiment, state: TrainState, batch
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     draws, totals = task.with_targets(state.best, batch, task.draw(batch, key)), task.totals(batch)
     gradients = gradients_by_stream(task, experiment, state.params, batch, draws, totals)
-    found = compare(gradients, task.template.axes)
+    # JAX sorts the names of a dict; a pair is named as in the config.
+    found = compare({s: gradients[s] for s in task.spec.streams if s in gradients}, task.template.axes)
     model: UnifiedModel = model_template(task.model, task.spec, more=(Observe(),)).bind(state.params)
     inputs = {name: task.inputs(name, batch, draws) for name in task.spec.streams}
     _, seen = model.encode_counted(inputs)
