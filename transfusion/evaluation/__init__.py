@@ -2,7 +2,8 @@
 
 - What is measured: `measures` (all that a unified model allows), from `losses` (on held-out data), `scores` (of drawn
   images and written captions, with the classifier of `judge`), `caption_scores` (captions by their words), `frechet`,
-  `kernel` and `retrieval` (against real images), `zero_shot` (of contrastive models), and `reconstruction` (of codecs).
+  `kernel` and `retrieval` (against real images), `similarity` (against texts, by a released CLIP or SigLIP,
+  whose Transformers are `towers`), `zero_shot` (of contrastive models), and `reconstruction` (of codecs).
   `intervals` gives each score its interval, `meanings` says what it counts, `examples` reads the real images, and
   `results` a written evaluation.
 - What is shown: `score_table` and `sweep_table` (lines of text), `pictures` (masks and grids), `charts` (curves),

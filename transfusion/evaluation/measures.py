@@ -27,6 +27,7 @@ from transfusion.evaluation.losses import (
     velocity_loss,
 )
 from transfusion.evaluation.meanings import MEANINGS
+from transfusion.evaluation.similarity import Similarity
 from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
@@ -48,6 +49,7 @@ class Options:
     guidance: float | None = None
     steps: int | None = None
     judge_steps: int = JudgeConfig.steps
+    similarity: str | None = None  # the folder of a released CLIP or SigLIP
 
     def __post_init__(self):
         for name in ("samples", "captions", "steps", "judge_steps"):
@@ -75,7 +77,8 @@ class Measures:
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
         self.judge_steps = options.judge_steps
-        self.fields: dict[str, Any] = dict.fromkeys(MEANINGS)
+        self.similarity = Similarity(options.similarity) if options.similarity else None
+        self.fields: dict[str, Any] = dict.fromkeys(n for n in MEANINGS if n != "similarity" or self.similarity)
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.folder = self.workdir / "samples"
@@ -108,6 +111,12 @@ class Measures:
         return self.report()
 
     image_scores = ("generation_accuracy", "judge_accuracy", *DISTANCES, *CAPTION_SCORES, "retrieval")
+
+    def similar(self, drawn: scores.Generated) -> None:
+        """Compares drawn images with their prompts, if a model for that is given."""
+        if self.similarity:
+            with self.part("similarity"):
+                self.fields["similarity"] = self.similarity.scores(list(drawn.images), drawn.prompts, self.seed)
 
     def skip(self, reason: str, *names: str) -> None:
         """Leaves these scores null, for this reason."""
@@ -232,6 +241,7 @@ class Measures:
                 self.fields[name] = distance
         if self.fields["feature_distance"] is None:
             self.skip("fewer than 4 drawn or 8 real images", *DISTANCES)
+        self.similar(drawn)
         self.save("generated.png", drawn, ~result.right)
 
     def names(self, real: Examples, held_out: Examples) -> None:
@@ -247,6 +257,7 @@ class Measures:
         for name, drawn in groups.items():
             self.save(f"generated_{name}.png", drawn, None)
         other = groups["held_out_names"]
+        self.similar(other)
         groups["held_out_names"] = dataclasses.replace(other, asked=other.asked + len(real))
         gallery = np.concatenate([real.images, held_out.images])
         embed, reason = scores.embeddings(min(gallery.shape[1:3]))
