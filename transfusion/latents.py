@@ -47,6 +47,7 @@ class Codec:
       features: for codes at several scales, turns ids [..., L] into the inputs float32 [..., L - scales[0] ** 2, c]
         that predict every scale but the first (see `MultiScaleQuantizer.features_of_scales`).
       time_down: T / t of clips.
+      first: the frames at the start of a clip that stand alone: T - first is `time_down` times t - first.
       parts: the dataclasses and parameters on which `encode` depends; cached latents are found by their digest.
       channels: channels of the images that it reads; 0: it takes any.
       keeps_channels: whether latents have the channels of the images.
@@ -60,6 +61,7 @@ class Codec:
     scales: tuple[int, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     time_down: int = 1
+    first: int = 0
     parts: tuple[Any, ...] = ()
     channels: int = 0
     keeps_channels: bool = False
@@ -73,7 +75,7 @@ class Codec:
         if len(grids[0]) == 1:
             return Form(length=grids[0][0] * self.down, rate=self.rate)
         sizes = tuple((grid[-2] * self.down, grid[-1] * self.down) for grid in grids if all(grid))
-        length = grids[0][0] * self.time_down if len(grids[0]) == 3 else 0
+        length = self.first + (grids[0][0] - self.first) * self.time_down if len(grids[0]) == 3 and grids[0][0] else 0
         return Form(sizes, self.down, channels if self.keeps_channels else self.channels, length)
 
     def sides(self, encoded: np.ndarray) -> int:
@@ -182,8 +184,8 @@ def _open_autoencoder(config: CodecConfig) -> Codec:
 def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
     """Makes a codec of an autoencoder of any form with the given weights.
 
-    An autoencoder of images takes clips frame by frame. One of clips takes an image as a clip in which nothing moves,
-    and gives back the first frame."""
+    An autoencoder of images takes clips frame by frame. One of clips takes an image as a clip in which nothing moves
+    (of one frame, if the first frame stands alone), and gives back the first frame."""
     template = autoencoder_template(config)
     model = template.bind(template.shapes)
     medium = 4 if config.frames else 3  # axes of one image or clip
@@ -207,7 +209,7 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
         if x.shape[-1] != config.image_channels:
             raise UsageError(f"an image of {x.shape[-1]} channels: the codec takes {config.image_channels}")
         if x.ndim < medium:
-            return encode(np.repeat(x[None], config.time_down, 0))[0]
+            return encode(np.repeat(x[None], config.first or config.time_down, 0))[0]
         return encode(x)
 
     def decode_all(codes: np.ndarray) -> np.ndarray:
@@ -223,6 +225,7 @@ def autoencoder_codec(config: AutoencoderConfig, params: Params) -> Codec:
         scales=scales,
         features=over(1, lambda m, ids: m.quantizer.features_of_scales(ids)) if scales else None,
         time_down=config.time_down,
+        first=config.first,
         parts=(config, params),
         channels=config.image_channels,
     )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from transfusion.codecs.discriminator import AdversarialConfig
 from transfusion.errors import UsageError, check
-from transfusion.model.blocks import FRAME_PADDING
+from transfusion.model.blocks import FRAMES
 from transfusion.model.multiscale import QUANTIZERS
 from transfusion.model.quantizers import QuantizerConfig
 from transfusion.model.vit import ViTConfig
@@ -24,6 +24,8 @@ class AutoencoderConfig:
         or 'movq' (the frames of clips are encoded as images; time is mixed between them and the codes, as in Emu3).
       image_channels: channels of the images.
       channels: channels at each resolution, the finest first. The image is halved between two of them.
+      patch: side of the patches of pixels that the first convolution reads as channels and the last one writes, so that
+        no layer has to work on single pixels (LTX-Video, arXiv 2501.00103, section 2.1).
       latent_channels: channels of the latents, before they become codes.
       layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
       norm_groups: groups of each group norm; they divide all `channels`.
@@ -45,13 +47,15 @@ class AutoencoderConfig:
       noise: standard deviation of the noise that training adds to a tower's features.
       quantizer: how latents become codes; unused by 'kl'.
       adversarial: the discriminator, if there is one.
-      frames: '' reads images; a key of `blocks.FRAME_PADDING` reads clips [B, T, H, W, C].
-      time_down: by how much the number of frames shrinks, a power of two; the first halvings shrink it, too.
+      frames: '' reads images; a key of `blocks.FRAMES` reads clips [B, T, H, W, C].
+      time_down: by how much the number of frames shrinks, a power of two; the first halvings shrink it, too. With
+        frames 'first', 1 + n frames become 1 + n / time_down.
     """
 
     form: str = "kl"
     image_channels: int = 3
     channels: tuple[int, ...] = (16, 32)
+    patch: int = 1
     latent_channels: int = 4
     layers_per_block: int = 1
     norm_groups: int = 8
@@ -83,7 +87,7 @@ class AutoencoderConfig:
         self._check_sizes()
         check("codec.reconstruction", self.reconstruction, RECONSTRUCTIONS)
         check("codec.form", self.form, FORMS)
-        check("codec.frames", self.frames, ("", *FRAME_PADDING))
+        check("codec.frames", self.frames, ("", *FRAMES))
         self._check_frames()
         if not self.quant_convs and self.code_channels != self.latent_channels:
             raise UsageError(
@@ -100,8 +104,10 @@ class AutoencoderConfig:
             raise UsageError(
                 f"codec.channels {self.channels}: each must be a multiple of norm_groups={self.norm_groups}"
             )
-        if min(self.image_channels, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
-            raise UsageError("codec: image_channels, latent_channels, layers_per_block must be >= 1 and scale not 0")
+        if min(self.image_channels, self.patch, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
+            raise UsageError(
+                "codec: image_channels, patch, latent_channels, layers_per_block must be >= 1 and scale not 0"
+            )
         places = {*self.encoder_attention, *self.decoder_attention}
         if not places <= {*range(len(self.channels))}:
             raise UsageError(f"codec: encoder_attention and decoder_attention must be places in channels, not {places}")
@@ -142,9 +148,14 @@ class AutoencoderConfig:
             )
 
     @property
+    def first(self) -> int:
+        """The frames at the start of a clip that are not joined with others."""
+        return FRAMES[self.frames].first if self.frames else 0
+
+    @property
     def down(self) -> int:
         """The factor by which each side of the image shrinks."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @property
     def code_channels(self) -> int:

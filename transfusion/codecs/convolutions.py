@@ -6,6 +6,7 @@ shape has an axis T after B.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
@@ -74,7 +75,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
         channels, groups, time = config.channels, config.norm_groups, config.frames
         before = config.stem or channels[0]
-        self.conv_in = Conv(config.image_channels, before, rngs=rngs, time=time)
+        self.patch = config.patch
+        self.conv_in = Conv(config.image_channels * config.patch**2, before, rngs=rngs, time=time)
         stages = []
         for i, wide in enumerate(channels):
             # Padding at the right and bottom only: with symmetric padding released weights would read other pixels.
@@ -93,7 +95,7 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = self.conv_in(images)
+        x = self.conv_in(to_patches(images, self.patch))
         for stage in self.stages:
             x = stage(x)
             x = x if stage.resample is None else stage.resample(x)
@@ -106,7 +108,7 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         levels, codes = len(config.channels), config.code_channels if config.code_norms else 0
         channels, groups, time = config.channels[::-1], config.norm_groups, config.frames
-        self.time_down = config.time_down
+        self.time_down, self.first, self.patch = config.time_down, config.first, config.patch
         self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs, time=time)
         self.middle = Middle(config, rngs=rngs, codes=codes)
         stages = []
@@ -118,7 +120,7 @@ class PixelDecoder(nnx.Module):
             stages.append(ResolutionStage(before, wide, layers, groups, double, rngs=rngs, **kind))
         self.stages = nnx.List(stages)
         self.norm_out = make_norm(channels[-1], groups, rngs, time, codes)
-        self.conv_out = Conv(channels[-1], config.image_channels, axes=ENDS, rngs=rngs, time=time)
+        self.conv_out = Conv(channels[-1], config.image_channels * config.patch**2, axes=ENDS, rngs=rngs, time=time)
 
     def __call__(self, latents: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         x, left = self.middle(self.conv_in(latents), codes), len(self.stages) - 1
@@ -126,5 +128,19 @@ class PixelDecoder(nnx.Module):
             x = stage(x, codes)
             if stage.resample is not None:
                 left -= 1  # halvings that are still to be undone; the encoder's first ones shrank the time, too
-                x = stage.resample(upsample(x, time=2**left < self.time_down))
-        return self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes)))
+                x = stage.resample(upsample(x, 2**left < self.time_down, self.first))
+        return to_pixels(self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes))), self.patch)
+
+
+def to_patches(x: jax.Array, patch: int) -> jax.Array:
+    """Pixels [..., H, W, C] as patches [..., H / patch, W / patch, patch * patch * C]."""
+    *lead, H, W, C = x.shape
+    x = x.reshape(*lead, H // patch, patch, W // patch, patch, C)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, H // patch, W // patch, patch * patch * C)
+
+
+def to_pixels(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `to_patches`."""
+    *lead, h, w, C = x.shape
+    x = x.reshape(*lead, h, w, patch, patch, C // patch**2)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, h * patch, w * patch, C // patch**2)

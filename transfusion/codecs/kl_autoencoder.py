@@ -58,9 +58,11 @@ class Coder(nnx.Module):
         check_size(height, width, self.down)
         if len(frames) != bool(self.config.frames):
             raise UsageError(f"this codec reads {'clips' if self.config.frames else 'images'}, not {list(sides)}")
-        if any(count % self.config.time_down for count in frames):
-            raise UsageError(f"a clip of {frames[0]} frames does not divide by {self.config.time_down}")
-        times = [count // self.config.time_down for count in frames]
+        first, down = self.config.first, self.config.time_down
+        if any(count < first or (count - first) % down for count in frames):
+            behind = f" behind the first {first}" * bool(first)
+            raise UsageError(f"a clip of {frames[0]} frames does not divide by {down}{behind}")
+        times = [first + (count - first) // down for count in frames]
         return (*times, height // self.down, width // self.down, self.latent_channels)
 
     def encoded(self, images: jax.Array) -> jax.Array:

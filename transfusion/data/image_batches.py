@@ -1,6 +1,7 @@
 """The pipeline of autoencoders: batches of images or clips without text.
 
-Row r of a global batch of B rows reads the records r, r + B, r + 2B, ...
+Row r of a global batch of B rows reads the records r, r + B, r + 2B, ... Where images are learned and a record has a
+clip, one frame of it is its image.
 """
 
 import itertools
@@ -62,10 +63,11 @@ class ImageBatches:
 
     def _next(self, row: int) -> np.ndarray:
         while True:
-            record = self._records[self._cursors[row]]
+            number = self._cursors[row]
+            record = self._records[number]
             self._cursors[row] += self._batch_size
             self._read += 1
-            found = usable_image(record, self._medium, self._shape)
+            found = usable_image(record, self._medium, self._shape, number)
             if not isinstance(found, Bad):
                 return pixel_latents(found)
             self._bad.add(found)
@@ -109,11 +111,15 @@ class ImageBatches:
         return {"bad": self._bad.count, "errors": dict(self._bad.errors), "efficiency": {"all": 1.0}}
 
 
-def usable_image(record: Record, medium: str, shape: tuple[int, ...]) -> np.ndarray | Bad:
-    """The image or clip of a record, or why it cannot be used. It must have this `shape`, unless that is ()."""
-    if medium not in record or "error" in record:
+def usable_image(record: Record, medium: str, shape: tuple[int, ...], number: int = 0) -> np.ndarray | Bad:
+    """The image or clip of a record, or why it cannot be used. It must have this `shape`, unless that is ().
+
+    An image may be a frame of a clip: which one, the `number` of the record says.
+    """
+    frames = record.get("video") if medium == "image" else None
+    if medium not in record and frames is None or "error" in record:
         return Bad(str(record["id"]), str(record.get("error", f"has no {medium}")))
-    image = record[medium]
+    image = record[medium] if medium in record else frames[number % len(frames)]
     if shape and image.shape != tuple(shape):
         return Bad(str(record["id"]), f"the {medium} is {list(image.shape)}, not {list(shape)}")
     return image
@@ -123,7 +129,7 @@ def image_epoch(
     records: Sequence[Record], batch_size: int, medium: str = "image", shape: tuple[int, ...] = ()
 ) -> Iterator[ImageBatch]:
     """Yields every usable image (or clip) once, in order. The last batch is filled with images of weight 0."""
-    found = (usable_image(records[i], medium, shape) for i in range(len(records)))
+    found = (usable_image(records[i], medium, shape, i) for i in range(len(records)))
     images = (pixel_latents(image) for image in found if not isinstance(image, Bad))
     while part := list(itertools.islice(images, batch_size)):
         weight = np.zeros(batch_size, np.float32)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -13,11 +14,11 @@ import numpy as np
 
 from transfusion import storage
 from transfusion.api import load_run
+from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluation import pictures, scores
 from transfusion.evaluation.caption_scores import caption_scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
-from transfusion.evaluation.judge import JudgeConfig
 from transfusion.evaluation.losses import (
     DocumentBits,
     code_bits,
@@ -27,6 +28,8 @@ from transfusion.evaluation.losses import (
     velocity_loss,
 )
 from transfusion.evaluation.meanings import MEANINGS
+from transfusion.evaluation.options import Options
+from transfusion.evaluation.scenes.measure import measure as measure_scenes
 from transfusion.evaluation.similarity import Similarity
 from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
@@ -37,25 +40,9 @@ from transfusion.sequence.times import AHEAD
 CAPTION_SCORES = ("caption_accuracy", "caption_chrf", "caption_cider")
 DISTANCES = ("feature_distance", "kernel_distance")
 _SHOWN = 100  # images of a saved grid
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The choices that flags make; for None the config decides."""
-
-    samples: int | None = None
-    captions: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
-    steps: int | None = None
-    judge_steps: int = JudgeConfig.steps
-    similarity: str | None = None  # the folder of a released CLIP or SigLIP
-
-    def __post_init__(self):
-        for name in ("samples", "captions", "steps", "judge_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
+# The kinds of sources whose records are judged exactly, and what measures a run of them: the field of its name.
+EXACT = {"scenes": measure_scenes}
+_EXACT_ROWS = 96  # of each held-out source, on which the losses of such a run are measured: its scores tell more
 
 
 class Measures:
@@ -76,7 +63,7 @@ class Measures:
         self.seed = self.experiment.seed if options.seed is None else options.seed
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
-        self.judge_steps = options.judge_steps
+        self.judge_steps, self.judges = options.judge_steps, options.judges and pathlib.Path(options.judges)
         self.similarity = Similarity(options.similarity) if options.similarity else None
         self.fields: dict[str, Any] = dict.fromkeys(n for n in MEANINGS if n != "similarity" or self.similarity)
         self.absent: dict[str, str] = {}
@@ -92,8 +79,10 @@ class Measures:
 
     def all(self) -> dict[str, Any]:
         """Runs every part that the run's data and streams allow; returns the scores."""
+        sources, data = self.experiment.eval.sources, self.experiment.data
+        if exact := {source.kind for source in data.sources.values()} & EXACT.keys():
+            return self.exact(exact)
         with self.part("data"):
-            sources, data = self.experiment.eval.sources, self.experiment.data
             kind = medium_of_sources(sources or data.sources, data) or "image"
             real = read_examples(data.sources, data, kind=kind)
             held_out = read_examples(sources, data, kind=kind)
@@ -108,6 +97,18 @@ class Measures:
             self.written(held_out)
         else:
             self.images(real, held_out)
+        return self.report()
+
+    def exact(self, kinds: set[str]) -> dict[str, Any]:
+        """Measures losses, and what is drawn and read by exact judges, which need no real images."""
+        with self.part("text"):
+            self.text()
+        with self.part("velocity"):
+            self.velocity()
+        for kind in sorted(kinds):
+            with self.part(kind):
+                self.fields[kind] = EXACT[kind](self.run, self.samples, self.seed, self.folder, **self.sampler)
+            self.skip(f"judged exactly: see {kind}", *self.image_scores)
         return self.report()
 
     image_scores = ("generation_accuracy", "judge_accuracy", *DISTANCES, *CAPTION_SCORES, "retrieval")
@@ -140,7 +141,7 @@ class Measures:
             return None
         parts: dict[str, DocumentBits] = {}
         for name, source in self.experiment.eval.sources.items():
-            parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
+            parts[name] = text_bits(task, params, self.batches(source))
         if not parts or not sum(part.bytes.sum() for part in parts.values()):
             return self.skip("the config has no held-out text", "text_bits_per_byte")
         whole = next(iter(parts.values()))
@@ -154,7 +155,12 @@ class Measures:
     def held_out(self) -> Iterator[Batch]:
         """Packed batches of all held-out sources."""
         for source in self.experiment.eval.sources.values():
-            yield from held_out_batches(self.run.task, self.experiment, source)
+            yield from self.batches(source)
+
+    def batches(self, source: SourceConfig) -> Iterator[Batch]:
+        """Packed batches of a held-out source."""
+        most = max(_EXACT_ROWS // self.experiment.batch_size, 1) if source.kind in EXACT else None
+        return itertools.islice(held_out_batches(self.run.task, self.experiment, source), most)
 
     def velocity(self) -> None:
         """Measures the losses of images, of their latents and of their codes."""
@@ -226,7 +232,7 @@ class Measures:
             reason = "the training data has no labels with captions to ask for and to judge by"
             return self.skip(reason, "generation_accuracy", "judge_accuracy", *DISTANCES)
         with self.part("judge"):
-            judge = scores.open_judge(self.workdir, real, self.judge_steps)
+            judge = scores.open_judge(self.workdir, real, self.judge_steps, self.judges)
             if held_out.labelled:
                 images = scores.to_float(held_out.images)
                 self.fields["judge_accuracy"] = judge.accuracy(images, held_out.labels)

@@ -1,14 +1,16 @@
 """Convolutional building blocks of the image and clip coders.
 
 Images are [B, h, w, c] with kernels HWIO; clips are [B, T, h, w, c] with kernels THWIO. The argument `time` says what a
-block does along time. A block with '' works on images only. A block of clips has a key of `FRAME_PADDING`: with 'plain'
-a frame sees frames before and after it, and with 'causal' no frame sees a later one (with strides, no later group of
-frames).
+block does along time. A block with '' works on images only. A block of clips has a key of `FRAMES`: with 'plain' a
+frame sees frames before and after it, and with 'causal' no frame sees a later one (with strides, no later group of
+frames). 'first' is causal, too, and the first frame is a group of its own, so that an image is a clip of one frame
+(MAGVIT-v2, arXiv 2310.05737, section 3.2; CogVideoX, Wan).
 
 Kernels are cast to the dtype of their input, so the caller chooses the compute dtype by the dtype of the image; norms
 and softmax run in float32.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -23,18 +25,37 @@ from transfusion.sharding import by_rows
 
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
-# How many frames of zeros are put before and after a clip for a kernel of `size` frames that moves by `stride`.
-FRAME_PADDING: dict[str, Callable[[int, int], tuple[int, int]]] = {
-    "plain": lambda size, stride: ((size - stride) // 2, (size - stride + 1) // 2),
-    "causal": lambda size, stride: (size - stride, 0),
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """What a block of clips does along time.
+
+    Attributes:
+      padding: how many frames of zeros are put before and after a clip for a kernel of `size` frames that moves by
+        `stride`.
+      alone: whether each frame is normalised alone.
+      first: frames at the start that no stride joins with others: a clip has so many and a multiple of the stride.
+    """
+
+    padding: Callable[[int, int], tuple[int, int]]
+    alone: bool = True
+    first: int = 0
+
+
+FRAMES: dict[str, Frames] = {
+    "plain": Frames(lambda size, stride: ((size - stride) // 2, (size - stride + 1) // 2), alone=False),
+    "causal": Frames(lambda size, stride: (size - stride, 0)),
+    "first": Frames(lambda size, stride: (size - 1, 0), first=1),
 }
 
 
 class Conv(nnx.Module):
     """A convolution with bias: [B, h, w, inputs] -> [B, h', w', outputs].
 
-    With `time`, a key of `FRAME_PADDING`, it works on clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs]. T must
-    divide by `time_stride`, and T' is the quotient. The kernel has `time_size` frames, by default as many as rows.
+    With `time`, a key of `FRAMES`, it works on clips: [B, T, h, w, inputs] -> [B, T', h', w', outputs]. T must divide
+    by `time_stride`, and T' is the quotient (of 'first', both without the first frame). The kernel has `time_size`
+    frames, by default as many as rows.
     """
 
     def __init__(
@@ -60,7 +81,7 @@ class Conv(nnx.Module):
             around = ((size - 1) // 2, size // 2)
             space = (around, around) if isinstance(padding, str) else padding
             sides, self.strides = (frames, size, size), (time_stride, stride, stride)
-            self.padding = (FRAME_PADDING[time](frames, time_stride), *space)
+            self.padding = (FRAMES[time].padding(frames, time_stride), *space)
         self.kernel = param(
             rngs, (*sides, inputs, outputs), (*(None,) * len(sides), *axes), init or fan_in(math.prod(sides) * inputs)
         )
@@ -100,11 +121,11 @@ class Linear(nnx.Module):
 class GroupNorm(nnx.Module):
     """Normalises groups of channels over the whole image or clip: [B, ..., c] -> same.
 
-    If `time` is 'causal', each frame is normalised alone. `groups` must divide the channels.
+    If `time` is causal, each frame is normalised alone. `groups` must divide the channels.
     """
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6, time: str = ""):
-        self.groups, self.epsilon, self.lead = groups, epsilon, 2 if time == "causal" else 1
+        self.groups, self.epsilon, self.lead = groups, epsilon, 2 if time and FRAMES[time].alone else 1
         self.scale = param(rngs, (channels,), (None,), ones)
         self.bias = param(rngs, (channels,), (None,), zeros)
 
@@ -214,14 +235,14 @@ class SpatialAttention(nnx.Module):
         return x + y.reshape(x.shape)
 
 
-def upsample(x: jax.Array, time: bool = False) -> jax.Array:
+def upsample(x: jax.Array, time: bool = False, first: int = 0) -> jax.Array:
     """Doubles both sides by repeating pixels: [..., h, w, c] -> [..., 2h, 2w, c].
 
-    With `time`, the frames of a clip are doubled, too.
+    With `time`, the frames of a clip are doubled, too, but for the `first` ones (0 or 1).
     """
     *lead, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*lead, h, 2, w, 2, c)).reshape(*lead, 2 * h, 2 * w, c)
-    return jnp.repeat(x, 2, axis=-4) if time else x
+    return jnp.repeat(x, 2, axis=-4)[..., first:, :, :, :] if time else x
 
 
 def check_size(height: int, width: int, down: int) -> None:

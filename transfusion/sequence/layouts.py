@@ -14,11 +14,12 @@ def transfusion(cap: float = 0.5, position: str = "advance", kind: str = "image"
 
     Args:
       kind: of the segments, and the name of their stream: 'image', or another medium ('video', 'sound', ...).
-      cap: least t of an image that precedes its caption (section 4.3.4: noise steps up to 500 of 1000); 0 is no cap.
+      cap: least t of an image that precedes its caption (section 4.3.4: noise steps up to 500 of 1000); 0 is no cap,
+        and 1 gives clean ones, which are no target.
       position: rotary rule of the patches, see `transfusion.sequence.Run`; the paper states none beyond RoPE.
     """
     drawn = Run(kind, opener=text.BOI, closer=text.EOI, position=position)
-    context = dataclasses.replace(drawn, time_low=cap)
+    context = dataclasses.replace(drawn, time_low=cap, loss=cap < 1)
     return {"text": (Run("text"),), kind: (drawn,), f"{kind}/context": (context,)}
 
 
