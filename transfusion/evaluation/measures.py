@@ -54,7 +54,8 @@ class Measures:
       seconds: the wall time of each part.
     """
 
-    def __init__(self, workdir: str | os.PathLike, options: Options = Options()):
+    def __init__(self, workdir: str | os.PathLike, options: Options | None = None):
+        options = options or Options()
         self.workdir, self.run = pathlib.Path(workdir), load_run(workdir)
         self.experiment = self.run.experiment
         config = self.experiment.eval
