@@ -34,6 +34,7 @@ from transfusion.api.prompts import as_path, checked_size, checked_text
 from transfusion.api.settings import define_settings, settings_given
 from transfusion.data import media
 from transfusion.errors import UsageError, shown
+from transfusion.remote.hub import is_model
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.sampling.decoder import ROWS
 
@@ -74,7 +75,12 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output:
         draw(run, prompt, pathlib.Path(FLAGS.output), settings)
     else:
-        write(run, prompt, pathlib.Path(FLAGS.workdir) / "samples", settings)
+        write(run, prompt, samples_folder(FLAGS.workdir), settings)
+
+
+def samples_folder(workdir: str) -> pathlib.Path:
+    """Where drawings without an --output go: into the workdir; of a model on a hub into the current folder."""
+    return pathlib.Path("samples") if is_model(workdir) else pathlib.Path(workdir) / "samples"
 
 
 def parts() -> Iterator[tuple[int, int, int]]:

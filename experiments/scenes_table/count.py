@@ -2,48 +2,43 @@
 
   python experiments/scenes_table/count.py
 
-Writes counts.json beside this file. Systems that draw codes need a codec to read their data; an untrained one gives
-rows of the same sizes, and is made in a temporary folder.
+Writes counts.json beside this file. Systems that draw codes count the rows of a codec that needs no training and makes
+as many codes.
 """
 
 import dataclasses
 import json
-import os
 import pathlib
-import tempfile
 
 from absl import app
-from sweep import CODECS, CODES, CONFIGS, RUNS, SYSTEMS
+from sweep import CONFIGS, SYSTEMS
 
+from transfusion.codecs import CodecConfig
+from transfusion.codecs.levels import LevelsConfig
 from transfusion.config import Experiment
 from transfusion.programs import load_experiment
 from transfusion.tasks import flops_of_data, make_task
-from transfusion.train import train
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROWS = 96
 
 
-def with_codec(system: Experiment, folder: pathlib.Path, name: str) -> Experiment:
-    path = CODES[name]["codec.path"]
-    return dataclasses.replace(
-        system, codec=dataclasses.replace(system.codec, path=str(folder / os.path.basename(path)))
-    )
+def without_codec(system: Experiment) -> Experiment:
+    """The experiment with 6 levels of each channel of 2 x 2 pixels in place of an autoencoder's 8 x 8 codes."""
+    if system.codec.kind != "autoencoder":
+        return system
+    scales = next((stream.scales for stream in system.streams.values() if stream.scales), ())
+    levels = LevelsConfig(levels=6, channels=3, patch=2, low=-2.0, high=2.0, scales=scales)
+    return dataclasses.replace(system, codec=CodecConfig("levels", levels=levels))
 
 
 def main(argv) -> None:
     del argv
     counts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        for name, file in CODECS.items():
-            assert f"{RUNS}/{name}" in {changes["codec.path"] for changes in CODES.values()}
-            train(dataclasses.replace(load_experiment(CONFIGS / file), steps=1, batch_size=8), folder / name)
-        for name in SYSTEMS:
-            system = load_experiment(f"{CONFIGS / 'scenes_systems.py'}:{name}")
-            system = with_codec(system, folder, name) if name in CODES else system
-            counts[name] = round(flops_of_data(make_task(system), system, ROWS) * system.batch_size)
-            print(f"{name:<20} {counts[name] / 1e9:8.2f} GFLOPs a step", flush=True)
+    for name in SYSTEMS:
+        system = without_codec(load_experiment(f"{CONFIGS / 'scenes_systems.py'}:{name}"))
+        counts[name] = round(flops_of_data(make_task(system), system, ROWS) * system.batch_size)
+        print(f"{name:<20} {counts[name] / 1e9:8.2f} GFLOPs a step", flush=True)
     (HERE / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import types
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_a_run_that_knows_has_all_scores_and_a_blind_one_has_no_rank(tmp_path):
     assert found["atoms"]["value"] == 1 and (tmp_path / "scenes.png").is_file()
     assert found["both"]["own_pictures"]["both"]["value"] == found["both"]["described"]["value"] == 1
     assert found["both"]["cycle"]["value"] == 1 and found["both"]["imagined"]["gain"]["value"] > 0.5
+    rows = [json.loads(line) for line in (tmp_path / "scenes.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all(row["drawn"] == row["read"] == 1 for row in rows)
     read = results_of(found)
     assert read.drawn.shape == (1, 6, 1) and read.drawn.all() and read.read.all()
     blind = measure(Painter(blind=True), 12, 0, tmp_path)

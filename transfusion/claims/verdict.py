@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from transfusion import storage
 from transfusion.claims.claim import Claim, Test
 from transfusion.claims.equal import TOLERANCE, parameters_of, run_flops, steps_of
@@ -158,14 +156,13 @@ def _measured(
 ) -> tuple[Difference, dict[str, list[float]]]:
     """The advantage of the first system by a field of evaluation.json, and the values by seed."""
     sign = 1.0 if test.better == "higher" else -1.0
-    if test.each:
-        each = [np.array([by_prompt(member, test.each) for member in side]) for side in (first, second)]
-        if each[0].shape != each[1].shape:
-            raise UsageError(f"{test.title}: the systems have values of other prompts")
-        prompts = sign * (each[0] - each[1])
-        values = [side.mean(1).tolist() for side in each]
-    else:
+    each = [by_prompt(side, test.measure, test.each) for side in (first, second)]
+    if each[0] is None or each[1] is None:
         prompts, values = None, [[value_of(member, test.measure) for member in side] for side in (first, second)]
+    elif each[0].shape != each[1].shape:
+        raise UsageError(f"{test.title}: the systems have values of other prompts")
+    else:
+        prompts, values = sign * (each[0] - each[1]), [one.mean(1).tolist() for one in each]
     scale = abs(statistics.mean(values[1])) if test.relative else 1.0
     if scale == 0:
         raise UsageError(f"{test.title}: an advantage relative to 0 says nothing")

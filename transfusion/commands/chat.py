@@ -10,7 +10,6 @@ is saved in WORKDIR/samples. The run should have learned conversations (`transfu
 """
 
 import contextlib
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -55,7 +54,7 @@ def turn(run: Trained, chat: Chat, line: str) -> None:
     for i, part in enumerate(answer):
         if isinstance(part, np.ndarray):
             name = f"chat-{FLAGS.seed}-{number}-{i}{sample.suffix_of(part)}"
-            sample.save(run, part, pathlib.Path(FLAGS.workdir) / "samples" / name)
+            sample.save(run, part, sample.samples_folder(FLAGS.workdir) / name)
         else:
             print(part)
 

@@ -5,11 +5,14 @@ and rank, every other task its own shares.
 """
 
 import itertools
+import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from transfusion import storage
 from transfusion.data.scenes import tasks as records
 from transfusion.data.scenes import words
 from transfusion.evaluation import pictures
@@ -39,7 +42,8 @@ def measure(run: Any, samples: int, seed: int, folder: pathlib.Path, **sampler: 
       run: a trained run of which a source of data is of kind 'scenes'.
       samples: how many pictures are drawn for captions, half of them of the split 'test'.
       seed: of the drawings.
-      folder: gets scenes.png, the first drawings of each skill; those that are wrong are framed in red.
+      folder: gets scenes.jsonl, the prompts of split 'test' with what was right, and scenes.png, the first drawings of
+        each skill; those that are wrong are framed in red.
       sampler: settings of the sampler, for drawings.
     """
     sources = {s.name.partition("/")[0]: s for s in run.experiment.data.sources.values() if s.kind == "scenes"}
@@ -91,6 +95,8 @@ def on_captions(
     found = scores(test.results) | by_skill(test)
     found["splits"] = {split: scores(one.results) for split, one in asked.items() if split != "test"}
     found["right"] = {split: kept(one) for split, one in asked.items()}
+    lines = "".join(json.dumps(row) + "\n" for row in rows_of(test))
+    storage.write_whole(folder / "scenes.jsonl", lines)
     if test.drawn is not None:
         found["atoms"] = bootstrap(test.atoms.ravel())
         save(test, folder / "scenes.png")
@@ -98,6 +104,15 @@ def on_captions(
         found["both"], consistent = both.measure(run, test, **sampler)
         found["right"]["test"]["consistent"] = packed(consistent)
     return found
+
+
+def rows_of(asked: Facts) -> Iterator[dict[str, Any]]:
+    """The prompts of a split in words, with 0 or 1 for what the run does: whether it was right."""
+    drawn, read = (None if right is None else right.ravel() for right in (asked.drawn, asked.read))
+    for i, (told, question) in enumerate(zip(asked.captions, asked.questions, strict=True)):
+        row: dict[str, Any] = {"skill": told.kind, "caption": told.texts[0], "question": question.texts[0]}
+        row |= {} if drawn is None else {"drawn": int(drawn[i])}
+        yield row if read is None else row | {"answer": asked.answers[i], "read": int(read[i])}
 
 
 def save(asked: Facts, path: pathlib.Path) -> None:
