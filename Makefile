@@ -44,7 +44,7 @@ $(VENV)/demo: pyproject.toml constraints.txt
 
 # Runs what no claim has run yet, a process per core, and writes the verdicts. It may be stopped; the same command goes on.
 claims: install
-	$(RUN) transfusion.prepare --data_dir data digits
+	$(RUN) transfusion.prepare --data_dir data digits text
 	$(RUN) transfusion.claims run --parallel $(CORES) --data_dir data
 
 test: install

@@ -9,5 +9,6 @@ import setuptools
 setuptools.setup(
     packages=[*setuptools.find_packages(include=["transfusion*"]), "transfusion.configs"],
     package_dir={"transfusion.configs": "configs"},
-    package_data={"transfusion": ["py.typed", "packaged/*/*", "packaged/*/*/*"], "transfusion.configs": ["*.md"]},
+    # The small trained run that `transfusion demo` shows lies in packaged/.
+    package_data={"transfusion": ["py.typed", "packaged/**/*"], "transfusion.configs": ["*.md"]},
 )

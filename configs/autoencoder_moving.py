@@ -4,9 +4,10 @@ What: Gaussian latents, for `configs/moving.py`. Convolutions over time are padd
 no frame depends on a later pair of frames (MAGVIT-v2, arXiv 2310.05737, section 3.2). An image is a clip in which
 nothing moves. Clips are made as they are read (`transfusion.data.scenes`).
 Command: python -m transfusion.train --config configs/autoencoder_moving.py --workdir runs/autoencoder_moving
+  python experiments/moving/codec.py --workdir runs/autoencoder_moving
 Hardware: 2 CPU cores. Time and results: experiments/moving.
-Forms: `:frames` is the autoencoder of single frames, which takes clips frame by frame. `:debug` and `:frames_debug`
-train 20 steps of each in seconds.
+Forms: `:frames` is the autoencoder of single frames, for `configs/moving.py:frames` and `:world`. `:debug` and
+`:frames_debug` train 20 steps of each in seconds.
 """
 
 import dataclasses
@@ -42,7 +43,11 @@ def get_config(form: str = ""):
     )
     if form.startswith("frames"):
         experiment = dataclasses.replace(
-            experiment, batch_size=32, autoencoder=dataclasses.replace(codec, frames="", time_down=1)
+            experiment,
+            steps=1500,
+            batch_size=32,
+            data=DataConfig(sources={"clips": dataclasses.replace(clips, length=0)}, cache=False),
+            autoencoder=dataclasses.replace(codec, frames="", time_down=1),
         )
     if form.endswith("debug"):
         experiment = dataclasses.replace(

@@ -4,13 +4,15 @@ What: one of six shapes in one of six colours moves, appears, vanishes or takes 
 pixels. The data are made as they are read (`transfusion.data.scenes`), and an exact parser judges every drawn frame.
 The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 24 numbers.
 Data: python -m transfusion.train --config configs/autoencoder_moving.py --workdir runs/autoencoder_moving
+  python -m transfusion.train --config configs/autoencoder_moving.py:frames --workdir runs/autoencoder_moving_frames
 Command: python -m transfusion.train --config configs/moving.py --workdir runs/moving
   python -m transfusion.sample --workdir runs/moving --prompt 'a red circle moves right' --output circle.webp
   python -m transfusion.sample --workdir runs/moving --caption circle.webp
 Hardware: 2 CPU cores. Time and results: experiments/moving.
-Forms: `configs/moving.py:world` predicts the next frame from the caption and the frames before it (BAGEL's layout
-without a tower); a frame is 2 x 2 tokens. `:pixels` and `:world_pixels` have patches of pixels in place of latents, and
-need no codec. `:debug` and `:world_debug` train 20 steps of these in seconds.
+Forms: `configs/moving.py:frames` has a codec that takes clips frame by frame; two frames are joined in a token.
+`:world` predicts the next frame, 2 x 2 tokens, from the caption and the frames before it (BAGEL's layout without a
+tower), behind the same codec. `:pixels` has patches of pixels in place of latents, and needs no codec. `:debug` and
+`:world_debug` train 20 steps of these in seconds.
 """
 
 import dataclasses
@@ -27,27 +29,38 @@ from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, text
 
-FORMS = ("", "debug", "pixels", "world", "world_debug", "world_pixels")
+FORMS = ("", "debug", "frames", "pixels", "world", "world_debug")
 FRAMES, SIDE = 8, 16
 ROW = 4  # clips of a row
-CODEC = CodecConfig("autoencoder", "runs/autoencoder_moving")
-LATENTS = {"channels": 24, "grid": (FRAMES // 2, 2, 2)}
-PIXELS = {"channels": 3, "patch": 4, "patch_frames": 2, "grid": (FRAMES, SIDE, SIDE)}
+PIXELS = CodecConfig()
+# The codec of each form, and what its latents are like: of clips, of pairs of frames that are coded one by one, and
+# patches of pixels.
+LATENTS = {
+    "": (CodecConfig("autoencoder", "runs/autoencoder_moving"), {"channels": 24, "grid": (FRAMES // 2, 2, 2)}),
+    "frames": (
+        CodecConfig("autoencoder", "runs/autoencoder_moving_frames"),
+        {"channels": 24, "patch_frames": 2, "grid": (FRAMES, 2, 2)},
+    ),
+    "pixels": (PIXELS, {"channels": 3, "patch": 4, "patch_frames": 2, "grid": (FRAMES, SIDE, SIDE)}),
+}
+LATENTS |= {"debug": LATENTS["pixels"], "world": LATENTS["frames"], "world_debug": LATENTS["pixels"]}
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
-    pixels = form.endswith(("pixels", "debug"))
+    codec, latents = LATENTS[form]
+    tokens = 64 if codec == PIXELS else 16
     video = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added", weight=2.0,
-        table="sincos", budget=ROW * (64 if pixels else 16), **(PIXELS if pixels else LATENTS),
+        table="sincos", budget=ROW * tokens, **latents,
     )  # fmt: skip
-    # So many that none is known by heart; each of them is encoded only once.
-    clips = SourceConfig(kind="scenes", name="clips", resolution=SIDE, split="train[:12000]")
+    # So many that none is known by heart; each of them is encoded once. A clip has eight frames to be foretold.
+    count = 3000 if form.startswith("world") else 12_000
+    clips = SourceConfig(kind="scenes", name="clips", resolution=SIDE, split=f"train[:{count}]")
     held_out = dataclasses.replace(clips, split="test")
     experiment = Experiment(
-        steps=3500,
+        steps=2500,
         batch_size=4,
         log_every=50,
         model=TransformerConfig(width=96, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
@@ -55,9 +68,9 @@ def get_config(form: str = ""):
         # A clip that is read is clean.
         layout=layouts.transfusion(cap=1.0, position="grid", kind="video"),
         objectives=ObjectivesConfig(continuous={"video": ContinuousConfig(times="logit_normal", mean=-0.5)}),
-        codec=CodecConfig() if pixels else CODEC,
+        codec=codec,
         data=DataConfig(sources={"clips": clips}, caption_first=0.5),
-        optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        optim=OptimConfig(learning_rate=2.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
         checkpoint=CheckpointConfig(every=500, keep=2),
         eval=EvalConfig(every=0, sources={"clips": held_out}, prompts="held_out"),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=48),
@@ -81,7 +94,7 @@ def world(clips: Experiment) -> Experiment:
     }
     return dataclasses.replace(
         clips,
-        steps=1500,
+        steps=1200,
         batch_size=8,
         streams=streams,
         layout=layouts.world(),

@@ -29,12 +29,10 @@ def test_the_list_of_commands_has_each_with_one_line(capsys):
 
 
 def test_every_program_of_the_library_is_a_command():
-    programs = {
-        f"transfusion.{path.stem}"
-        for path in (ROOT / "transfusion").glob("*.py")
-        if "programs.run(" in path.read_text()
-    }
-    assert programs <= {command.module for command in COMMANDS.values()}
+    files = [*(ROOT / "transfusion").glob("*.py"), *(ROOT / "transfusion").glob("*/__main__.py")]
+    programs = {path for path in files if "programs.run(" in path.read_text()}
+    names = {f"transfusion.{path.parent.name if path.stem == '__main__' else path.stem}" for path in programs}
+    assert len(names) > 12 and names <= {command.module for command in COMMANDS.values()}
 
 
 def test_a_wrong_command_is_one_line(capsys):

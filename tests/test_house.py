@@ -36,11 +36,11 @@ FLOORS = (
     ("evaluation",),
     ("hub", "adapters"),
     ("train", "sample", "evaluate", "plan", "sweep", "prepare", "cache_latents"),
-    ("report", "claims", "commands", "new", "notebook"),
+    ("report", "claims", "commands", "demo", "new", "notebook", "scaling"),
 )
 FOLDERS = (
-    "adapters api claims codecs commands config data evaluation hub interop kernels model new notebook objectives "
-    "planning remote running sampling scaling sequence sweep trackers training workdir"
+    "adapters api claims codecs commands config data demo evaluation hub interop kernels model new notebook "
+    "objectives planning remote running sampling scaling sequence sweep trackers training workdir"
 )
 # The wings that compute, read, and keep a run alive do not know each other, whatever floors they are on.
 NEVER = {

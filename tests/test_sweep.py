@@ -327,6 +327,9 @@ def test_one_command_per_member_then_one_that_gathers(tmp_path, monkeypatch, pro
         program.run_one(made, "b", tmp_path)
     with pytest.raises(UsageError, match="neither a member nor an index below 2"):
         program.run_one(made, "2", tmp_path)
+    first, second = program.lines_of(made, tmp_path / "w s")
+    assert f"json_file.py:{tmp_path}/a/sweep_config.json" in first and " && python -m transfusion.evaluate" in first
+    assert "'--judges=" in second and (tmp_path / "b" / "sweep_config.json").is_file()
     assert program.run_one(made, "0", tmp_path)["error"] is None
     rows = [process.found_row(member) for member in made]
     assert [row["error"] for row in rows] == [None, "not run"]
@@ -344,6 +347,10 @@ def test_a_store_shares_runs_of_the_same_config(tmp_path, processes):
     (row,) = program.sweep(two, tmp_path / "two")
     assert started == ["train", "evaluate"] and row["name"] == "y" and row["error"] is None
     assert (tmp_path / "one" / "x").resolve() == (tmp_path / "two" / "y").resolve() == one[0].workdir.resolve()
+    # A path of a member's folder means its run, wherever that is.
+    entries = [("x", experiment, {}), ("z", experiment, {"init.path": str(tmp_path / "three" / "x")})]
+    x, z = members.make_members(entries, tmp_path / "three", store=tmp_path / "store")
+    assert z.needs == ("x",) and z.experiment.init.path == str(x.workdir) == str(one[0].workdir)
     # A score that an earlier version did not measure is measured, without training.
     more = dataclasses.replace(two[0], measures=("caption_accuracy", "scenes.generation"))
     assert process.run_member(more)["error"] is None and started == ["train", "evaluate", "evaluate"]
@@ -379,3 +386,10 @@ def test_the_page_names_what_differs(two):
     rows = [process.found_row(member) for member in made]
     made_page = sweep_page(made, rows, "a <sweep>")
     assert "batch_size" in made_page and "a &lt;sweep&gt;" in made_page and "model.width" not in made_page
+    assert "Means over seeds" not in made_page
+    made = members.make_members(seeds(2, [("small", two[0].experiment, {})]), two[0].workdir.parent)
+    score = {"low": 0.0, "high": 1.0, "count": 5}
+    rows = [process.found_row(m) | {"error": None, "caption_accuracy": score | {"value": v}}
+            for m, v in zip(made, (0.25, 0.75), strict=True)]  # fmt: skip
+    made_page = sweep_page(made, rows, "seeds")
+    assert "Means over seeds" in made_page and "50.0%" in made_page and "25.0% to 75.0%" in made_page

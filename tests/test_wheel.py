@@ -1,5 +1,6 @@
 """The wheel works without a checkout: built, installed into a folder of its own, and used from elsewhere."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -14,6 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> pathlib.Path:
     """A folder in which the wheel, and nothing else, is installed."""
+    if int(importlib.metadata.version("setuptools").partition(".")[0]) < 77:
+        pytest.skip("building needs setuptools 77 or later, which the extra `dev` brings")
     folder = tmp_path_factory.mktemp("wheel")
     tree, target = folder / "tree", folder / "installed"
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -41,7 +44,8 @@ def test_the_wheel_has_every_module_every_config_and_its_types(installed):
     there = {path.relative_to(installed) for path in installed.rglob("*.py")}
     moved = {pathlib.Path("transfusion") / path if path.parts[0] == "configs" else path for path in here}
     assert there == moved
-    assert (installed / "transfusion" / "py.typed").exists()
+    others = {path.relative_to(ROOT) for path in (ROOT / "transfusion").rglob("packaged/digits/*") if path.is_file()}
+    assert others and all((installed / path).is_file() for path in (*others, "transfusion/py.typed"))
 
 
 def test_its_program_is_used_from_a_folder_without_a_checkout(installed, tmp_path):

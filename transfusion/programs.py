@@ -1,10 +1,12 @@
 """What every program shares: flags, the config file, errors as one line with exit code 2, and how a program ends."""
 
+import contextlib
+import contextvars
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from absl import app, flags
@@ -117,10 +119,31 @@ def experiment_of(config: object) -> Experiment:
     return from_config(config)
 
 
+# The config files that are read in place of others, by their whole paths; see `in_place_of`.
+_INSTEAD: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("instead")
+
+
+@contextlib.contextmanager
+def in_place_of(files: Mapping[str | os.PathLike, str | os.PathLike]) -> Iterator[None]:
+    """Within this context `load_experiment` reads other config files: {file: the one in its place}, which has the
+    form that is asked for, or one of its own for the form without a name ('FILE:FORM').
+
+    A config that is a small change of another one is so put on another base, with all that lies between them: with
+    {'configs/digits.py': 'configs/scenes_dense.py'}, `configs/chameleon.py` is Chameleon on scenes.
+    """
+    token = _INSTEAD.set({os.path.realpath(file): str(other) for file, other in files.items()})
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
+
+
 def load_experiment(path: str | os.PathLike) -> Experiment:
     """The experiment of a config file; `path` may end in ':form'.
 
     Raises:
       UsageError: naming the line of the file, or the field that cannot work.
     """
-    return from_config(load_config(*str(path).split(":", 1)))
+    file, *form = str(path).split(":", 1)
+    file, *own = _INSTEAD.get({}).get(os.path.realpath(file), file).split(":", 1)
+    return from_config(load_config(file, *(form or own)))

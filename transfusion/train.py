@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,22 +25,22 @@ from ml_collections import config_flags
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
 from transfusion.evaluation.while_training import drawings
-from transfusion.model.parameters import Params
 from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.guard import Guard
-from transfusion.running.heartbeat import COMPUTES, DONE, READS, SAVES, Pulse
+from transfusion.running.heartbeat import DONE, Pulse
 from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
-from transfusion.running.profile import Profile, Window, parse_window
+from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
 from transfusion.training.held_out import held_out_losses
+from transfusion.training.loop import Callback, Loop
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
@@ -48,9 +48,6 @@ from transfusion.training.telemetry import make_look
 from transfusion.training.watching import Watch
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
-
-# Gets the step, its row of metrics and the parameters that samplers use, whose memory the next step takes.
-Callback = Callable[[int, Mapping[str, Any], Params], object]
 
 
 def train(
@@ -77,14 +74,6 @@ def train(
     task, continued = make_task(experiment), resume.compare(experiment, workdir, allow_change)
     if continued and continued.step == experiment.steps:
         return _finished_state(task, experiment, continued, workdir)
-    return _trained(task, experiment, workdir, continued, callback, progress, parse_window(profile_steps))
-
-
-def _trained(
-    task: Task, experiment: Experiment, workdir: epath.Path, continued: resume.Continuation | None,
-    callback: Callback | None, progress: bool, window: Window | None,
-) -> TrainState:  # fmt: skip
-    """The state after the last step, or after that at which the run was interrupted."""
     mesh = sharding.make_mesh(experiment.mesh)
     batch, shardings = task.batch_spec(experiment.batch_size), state_shardings(task, experiment, mesh)
     rows = sharding.batch_shardings(batch, mesh)
@@ -99,7 +88,7 @@ def _trained(
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment, mine, progress) as log,
-        Profile(window, workdir, log.clock.paused) as profile,
+        contextlib.closing(Profile(parse_window(profile_steps), workdir, log.clock.paused)) as profile,
     ):
         saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
@@ -107,33 +96,13 @@ def _trained(
         log.start(at)
         looks = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
         watch = Watch(experiment, pulse, log, *looks, make_look(task, experiment, shardings, rows))
+        placed = functools.partial(place, shardings=rows, rows=mine, total=experiment.batch_size)
         interruption.listen()
-        while at < experiment.steps and not interruption.reached(at):
-            pulse.beat(at, READS)
-            with saver.saves_on_failure(at, state):
-                batch = place(log.read(data, state.step), rows, mine, experiment.batch_size)
-            pulse.beat(at, COMPUTES)
-            watch.before(at, state, batch)
-            with profile.step(at, state):
-                state = step(state, batch)
-            pulse.stepped(functools.partial(jax.block_until_ready, state))
-            at += 1
-            if log.due(at):
-                with saver.saves_on_failure(at, state):
-                    state, in_a_row = log.write(at, state, data.stats(), watch.after(at, state))
-                if guard.should_roll_back(at, in_a_row):
-                    at, state = saver.roll_back(abstract, at, state.skips)
-                    log.start(at)
-                    continue
-                if callback and _call(callback, at, state, saver, log):
-                    interruption.request()
-            checkpoints.check()
-            if checkpoints.due(at) or at == experiment.steps:
-                _save(saver, at, state, pulse, log)
-        if interruption.requested:
-            saver.save_once(at, state)
-            checkpoints.wait()  # before the trackers end, which may take longer than who stops the run will wait
-            logging.warning("stopped at step %d; the same command continues", at)
+        loop = Loop(
+            experiment, step, placed, data, abstract, saver, checkpoints, guard, log, profile, watch, interruption,
+            callback,
+        )  # fmt: skip
+        at, state = loop.run(at, state)
     if at >= experiment.steps:
         pulse.beat(at, DONE)
     return state
@@ -197,25 +166,6 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
         facts |= {f"records of data.sources.{name}": found for name, found in data.fingerprint().items()}
         check_same(facts)
     yield
-
-
-def _call(callback: Callback, at: int, state: TrainState, saver: Saver, log: RunLog) -> bool:
-    """What the callback returns, called in time that does not count as training; no step is lost if it fails."""
-    with log.clock.paused():
-        try:
-            return bool(callback(at, log.row, state.best))
-        except BaseException:
-            if jax.process_count() == 1:
-                saver.save_once(at, state)
-            raise
-
-
-def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
-    """Saves, in time that does not count as training."""
-    jax.block_until_ready(state)
-    pulse.beat(at, SAVES)
-    with log.clock.paused():
-        saver.save(at, state)
 
 
 def main(argv: Sequence[str]) -> None:

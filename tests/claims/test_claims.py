@@ -93,8 +93,28 @@ def test_a_claim_gets_its_verdict_and_what_could_have_been_seen(folder):
     finish(causal, (0.9, 1.3, 1.1))
     undecided = verdict(claimed)
     assert undecided["verdict"] == "undecided" and "could have seen" in lines([(claimed.claim, {"cpu": undecided})])
-    finish(causal, (1.0, 1.02, 0.98))
+    finish(causal, (1.01, 1.02, 0.98))
     assert verdict(claimed)["verdict"] == "does not hold"
+    finish(causal, (1.0, 1.02, 0.98))  # all alike: then the evaluations' own intervals count, which are wide
+    assert verdict(claimed)["verdict"] == "undecided"
+
+
+def test_a_ladder_of_trainings_tells_what_the_loser_needs(folder):
+    path = folder / "causal" / "claim.toml"
+    twice = '[systems.twice]\nconfig = "configs/digits.py:debug"\nsizes.cpu = {steps = 20}\n\n[[tests]]'
+    text = CLAIM.replace('curve = "held_out_loss"', 'ladder = ["causal", "twice"]').replace("[[tests]]", twice)
+    path.write_text(text)
+    claimed = program.Book(folder, folder.parent / "store").runs["causal", "cpu"]
+    finish(claimed.systems["both"], (1.0, 1.1, 0.9))
+    finish(claimed.systems["causal"], (1.4, 1.5, 1.3))  # 1000 FLOPs
+    finish(claimed.systems["twice"], (0.9, 1.0, 0.8))  # 2000 FLOPs
+    caught = verdict(claimed)["tests"][0]["catch_up"]
+    assert caught["loser"] == "causal" and caught["needs"] == pytest.approx(1.8)
+    finish(claimed.systems["twice"], (1.2, 1.2, 1.2))
+    assert verdict(claimed)["tests"][0]["catch_up"]["needs"] is None
+    path.write_text(text.replace('["causal", "twice"]', '["twice"]'))
+    with pytest.raises(UsageError, match="it begins with 'causal'"):
+        read_claim(path)
 
 
 def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder):
@@ -102,7 +122,7 @@ def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder
     text = CLAIM.replace('"streams.image.attention" = "causal"', '"model.ffn" = 200')
     (folder / "causal" / "claim.toml").write_text(text)
     claimed = program.Book(folder, store).runs["causal", "cpu"]
-    with pytest.raises(UsageError, match="flops .* are not equal; `python -m transfusion.claims match causal`"):
+    with pytest.raises(UsageError, match="FLOPs .* are not equal; `python -m transfusion.claims match causal`"):
         equal.check_equal(claimed)
     finish(claimed.systems["both"], (1.0, 1.0, 1.0), flops=100.0)
     finish(claimed.systems["causal"], (2.0, 2.1, 2.0), flops=110.0)
@@ -216,6 +236,8 @@ def test_prompts_widen_the_interval_and_pairing_narrows_it():
     assert difference(by_seed).high - difference(by_seed).low < 0.01
     assert abs(bootstrap(prompts).std() - prompts.std() / 20) < 0.005
     assert difference([0.1]).high == math.inf  # one seed says nothing
+    floor = difference([0.0] * 3, np.zeros((3, 20)), own=0.1)  # nothing was right in any run
+    assert (floor.low, floor.high) == (-0.1, 0.1) and floor.seen > 0.1
 
 
 def test_what_was_seen_is_what_eight_of_ten_experiments_see():

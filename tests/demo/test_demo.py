@@ -1,8 +1,6 @@
 """The demo: what is watched is what the model draws, what is shown of its attention is what it computes, and files of
 strangers are judged before they are decoded."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 
 import transfusion
 from transfusion.demo import maps
-from transfusion.demo.answers import WISHES, answer
+from transfusion.demo.answers import WISHES, answer, document_of
 from transfusion.demo.inside import look_inside, weights_of
 from transfusion.demo.uploads import read_picture
 from transfusion.errors import UsageError
@@ -23,7 +21,7 @@ def run(tiny_run):
 
 
 def test_the_picture_that_is_watched_is_the_picture_that_is_drawn(run):
-    moments = list(answer(run, ["a"], "draw", 3, steps=3, guidance=1.0, max_tokens=4))
+    moments = list(answer(run, run.segments("a"), "draw", 3, steps=3, guidance=1.0, max_tokens=4))
     way = [moment for moment in moments if moment.noisy is not None]
     (drawn,) = moments[-1].parts
     assert [round(moment.time, 3) for moment in way] == [0.0, 0.333, 0.667, 1.0]
@@ -34,8 +32,7 @@ def test_the_picture_that_is_watched_is_the_picture_that_is_drawn(run):
 
 
 def test_the_attention_that_is_shown_obeys_the_mask(run):
-    said = ["ab", np.zeros((8, 8, 1), np.uint8)]
-    found = look_inside(run, said)
+    found = look_inside(run, document_of(run, [("user", ["ab", np.zeros((8, 8, 1), np.uint8)])], False))
     layers, heads = run.task.model.layers, run.task.model.heads
     length = len(found.labels)
     assert found.weights.shape == (layers, heads, length, length)
@@ -45,7 +42,15 @@ def test_the_attention_that_is_shown_obeys_the_mask(run):
     assert not np.triu(seen[:4], 1).any() and seen[4:20, 4:20].all() and not seen[4:20, 20].any()
     assert maps.attention_map(found, 1, 0).size[0] > 100 and maps.mask_of(found).size[0] > 100
     with pytest.raises(UsageError, match="tokens: too many to show"):
-        look_inside(run, ["long " * 200])
+        look_inside(run, run.segments("long " * 200))
+
+
+def test_turns_in_a_chat_template_are_read_as_a_conversation_reads_them(run):
+    turns = [("user", ["hello"]), ("assistant", ["hi"]), ("user", ["again"])]
+    ids = [token for segment in document_of(run, turns, True) for token in segment.value]
+    assert run.task.tokenizer.decode(ids) == "User: hello\nAssistant: hi\nUser: again\nAssistant: "
+    plain = [token for segment in document_of(run, turns, False) for token in segment.value]
+    assert run.task.tokenizer.decode(plain) == "hellohiagain"
 
 
 def test_recorded_weights_are_those_of_the_reference():
@@ -71,18 +76,3 @@ def test_uploads_are_judged_before_they_are_decoded(tmp_path):
     for name in ("not.png", "cut.png"):
         with pytest.raises(UsageError, match="no picture that can be read"):
             read_picture(tmp_path / name, 600)
-
-
-def test_a_page_that_lacks_a_run_or_a_port_is_told_in_one_line(run, tiny_run):
-    gradio = pytest.importorskip("gradio")
-    from transfusion.demo.page import Page
-
-    page = Page(run, 100)
-    last = list(page.reply({"text": "", "files": [__file__]}, [], [], False, "draw", 1.0, 3, 0.0, 4, 0, True))[-1]
-    assert last[5].startswith("**error:** this file is no picture") and "\n" not in last[5]
-    assert page.inside([], 1, 0)[-1] == "**error:** say something first"
-    blocks = page.blocks()
-    assert blocks.title == "transfusion" and not blocks.analytics_enabled
-    assert all(not isinstance(block, gradio.File) for block in blocks.blocks.values())
-    several = dataclasses.replace(run, workdir=str(tiny_run))
-    assert str(tiny_run) not in Page(several, 100)._introduction()  # paths of this machine are nobody's business

@@ -1,5 +1,6 @@
 """The demo page in a real browser: chat, the way from noise, attention, errors in one line, nothing from elsewhere."""
 
+import dataclasses
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+
+import transfusion
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
@@ -96,3 +99,22 @@ def test_a_visitor_draws_watches_looks_inside_and_meets_errors(page, tmp_path):
     (line,) = [line for line in ask(page, "what is this?", "error") if "error" in line]
     assert "100x100 pixels: at most 5,000" in line
     assert not problems
+
+
+def test_a_page_tells_mistakes_in_one_line_and_no_paths(tiny_run):
+    import gradio
+
+    from transfusion.demo.page import Page
+
+    run = transfusion.load_run(tiny_run)
+    page = Page(run, 100)
+    last = list(page.reply({"text": "", "files": [__file__]}, [], [], False, False, "draw", 1.0, 3, 0.0, 4, 0, True))[
+        -1
+    ]
+    assert last[5].startswith("**error:** this file is no picture") and "\n" not in last[5]
+    assert page.inside([], False, 1, 0)[-1] == "**error:** say something first"
+    blocks = page.blocks()
+    assert blocks.title == "transfusion" and not blocks.analytics_enabled
+    assert all(not isinstance(block, gradio.File) for block in blocks.blocks.values())
+    several = dataclasses.replace(run, workdir=str(tiny_run))
+    assert str(tiny_run) not in Page(several, 100)._introduction()  # paths of this machine are nobody's business

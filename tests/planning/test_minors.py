@@ -20,11 +20,17 @@ TURNS, FLOAT = 3, 4
 # What `programs/make.py` asks for: bytes of the result (of the input for a reduce-scatter), devices of a group, whether
 # it spans both slices, and how often it runs.
 EXPECTED = {
-    "all-gather": (16 * 128 * FLOAT, 4, False, TURNS),
-    "reduce-scatter": (8 * 16 * FLOAT, 4, False, TURNS),
-    "all-reduce": (8 * 128 * FLOAT, 8, True, 1),
-    "all-to-all": (8 * 128 * FLOAT, 4, False, 1),
-    "collective-permute": (8 * 128 * FLOAT, 2, True, 1),
+    ("all-gather", 16 * 128 * FLOAT, 4, False, TURNS),
+    ("reduce-scatter", 8 * 16 * FLOAT, 4, False, TURNS),
+    ("all-reduce", 8 * 128 * FLOAT, 8, True, 1),
+    ("all-to-all", 8 * 128 * FLOAT, 4, False, 1),
+    ("collective-permute", 8 * 128 * FLOAT, 2, True, 1),
+}
+# The compiler for TPUs gathers what a product rounds to bfloat16, and reduces so little whole.
+ON_TPU = {
+    ("all-gather", 16 * 128 * 2, 4, False, TURNS),
+    ("all-reduce", 8 * 16 * FLOAT, 4, False, TURNS),
+    *(row for row in EXPECTED if row[0] not in ("all-gather", "reduce-scatter")),
 }
 
 
@@ -35,7 +41,8 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("name", STORED)
 def test_what_a_version_of_jax_writes_is_read_to_the_byte(name):
     program = read_program(text_of(name), devices=8, per_slice=4)
-    assert {c.kind: (c.size, c.group, c.far, c.times) for c in program.collectives} == EXPECTED
+    found = {(c.kind, c.size, c.group, c.far, c.times) for c in program.collectives}
+    assert found == (ON_TPU if name.startswith("tpu") else EXPECTED)
     assert len(program.collectives) == len(EXPECTED) and program.unknown_loops == 0
     assert (FOLDER / name).stat().st_size < 50_000
 
@@ -60,7 +67,7 @@ def test_each_allowed_minor_version_of_jax_has_a_text():
         (r"\{0,4\},\{4,0\}", "{0,8},{8,0}"),  # a device that the program does not have
         (" body=", " loop_body="),
         (r"body=%", "body=%other_"),
-        (r"f32(?=\[16,128\])", "float32"),
+        (r"f32(?=\[8,128\])", "float32"),
         (r"\) -> ", ") returns "),  # so that no computation is found
     ],
 )

@@ -11,7 +11,6 @@ under the names that its own scorer reads, and print the scorer's command; the s
 stopped.
 """
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,10 @@ from absl import flags
 from transfusion import programs
 from transfusion.adapters import batches, folders, lm_harness
 from transfusion.api import MOST_SEED, load_run
+from transfusion.api.settings import define_settings, settings_given
 from transfusion.errors import UsageError, nearest
 from transfusion.running.jax_setup import set_up_jax
-from transfusion.sampling.config import SamplerConfig
 
-_FLAG = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 ACTIONS = ("lm_eval", *folders.SCORERS)
 
 
@@ -58,9 +56,7 @@ def harness() -> None:
 
 def draw(name: str) -> None:
     """Draws the prompts of a benchmark."""
-    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
+    settings = settings_given()
     folder = folders.open_folder(
         load_run(FLAGS.workdir), name, FLAGS.prompts, FLAGS.output, settings,
         seed=FLAGS.seed, number=FLAGS.num, limit=FLAGS.limit, rows=FLAGS.batch,
@@ -84,9 +80,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", 0, "Pictures of each prompt; 0: as the benchmark has it.", lower_bound=0)
     flags.DEFINE_integer("batch", batches.ROWS, "How many are computed at a time.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Same seed, same pictures.", lower_bound=0, upper_bound=MOST_SEED)
-    for field in dataclasses.fields(SamplerConfig):
-        if field.type in _FLAG:
-            _FLAG[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")
+    define_settings()
 
 
 FLAGS = flags.FLAGS

@@ -318,14 +318,23 @@ class Trained:
         Raises:
           UsageError: as `generate`.
         """
-        given, asked = as_prompts(as_paths(media), self._several_axes), Asked()
+        return self.answer(as_paths(media), seed=seed, first=first, **overrides)
+
+    def answer(self, prompts: Prompts, *, seed: int = 0, first: int = 0, **overrides: Any) -> str | list[str]:
+        """Answers a prompt in words alone, or each of a list: `run.answer([[image, "what is it?"]])`; greedy unless
+        `temperature` is given. The prompts are those of `generate`.
+
+        Raises:
+          UsageError: as `generate`.
+        """
+        given, asked = as_prompts(prompts, self._several_axes), Asked()
         drawn: dict[str, int] = {}
         if self.answers:
             asked, drawn = Asked(kind=TEXT), {"max_images": 1, "max_tokens": 0}
         sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides | drawn)
         results = self._generate(given, [asked] * len(given.prompts), False, seed, first, sampler)
-        captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
-        return captions[0] if given.one else captions
+        answers = ["".join(part for part in result if isinstance(part, str)) for result in results]
+        return answers[0] if given.one else answers
 
     def chat(self, system: str = "", *, seed: int = 0, **overrides: Any) -> Chat:
         """Begins a conversation in the chat template of the tokenizer; see `transfusion.api.chat.Chat`.

@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
         print(lines(book.verdicts(names)))
         return
     if FLAGS.dry_run:
-        print(forecast_table(forecast(shared(chosen), FLAGS.rate), FLAGS.parallel))
+        print(forecast_table(forecast(shared(chosen), FLAGS.rate), FLAGS.parallel, differing=False))
         return
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)

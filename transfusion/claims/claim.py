@@ -37,6 +37,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transfusion.errors import UsageError, check, nearest
+from transfusion.workdir.digest import LENGTH, without_defaults
 
 FILE = "claim.toml"
 EQUAL = ("flops", "parameters", "steps", "nothing")
@@ -76,6 +77,8 @@ class Test:
       reaches: instead of a measure a column of metrics.jsonl, such as 'held_out_image_loss', lower is better: the
         share of the FLOPs of `second` after which `first` has the last value of `second`; holds below the threshold.
       curve: a column of metrics.jsonl, which tells how many FLOPs the loser would need to catch up.
+      ladder: instead of a curve: `second` and systems that are the same for more steps, from few to many. They tell by
+        the measure itself how many FLOPs `second` needs to be as good as `first`.
       equal: what the two have equal, within 2 %; default: that of the claim.
       each: {'file', 'field'} of values by prompt in each workdir, such as 'samples/captions.jsonl' and 'right', whose
         mean is the measure: then prompts are resampled, too.
@@ -90,6 +93,7 @@ class Test:
     rule: str = "better"
     reaches: str = ""
     curve: str = ""
+    ladder: tuple[str, ...] = ()
     equal: str = ""
     each: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -129,11 +133,9 @@ class Claim:
 
     @property
     def digest(self) -> str:
-        """Changes if anything but the notes and the words does."""
-        content = dataclasses.asdict(self)
-        for words in ("folder", "notes", "source", "hypothesis"):
-            del content[words]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Changes if anything but the words does."""
+        content = without_defaults(self, ("folder", "notes", "source", "hypothesis"))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:LENGTH]
 
     def config(self, system: System) -> str:
         """The path of a system's config, with its form."""
@@ -187,7 +189,7 @@ def _claim(content: dict[str, Any], path: pathlib.Path) -> Claim:
         "parts": {name: _made(System, f"parts.{name}", of) for name, of in _table(content, "parts").items()},
     }
     tests = content.get("tests", [])
-    if not isinstance(tests, list) or not tests:
+    if not isinstance(tests, list | tuple) or not tests:
         raise UsageError("tests: at least one [[tests]] says what is compared")
     tables["tests"] = tuple(_made(Test, f"tests[{i}]", of) for i, of in enumerate(tests))
     own = {"name": path.parent.name, "folder": path.parent}
@@ -226,7 +228,7 @@ def _made(kind: type, where: str, content: Any) -> Any:
             raise UsageError(f"{before}{name} must be of type {field.type.__name__}, not {content[name]!r}")
         if name in ("changes", "runs", "sizes", "each") and not isinstance(content.get(name, {}), dict):
             raise UsageError(f"{before}{name} must be a table")
-    return kind(**content)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
 
 
 def _check(claim: Claim) -> None:
@@ -246,6 +248,10 @@ def _check(claim: Claim) -> None:
         where = f"tests[{i}]"
         for side in ("first", "second"):
             check(f"{where}.{side}", getattr(test, side), claim.systems)
+        for name in test.ladder:
+            check(f"{where}.ladder", name, claim.systems)
+        if test.ladder and (test.ladder[0] != test.second or not test.measure):
+            raise UsageError(f"{where}.ladder: it begins with {test.second!r}, and needs a measure")
         check(f"{where}.better", test.better, DIRECTIONS)
         check(f"{where}.rule", test.rule, RULES)
         if test.equal:

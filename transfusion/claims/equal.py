@@ -28,6 +28,9 @@ def parameters_of(experiment: Experiment) -> float:
 COUNTED: dict[str, Callable[[Experiment], float]] = {"parameters": parameters_of, "steps": steps_of}
 
 
+WORDS = {"flops": "FLOPs", "parameters": "parameters", "steps": "packed rows"}
+
+
 def run_flops(member: Member) -> float | None:
     """The FLOPs that a finished run has counted on its own rows; None if it has not."""
     logged = read_metrics(member.workdir / "metrics.jsonl")
@@ -53,7 +56,7 @@ def check_equal(claimed: Claimed) -> list[str]:
             known.get(key) or counts_of_runs(kind, pair) or counts_of(kind, [m.experiment for m in pair])
         )
         apart = counts[0] / counts[1] - 1
-        line = f"{test.first} and {test.second}: {human(counts[0])} and {human(counts[1])} {kind} ({apart:+.1%})"
+        line = f"{test.first} and {test.second}: {human(counts[0])} and {human(counts[1])} {WORDS[kind]} ({apart:+.1%})"
         if abs(apart) > TOLERANCE:
             raise UsageError(
                 f"claim {claimed.claim.name}, size {claimed.size}: {line} are not equal; "

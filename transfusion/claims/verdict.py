@@ -8,19 +8,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from transfusion import storage
 from transfusion.claims.claim import Claim, Test
 from transfusion.claims.equal import TOLERANCE, parameters_of, run_flops, steps_of
 from transfusion.claims.ledger import Claimed
 from transfusion.claims.paired import Difference, difference, reached, verdict_of
+from transfusion.claims.values import by_prompt, share, value_of, width_of
 from transfusion.errors import UsageError
 from transfusion.evaluation.results import read_evaluation
 from transfusion.running import provenance
-from transfusion.running.metrics import read_metrics
 from transfusion.sweep.members import Member
-from transfusion.sweep.page import curve
 from transfusion.sweep.process import seconds_of
 
 RESULTS = "results.json"  # beside the claim's file: the verdicts by size
@@ -102,8 +99,33 @@ def _test(claimed: Claimed, test: Test, systems: Mapping[str, Mapping[str, Any]]
         "problem": problem,
         "values": values,
         "advantage": {name: _finite(value) for name, value in dataclasses.asdict(found).items()},
-        "catch_up": _catch_up(test.curve, first, second, found.value) if test.curve else None,
+        "catch_up": _caught(claimed, test, found.value, systems),
     }
+
+
+def _caught(
+    claimed: Claimed, test: Test, advantage: float, systems: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What the loser needs to catch up, by the test's ladder or its curve; None if it has neither."""
+    if test.ladder and advantage > 0:
+        return _climbed(claimed, test, systems)
+    first, second = (claimed.systems[name] for name in (test.first, test.second))
+    return _catch_up(test.curve, first, second, advantage) if test.curve else None
+
+
+def _climbed(claimed: Claimed, test: Test, systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The FLOPs at which the loser's mean over seeds reaches the winner's, on the line between two of its trainings, as
+    a multiple of the winner's FLOPs."""
+    sign = 1.0 if test.better == "lower" else -1.0
+
+    def mean(name: str) -> float:
+        return sign * statistics.mean(value_of(member, test.measure) for member in claimed.systems[name])
+
+    flops = [systems[name]["training_flops"] for name in (test.first, *test.ladder)]
+    if None in flops:
+        return {"column": test.measure, "problem": "a run has not counted its FLOPs"}
+    needs = reached(flops[1:], [mean(name) for name in test.ladder], mean(test.first)) / flops[0]
+    return {"column": test.measure, "loser": test.second, "needs": _finite(needs), "winner_after": None}
 
 
 def _fields(test: Test) -> dict[str, Any]:
@@ -134,70 +156,29 @@ def _measured(
 ) -> tuple[Difference, dict[str, list[float]]]:
     """The advantage of the first system by a field of evaluation.json, and the values by seed."""
     sign = 1.0 if test.better == "higher" else -1.0
-    if test.each:
-        each = [np.array([_by_prompt(member, test.each) for member in side]) for side in (first, second)]
-        if each[0].shape != each[1].shape:
-            raise UsageError(f"{test.title}: the systems have values of other prompts")
-        by_prompt = sign * (each[0] - each[1])
-        values = [side.mean(1).tolist() for side in each]
+    each = [by_prompt(side, test.measure, test.each) for side in (first, second)]
+    if each[0] is None or each[1] is None:
+        prompts, values = None, [[value_of(member, test.measure) for member in side] for side in (first, second)]
+    elif each[0].shape != each[1].shape:
+        raise UsageError(f"{test.title}: the systems have values of other prompts")
     else:
-        by_prompt, values = None, [[value_of(member, test.measure) for member in side] for side in (first, second)]
+        prompts, values = sign * (each[0] - each[1]), [one.mean(1).tolist() for one in each]
     scale = abs(statistics.mean(values[1])) if test.relative else 1.0
     if scale == 0:
         raise UsageError(f"{test.title}: an advantage relative to 0 says nothing")
     pairs = [sign * (one - two) / scale for one, two in zip(*values, strict=True)]
-    found = difference(pairs, None if by_prompt is None else by_prompt / scale)
+    widths = [width_of(member, test.measure) ** 2 for member in (*first, *second)]
+    own = math.sqrt(sum(widths)) / len(first) / scale
+    found = difference(pairs, None if prompts is None else prompts / scale, own=own)
     return found, dict(zip((test.first, test.second), values, strict=True))
-
-
-def value_of(member: Member, path: str) -> float:
-    """The number at a dotted path in the evaluation of a member: a score's value, or a plain number.
-
-    Raises:
-      UsageError: if there is none, with the reason where the evaluation tells one.
-    """
-    found: Any = read_evaluation(member.workdir / "evaluation.json")[0] or {}
-    absent = found.get("absent") or {}
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    found = found.get("value") if isinstance(found, Mapping) else found
-    if type(found) not in (int, float) or not math.isfinite(found):
-        why = absent.get(path.split(".")[0])
-        raise UsageError(f"{member.name} has no {path} in its evaluation.json" + (f": {why}" if why else ""))
-    return float(found)
-
-
-def _by_prompt(member: Member, each: Mapping[str, str]) -> list[float]:
-    """A field of each line of a file in a member's workdir."""
-    path, field = member.workdir / each["file"], each["field"]
-    if not path.resolve().is_relative_to(member.workdir.resolve()):
-        raise UsageError(f"{each['file']} is not in the workdir of a run")
-    rows, _ = storage.read_json_lines(path, lambda row: isinstance(row, dict) and field in row)
-    if not rows:
-        raise UsageError(f"{member.name} has no {field} in {each['file']}")
-    return [float(row[field]) for row in rows]
 
 
 def _reaching(
     test: Test, first: Sequence[Member], second: Sequence[Member]
 ) -> tuple[Difference, dict[str, list[float | None]]]:
     """The share of the second system's FLOPs after which the first has its last value, by seed."""
-    shares = [_share(test.reaches, one, two) for one, two in zip(first, second, strict=True)]
+    shares = [share(test.reaches, one, two) for one, two in zip(first, second, strict=True)]
     return difference(shares), {f"{test.first} of {test.second}": [_finite(share) for share in shares]}
-
-
-def _share(column: str, one: Member, two: Member) -> float:
-    """After which share of all FLOPs of run `two` run `one` has its last value; infinite if never."""
-    x, y = _curve(one, column)
-    end, last = _curve(two, column)
-    return reached(x, y, last[-1]) / end[-1]
-
-
-def _curve(member: Member, column: str) -> tuple[list[float], list[float]]:
-    x, y = curve(read_metrics(member.workdir / "metrics.jsonl"), column)
-    if not x:
-        raise UsageError(f"{member.name} has no {column} in its metrics.jsonl")
-    return x, y
 
 
 def _catch_up(column: str, first: Sequence[Member], second: Sequence[Member], advantage: float) -> dict[str, Any]:
@@ -205,8 +186,8 @@ def _catch_up(column: str, first: Sequence[Member], second: Sequence[Member], ad
     the loser's FLOPs after which the winner was where the loser ended. None is 'not reached'; medians over seeds."""
     winner, loser = (first, second) if advantage >= 0 else (second, first)
     try:
-        needs = [_share(column, one, two) for one, two in zip(loser, winner, strict=True)]
-        saves = [_share(column, one, two) for one, two in zip(winner, loser, strict=True)]
+        needs = [share(column, one, two) for one, two in zip(loser, winner, strict=True)]
+        saves = [share(column, one, two) for one, two in zip(winner, loser, strict=True)]
     except UsageError as error:
         return {"column": column, "problem": str(error)}
     return {

@@ -20,7 +20,8 @@ from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
 from transfusion.config.brief import brief
-from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.config.looks import EvalConfig, TelemetryConfig
+from transfusion.data.config import DataConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
@@ -33,44 +34,6 @@ from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, text
 from transfusion.sequence.text import Tokenizer, TokenizerConfig
 from transfusion.sharding import MeshConfig
 from transfusion.trackers.config import TrackersConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Held-out data, and how the model is evaluated on it.
-
-    Attributes:
-      every: steps between held-out losses during training; 0: never.
-      batches: how many batches they use.
-      sources: the held-out data.
-      samples: generated images of `transfusion.evaluate`.
-      captions: held-out images that it captions.
-      prompts: what the images of `transfusion.evaluate` show: 'labels' (a caption per class, cycled) or 'held_out'
-        (the captions of the held-out records, and as many of the training records).
-      guidances: guidance scales of the report's grids.
-    """
-
-    every: int = 1000
-    batches: int = 4
-    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    samples: int = 500
-    captions: int = 500
-    prompts: str = "labels"
-    guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
-
-    def __post_init__(self):
-        check("eval.prompts", self.prompts, ("labels", "held_out"))
-
-
-@dataclasses.dataclass(frozen=True)
-class TelemetryConfig:
-    """Looks inside the model while it trains, see `transfusion.training.telemetry`.
-
-    Attributes:
-      every: steps between two looks, each of which costs about one step per modality; 0: never.
-    """
-
-    every: int = 0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -97,8 +60,10 @@ class Experiment:
       checkpoint: when to save.
       guard: what happens when losses are not finite.
       eval: held-out data, and how the model is evaluated on it.
+      telemetry: how often a training looks inside the model.
       sampling: how the model writes and draws, unless a call says otherwise.
       mesh: how arrays are split over devices.
+      trackers: where the run is shown, besides its own files.
     """
 
     task: str = "sequence"

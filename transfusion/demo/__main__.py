@@ -2,6 +2,7 @@ r"""Serves a page on this machine on which you chat with a trained model and wat
 
   python -m transfusion.demo                          # the small model that comes with the package
   python -m transfusion.demo --workdir runs/digits --port 7861
+  python -m transfusion.demo --workdir hf://OWNER/NAME
 
 Needs the extra `demo`. The page has no login, and listens on this machine only unless --address says otherwise.
 """

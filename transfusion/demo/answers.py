@@ -8,9 +8,12 @@ import numpy as np
 
 from transfusion.api import Trained
 from transfusion.api.prompts import Part
+from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.drawable import chosen, drawables_of
 from transfusion.sampling.drawing import DRAWINGS
-from transfusion.sampling.trajectory import Prompt, Trajectory, trajectory
+from transfusion.sampling.prompts import Prompt
+from transfusion.sampling.trajectory import trajectory
+from transfusion.sequence import TEXT, Document, Segment
 
 # What a person may wish for -> whether a drawing must come, and settings of the sampler.
 WISHES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -38,15 +41,35 @@ class Moment:
     time: float = 1.0
 
 
-def answer(run: Trained, said: Sequence[Part], wish: str, seed: int, **settings: Any) -> Iterator[Moment]:
-    """Answers what was `said`, parts in reading order; the last moment holds the whole answer.
+Turn = tuple[str, Sequence[Part]]  # 'user' or 'assistant', and texts and media in reading order
+
+
+def document_of(run: Trained, turns: Sequence[Turn], template: bool) -> Document:
+    """The conversation as the model reads it before it answers.
+
+    With `template`, each turn stands in the chat template of the run's tokenizer, as in `transfusion.api.chat.Chat`;
+    without it, the parts of all turns follow each other.
+    """
+    chat, segments = run.task.tokenizer.chat, []
+    for whose, parts in turns:
+        content = [segment for part in parts for segment in run.segments(part)]
+        if template:
+            content = [Segment(TEXT, chat.before(whose)), *content, Segment(TEXT, chat.after(whose))]
+        segments += content
+    if template:
+        segments.append(Segment(TEXT, chat.before("assistant")))
+    return tuple(segment for segment in segments if len(segment.value))
+
+
+def answer(run: Trained, said: Document, wish: str, seed: int, **settings: Any) -> Iterator[Moment]:
+    """Answers what was `said`; the last moment holds the whole answer.
 
     Pictures that begin as noise are shown on their way. Such a picture is drawn a second time for that, from the same
     noise behind the same tokens, so what is watched is what the model does.
 
     Args:
       run: the model.
-      said: texts and media.
+      said: the conversation, see `document_of`.
       wish: a key of `WISHES`.
       seed: same seed, same answer.
       settings: fields of `SamplerConfig`; those that a wish decides are not read.
@@ -55,18 +78,21 @@ def answer(run: Trained, said: Sequence[Part], wish: str, seed: int, **settings:
       UsageError: as `Trained.generate`.
     """
     draw, limits = WISHES[wish]
-    settings |= limits
-    parts = tuple(run.generate([list(said)], draw=draw, kind=run.shows if draw else "", seed=seed, **settings)[0])
+    sampler = run.sampler(**settings | limits)
+    prompt = Prompt(said, draw, _against(run, sampler), kind=run.shows if draw else "")
+    parts = tuple(run.continued([prompt], seed, sampler)[0])
     for number, part in enumerate(parts):
         if not isinstance(part, str) and shows_noise(run):
-            before = parts[:number]
-            yield from (
-                dataclasses.replace(moment, parts=before)
-                for moment in on_the_way(run, [*said, *before], seed, **settings)
-            )
+            before = tuple(segment for one in parts[:number] for segment in run.segments(one))
+            for moment in on_the_way(run, (*said, *before), seed, sampler):
+                yield dataclasses.replace(moment, parts=parts[:number])
         yield Moment(parts[: number + 1])
     if not parts:
         yield Moment(())
+
+
+def _against(run: Trained, sampler: SamplerConfig) -> Document:
+    return run.segments(sampler.negative) if sampler.negative else ()
 
 
 def shows_noise(run: Trained) -> bool:
@@ -77,21 +103,11 @@ def shows_noise(run: Trained) -> bool:
     return DRAWINGS[drawn.stream.objective].record is not None
 
 
-def on_the_way(run: Trained, said: Sequence[Part], seed: int, **settings: Any) -> Iterator[Moment]:
+def on_the_way(run: Trained, said: Document, seed: int, sampler: SamplerConfig) -> Iterator[Moment]:
     """The moments of the picture that the model draws behind what was `said`, at most `FRAMES` of them."""
-    path = way_of(run, said, seed, **settings)
+    prompt = Prompt(said, True, _against(run, sampler), kind=run.shows)
+    path = trajectory(run.task, run.params, prompt, seed, sampler)
+    decode = run.codecs[run.shows].decode
     steps = np.unique(np.linspace(0, len(path.times) - 1, min(FRAMES, len(path.times))).round().astype(int))
     for step in steps:
-        yield Moment((), _pixels(run, path.x[step]), _pixels(run, path.data[step]), float(path.times[step]))
-
-
-def way_of(run: Trained, said: Sequence[Part], seed: int, **settings: Any) -> Trajectory:
-    """The trajectory of the picture that the model draws behind what was `said`."""
-    config = run.sampler(**settings)
-    segments = tuple(segment for part in said for segment in run.segments(part))
-    against = run.segments(config.negative) if config.negative else ()
-    return trajectory(run.task, run.params, Prompt(segments, True, against, kind=run.shows), seed, config)
-
-
-def _pixels(run: Trained, latents: np.ndarray) -> np.ndarray:
-    return run.codecs[run.shows].decode(latents)
+        yield Moment((), decode(path.x[step]), decode(path.data[step]), float(path.times[step]))

@@ -4,20 +4,19 @@ Shape letters: L layers, H heads, Q tokens that look, S tokens that are seen, T 
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transfusion.api import Trained
-from transfusion.api.prompts import Part
 from transfusion.errors import UsageError
 from transfusion.model.attention import Backend, grouped, heads_first, masked_attention
 from transfusion.model.blockwise import UNSEEN_SCORE
 from transfusion.model.unified import model_template
 from transfusion.sampling.drawable import drawables_of
 from transfusion.sampling.prompts import Fit, Prompt, expand_prompt, fit_of, prefill_of
+from transfusion.sequence import Document
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.masks import Metadata, see
 from transfusion.sequence.rows import assemble
@@ -44,19 +43,18 @@ class Inside:
     weights: np.ndarray
 
 
-def look_inside(run: Trained, said: Sequence[Part]) -> Inside:
-    """Reads what was `said` and records the attention.
+def look_inside(run: Trained, said: Document) -> Inside:
+    """Reads what was `said`, a document that ends where text may follow, and records the attention.
 
     Raises:
       UsageError: if the model cannot read it, or it is too long for a picture.
     """
-    segments = tuple(segment for part in said for segment in run.segments(part))
-    prompt, drawables = Prompt(segments), drawables_of(run.spec)
+    prompt, drawables = Prompt(said), drawables_of(run.spec)
     fit = fit_of([prompt], run.spec, drawables)
     layers = run.task.model.layers + sum(stage.trunk.layers for stage in run.task.model.stages.values())
     if fit.length > MOST_TOKENS or fit.length**2 * layers * run.task.model.heads > MOST_NUMBERS:
         raise UsageError(f"the conversation has {fit.length} tokens: too many to show what each of them looks at")
-    expanded = expand_prompt(segments, run.spec, None)
+    expanded = expand_prompt(said, run.spec, None)
     order = {name: piece["order"] for name, piece in expanded.pieces.items()}
     labels = [""] * expanded.length
     for name, places in order.items():

@@ -15,7 +15,7 @@ from transfusion.api.prompts import Part, whole_number
 from transfusion.api.summary import summary
 from transfusion.data import media
 from transfusion.demo import maps
-from transfusion.demo.answers import WISHES, Moment, answer
+from transfusion.demo.answers import WISHES, Moment, Turn, answer, document_of
 from transfusion.demo.inside import Inside, look_inside
 from transfusion.demo.uploads import read_picture
 from transfusion.errors import UsageError
@@ -49,8 +49,9 @@ class Page:
         self,
         message: dict[str, Any],
         shown: list[dict[str, Any]],
-        parts: list[Part],
+        turns: list[Turn],
         remember: bool,
+        template: bool,
         wish: str,
         guidance: float,
         steps: float,
@@ -59,30 +60,29 @@ class Page:
         seed: float,
         count_up: bool,
     ) -> Iterator[tuple]:
-        """Answers a message; yields the message box, the chat, its parts, both pictures, the status and the seed."""
+        """Answers a message; yields the message box, the chat, its turns, both pictures, the status and the seed."""
         try:
-            said = self._said(message)
-            before = list(parts) if remember else []
-            shown = [*shown, *({"role": "user", "content": self._content(part)} for part in said or [""])]
+            said = self._said(message) or [""]
+            asked: list[Turn] = [*(turns if remember else ()), ("user", said)]
+            shown = [*shown, *({"role": "user", "content": self._content(part)} for part in said)]
             number = whole_number("seed", int(seed or 0), MOST_SEED)
-            yield None, shown, parts, None, None, "The model thinks (the first answer takes longer) ...", seed
-            begun, moment = time.monotonic(), Moment(())
+            yield None, shown, turns, None, None, "The model thinks (the first answer takes longer) ...", seed
+            begun, moment, chat = time.monotonic(), Moment(()), shown
+            document = document_of(self._run, asked, template)
             settings = {"guidance": guidance, "steps": int(steps), "temperature": temperature}
-            asked = [*before, *(said or [""])]
-            for moment in answer(
-                self._run, asked, wish, number, **settings, max_tokens=int(most_tokens), **self._apart
-            ):
+            settings |= {"max_tokens": int(most_tokens)} | self._apart
+            for moment in answer(self._run, document, wish, number, **settings):
                 chat = [*shown, *self._messages(moment)]
                 if moment.noisy is not None:
                     time.sleep(PAUSE)
                     words = f"From noise to a picture: t = {moment.time:.2f}"
-                    yield None, chat, parts, enlarged(moment.noisy), enlarged(moment.guess), words, seed
+                    yield None, chat, turns, enlarged(moment.noisy), enlarged(moment.guess), words, seed
             words = f"{self._made(moment)} with seed {number}, in {time.monotonic() - begun:.1f} s"
             after = (number + 1) % (MOST_SEED + 1) if count_up else number
             last = next((enlarged(p) for p in reversed(moment.parts) if _is_picture(p)), None)
-            yield None, chat, [*asked, *moment.parts], last, last, words, after
+            yield None, chat, [*asked, ("assistant", moment.parts)], last, last, words, after
         except UsageError as error:
-            yield gr.skip(), shown, parts, gr.skip(), gr.skip(), f"**error:** {error}", seed
+            yield gr.skip(), shown, turns, gr.skip(), gr.skip(), f"**error:** {error}", seed
 
     @property
     def _apart(self) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class Page:
         text = message.get("text") or ""
         return [*pictures, text] if text else pictures
 
-    def inside(self, parts: Sequence[Part], layer: int, head: int) -> tuple:
+    def inside(self, turns: Sequence[Turn], template: bool, layer: int, head: int) -> tuple:
         """What the model looks at: what is kept for other layers, both pictures, the sliders and the status."""
         try:
-            if not parts:
+            if not turns:
                 raise UsageError("say something first")
-            found = look_inside(self._run, parts)
+            found = look_inside(self._run, document_of(self._run, turns, template))
         except UsageError as error:
             return None, None, None, gr.skip(), gr.skip(), f"**error:** {error}"
         layers, heads = found.weights.shape[:2]
@@ -133,7 +133,7 @@ class Page:
         """Lays out the page."""
         with gr.Blocks(title="transfusion", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
             gr.Markdown(f"# transfusion\n{self._introduction()}")
-            parts, kept = gr.State([]), gr.State(None)
+            turns, kept = gr.State([]), gr.State(None)
             with gr.Row():
                 with gr.Column(scale=3):
                     chat = gr.Chatbot(label="Conversation", height=460, elem_id="chat", buttons=[], allow_tags=False)
@@ -147,11 +147,11 @@ class Page:
                     noisy, guess = self._pictures()
                     settings = self._settings()
             seed = settings[-2]
-            outputs = [box, chat, parts, noisy, guess, status, seed]
+            outputs = [box, chat, turns, noisy, guess, status, seed]
             box.submit(
-                self.reply, [box, chat, parts, *settings], outputs, show_progress="hidden", api_visibility="private"
+                self.reply, [box, chat, turns, *settings], outputs, show_progress="hidden", api_visibility="private"
             )
-            self._inside_tab(parts, kept, status)
+            self._inside_tab(turns, settings[1], kept, status)
             fresh = lambda: (None, [], [], None, None, "")  # noqa: E731
             forget.click(fresh, None, outputs[:-1], show_progress="hidden", api_visibility="private")
         return blocks
@@ -184,7 +184,10 @@ class Page:
         """The settings, in the order of the arguments of `reply`."""
         sampling = self._run.experiment.sampling
         together = self._run.experiment.data.edit > 0 or self._run.experiment.data.both > 0
-        remember = gr.Checkbox(together, label="Go on with the conversation", elem_id="remember")
+        own = self._run.experiment.tokenizer.chat.kind != "plain"
+        with gr.Row():
+            remember = gr.Checkbox(together or own, label="Go on with the conversation", elem_id="remember")
+            template = gr.Checkbox(own, label="Turns in the chat template", elem_id="template")
         wish = gr.Radio(list(WISHES), value=next(iter(WISHES)), label="Answer", elem_id="wish")
         with gr.Row():
             guidance = gr.Slider(0, 10, sampling.guidance, step=0.25, label="Guidance", elem_id="guidance")
@@ -195,9 +198,9 @@ class Page:
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed")
             count_up = gr.Checkbox(True, label="Another seed each time", elem_id="count_up")
-        return [remember, wish, guidance, steps, temperature, tokens, seed, count_up]
+        return [remember, template, wish, guidance, steps, temperature, tokens, seed, count_up]
 
-    def _inside_tab(self, parts: gr.State, kept: gr.State, status: gr.Markdown) -> None:
+    def _inside_tab(self, turns: gr.State, template: gr.Checkbox, kept: gr.State, status: gr.Markdown) -> None:
         with gr.Accordion("What the model looks at", open=True):
             gr.Markdown(INSIDE)
             with gr.Row():
@@ -211,7 +214,7 @@ class Page:
                     for label, name in (("Mask", "mask"), ("Attention", "attention"))
                 )
         outputs = [kept, mask, weights, layer, head, status]
-        look.click(self.inside, [parts, layer, head], outputs, api_visibility="private")
+        look.click(self.inside, [turns, template, layer, head], outputs, api_visibility="private")
         for slider in (layer, head):
             slider.release(attention, [kept, layer, head], weights, show_progress="hidden", api_visibility="private")
 

@@ -6,7 +6,8 @@ An exact match counts a caption that says the same in other words as wrong; thes
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,12 @@ def _characters(text: str) -> list[Counter]:
 
 
 def _matches(caption: str, reference: str) -> np.ndarray:
-    """Of each length the numbers [6, 3] of sequences in the caption, in the reference, and in both."""
+    """Of each length the numbers [6, 3] of sequences in the caption, in the reference, and in both.
+
+    As in sacrebleu, sequences of a length that the reference does not reach are not counted against the caption.
+    """
     pairs = zip(_characters(caption), _characters(reference), strict=True)
-    return np.array([(a.total(), b.total(), (a & b).total()) for a, b in pairs], np.float64)
+    return np.array([(a.total() * bool(b), b.total(), (a & b).total()) for a, b in pairs], np.float64)
 
 
 def f_score(counts: np.ndarray) -> float:
@@ -112,3 +116,9 @@ def cider_each(captions: Sequence[str], references: References) -> np.ndarray:
 def cider(captions: Sequence[str], references: References, seed: int = 0) -> Score:
     """The mean of `cider_each`. Interval: bootstrap over captions, with the weights of the phrases held fixed."""
     return bootstrap(cider_each(captions, references), seed=seed)
+
+
+def caption_scores(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Score]:
+    """{'caption_chrf', 'caption_cider'} of rows with a 'caption' and its 'reference'."""
+    captions, references = [row["caption"] for row in rows], [[row["reference"]] for row in rows]
+    return {"caption_chrf": chrf(captions, references, seed), "caption_cider": cider(captions, references, seed)}

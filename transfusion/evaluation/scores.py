@@ -17,6 +17,7 @@ from transfusion.evaluation.examples import Examples, class_captions
 from transfusion.evaluation.frechet import frechet_score
 from transfusion.evaluation.intervals import Score, wilson
 from transfusion.evaluation.judge import Judge, JudgeConfig
+from transfusion.evaluation.kernel import kernel_score
 from transfusion.evaluation.retrieval import RANKS, Embedding, distances, retrieval_scores
 
 
@@ -107,11 +108,14 @@ def generation(judge: Judge, drawn: Generated) -> GenerationScores:
     return GenerationScores(wilson(int(right.sum()), len(right)), by_prompt, right)
 
 
-def feature_distance(judge: Judge, drawn: Generated, real: Examples, seed: int) -> dict[str, Score] | None:
-    """The Frechet distance in the judge's features, with its floor; None if there are too few images."""
+def feature_distances(
+    judge: Judge, drawn: Generated, real: Examples, seed: int
+) -> tuple[dict[str, Score] | None, dict[str, Score] | None]:
+    """The Frechet and the kernel distance in the judge's features, with their floors; None of too few images."""
     if len(drawn.images) < 4 or len(real) < 8:
-        return None
-    return frechet_score(judge.features(to_float(drawn.images)), judge.features(to_float(real.images)), seed)
+        return None, None
+    features = judge.features(to_float(drawn.images)), judge.features(to_float(real.images))
+    return frechet_score(*features, seed), kernel_score(*features, seed)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

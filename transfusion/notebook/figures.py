@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: curves, pictures and scores with short texts, as HTML or PNG."""
+"""What a notebook shows of a run: curves, pictures and scores, each with a short text and a picture."""
 
 import dataclasses
 import html

@@ -238,8 +238,8 @@ def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool)
             raise NotUnderstood(f"a collective {kind[1]!r} has a type that is not known")
         if kind[1] in ("all-gather-start", "reduce-scatter-start"):  # (what goes in, what comes out): the larger one
             size = round(size * group / (group + 1))
-        elif kind[1] in ("collective-permute-start", "all-to-all-start"):
-            size //= 2
+        elif kind[1] in ("collective-permute-start", "all-to-all-start"):  # and the numbers of what waits, u32[]
+            size = sum(_bytes(array) for array in _ARRAY.finditer(before) if array[2]) // 2
         elif name == "reduce-scatter":
             size *= group
         yield Collective("reduce-scatter" if scatters and name == "all-reduce" else name, size, group, far, 1)

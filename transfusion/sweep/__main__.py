@@ -8,13 +8,15 @@ WORKDIR/name. The same command again skips what is finished and continues what w
 shown with its reason and stops no other; the exit code is then 1.
 
 --dry_run lists the members with their FLOPs and hours. --member NAME, or its index, runs one of them, as in the array
-of a cluster: --member "$SLURM_ARRAY_TASK_ID"; --gather then writes the table of what is there.
+of a cluster: --member "$SLURM_ARRAY_TASK_ID"; --commands prints a line of a shell for each, for other launchers.
+--gather then writes the table of what is there.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ from transfusion.sweep.forecast import forecast, forecast_table
 from transfusion.sweep.members import Member, read_sweep
 from transfusion.sweep.page import sweep_page
 from transfusion.sweep.pins import PINS, Slot, slots
-from transfusion.sweep.process import found_row, is_finished
+from transfusion.sweep.process import commands, found_row, is_finished
 from transfusion.sweep.queue import run_all
 
 JUDGES = "judges"
@@ -88,6 +90,17 @@ def run_one(members: Sequence[Member], wanted: str, workdir: str | os.PathLike) 
     return run_all([dataclasses.replace(member, needs=())], [Slot()], pathlib.Path(workdir) / JUDGES)[0]
 
 
+def lines_of(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
+    """One line of a shell for each member, for launchers of their own, such as that of a TPU pod, which starts a
+    training on all of its machines. Writes the configs that the lines read."""
+    storage.make_folder(workdir)
+    _link(members, workdir)
+    return [
+        " && ".join(shlex.join(("python", "-m", *command)) for command in commands(member, str(workdir / JUDGES)))
+        for member in members
+    ]
+
+
 def _interrupt(number, frame) -> None:
     signal.signal(number, signal.SIG_IGN)  # what runs saves already
     raise KeyboardInterrupt
@@ -107,6 +120,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.dry_run:
         logging.set_verbosity(logging.WARNING)  # data sets tell at length that they are opened
         return print(forecast_table(forecast(members, FLAGS.rate), FLAGS.parallel))
+    if FLAGS.commands:
+        return print("\n".join(lines_of(members, workdir)))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     try:
@@ -136,6 +151,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("parallel", 1, "Members that run at a time, each with its share of cores or an accelerator.")
     flags.DEFINE_enum("pin", "auto", ["auto", *PINS], "What each of several members gets for itself.")
     flags.DEFINE_string("member", None, "Run this member alone, by its name or its index.")
+    flags.DEFINE_bool("commands", False, "Run nothing; write each member's config, and print its command in a line.")
     flags.DEFINE_bool("gather", False, "Run nothing; write the table and the page of what is there.")
     flags.DEFINE_bool("dry_run", False, "Run nothing; list the members with their FLOPs and hours.")
     flags.DEFINE_float("rate", None, "FLOP/s of one process, from which hours are told where nothing is measured yet.")

@@ -115,17 +115,18 @@ def shown(fields: Mapping[str, Any], most: int = 4) -> str:
     return ", ".join([*parts[:most], *rest])
 
 
-def forecast_table(forecasts: Sequence[Forecast], parallel: int = 1) -> str:
-    """The forecasts as lines of text, with their sum and what remains."""
-    fields = varied({one.member.name: one.member.experiment for one in forecasts})
+def forecast_table(forecasts: Sequence[Forecast], parallel: int = 1, differing: bool = True) -> str:
+    """The forecasts as lines of text, with their sum and what remains, and with the fields that differ if wanted."""
+    fields = varied({one.member.name: one.member.experiment for one in forecasts}) if differing else {}
     lines = ["| index | name | parameters | steps | training FLOPs | hours | needs | fields |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for index, one in enumerate(forecasts):
         mark = "~" if one.counted == "rows" else ""
         hours = "done" if one.finished else "not known" if one.hours is None else f"{one.hours:.2f}"
         member = one.member
+        own = shown(fields.get(member.name, {}))
         cells = (str(index), member.name, human(member.parameters), str(member.experiment.steps),
-                 mark + human(one.flops), hours, ", ".join(member.needs), shown(fields[member.name]))  # fmt: skip
+                 mark + human(one.flops), hours, ", ".join(member.needs), own)  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     left = [one for one in forecasts if not one.finished]
     total, known = sum(one.flops for one in left), [one.hours for one in left if one.hours is not None]

@@ -1,5 +1,7 @@
 """One self-contained page of a sweep: what its members differ in, their curves, and scores against FLOPs."""
 
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ def sweep_page(members: Sequence[Member], rows: Sequence[Row], title: str) -> st
     shown = [member for member in members if member.name in found]
     sections = [
         ("members", "Members", _table(shown, found)),
+        *_of_seeds(shown, found),
         ("pareto", "Scores against training FLOPs", _charts(_pareto(shown, found))),
         ("curves", "Learning curves", _charts(_curves(shown))),
     ]
@@ -70,6 +73,35 @@ def _table(members: Sequence[Member], rows: Mapping[str, Row]) -> str:
     )
     details = f'<details><summary>Every field that differs</summary><div class="note">{every}</div></details>'
     return page.html_table(head, lines) + details
+
+
+def groups(members: Sequence[Member]) -> dict[str, list[Member]]:
+    """Members that differ in the seed alone, as `seeds` names them."""
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(re.sub(r"-seed_\d+$", "", member.name), []).append(member)
+    return found
+
+
+def _of_seeds(members: Sequence[Member], rows: Mapping[str, Row]) -> list[tuple[str, str, str]]:
+    """A section with the means over seeds, if some members differ in nothing else."""
+    alike, scores = groups(members), _scores(members, rows)
+    if not any(len(group) > 1 for group in alike.values()):
+        return []
+    lines = []
+    for name, group in alike.items():
+        done = [rows[member.name] for member in group if not rows[member.name]["error"]]
+        lines.append([page.escape(name), str(len(done)), *(_mean(score, done) for score in scores)])
+    head = ("Members", "Seeds", *(name.replace("_", " ") for name in scores))
+    note = '<p class="note">Below each mean are the least and the largest value.</p>'
+    return [("seeds", "Means over seeds", note + page.html_table(head, lines))]
+
+
+def _mean(name: str, rows: Sequence[Row]) -> str:
+    values = [row[name]["value"] for row in rows if row.get(name)]
+    if not values:
+        return ""
+    return _score(name, {"value": statistics.mean(values), "low": min(values), "high": max(values)})
 
 
 def _score(name: str, score: Mapping[str, float] | None) -> str:

@@ -108,21 +108,30 @@ def run_member(member: Member, launch: Launch = Launch()) -> dict[str, Any]:
         return _run(member, dataclasses.replace(launch, keep=(lock,)))
 
 
+def commands(member: Member, judges: str = "") -> list[tuple[str, ...]]:
+    """The modules and arguments that train and evaluate a member; writes the config that they read."""
+    wanted = member.workdir / "sweep_config.json"
+    storage.make_folder(member.workdir)
+    storage.write_whole(wanted, to_json(member.experiment))
+    workdir, shared = f"--workdir={member.workdir}", [f"--judges={judges}"] if judges else []
+    return [
+        ("transfusion.train", f"--config={json_file.__file__}:{wanted}", workdir),
+        ("transfusion.evaluate", workdir, *shared),
+    ]
+
+
 def _run(member: Member, launch: Launch) -> dict[str, Any]:
     reason, seconds = _another_run(member), seconds_of(member)
+    train, evaluate = commands(member, launch.judges) if reason is None else ((), ())
     if reason is None and not _trained(member):
-        wanted = member.workdir / "sweep_config.json"
-        storage.write_whole(wanted, to_json(member.experiment))
         start = time.perf_counter()
-        arguments = [f"--config={json_file.__file__}:{wanted}", f"--workdir={member.workdir}"]
         try:
-            reason = _process(member, launch, "transfusion.train", *arguments) or _unfinished(member)
+            reason = _process(member, launch, *train) or _unfinished(member)
         finally:  # an interruption, too: what was trained so far counts
             seconds += time.perf_counter() - start
             _write_row(member, seconds, reason)
     if reason is None:
-        judges = [f"--judges={launch.judges}"] if launch.judges else []
-        reason = _process(member, launch, "transfusion.evaluate", f"--workdir={member.workdir}", *judges)
+        reason = _process(member, launch, *evaluate)
     _write_row(member, seconds, reason)
     return member_row(member, seconds, reason)
 

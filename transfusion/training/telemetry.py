@@ -98,16 +98,16 @@ def gradients_by_stream(
     """The gradient of each stream's part of the loss, of the parameters that are trained: one forward, and a backward
     for each stream."""
     trained, frozen = split(params, experiment.optim.groups)
-    streams = [name for name, stream in task.spec.streams.items() if stream.objective != "none"]
 
     def of(part, batch, draws, totals):
         def losses(part):
             _, sums = task.loss(merge(part, frozen), batch, draws, totals)
-            return [task.spec.streams[s].weight * sums[f"{s}_loss"][0] / totals[s] for s in streams]
+            terms = {name: sums.get(f"{name}_loss") for name in task.spec.streams}
+            weights = {name: stream.weight for name, stream in task.spec.streams.items()}
+            return {name: weights[name] * term[0] / totals[name] for name, term in terms.items() if term is not None}
 
         found, back = jax.vjp(losses, part)
-        one = [[jnp.float32(i == j) for j in range(len(found))] for i in range(len(found))]
-        return {stream: back(unit)[0] for stream, unit in zip(streams, one, strict=True)}
+        return {stream: back({name: jnp.float32(name == stream) for name in found})[0] for stream in found}
 
     if experiment.optim.accumulate == 1:
         return of(trained, batch, draws, totals)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transfusion.codecs import CodecConfig
@@ -40,7 +40,7 @@ def digest(experiment: Experiment, runs: Mapping[str, str] = {}) -> str:
       runs: the digests of runs that this one begins with or encodes with, by their absolute paths. A run that is not
         among them counts as the bytes of its newest intact checkpoint.
     """
-    content = _plain(_without_places(experiment, runs), "")
+    content = without_defaults(_without_places(experiment, runs), WITHOUT_EFFECT)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:LENGTH]
 
 
@@ -102,25 +102,28 @@ def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:LENGTH]
 
 
-def _plain(value: Any, field: str) -> Any:
-    """A value as JSON, without fields that equal the default or have no effect. Tables keep their order, as draws of
-    streams and sources depend on it."""
+def without_defaults(value: Any, left_out: Sequence[str] = (), field: str = "") -> Any:
+    """Dataclasses as JSON, without fields that equal the default, nor those that a pattern of `left_out` names.
+
+    Tables keep their order, as draws of streams and sources depend on it. `field` is where the value is.
+    """
     if dataclasses.is_dataclass(value):
         found = {}
         for each in sorted(dataclasses.fields(value), key=lambda each: each.name):
             inner = f"{field}.{each.name}" if field else each.name
-            if any(fnmatch.fnmatchcase(inner, pattern) for pattern in WITHOUT_EFFECT):
+            if any(fnmatch.fnmatchcase(inner, pattern) for pattern in left_out):
                 continue
-            own = _plain(getattr(value, each.name), inner)
-            if own != _plain(_default(each), inner):
+            own = without_defaults(getattr(value, each.name), left_out, inner)
+            if own != without_defaults(_default(each), left_out, inner):
                 found[each.name] = own
         return found
     if isinstance(value, Mapping):
-        return [[name, _plain(one, f"{field}.{name}")] for name, one in value.items()]
+        return [[name, without_defaults(one, left_out, f"{field}.{name}")] for name, one in value.items()]
     if isinstance(value, (list, tuple)):
-        return [_plain(one, field) for one in value]
+        return [without_defaults(one, left_out, field) for one in value]
     return value
 
 
 def _default(field: dataclasses.Field) -> Any:
+    """The default of a field; for one without a default a value that no other equals."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

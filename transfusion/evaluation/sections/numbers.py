@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
-from transfusion.evaluation.measures import MEANINGS
+from transfusion.evaluation.meanings import MEANINGS
 from transfusion.evaluation.score_table import FIXED, in_words, named_scores
 from transfusion.evaluation.sections.material import Material
 from transfusion.model.unified import parameter_count
