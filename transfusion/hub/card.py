@@ -77,7 +77,8 @@ def _what(experiment: Experiment, step: int, imported: bool) -> str:
 def _use(experiment: Experiment, load: str) -> str:
     if experiment.task == "autoencoder":
         return f"```bash\npython -m transfusion.train --config MINE --config.codec.path={load} --workdir RUN\n```"
-    return f"```python\nimport transfusion\n\nrun = transfusion.load_run({load!r})\nrun  # says what it reads and draws\n```"
+    lines = ("import transfusion", "", f"run = transfusion.load_run({load!r})", "print(run)  # what it reads and draws")
+    return "\n".join(("```python", *lines, "```"))
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> str:
