@@ -51,7 +51,9 @@ class Step:
 @pytest.mark.parametrize(("looks", "waits"), [(0, (0.19, 2)), (10**9, (0, 0)), (60, (0.02, 0.19))])
 def test_a_wait_for_data_counts_from_when_the_devices_are_done(looks, waits):
     """At once, never, or after some of the 0.2 s in which the data is read."""
-    batch, seconds = Idle().read(iter(Slow()), Step(looks))
+    idle = Idle()
+    batch, seconds = idle.read(iter(Slow()), Step(looks))
+    idle.close()
     assert batch == "batch" and waits[0] <= seconds <= waits[1]
 
 
