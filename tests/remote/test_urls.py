@@ -130,6 +130,15 @@ def test_every_kind_of_source_is_read_from_a_url(name, memory):
     assert read(SOURCES[name], memory) == wanted
 
 
+def test_a_tfds_data_set_and_the_data_folder_of_a_config(data_dir, memory):
+    for path in pathlib.Path(data_dir).rglob("*"):
+        if path.is_file():
+            fsspec.filesystem("memory").pipe(f"/tfds/{path.relative_to(data_dir)}", path.read_bytes())
+    sources = SourceConfig(name="digits", path="memory://tfds", split="test"), SourceConfig(name="digits", split="test")
+    opened = [open_source(source, "memory://tfds") for source in sources]
+    assert [len(one) for one in opened] == [297, 297] and opened[0][5]["caption"] == opened[1][5]["caption"]
+
+
 def test_the_files_that_records_name_are_fetched_when_they_are_read_and_only_once(memory, cache):
     opened = open_source(SourceConfig(kind="folder", path=f"{memory}/folder"))
     assert len(opened) == 3 and not list(cache.rglob("*.png"))
