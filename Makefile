@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+TRANSFUSION := $(VENV)/bin/transfusion
 DEMO ?= runs/digits
+CORES ?= $(shell nproc 2>/dev/null || echo 1)
 # jax without an accelerator stays quiet about the ones that it does not find.
 export JAX_PLATFORMS ?= cpu
 # Large pages for the arrays of XLA on a CPU: fewer page faults.
@@ -15,7 +17,7 @@ NUMERIC := $(addprefix tests/, kernels model objectives sampling codecs evaluati
 CHECK := $(addprefix tests/, model objectives data planning sequence config test_closeness.py test_optim.py \
   running/test_metrics.py running/test_guard.py test_storage.py test_house.py)
 
-.PHONY: demo test check portable soak gates lint install clean
+.PHONY: demo claims test check portable soak gates lint pages install clean
 
 install: $(VENV)/installed
 
@@ -25,13 +27,25 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install
-	$(RUN) transfusion.prepare --data_dir data digits
-	$(RUN) transfusion.train --config configs/digits.py --workdir $(DEMO)
-	$(RUN) transfusion.sample --workdir $(DEMO) --prompt 'a handwritten seven' --image $(DEMO)/samples/seven.png
-	$(RUN) transfusion.sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png
-	$(RUN) transfusion.evaluate --workdir $(DEMO)
-	$(RUN) transfusion.report --workdir $(DEMO)
+demo: $(VENV)/demo
+	$(TRANSFUSION) prepare --data_dir data digits
+	$(TRANSFUSION) train --config digits --workdir $(DEMO)
+	$(TRANSFUSION) sample --workdir $(DEMO) --prompt 'a handwritten seven' --output $(DEMO)/samples/seven.png
+	$(TRANSFUSION) sample --workdir $(DEMO) --caption $(DEMO)/samples/seven.png
+	$(TRANSFUSION) evaluate --workdir $(DEMO)
+	$(TRANSFUSION) report --workdir $(DEMO)
+
+# Without the packages of the tests, which take as much room again.
+$(VENV)/demo: pyproject.toml constraints.txt
+	test -e $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --upgrade pip
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+# Runs what no claim has run yet, a process per core, and writes the verdicts. It may be stopped; the same command goes on.
+claims: install
+	$(RUN) transfusion.prepare --data_dir data digits text
+	$(RUN) transfusion.claims run --parallel $(CORES) --data_dir data
 
 test: install
 	$(RUN) pytest
@@ -62,5 +76,9 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# The site, in build/site; every warning is an error.
+pages: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(VENV)-gpu runs .jax_cache
+	rm -rf $(VENV) $(VENV)-gpu build runs .jax_cache

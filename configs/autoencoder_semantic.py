@@ -16,7 +16,7 @@ import pathlib
 
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import EvalConfig, Experiment, check_form, to_config_dict
-from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.data.config import DataConfig
 from transfusion.initial import InitConfig
 from transfusion.optim import LearningRateGroup, OptimConfig
 from transfusion.programs import load_experiment
@@ -32,7 +32,8 @@ def get_config(form: str = ""):
     debug = form == "debug"
     reads = load_experiment(f"{READS}:understanding_debug" if debug else f"{READS}:understanding")
     tower = reads.model.towers["semantic"]
-    source = SourceConfig(name="digits", split="train", resolution=8, channels=tower.channels)
+    (name, source), *_ = reads.data.sources.items()
+    source = dataclasses.replace(source, resolution=tower.patch * tower.grid[0], channels=tower.channels)
     experiment = Experiment(
         task="autoencoder",
         steps=800,
@@ -47,7 +48,7 @@ def get_config(form: str = ""):
             kl_weight=0.0,
             reconstruction="l2",
         ),
-        data=DataConfig(sources={"digits": source}),
+        data=DataConfig(sources={name: source}),
         init=InitConfig("runs/janus_understanding", (("tower", "parts/semantic/embed/tower"),)),
         optim=OptimConfig(
             learning_rate=2e-3,
@@ -58,7 +59,7 @@ def get_config(form: str = ""):
             groups=(LearningRateGroup("tower|latent_mean|latent_deviation", 0.0),),
         ),
         checkpoint=CheckpointConfig(every=400, keep=2),
-        eval=EvalConfig(every=400, sources={"digits": dataclasses.replace(source, split="test")}),
+        eval=EvalConfig(every=400, sources={name: dataclasses.replace(source, split="test")}),
     )
     if debug:
         experiment = dataclasses.replace(

@@ -54,15 +54,15 @@ def get_config(form: str = ""):
 
 def twice(dense: Experiment) -> Experiment:
     """The experiment with one expert for understanding and one for generation, and a vision tower of half the width."""
-    width, patch = dense.model.width // 2, 2
-    image = dense.streams["image"]
+    width, patch = dense.model.width // 2, dense.streams["image"].patch
+    image, words = dense.streams["image"], dense.streams["text"]
     tower = ViTConfig(
         width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=image.channels,
         grid=tuple(side // patch for side in image.grid), pool=False,
     )  # fmt: skip
     noised = dataclasses.replace(image, expert="generation")
     streams = {
-        "text": dataclasses.replace(dense.streams["text"], expert="understanding", budget=72),
+        "text": dataclasses.replace(words, expert="understanding", budget=words.budget + 24),
         "noised": noised,
         "clean": dataclasses.replace(noised, parts="noised", objective="none"),
         "semantic": Stream(

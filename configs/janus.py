@@ -31,14 +31,15 @@ MASKED = pathlib.Path(__file__).with_name("showo.py")
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
-    if form:
-        return to_config_dict(two_ways(load_experiment(f"{MASKED}:{form}"), 8, 2))
-    return to_config_dict(two_ways(load_experiment(MASKED), 28, 4))
+    return to_config_dict(two_ways(load_experiment(f"{MASKED}:{form}" if form else MASKED)))
 
 
-def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
-    """The experiment whose tower reads images of `pixels` x `pixels` in patches of that side."""
+def two_ways(masked: Experiment) -> Experiment:
+    """The experiment whose tower reads images in as many patches as they have codes."""
     codes, width = masked.streams["image"], masked.model.width // 2
+    source = next(iter(masked.data.sources.values()))
+    channels, pixels = source.channels or 1, source.resolution or 8
+    patch = pixels // codes.grid[0]
     image = dataclasses.replace(
         codes, channels=8, embed="codes", head="mlp", connector=ConnectorConfig(activation="gelu"),
         objective="next_token", attention="causal",
@@ -46,10 +47,12 @@ def two_ways(masked: Experiment, pixels: int, patch: int) -> Experiment:
     )  # fmt: skip
     words = dataclasses.replace(masked.streams["text"], weight=1.0)
     grid = (pixels // patch, pixels // patch)
-    tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
+    tower = ViTConfig(
+        width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=channels, grid=grid, pool=False
+    )
     semantic = Stream(
-        embed="vit", head="none", objective="none", source="pixels", channels=1, patch=patch, grid=(pixels, pixels),
-        budget=grid[0] * grid[1],
+        embed="vit", head="none", objective="none", source="pixels", channels=channels, patch=patch,
+        grid=(pixels, pixels), budget=grid[0] * grid[1],
     )  # fmt: skip
     return dataclasses.replace(
         masked,

@@ -27,7 +27,7 @@ from transfusion.programs import load_experiment
 from transfusion.sequence import ConnectorConfig, Stream
 
 FORMS = ("", "debug")
-DENSE = pathlib.Path(__file__).with_name("digits.py")
+DENSE, CODES = (pathlib.Path(__file__).with_name(name) for name in ("digits.py", "vq_digits.py"))
 CODEC = "runs/vq_digits"
 
 
@@ -38,18 +38,28 @@ def get_config(form: str = ""):
     if form:
         levels = LevelsConfig(levels=16, patch=2)
         return to_config_dict(masks(dense, 4, levels.codes, CodecConfig("levels", levels=levels)))
-    experiment = masks(at_28(dense), 7, 128, CodecConfig("autoencoder", CODEC))
+    codec = load_experiment(CODES)
+    codes = codec.autoencoder.quantizer.codes
+    experiment = masks(on_its_images(dense, codec), grid_of(codec), codes, CodecConfig("autoencoder", CODEC))
     # With a weight of 1, as the codes have, 93 % of the captions are right; with 2 it is 95 %.
     words = dataclasses.replace(experiment.streams["text"], weight=2.0)
     init = InitConfig(CODEC, (("parts/image/embed/table", "quantizer/codebook"),))
     return to_config_dict(dataclasses.replace(experiment, streams=experiment.streams | {"text": words}, init=init))
 
 
-def at_28(dense: Experiment) -> Experiment:
-    """The experiment on the images that the codec was trained on."""
+def grid_of(codec: Experiment) -> int:
+    """The side of the grid of codes that a codec makes of the images that it was trained on."""
+    (source,) = codec.data.sources.values()
+    return source.resolution // codec.autoencoder.down
+
+
+def on_its_images(dense: Experiment, codec: Experiment) -> Experiment:
+    """The experiment on images of the size that the codec was trained on."""
+    (its,) = codec.data.sources.values()
 
     def fitted(sources):
-        return {name: dataclasses.replace(s, resolution=28, channels=1) for name, s in sources.items()}
+        size = {"resolution": its.resolution, "channels": its.channels}
+        return {name: dataclasses.replace(s, **size) for name, s in sources.items()}
 
     return dataclasses.replace(
         dense,

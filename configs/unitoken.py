@@ -25,12 +25,15 @@ def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     codes = load_experiment(f"{CODES}:debug" if form == "debug" else CODES)
-    pixels, patch = (8, 2) if form == "debug" else (28, 7)
-    width, grid = codes.model.width // 2, (pixels // patch, pixels // patch)
-    tower = ViTConfig(width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=1, grid=grid, pool=False)
+    source = next(iter(codes.data.sources.values()))
+    channels, pixels = source.channels or 1, source.resolution or 8
+    width, grid, patch = codes.model.width // 2, (4, 4), pixels // 4
+    tower = ViTConfig(
+        width=width, ffn=2 * width, layers=2, heads=2, patch=patch, channels=channels, grid=grid, pool=False
+    )
     semantic = Stream(
-        embed="vit", head="none", objective="none", source="pixels", channels=1, patch=patch, grid=(pixels, pixels),
-        attention="causal", budget=2 * grid[0] * grid[1],
+        embed="vit", head="none", objective="none", source="pixels", channels=channels, patch=patch,
+        grid=(pixels, pixels), attention="causal", budget=2 * grid[0] * grid[1],
     )  # fmt: skip
     spelling = codes.spec.spelling
     return to_config_dict(

@@ -26,7 +26,7 @@ from transfusion.programs import load_experiment
 from transfusion.sequence import ConnectorConfig
 
 FORMS = ("", "debug")
-FLAT = pathlib.Path(__file__).with_name("showo.py")
+FLAT, CODES = (pathlib.Path(__file__).with_name(name) for name in ("showo.py", "vq_digits.py"))
 QUANTIZER = "parts/image/embed/quantizer"
 CODEC = "runs/vq_digits_multiscale"
 
@@ -39,7 +39,8 @@ def get_config(form: str = ""):
         # What is left over is between white minus black and black minus white.
         levels = dataclasses.replace(flat.codec.levels, scales=(1, 2, 4), low=-2.0, high=2.0)
         return to_config_dict(grows(flat, levels.scales, dataclasses.replace(flat.codec, levels=levels)))
-    experiment = grows(load_experiment(FLAT), (1, 2, 4, 7), CodecConfig("autoencoder", CODEC))
+    scales = load_experiment(f"{CODES}:multiscale").autoencoder.quantizer.scales
+    experiment = grows(load_experiment(FLAT), scales, CodecConfig("autoencoder", CODEC))
     init = InitConfig(CODEC, ((QUANTIZER, "quantizer"),))
     return to_config_dict(dataclasses.replace(experiment, init=init))
 

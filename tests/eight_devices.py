@@ -1,5 +1,6 @@
 """Run with eight virtual CPU devices by test_sharding: a few steps on one device and on meshes of eight, as JSON."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import tiny
 from transfusion import sharding
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import Experiment
+from transfusion.config.experiment import TelemetryConfig
 from transfusion.initial import InitConfig, from_run
 from transfusion.model.config import Stage
 from transfusion.model.experts import FeedForwardConfig
@@ -24,6 +26,7 @@ from transfusion.running.checkpoint import Checkpoints
 from transfusion.sequence import Stream
 from transfusion.tasks import AutoencoderTask, SequenceTask
 from transfusion.training.step import abstract_state, make_init, make_step, state_shardings
+from transfusion.training.telemetry import make_look
 
 STEPS, ROWS = 3, 8
 FROZEN = "trunk/blocks/trunk/q"
@@ -195,8 +198,19 @@ def others(meshes: dict) -> dict:
 
 
 def chosen(meshes: dict) -> dict:
-    """Routed experts on all meshes."""
-    return {"routed": on_all("routed", meshes)}
+    """Routed experts on all meshes, and what telemetry sees of them."""
+    return {"routed": on_all("routed", meshes), "seen": {name: seen(meshes[name]) for name in ("one", "mixed")}}
+
+
+def seen(mesh) -> dict:
+    """What telemetry says of the fresh parameters."""
+    task, config = experiment("routed")
+    config = dataclasses.replace(config, telemetry=TelemetryConfig(every=1))
+    shardings = state_shardings(task, config, mesh)
+    rows = sharding.batch_shardings(task.batch_spec(ROWS), mesh)
+    with jax.set_mesh(mesh):
+        state = jax.device_put(jax.jit(make_init(task, config))(), shardings)
+        return make_look(task, config, shardings, rows)(state, jax.device_put(task.fake_batch(ROWS), rows))
 
 
 def main() -> None:

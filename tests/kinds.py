@@ -15,7 +15,8 @@ SETTINGS = ("config", "limits", "sampler")  # what a user asks for has propertie
 TABLES = ("sequence.content", "sequence.items", "sequence.position", "sequence.times", "sequence.spans", "model.parts")
 # What a stream, a run or a row of these tables is called: by name, and with a dot as an attribute.
 WORDS = {"stream", ".stream", "run", ".run", "content", ".content"}
-TRAINED = ("api", "evaluation", "evaluate", "report", "sample", "sweep")  # rooms in which a run is a training run
+# Rooms in which a run is a training run.
+TRAINED = ("api", "evaluation", "evaluate", "report", "sample", "sweep", "claims")
 LISTS = {"streams", "runs", "own", "contents", "POSITIONS", "TIMES", "ATTENTIONS"}  # and what many of them are called
 
 

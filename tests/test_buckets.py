@@ -35,11 +35,11 @@ def bucket():
 
 
 def test_metrics_and_commands_grow_in_a_bucket(bucket):
-    with MetricWriter(bucket, tensorboard=False) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": 1 / step})
-        writer.truncate(2)
-        writer.write(3, {"loss": 0.25})
+    writer = MetricWriter(bucket)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1 / step})
+    writer.truncate(2)
+    writer.write(3, {"loss": 0.25})
     rows = read_metrics(bucket / "metrics.jsonl")
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 0.5), (3, 0.25)]
     for _ in range(2):
@@ -73,7 +73,8 @@ def test_what_cannot_be_written_is_one_clear_line(tmp_path):
         pass
     for workdir, message in (
         ("", "--workdir is missing"),
-        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("az://bucket/run", "az:// is not supported for workdirs; gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is"),
+        ("hf://owner/name", "hf:// is not supported for workdirs"),
     ):
         with pytest.raises(UsageError, match=message):
             check_workdir(workdir)

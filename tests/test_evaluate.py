@@ -184,6 +184,20 @@ def test_a_damaged_judge_is_trained_again_and_an_intact_one_is_kept(tmp_path, ru
     )
 
 
+def test_runs_share_one_judge_of_the_same_images(tmp_path, run, monkeypatch):
+    real, trained = read_examples(run.experiment.data.sources, run.experiment.data, 60), []
+    train = scores.judges.train_judge
+    monkeypatch.setattr(scores.judges, "train_judge", lambda *given: trained.append(1) or train(*given))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        scores.open_judge(tmp_path / name, real, 2, tmp_path / "judges")
+        assert (tmp_path / name / "judge.safetensors").is_file()
+    assert len(trained) == 1
+    other = dataclasses.replace(real, images=255 - real.images)
+    scores.open_judge(tmp_path / "two", other, 2, tmp_path / "judges")
+    assert len(trained) == 2
+
+
 def test_retrieval_scores_each_group_among_all_real_images():
     gallery = np.stack([np.full((4, 4, 3), 12 * i, np.uint8) for i in range(20)])
     groups = {

@@ -88,6 +88,13 @@ def test_losses_do_not_depend_on_the_devices(system, mesh):
 
 
 @pytest.mark.slow
+def test_telemetry_sees_the_same_on_eight_devices():
+    one, eight = (computed("routed")["seen"][mesh] for mesh in ("one", "mixed"))
+    assert len(one) > 10
+    assert_close(eight, one, 3 * OPERATIONS, largest=max(one.values()))
+
+
+@pytest.mark.slow
 def test_moments_wait_in_the_hosts_memory(devices):
     dense = devices["dense"]
     assert (dense["fsdp"]["memory"], dense["all"]["memory"]) == ("pinned_host", "device")

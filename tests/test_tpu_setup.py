@@ -185,6 +185,7 @@ def test_bucket_is_mounted_into_the_source_folder_of_all_workers(cloud):
         (["--config=configs/none.py"], "there is no configs/none.py"),
         (["--spot", "--best-effort"], "exclude each other"),
         (["--env=novalue"], "--env cannot be"),
+        (["--env=WANDB_API_KEY=abc"], "--env=WANDB_API_KEY=...: others can read command lines"),
         (["run"], "unexpected argument 'run'"),
         (["--zone"], "--zone needs a value"),
         (["--zone="], "--zone is missing"),

@@ -128,13 +128,19 @@ values() {
   [[ -z ${FLAGS[$1]} ]] || mapfile -t VALUES <<<"${FLAGS[$1]}"
 }
 
-# need_training: requires a config, a workdir that outlives the machines, and variables with proper names. An error in
-# --env-file gives the number of the line only, because the line may hold a key.
+# need_training: requires a config, a workdir that outlives the machines, and variables with proper names, none of which
+# is a key on a command line. An error in --env-file gives the number of the line only, because it may hold a key.
 need_training() {
-  local workdir=${FLAGS[workdir]} file=${FLAGS[env-file]} line count=0
+  local workdir=${FLAGS[workdir]} file=${FLAGS[env-file]} line value name count=0
   need config workdir
   [[ $workdir == /* || $workdir == *://* || (-n ${FLAGS[bucket]:-} && $workdir == bucket/*) ]] ||
     misuse "--workdir=$workdir would be lost with the machine: ${NOTES[workdir]}"
+  values env
+  for value in "${VALUES[@]}"; do
+    name=${value%%=*}
+    [[ ! ${name^^} =~ (KEY|TOKEN|SECRET|PASSWORD)$ ]] ||
+      misuse "--env=$name=...: others can read command lines: put it into a file, and give --env-file"
+  done
   [[ -n $file ]] || return 0
   [[ -f $file && -r $file ]] || misuse "--env-file: there is no file $file that can be read"
   while IFS= read -r line || [[ -n $line ]]; do

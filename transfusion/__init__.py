@@ -4,12 +4,15 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Trained", "__version__", "layouts", "load_run", "pictures"]
+__all__ = ["Trained", "__version__", "Run", "experiment", "layouts", "load_run", "pictures", "train"]
 
 # Where a public name lives. Loaded on first use: `import transfusion.sequence` alone stays light.
 _HOMES = {
     "Trained": ("transfusion.api", "Trained"),
-    "load_run": ("transfusion.api", "load_run"),
+    "experiment": ("transfusion.api", "experiment"),
+    "Run": ("transfusion.notebook", "Run"),
+    "load_run": ("transfusion.notebook", "load_run"),
+    "train": ("transfusion.train", ""),  # a module that can be called
     "layouts": ("transfusion.sequence.layouts", ""),
     "pictures": ("transfusion.evaluation.pictures", ""),
 }

@@ -104,4 +104,5 @@ if __name__ == "__main__":
     flags.DEFINE_float("guidance", None, "Guidance scale; default: sampling.guidance of the config.")
     flags.DEFINE_integer("steps", None, "Steps of the solver; default: sampling.steps of the config.")
     flags.DEFINE_integer("judge_steps", JudgeConfig.steps, "Training steps of the judge.")
+    flags.DEFINE_string("judges", None, "Folder of judges that several runs share, each trained once; default: none.")
     programs.run(main)

@@ -65,6 +65,10 @@ class Learner:
             _check_causal(trunk, self.spec)
         object.__setattr__(self, "template", model_template(self.model, self.spec))
 
+    @property
+    def learned(self) -> list[str]:  # the streams that have a loss
+        return [name for name, stream in self.spec.streams.items() if stream.objective != "none"]
+
     def batch_spec(self, rows: int) -> Batch:
         return batch_spec(self.spec, rows)
 
@@ -85,9 +89,7 @@ class Learner:
         return result
 
     def with_targets(self, params: Params, batch: Batch, draws: Draws) -> Draws:
-        """Adds the targets that come from the model itself, with these parameters, to the draws of a step.
-
-        Only the rows that have such targets are run, and the text in them learns nothing from it."""
+        """Adds the targets that come from the model itself to the draws of a step, for the rows that have some."""
         result = dict(draws)
         for name in self.spec.streams:
             objective, config = self._objective(name)
@@ -122,20 +124,17 @@ class Learner:
         return {name: jnp.maximum(jnp.sum(part.loss_weight), 1e-6) for name, part in batch.items()}
 
     def loss(self, params: Params, batch: Batch, draws: Draws, totals: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
-        """The loss, summed over streams as weight * (sum of token losses / total), and the reductions for the log."""
+        """The loss, summed over streams as weight * (sum of token losses / total), and the sums for the log."""
         model: UnifiedModel = self.template.bind(params)
         inputs = {name: self.inputs(name, batch, draws) for name in self.spec.streams}
         encoded, loads = model.encode_counted(inputs)
         scalar, sums = jnp.zeros(()), _sums_of(loads)
-        for name, stream in self.spec.streams.items():
-            objective, config = self._objective(name)
-            if stream.objective == "none":
-                continue
-            part = batch[name]
+        for name in self.learned:
+            (objective, config), part = self._objective(name), batch[name]
             beside = {other: (encoded[other].hidden, batch[other]) for other in objective.beside(config)}
             per_token, extra = objective.loss(model.head_of(name), encoded[name], part, draws[name] | beside, config)
             total = jnp.sum(per_token * part.loss_weight)
-            scalar += stream.weight * total / totals[name]
+            scalar += self.spec.streams[name].weight * total / totals[name]
             sums[f"{name}_loss"] = (total, part.loss_weight.sum())
             sums |= {f"{name}_{key}": pair for key, pair in extra.items()}
         return scalar, sums
@@ -192,13 +191,8 @@ class Learner:
         """Counts the model FLOPs of one training step on each packed row, without recomputation (PaLM, appendix B).
 
         They are 6 per weight and token slot that passes it, padding included, and 12 D per layer and pair of tokens of
-        this very batch of which one sees the other (see `pairs.allowed_pairs`).
-
-        Args:
-          batch: numpy arrays.
-
-        Returns:
-          float64 [B].
+        this very batch of which one sees the other (see `pairs.allowed_pairs`). `batch` has numpy arrays; the result is
+        float64 [B].
         """
         return self._flops(lambda *streams: allowed_pairs(batch, self.spec, *streams))
 
@@ -213,6 +207,11 @@ class Learner:
             inside, changed = self._streams_of(config)
             total = total + 12.0 * config.layers * config.heads * config.size * pairs(changed, inside, config.causal)
         return total
+
+    @property
+    def weights_per_token(self) -> float:
+        """How many weights a token slot passes, as the mean over slots: a routed token passes few of the experts'."""
+        return self._weight_flops / 6 / self.tokens(1)
 
     @functools.cached_property
     def _weight_flops(self) -> float:

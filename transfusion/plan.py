@@ -24,7 +24,7 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning import compiled, shapes
 from transfusion.planning.assembly import KernelUse, uses_text
-from transfusion.planning.cost import Cost, bounds
+from transfusion.planning.cost import UNKNOWN, Cost, bounds
 from transfusion.planning.shapes import Sharding
 from transfusion.running.chips import GIB, Topology, parse_topology
 from transfusion.sharding import AXES, RULES, make_mesh
@@ -124,6 +124,9 @@ def _memory(cost: Cost) -> dict[str, Any]:
 
 def _collectives(cost: Cost) -> dict[str, Any]:
     program = cost.program
+    if cost.collectives == UNKNOWN:
+        names = ("collectives", "bytes_sent", "bytes_sent_between_slices", "loops_of_unknown_length")
+        return dict.fromkeys(names) | {"collectives_how": UNKNOWN}
     return {
         "collectives": program.by_kind(),
         "collectives_how": cost.collectives,
@@ -149,7 +152,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
     lines.append(f"               FLOPs counted on {result['flops_counted_on']}")
     if sampler := result.get("sampler"):
         lines += ["sampler, one prompt per device of slice, data, fsdp and expert", *_memory_lines(sampler, memory)]
-        loops = sampler["loops_of_unknown_length"]
+        loops = sampler["loops_of_unknown_length"] or 0
         lines += _collective_lines(sampler) + [f"               {loops} loops over tokens or steps counted once"] * (
             loops > 0
         )
@@ -193,6 +196,8 @@ def _memory_lines(part: Mapping[str, Any], memory: float) -> list[str]:
 
 
 def _collective_lines(part: Mapping[str, Any]) -> list[str]:
+    if part["collectives"] is None:
+        return ["  collectives  unknown: the compiler's text of the program is missing, or is not understood"]
     kinds = ", ".join(f"{e['count']} {k} {e['bytes'] / 1e9:.3g} GB" for k, e in part["collectives"].items()) or "none"
     far = part["bytes_sent_between_slices"]
     lines = [f"  collectives  {kinds}; {part['bytes_sent'] / 1e9:.3g} GB sent per device ({part['collectives_how']})"]

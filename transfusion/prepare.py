@@ -4,38 +4,21 @@ python -m transfusion.prepare --data_dir data digits emoji text        # those t
 python -m transfusion.prepare --data_dir data --records rows.jsonl --reader llava mine    # your records, as data/mine
 """
 
-import sys
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from transfusion import programs
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.data.record_writer import write_records
 from transfusion.errors import UsageError, require
 
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder that receives the datasets.")
-_RECORDS = flags.DEFINE_string("records", None, "File, pattern or folder of records, written under the name given.")
-_READER = flags.DEFINE_string("reader", "", "Their public form, such as llava; default: records with segments.")
-_FILES = flags.DEFINE_string("files", "", "Folder of the files that they name; default: that of the records.")
+
+def main(argv: Sequence[str]) -> None:
+    (write_datasets if FLAGS.records is None else _write_records)(argv[1:])
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def main(names: list[str]) -> None:
-    try:
-        (write_datasets if _RECORDS.value is None else _write_records)(names)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def write_datasets(names: list[str]) -> None:
+def write_datasets(names: Sequence[str]) -> None:
     """Writes the datasets with these names, which `transfusion.data.builders` knows."""
     require("tensorflow_datasets", "demo")
     from transfusion.data import builders  # here, as they are written with TFDS, which is an extra
@@ -43,26 +26,35 @@ def write_datasets(names: list[str]) -> None:
     if not names:
         raise UsageError(f"name the datasets to prepare: {', '.join((*builders.BUILDERS, *builders.FOLDERS))}")
     for name in names:
-        print(f"{name}: {builders.write(name, _DATA_DIR.value)}")
+        print(f"{name}: {builders.write(name, FLAGS.data_dir)}")
 
 
-def _write_records(names: list[str]) -> None:
+def _write_records(names: Sequence[str]) -> None:
     """Writes a source of the kind 'records' as DATA_DIR/NAME; says each record that is left out, and why."""
     if len(names) != 1 or not names[0].strip() or "/" in names[0]:
         raise UsageError("give one name for the records: --records rows.jsonl NAME")
-    config = SourceConfig(kind="records", path=_RECORDS.value, reader=_READER.value, files=_FILES.value)
+    config = SourceConfig(kind="records", path=FLAGS.records, reader=FLAGS.reader, files=FLAGS.files)
     bad: list[str] = []
 
     def on_bad(line: str) -> None:
         bad.append(line)
         print(f"left out {line}", file=sys.stderr)
 
-    folder = f"{_DATA_DIR.value}/{names[0]}"
+    folder = f"{FLAGS.data_dir}/{names[0]}"
     count = write_records(config, folder, DataConfig().pixel_limit, on_bad)
     left_out = f", {len(bad)} left out" if bad else ""
     print(f"{names[0]}: {count} records{left_out} in {folder}")
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("data_dir", "data", "Folder that receives the datasets.")
+    flags.DEFINE_string("records", None, "File, pattern or folder of records, written under the name given.")
+    flags.DEFINE_string("reader", "", "Their public form, such as llava; default: records with segments.")
+    flags.DEFINE_string("files", "", "Folder of the files that they name; default: that of the records.")
+
+
+FLAGS = flags.FLAGS
+
 if __name__ == "__main__":
-    programs.packages_first()
-    app.run(lambda argv: main(argv[1:]), flags_parser=_parse)
+    define_flags()
+    programs.run(main, files=None)

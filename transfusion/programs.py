@@ -1,43 +1,55 @@
 """What every program shares: flags, the config file, errors as one line with exit code 2, and how a program ends."""
 
+import contextlib
+import contextvars
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from absl import app, flags
 
 from transfusion.config import Experiment, from_config
-from transfusion.config.explain import check_config_file, explain, load_config, raised_in_config
+from transfusion.config import help as config_help
+from transfusion.config.explain import check_config_file, config_of, explain, load_config, raised_in_config
+from transfusion.config.named import with_paths
 from transfusion.errors import UsageError
+from transfusion.remote.secrets import check_no_secrets
 from transfusion.running import distributed
 from transfusion.running.orbax_noise import saves_wait_in_vain
 
 
-def run(main: Callable[[Sequence[str]], None], files: int = 0) -> None:
+def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
     """Runs a program with absl's app.run; a mistake of the user is `error: <one line>` on stderr and exit code 2.
 
     Args:
       main: gets the arguments that are no flags, after the program's name.
-      files: how many such arguments there may be.
+      files: how many such arguments there may be; None is any number.
     """
     packages_first()
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            check_no_secrets(argv)
+            argv = with_paths(argv)
             check_config_file(argv)
-            return flags.FLAGS(list(argv))
+            if asked := config_help.asked(argv):
+                print(
+                    config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
+                )
+                sys.exit(0)
+            return flags.FLAGS(argv)
         except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
             _fail(explain(error, argv))
         except BaseException as error:  # SystemExit, KeyboardInterrupt, GeneratorExit, asyncio's CancelledError
-            if not raised_in_config(error, argv):  # --help ends so, too
+            if not raised_in_config(error, argv):  # the end of --help is one of these, too
                 raise
             _fail(explain(error, argv))
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1 + files:
+        if files is not None and len(argv) > 1 + files:
             _fail(f"unexpected argument {argv[1 + files]!r}: flags have the form --name=value")
         try:
             main(argv)
@@ -107,10 +119,31 @@ def experiment_of(config: object) -> Experiment:
     return from_config(config)
 
 
+# The config files that are read in place of others, by their whole paths; see `in_place_of`.
+_INSTEAD: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("instead")
+
+
+@contextlib.contextmanager
+def in_place_of(files: Mapping[str | os.PathLike, str | os.PathLike]) -> Iterator[None]:
+    """Within this context `load_experiment` reads other config files: {file: the one in its place}, which has the
+    form that is asked for, or one of its own for the form without a name ('FILE:FORM').
+
+    A config that is a small change of another one is so put on another base, with all that lies between them: with
+    {'configs/digits.py': 'configs/scenes_dense.py'}, `configs/chameleon.py` is Chameleon on scenes.
+    """
+    token = _INSTEAD.set({os.path.realpath(file): str(other) for file, other in files.items()})
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
+
+
 def load_experiment(path: str | os.PathLike) -> Experiment:
     """The experiment of a config file; `path` may end in ':form'.
 
     Raises:
       UsageError: naming the line of the file, or the field that cannot work.
     """
-    return from_config(load_config(*str(path).split(":", 1)))
+    file, *form = str(path).split(":", 1)
+    file, *own = _INSTEAD.get({}).get(os.path.realpath(file), file).split(":", 1)
+    return from_config(load_config(file, *(form or own)))

@@ -14,7 +14,7 @@ from absl import flags
 from transfusion import programs, storage
 from transfusion.errors import UsageError
 from transfusion.evaluation import page
-from transfusion.evaluation.sections import experts, images, numbers, origin
+from transfusion.evaluation.sections import experts, images, numbers, origin, telemetry
 from transfusion.evaluation.sections.material import Material, read_material
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.workdir.config_file import read_experiment
@@ -23,6 +23,7 @@ from transfusion.workdir.config_file import read_experiment
 SECTIONS = (
     ("scores", "Scores", numbers.scores),
     ("curves", "Training", numbers.curves),
+    ("telemetry", "Inside the model", telemetry.telemetry),
     ("experts", "Experts", experts.experts),
     ("samples", "Images drawn from captions", images.samples),
     ("trajectory", "From noise to an image", images.from_noise),

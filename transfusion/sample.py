@@ -5,12 +5,18 @@ r"""Samples from a trained run: an image for a text, a caption for an image, or 
   python -m transfusion.sample --workdir runs/digits --prompt 'before <image:in.png> after' --num 4
   python -m transfusion.sample --workdir runs/speech --prompt 'seven' --output seven.wav
   python -m transfusion.sample --workdir runs/omni --prompt 'seven:' --kind sound --output seven.wav
+  python -m transfusion.sample --workdir runs/digits --prompts prompts.jsonl --output drawings --json
 
 Without --output the result is printed in reading order, and what is drawn is saved in WORKDIR/samples: images as PNG,
 clips as animated WebP, sounds as WAV.
+
+A file of prompts (`--prompts`) holds a JSON object per line, such as {"id": "a", "prompt": "a handwritten seven"},
+{"image": "in.png"} (its caption) or {"text": "Once"} (what the model writes behind it); see
+`transfusion.adapters.lines`. The folder `--output` gets the files and results.jsonl. The same command again goes on
+where it was stopped.
 """
 
-import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -21,17 +27,19 @@ import numpy as np
 from absl import flags
 
 from transfusion import programs, storage
+from transfusion.adapters import batches
+from transfusion.adapters.lines import read_lines
 from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.prompts import as_path, checked_size, checked_text
+from transfusion.api.settings import define_settings, settings_given
 from transfusion.data import media
 from transfusion.errors import UsageError, shown
+from transfusion.remote.hub import is_model
 from transfusion.running.jax_setup import set_up_jax
-from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
 MOST_SAMPLES = 1_000_000
 
-_FLAG = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}  # by the type of a setting
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
 
@@ -42,22 +50,23 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: give the folder of a training run, for example --workdir runs/digits")
-    if (FLAGS.prompt is None) == (FLAGS.caption is None):
-        raise UsageError("give either --prompt 'some text' or --caption FILE")
-    if FLAGS.output and FLAGS.prompt is None:
+    if sum(given is not None for given in (FLAGS.prompt, FLAGS.caption, FLAGS.prompts)) != 1:
+        raise UsageError("give one of --prompt 'some text', --caption FILE and --prompts FILE.jsonl")
+    if FLAGS.output and FLAGS.caption is not None:
         raise UsageError("--output is where a --prompt is drawn; --caption reads a file and prints text")
     asked = {"label": FLAGS.label, "kind": FLAGS.kind, "size": FLAGS.size and read_size(FLAGS.size)}
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked and FLAGS.prompt is None:
         name, what = next(iter(asked)), {"label": "class"}
-        raise UsageError(
-            f"--{name} is the {what.get(name, name)} of what a --prompt draws; --caption reads a file and prints text"
-        )
-    if FLAGS.output:
+        other = "lines of --prompts have their own" if FLAGS.prompts else "--caption reads a file and prints text"
+        raise UsageError(f"--{name} is the {what.get(name, name)} of what a --prompt draws; {other}")
+    if FLAGS.json and FLAGS.prompts is None:
+        raise UsageError("--json prints the results of --prompts")
+    if FLAGS.output and FLAGS.prompts is None:
         check_output(FLAGS.output)
-    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    SamplerConfig(**settings)  # refuses what cannot work before anything is loaded
+    settings = settings_given()
+    if FLAGS.prompts is not None:
+        return work_through(settings)
     run = load_run(FLAGS.workdir)
     if FLAGS.caption is not None:
         return caption(run, read_medium(run, FLAGS.caption), settings)
@@ -66,7 +75,12 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output:
         draw(run, prompt, pathlib.Path(FLAGS.output), settings)
     else:
-        write(run, prompt, pathlib.Path(FLAGS.workdir) / "samples", settings)
+        write(run, prompt, samples_folder(FLAGS.workdir), settings)
+
+
+def samples_folder(workdir: str) -> pathlib.Path:
+    """Where drawings without an --output go: into the workdir; of a model on a hub into the current folder."""
+    return pathlib.Path("samples") if is_model(workdir) else pathlib.Path(workdir) / "samples"
 
 
 def parts() -> Iterator[tuple[int, int, int]]:
@@ -107,6 +121,30 @@ def write(run: Trained, prompt: list[str | np.ndarray], folder: pathlib.Path, se
                 save(run, part, path)
                 line, drawn = f"{line}<{kind_of(part)}:{path}>", drawn + 1
             print(line)
+
+
+def work_through(settings: dict) -> None:
+    """Makes what the lines of --prompts ask for and is not in the folder --output yet."""
+    if not FLAGS.output or "://" in FLAGS.output:
+        raise UsageError("--output is missing: give a folder of this machine for the results of --prompts")
+    lines = read_lines(FLAGS.prompts, FLAGS.num, FLAGS.seed)
+    folder = pathlib.Path(FLAGS.output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output={FLAGS.output} is a file: give a folder for the results of --prompts")
+    todo = batches.Batches(load_run(FLAGS.workdir), lines, folder, settings, FLAGS.batch)
+    made, before = batches.work_through(todo, tell_json if FLAGS.json else tell)
+    print(f"made {made}, {before} were done before; see {folder / batches.RESULTS}", file=sys.stderr)
+
+
+def tell_json(result: batches.Result) -> None:
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def tell(result: batches.Result) -> None:
+    for name in result["files"]:
+        print(f"saved {pathlib.Path(FLAGS.output) / name}", flush=True)
+    if result["text"]:
+        print(f"{shown(result['id'])}: {shown(result['text'])}", flush=True)
 
 
 def check_output(output: str) -> None:
@@ -187,10 +225,13 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "output", None, "Draw the prompt into this file (image .png, clip .webp, .gif or .png, sound .wav); with --num "
-        "into NAME-0.png, NAME-1.png, ...",
+        "into NAME-0.png, NAME-1.png, ...; with --prompts the folder of all results.",
     )  # fmt: skip
     flags.DEFINE_alias("image", "output")
     flags.DEFINE_string("caption", None, "Print a caption of this image, animation or WAV file.")
+    flags.DEFINE_string("prompts", None, "Draw, caption and write what the lines of this JSONL file ask for.")
+    flags.DEFINE_bool("json", False, "Print each result of --prompts as a JSON line.")
+    flags.DEFINE_integer("batch", batches.ROWS, "Samples of --prompts that are made at a time.", lower_bound=1)
     flags.DEFINE_integer("label", None, "The class of what is drawn, of models that have classes.", lower_bound=0)
     flags.DEFINE_string("kind", None, "What is drawn, such as 'sound', of models that draw several kinds of media.")
     flags.DEFINE_string(
@@ -198,9 +239,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1, upper_bound=MOST_SAMPLES)
     flags.DEFINE_integer("seed", 0, "Same seed, same result.", lower_bound=0, upper_bound=MOST_SEED)
-    for field in dataclasses.fields(SamplerConfig):
-        if field.type in _FLAG:
-            _FLAG[field.type](field.name, None, f"Replaces the config's sampling.{field.name}.")
+    define_settings()
 
 
 FLAGS = flags.FLAGS

@@ -7,12 +7,13 @@ files, and they are read up to a limit, so that none of them can take all memory
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from absl import logging
@@ -169,6 +170,18 @@ def check_writable(path: str | os.PathLike, size: int = ROOM) -> None:
 def make_folder(path: str | os.PathLike) -> None:
     """Makes a folder and those above it, unless it is there; raises UsageError or StorageError in one line."""
     attempt(f"cannot write to {path}", lambda: epath.Path(path).mkdir(parents=True, exist_ok=True))
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Waits until no other program holds the lock file `path`, and holds it while the context lasts.
+
+    Storage without locks, such as some network file systems, is used without one.
+    """
+    with open(path, "wb", opener=own_file) as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_bucket(path: str | os.PathLike) -> bool:

@@ -9,9 +9,11 @@ The loop knows no objective: a task (`transfusion.tasks`) gives parameters, draw
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,30 +24,47 @@ from ml_collections import config_flags
 
 from transfusion import initial, programs, sharding, storage
 from transfusion.config import Experiment, checked, to_json
+from transfusion.evaluation.while_training import drawings
+from transfusion.planning import forecast
 from transfusion.running import distributed, provenance, supervise
 from transfusion.running.agreement import check_same, is_first
 from transfusion.running.checkpoint import Checkpoints
 from transfusion.running.guard import Guard
-from transfusion.running.heartbeat import COMPUTES, DONE, EVALUATES, READS, SAVES, Pulse
+from transfusion.running.heartbeat import DONE, Pulse
 from transfusion.running.interruption import Interruption
 from transfusion.running.jax_setup import set_up_jax
 from transfusion.running.local_rows import local_rows, place
 from transfusion.running.own_files import sole_use
+from transfusion.running.profile import Profile, parse_window
 from transfusion.running.restore import restore_state
 from transfusion.sequence import text
 from transfusion.tasks import Task, make_task
-from transfusion.training.held_out import HeldOut, held_out_losses
+from transfusion.training.held_out import held_out_losses
+from transfusion.training.loop import Callback, Loop
 from transfusion.training.run_log import RunLog
 from transfusion.training.saving import Saver
 from transfusion.training.step import TrainState, abstract_state, compile_init, jit_step, state_shardings
+from transfusion.training.telemetry import make_look
+from transfusion.training.watching import Watch
 from transfusion.workdir import portable, resume
 from transfusion.workdir.place import check_workdir
 
 
-def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequence[str] = ()) -> TrainState:
+def train(
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    allow_change: Sequence[str] = (),
+    callback: Callback | None = None,
+    progress: bool = True,
+    profile_steps: str = "",
+) -> TrainState:
     """Trains, or continues the workdir's newest intact checkpoint, up to `experiment.steps`.
 
-    `allow_change` names fields that may differ from the checkpoint's though they give its weights their meaning.
+    Args:
+      allow_change: fields that may differ from the checkpoint's though they give its weights their meaning.
+      callback: is called after each step that is logged; if it returns true, the training ends as if interrupted.
+      progress: whether to show a line of progress.
+      profile_steps: such as '100:110', the steps that are traced; see `transfusion.running.profile`.
 
     Raises:
       UsageError: if the config, the data or the checkpoints cannot be used, or the checkpoint is of another config.
@@ -60,7 +79,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
     rows = sharding.batch_shardings(batch, mesh)
     mine = local_rows(batch, rows)
     step, abstract = jit_step(task, experiment, shardings, rows), abstract_state(task, experiment, shardings)
-    watch, pulse = Guard(experiment.guard), Pulse()
+    guard, pulse = Guard(experiment.guard), Pulse()
     with (
         Interruption() as interruption,  # first: a signal must not end what is saved while the rest closes
         sole_use(workdir) if is_first() else contextlib.nullcontext(),
@@ -68,36 +87,22 @@ def train(experiment: Experiment, workdir: str | os.PathLike, allow_change: Sequ
         task.open_data(experiment, mine) as data,
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
-        RunLog(workdir, task, experiment, mine) as log,
+        RunLog(workdir, task, experiment, mine, progress) as log,
+        contextlib.closing(Profile(parse_window(profile_steps), workdir, log.clock.paused)) as profile,
     ):
-        saver = Saver(checkpoints, data, watch, experiment)
+        saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))
         _begin(continued, experiment, workdir)
         log.start(at)
-        held_out = held_out_losses(task, experiment, rows)
+        looks = held_out_losses(task, experiment, rows), drawings(task, experiment, mesh, workdir)
+        watch = Watch(experiment, pulse, log, *looks, make_look(task, experiment, shardings, rows))
+        placed = functools.partial(place, shardings=rows, rows=mine, total=experiment.batch_size)
         interruption.listen()
-        while at < experiment.steps and not interruption.reached(at):
-            pulse.beat(at, READS)
-            with saver.saves_on_failure(at, state):
-                batch = place(log.counted(next(data)), rows, mine, experiment.batch_size)
-            pulse.beat(at, COMPUTES)
-            state = step(state, batch)
-            pulse.stepped(functools.partial(jax.block_until_ready, state))
-            at += 1
-            if log.due(at):
-                with saver.saves_on_failure(at, state):
-                    losses = _held_out(held_out, at, state, experiment, pulse, log)
-                    state, in_a_row = log.write(at, state, data.stats(), losses)
-                if watch.should_roll_back(at, in_a_row):
-                    at, state = saver.roll_back(abstract, at, state.skips)
-                    log.start(at)
-                    continue
-            checkpoints.check()
-            if checkpoints.due(at) or at == experiment.steps:
-                _save(saver, at, state, pulse, log)
-        if interruption.requested:
-            saver.save_once(at, state)
-            logging.warning("stopped at step %d; the same command continues", at)
+        loop = Loop(
+            experiment, step, placed, data, abstract, saver, checkpoints, guard, log, profile, watch, interruption,
+            callback,
+        )  # fmt: skip
+        at, state = loop.run(at, state)
     if at >= experiment.steps:
         pulse.beat(at, DONE)
     return state
@@ -163,36 +168,28 @@ def _same_start(experiment: Experiment, data: Any) -> Iterator[None]:
     yield
 
 
-def _held_out(
-    losses: HeldOut | None, at: int, state: TrainState, experiment: Experiment, pulse: Pulse, log: RunLog
-) -> dict[str, float | None]:
-    """The held-out losses, if they are due after this step."""
-    if losses is None or at % experiment.eval.every:
-        return {}
-    jax.block_until_ready(state)  # the steps still running count as training
-    pulse.beat(at, EVALUATES)
-    with log.clock.paused():
-        return losses(state.best)
-
-
-def _save(saver: Saver, at: int, state: TrainState, pulse: Pulse, log: RunLog) -> None:
-    """Saves, in time that does not count as training."""
-    jax.block_until_ready(state)
-    pulse.beat(at, SAVES)
-    with log.clock.paused():
-        saver.save(at, state)
-
-
 def main(argv: Sequence[str]) -> None:
     set_up_jax()
     check_workdir(FLAGS.workdir)
     experiment = programs.experiment_of(FLAGS.config)
+    if FLAGS.trackers is not None:
+        experiment = _tracked_by(experiment, FLAGS.trackers)
+    parse_window(FLAGS.profile)
     allowed = [field for given in FLAGS.allow_change for field in given.split(",") if field]
     supervise.patience()  # refuses wrong flags even without --supervise
+    if FLAGS.dry_run:
+        print(forecast.text(forecast.forecast(_as_given(experiment, FLAGS.workdir), FLAGS.workdir)))
+        return
     if FLAGS.supervise:
         sys.exit(_supervise(experiment, allowed))
     distributed.start(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.start_timeout, FLAGS.workdir)
-    train(experiment, FLAGS.workdir, allowed)
+    train(experiment, FLAGS.workdir, allowed, profile_steps=FLAGS.profile)
+
+
+def _tracked_by(experiment: Experiment, names: str) -> Experiment:
+    """The experiment with the trackers of a flag, such as 'tensorboard,wandb'; '' has none."""
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    return dataclasses.replace(experiment, trackers=dataclasses.replace(experiment.trackers, names=chosen))
 
 
 def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
@@ -208,6 +205,14 @@ def _supervise(experiment: Experiment, allowed: Sequence[str]) -> int:
     return supervisor.run()
 
 
+class _Module(types.ModuleType):
+    """`transfusion.train` is this module, and what scripts and notebooks call: see `transfusion.notebook.train`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return importlib.import_module("transfusion.notebook").train(*arguments, **options)  # it imports this module
+
+
+sys.modules[__name__].__class__ = _Module
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -217,6 +222,12 @@ if __name__ == "__main__":
         "allow_change", [], "Field, such as objectives, that may differ from the checkpoint's though its weights were "
         "trained with the old value; several with commas."
     )  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Tell what would be trained: parameters, FLOPs, memory, time. Write nothing.")
+    flags.DEFINE_string(
+        "trackers", None, "Where the run is shown, with commas: tensorboard, wandb, trackio, mlflow. Replaces "
+        "--config.trackers.names; '' is none."
+    )  # fmt: skip
+    flags.DEFINE_string("profile", "", "FIRST:LAST: trace these steps, for TensorBoard's profile plugin and Perfetto.")
     distributed.define_flags()
     supervise.define_flags()
     programs.run(main)

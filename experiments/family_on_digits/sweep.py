@@ -2,6 +2,8 @@
 
 import pathlib
 
+from transfusion.sweep import RunOf
+
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # All configs are based on `configs/digits.py`; only the system differs. Runs that others begin with come before them,
 # and their steps are not counted for the others: the text model that some freeze, the tower and the first stage of
@@ -51,26 +53,25 @@ MEMBERS = {
     "unitoken": "unitoken.py",
     "llamagen": "llamagen.py",
 }
-RUNS = "runs/family_on_digits"
-TEXT = {"init.path": f"{RUNS}/lmfusion_text"}  # systems that begin with the frozen text model
-TOWER = {"init.others.tower.path": f"{RUNS}/contrastive"}
-CODES = {"codec.path": f"{RUNS}/vq_digits"}
+TEXT = {"init.path": RunOf("lmfusion_text")}  # systems that begin with the frozen text model
+TOWER = {"init.others.tower.path": RunOf("contrastive")}
+CODES = {"codec.path": RunOf("vq_digits")}
 CHANGES = {
     "lmfusion": TEXT,
     "llava_projector": TEXT | TOWER,
     "resampler": TEXT | TOWER,
     "flamingo": TEXT | TOWER,
-    "rae_codec": {"init.path": f"{RUNS}/contrastive"},
-    "rae": {"codec.path": f"{RUNS}/rae_codec"},
-    "llava": {"init.path": f"{RUNS}/llava_projector"},
+    "rae_codec": {"init.path": RunOf("contrastive")},
+    "rae": {"codec.path": RunOf("rae_codec")},
+    "llava": {"init.path": RunOf("llava_projector")},
     "metaqueries": TEXT,
     "metaqueries_cross": TEXT,
     "qwen_image": TEXT,
-    "semantic_autoencoder": {"init.path": f"{RUNS}/janus_understanding"},
-    "blip3o": TEXT | {"codec.path": f"{RUNS}/semantic_autoencoder"},
-    "var": {"codec.path": f"{RUNS}/vq_digits_multiscale", "init.path": f"{RUNS}/vq_digits_multiscale"},
-    "showo": CODES | {"init.path": f"{RUNS}/vq_digits"},
-    "dimoo": CODES | {"init.path": f"{RUNS}/vq_digits"},
+    "semantic_autoencoder": {"init.path": RunOf("janus_understanding")},
+    "blip3o": TEXT | {"codec.path": RunOf("semantic_autoencoder")},
+    "var": {"codec.path": RunOf("vq_digits_multiscale"), "init.path": RunOf("vq_digits_multiscale")},
+    "showo": CODES | {"init.path": RunOf("vq_digits")},
+    "dimoo": CODES | {"init.path": RunOf("vq_digits")},
 } | dict.fromkeys(("janus", "chameleon", "emu3", "unitoken", "llamagen"), CODES)
 
 

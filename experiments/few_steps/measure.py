@@ -41,7 +41,7 @@ def drawings(name: str, run, judge, real) -> dict[str, dict]:
     rows = {}
     for how, sampler in samplers(run).items():
         drawn = scores.draw_classes(run, real, FLAGS.samples, seed=0, **sampler)
-        distance = scores.feature_distance(judge, drawn, real, 0)
+        distance, _ = scores.feature_distances(judge, drawn, real, 0)
         rows[how] = {"accuracy": scores.generation(judge, drawn).all, "feature_distance": distance["distance"]}
         print(
             f"| {name} | {how} | {percent(rows[how]['accuracy'])} | {number(rows[how]['feature_distance'])} |",

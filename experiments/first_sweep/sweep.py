@@ -2,6 +2,8 @@
 
 import pathlib
 
+from transfusion.sweep import grid
+
 CONFIG = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py")
 SHORT = {
     "steps": 200,
@@ -12,11 +14,9 @@ SHORT = {
     "eval.captions": 100,
     "model.layers": 2,
 }
+WIDTHS = ((32, 2), (64, 4), (128, 8))
 
 
 def get_sweep():
     """(name, config file, fields that differ)."""
-    return [
-        (f"width_{width}", CONFIG, {**SHORT, "model.width": width, "model.heads": width // 16})
-        for width in (32, 64, 128)
-    ]
+    return grid(CONFIG, {("model.width", "model.heads"): WIDTHS}, SHORT)

@@ -2,11 +2,13 @@
 
   python experiments/scenes/parser.py            # 10,000 scenes and 2,000 clips: 2 minutes on a core
   python experiments/scenes/parser.py --scenes 300 --output /tmp/parser.json
+  python experiments/scenes/parser.py --plain             # the plain world alone; the other numbers stay
 
 Prints a table in Markdown and writes the numbers to parser.json beside this file: the share of rendered scenes that are
-read exactly at 32 and 64 pixels, under noise (standard deviation in levels of 0 to 255), blur (standard deviation in
-pixels at 32), JPEG, and after being halved and doubled; the share of clips read exactly under noise; and the share of
-pictures that are rejected although the things in them are read rightly, when something else is added to them.
+read exactly at 32 and 64 pixels, and at 16 those of the plain world (large things before white), under noise (standard
+deviation in levels of 0 to 255), blur (standard deviation in pixels at 32), JPEG, and after being halved and doubled;
+the share of clips read exactly under noise; and the share of pictures that are rejected although the things in them are
+read rightly, when something else is added to them.
 The shares under noise are the ceiling of any model whose pictures are so noisy.
 """
 
@@ -30,6 +32,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SCENES = flags.DEFINE_integer("scenes", 10_000, "Rendered scenes at each size.")
 DAMAGED = flags.DEFINE_integer("damaged", 1000, "Scenes for each kind and degree of damage.")
 CLIPS = flags.DEFINE_integer("clips", 2000, "Clips.")
+PLAIN = flags.DEFINE_bool("plain", False, "Measure the plain world at 16 pixels alone.")
 OUTPUT = flags.DEFINE_string("output", str(HERE / "parser.json"), "The file of results.")
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -91,6 +94,11 @@ def scenes(number: int) -> list:
     return found
 
 
+def plain_scenes(number: int) -> list:
+    """Scenes of the plain world, of all splits and skills of captions, with 1 to 4 things."""
+    return [tasks.draw("plain_captions", SPLITS[i % len(SPLITS)], i).scenes[0] for i in range(number)]
+
+
 def exact(shown, scene) -> bool:
     return shown.scene == scene and not shown.faults
 
@@ -99,17 +107,23 @@ def share(right: int, of: int) -> dict:
     return {"right": right, "of": of}
 
 
+def of_size(made: list, name: str, pixels: int, rng: np.random.Generator) -> dict:
+    """How many scenes are read exactly, as rendered and damaged."""
+    result = {name: share(sum(exact(parse(render(s, pixels)), s) for s in made), len(made))}
+    made = made[: DAMAGED.value]
+    for damaged, damage in DAMAGES.items():
+        read = [parse(damage(render(s, pixels), rng)) for s in made]
+        things = sum(shown.scene == scene for shown, scene in zip(read, made, strict=True))
+        result[f"{name}, {damaged}"] = share(sum(map(exact, read, made)), len(made)) | {"scene right": things}
+    return result
+
+
 def measure() -> dict:
     rng = np.random.default_rng(0)
     made, result = scenes(SCENES.value), {}
     for pixels in (32, 64):
-        result[f"{pixels} pixels"] = share(sum(exact(parse(render(s, pixels)), s) for s in made), len(made))
+        result |= of_size(made, f"{pixels} pixels", pixels, rng)
     made = made[: DAMAGED.value]
-    for pixels in (32, 64):
-        for name, damage in DAMAGES.items():
-            read = [parse(damage(render(s, pixels), rng)) for s in made]
-            things = sum(shown.scene == scene for shown, scene in zip(read, made, strict=True))
-            result[f"{pixels} pixels, {name}"] = share(sum(map(exact, read, made)), len(made)) | {"scene right": things}
     for radius in (1.5, 2.0, 3.0):
         read = [parse(blob(radius)(render(s, 32), rng)) for s in made]
         result[f"32 pixels, a spot of radius {radius}"] = share(sum(map(exact, read, made)), len(made))
@@ -127,8 +141,11 @@ def measure() -> dict:
 
 def main(argv) -> None:
     del argv
-    result = measure()
-    pathlib.Path(OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
+    path = pathlib.Path(OUTPUT.value)
+    plain = of_size(plain_scenes(SCENES.value), "plain, 16 pixels", 16, np.random.default_rng(0))
+    before = json.loads(path.read_text()) if PLAIN.value and path.is_file() else {}
+    result = before | plain if PLAIN.value else measure() | plain
+    path.write_text(json.dumps(result, indent=1) + "\n")
     print("| pictures | read exactly |\n|---|---|")
     for name, found in result.items():
         print(f"| {name} | {found['right']} of {found['of']} |")

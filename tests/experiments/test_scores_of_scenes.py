@@ -14,6 +14,7 @@ from transfusion.data.pipeline import Pipeline
 from transfusion.data.scenes import changes, moving, tasks, words
 from transfusion.data.scenes.draws import Chance
 from transfusion.data.scenes.render import render
+from transfusion.evaluation.scenes import tasks as judged
 from transfusion.programs import load_experiment
 from transfusion.train import train
 
@@ -27,11 +28,6 @@ def load(name):
     return module
 
 
-@pytest.fixture(scope="module")
-def scenes():
-    return load("scenes/run")
-
-
 class Knowing:
     """A run that gives what the records say; if it is blind, the background alone and no words."""
 
@@ -41,16 +37,22 @@ class Knowing:
     def _picture(self, scene):
         return np.zeros((32, 32, 3), np.uint8) if self._blind else render(scene)
 
-    def draw(self, prompts):
+    shows = "image"
+
+    def draw(self, prompts, kind):
         assert len(prompts) == len(self._drawn)
+        if self._drawn[0].clip:
+            clips = [moving.render_clip(one.clip) for one in self._drawn]
+            return [np.zeros_like(clip) if self._blind else clip for clip in clips]
         return [self._picture(one.scenes[-1]) for one in self._drawn]
 
     def caption(self, media):
         return ["" if self._blind else one.texts[0] for one in self._drawn]
 
+    def answer(self, prompts, **settings):
+        return ["" if self._blind else f" {one.texts[1]}" for one in self._drawn]
+
     def generate(self, prompts, **settings):
-        if self._drawn[0].kind != "stories":
-            return [["" if self._blind else one.texts[1]] for one in self._drawn]
         told = [(*one.texts[1:], "") for one in self._drawn]
         return [
             [part for scene, said in zip(one.scenes, after, strict=True) for part in (self._picture(scene), said)]
@@ -58,16 +60,15 @@ class Knowing:
         ]
 
 
-@pytest.mark.parametrize("task", [name for name in tasks.TASKS if name != "clips"])
-def test_a_run_that_knows_is_right_and_a_blind_one_is_not(scenes, task):
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_run_that_knows_is_right_and_a_blind_one_is_not(task):
     drawn = [tasks.draw(task, "test", number) for number in range(20)]
     for blind, wanted in ((False, 1.0), (True, 0.0)):
-        result = scenes.MEASURES[task](Knowing(drawn, blind), drawn)
-        shares = [one["right"] / one["of"] for one in result.values() if isinstance(one, dict)]
-        assert shares and set(shares) == {wanted}
+        for right in judged.TASKS[task](Knowing(drawn, blind), drawn, tasks.TASKS[task].pixels).values():
+            assert len(right) == 20 and {*map(float, right)} == {wanted}
 
 
-def test_a_story_goes_on_from_what_was_drawn(scenes):
+def test_a_story_goes_on_from_what_was_drawn():
     """A wrong second panel is one wrong panel if the third is right from there on."""
     one = next(d for d in (tasks.draw("stories", "test", n) for n in range(99)) if len(d.scenes[1].things) > 1)
     name, values, wrong = changes.draw_change(Chance("wrong"), one.scenes[1])
@@ -80,8 +81,7 @@ def test_a_story_goes_on_from_what_was_drawn(scenes):
     parts[4] = render(third.apply(wrong, {"background": ground}))
     parts = parts[:5]
     run.generate = lambda *_, **__: [parts]
-    result = scenes.stories(run, [one])
-    assert result["panels"]["right"] == 2 and result["panels"]["of"] == 4 and not result["whole stories"]["right"]
+    assert judged.stories(run, [one], 32) == {"told": [False], "panels": [0.5]}
 
 
 def test_every_record_fits_a_row_of_its_config():

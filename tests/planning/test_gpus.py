@@ -26,8 +26,8 @@ ptxas info    : Used 164 registers, used 1 barriers
 STARTS = """\
 ENTRY %main.1 (param: bf16[8]) -> bf16[8] {
   %all-gather-start.1 = ((bf16[128,64]{1,0}, bf16[128,64]{1,0}), (bf16[1024,64]{1,0}, bf16[1024,64]{1,0})) all-gather-start(%a, %b), replica_groups=mesh['axis_0'=1,'axis_1'=8] {'axis_1'}, dimensions={0}
-  %reduce-scatter-start = ((bf16[1024,64]{1,0}), bf16[128,64]{1,0}) reduce-scatter-start(%c), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, to_apply=%add.clone
-  %all-reduce-start = bf16[2048]{0} all-reduce-start(%d), replica_groups=[1,8]<=[8], to_apply=%add.clone
+  %reduce-scatter-start = ((bf16[1024,64]{1,0}), bf16[128,64]{1,0}) reduce-scatter-start(%c), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}
+  %all-reduce-start = bf16[2048]{0} all-reduce-start(%d), replica_groups=[1,8]<=[8]
   %all-to-all-start = ((bf16[64]{0}), bf16[64]{0}) all-to-all-start(%e), replica_groups=[1,8]<=[8], dimensions={0}
 }
 """  # noqa: E501

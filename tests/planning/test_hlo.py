@@ -10,7 +10,7 @@ HloModule jit_step, is_scheduled=true
 
 %all-reduce-scatter.4.clone.1 (input_0.2: f32[32,16]) -> f32[8,16] {
   %input_0.2 = f32[32,16]{1,0:T(8,128)S(1)} parameter(0)
-  %all-reduce.81 = f32[32,16]{1,0:T(8,128)} all-reduce(%input_0.2), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %all-reduce.81 = f32[32,16]{1,0:T(8,128)} all-reduce(%input_0.2), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
   ROOT %dynamic-slice.1 = f32[8,16]{1,0:T(8,128)} dynamic-slice(%all-reduce.81), dynamic_slice_sizes={8,16}
 }
 
@@ -29,7 +29,7 @@ HloModule jit_step, is_scheduled=true
 
 ENTRY %main.1 (param: f32[8]) -> f32[8] {
   %while.1 = (s32[], f32[2,80,32], /*index=2*/f32[32,16]) while(%tuple.0), condition=%condition.1, body=%body.1, metadata={op_name="jit(step)/while"}
-  %all-reduce.1 = (f32[10]{0}, bf16[4]{0}) all-reduce(%p, %q), channel_id=9, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %all-reduce.1 = (f32[10]{0}, bf16[4]{0}) all-reduce(%p, %q), channel_id=9, replica_groups=[4,2]<=[2,4]T(1,0)
   %all-gather-start.1 = (f32[4]{0}, f32[16]{0}) all-gather-start(%r), replica_groups=[2,4]<=[8], dimensions={0}
   %all-gather-done.1 = f32[16]{0} all-gather-done(%all-gather-start.1)
   %all-to-all.1 = f32[8]{0} all-to-all(%s), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}

@@ -19,7 +19,7 @@ def test_means_divide_sums_by_weights_and_no_weight_is_none():
 
 def test_rows_keep_full_precision_and_are_on_disk_at_once(tmp_path):
     value = 0.1 + 0.2
-    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer = MetricWriter(tmp_path)
     writer.write(10, {"loss": value, "image_loss": None, "text_loss": jnp.float32(1 / 3), "tokens": 7})
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row == {"step": 10, "loss": value, "image_loss": None, "text_loss": float(np.float32(1 / 3)), "tokens": 7}
@@ -27,8 +27,8 @@ def test_rows_keep_full_precision_and_are_on_disk_at_once(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
-    with MetricWriter(tmp_path) as writer:
-        writer.write(1, {"loss": jnp.nan, "norm": float("-inf"), "fine": 1.0})
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": jnp.nan, "norm": float("-inf"), "fine": 1.0})
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
@@ -39,19 +39,19 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
 
 
 def test_resuming_drops_later_rows_and_a_line_cut_short(tmp_path):
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        for step in (10, 20, 30):
-            writer.write(step, {"loss": step / 7})
+    writer = MetricWriter(tmp_path)
+    for step in (10, 20, 30):
+        writer.write(step, {"loss": step / 7})
     first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "lo')
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        with pytest.raises(ValueError, match="step 20 after those of step 30"):
-            writer.write(20, {"loss": 0.0})
-        writer.truncate(15)
-        writer.write(20, {"loss": 5.0})
-        writer.truncate(20)  # a rollback in the middle of a run
-        writer.write(25, {"loss": 6.0})
+    writer = MetricWriter(tmp_path)
+    with pytest.raises(ValueError, match="step 20 after those of step 30"):
+        writer.write(20, {"loss": 0.0})
+    writer.truncate(15)
+    writer.write(20, {"loss": 5.0})
+    writer.truncate(20)  # a rollback in the middle of a run
+    writer.write(25, {"loss": 6.0})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert lines[0] == first
     assert [(row["step"], row["loss"]) for row in map(json.loads, lines)] == [(10, 10 / 7), (20, 5.0), (25, 6.0)]
@@ -59,25 +59,11 @@ def test_resuming_drops_later_rows_and_a_line_cut_short(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 
-def test_tensorboard_files_hold_the_numbers(tmp_path):
-    tensorboardX = pytest.importorskip("tensorboardX")
-    with MetricWriter(tmp_path) as writer:
-        writer.write(3, {"loss": 0.625, "image_loss": None})
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    content, found, position = file.read_bytes(), {}, 0
-    while position < len(content):  # TFRecord: length, checksum of it, event, checksum of it
-        length = int.from_bytes(content[position : position + 8], "little")
-        event = tensorboardX.proto.event_pb2.Event.FromString(content[position + 12 : position + 12 + length])
-        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
-        position += length + 16
-    assert found == {"loss": (3, 0.625)}
-
-
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with MetricWriter(tmp_path / "run") as writer:
-        writer.truncate(0)
-        writer.write(1, {"loss": 1.0})
+    writer = MetricWriter(tmp_path / "run")
+    writer.truncate(0)
+    writer.write(1, {"loss": 1.0})
     progress = Progress(10, stream := io.StringIO())
     progress.show(1, {"loss": 1.0})
     assert not (tmp_path / "run").exists() and stream.getvalue() == ""

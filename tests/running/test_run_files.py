@@ -15,7 +15,7 @@ from test_checkpoint import messages  # noqa: F401 - a fixture
 
 from transfusion import storage
 from transfusion.errors import UsageError
-from transfusion.running import provenance, tensorboard
+from transfusion.running import provenance
 from transfusion.running.metrics import MetricWriter, is_row, read_metrics
 
 
@@ -118,7 +118,7 @@ import resource, sys
 from transfusion import storage
 from transfusion.running.metrics import MetricWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-writer = MetricWriter(sys.argv[1], tensorboard=False)
+writer = MetricWriter(sys.argv[1])
 for step in range(1, 100):
     try:
         writer.write(step, {"loss": 1 / 3})
@@ -140,7 +140,7 @@ def test_a_file_that_may_not_grow_keeps_whole_lines(tmp_path):
 
 def test_a_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
     run, away = tmp_path / "run", tmp_path / "away"
-    writer = MetricWriter(run, tensorboard=False)
+    writer = MetricWriter(run)
     writer.write(1, {"loss": 1.0})
     run.rename(away)
     monkeypatch.setattr(storage.time, "sleep", lambda _: away.rename(run))
@@ -151,34 +151,6 @@ def test_a_folder_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
     with pytest.raises(storage.StorageError, match="its folder is gone") as error:
         writer.write(3, {"loss": 0.5})
     assert error.value.code == 1
-
-
-# --- TensorBoard ------------------------------------------------------------------------------------------------------
-
-
-def test_tensorboard_that_cannot_be_written_stops_nothing(tmp_path, messages):
-    pytest.importorskip("tensorboardX")
-    (tmp_path / "tensorboard").write_text("a file")
-    with MetricWriter(tmp_path) as writer:
-        for step in range(1, 30):
-            writer.write(step, {"loss": 1.0})
-        writer.truncate(10)
-        writer.write(11, {"loss": 1.0})
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 11
-    assert [f"TensorBoard files cannot be written to {tmp_path / 'tensorboard'}" in text for text in messages] == [True]
-
-
-def test_tensorboard_on_a_disk_that_fills_up_stops_nothing(tmp_path, messages, monkeypatch):
-    pytest.importorskip("tensorboardX")
-    monkeypatch.setattr(tensorboard, "FLUSH_EVERY", 0.0)
-    with MetricWriter(tmp_path) as writer:
-        writer.write(1, {"loss": 1.0})
-        monkeypatch.setattr(writer._events._writer, "flush", fails(errno.ENOSPC)(None))
-        for step in range(2, 30):
-            writer.write(step, {"loss": 1.0})
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 29
-    (said,) = messages
-    assert "TensorBoard files cannot be written to" in said and "no space left on the disk" in said
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -200,9 +172,9 @@ def test_a_damaged_line_is_left_out_with_a_warning_and_the_file_is_kept(bad, tmp
     before = path.read_bytes()
     assert read_metrics(path) == GOOD
     assert messages == [f"{path}: line 2 and 1 more lines are damaged, and left out; 2 rows were read"]
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        writer.truncate(20)
-        writer.write(30, {"loss": 0.25})
+    writer = MetricWriter(tmp_path)
+    writer.truncate(20)
+    writer.write(30, {"loss": 0.25})
     assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
 
@@ -252,8 +224,8 @@ def test_any_bytes_are_read_as_metrics_and_commands(tmp_path_factory, lines, end
     whole = sum(line == b'{"step": 3, "a": 1.5}' for line in content.replace(b"\r", b"").split(b"\n"))
     assert len(rows) >= whole
     assert all(isinstance(row["command"], str) for row in commands)
-    with MetricWriter(folder, tensorboard=False) as writer:
-        writer.truncate(2**62)
-        last = max((row["step"] for row in rows if row["step"] <= 2**62), default=0)
-        writer.write(last + 1, {"loss": 1.0})
+    writer = MetricWriter(folder)
+    writer.truncate(2**62)
+    last = max((row["step"] for row in rows if row["step"] <= 2**62), default=0)
+    writer.write(last + 1, {"loss": 1.0})
     assert read_metrics(folder / "metrics.jsonl")[-1] == {"step": last + 1, "loss": 1.0}

@@ -1,11 +1,13 @@
 """Speed: pauses and compilation do not count; the peak is that of a data sheet, or unknown."""
 
+import time
 import types
 
 import jax
 import pytest
 
-from transfusion.running.throughput import Throughput, model_flops_utilisation, peak_flops
+from transfusion.running.memory import device_memory
+from transfusion.running.throughput import Idle, Throughput, model_flops_utilisation, peak_flops
 
 
 class Clock:
@@ -27,10 +29,44 @@ def test_compilation_and_pauses_do_not_count():
         speed.add(tokens=100)
     with speed.paused():
         clock.now += 30
-    assert speed.rates() == {"steps_per_second": 2.0, "tokens_per_second": 200.0, "seconds_per_step": 0.5}
+    names = ("steps_per_second", "tokens_per_second", "seconds_per_step", "data_wait_share")
+    assert speed.rates() == dict(zip(names, (2.0, 200.0, 0.5, 0.0), strict=True))
     clock.now += 1
     speed.add(tokens=50, steps=4)
-    assert speed.rates() == {"steps_per_second": 4.0, "tokens_per_second": 50.0, "seconds_per_step": 0.25}
+    speed.starved(0.75)
+    assert speed.rates() == dict(zip(names, (4.0, 50.0, 0.25, 0.75), strict=True))
+
+
+class Step:
+    """A result that is there after some looks."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    def is_ready(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize(("looks", "waits"), [(0, (0.19, 2)), (10**9, (0, 0)), (60, (0.02, 0.19))])
+def test_a_wait_for_data_counts_from_when_the_devices_are_done(looks, waits):
+    """At once, never, or after some of the 0.2 s in which the data is read."""
+    batch, seconds = Idle().read(iter(Slow()), Step(looks))
+    assert batch == "batch" and waits[0] <= seconds <= waits[1]
+
+
+class Slow:
+    def __iter__(self):
+        time.sleep(0.2)
+        yield "batch"
+
+
+def test_memory_is_that_of_the_fullest_device_where_devices_tell(monkeypatch):
+    assert device_memory() == {}  # a CPU does not
+    told = [{"bytes_in_use": 5, "peak_bytes_in_use": 9}, {"bytes_in_use": 7, "peak_bytes_in_use": 8}]
+    devices = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in told]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert device_memory() == {"device_memory_bytes": 7, "device_memory_peak_bytes": 9}
 
 
 def test_a_pause_that_fails_ends():

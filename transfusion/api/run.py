@@ -253,9 +253,15 @@ class Trained:
     ) -> list[list[str | np.ndarray]]:
         self.check_writes()
         seed, first = whole_number("seed", seed, MOST_SEED), whole_number("first", first, MOST_FIRST)
-        documents = generate(
-            self.task, self.params, self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first
-        )
+        return self.continued(self._prompts(given, asked, draw, sampler.negative), seed, sampler, first=first)
+
+    def continued(
+        self, prompts: Sequence[Prompt], seed: int, sampler: SamplerConfig, **how: Any
+    ) -> list[list[str | np.ndarray]]:
+        """Continues prompts of segments, as `generate` does those that people pass; `how` are further arguments of
+        `transfusion.sampling.decoder.generate`."""
+        self.check_writes()
+        documents = generate(self.task, self.params, prompts, seed, sampler, **how)
         decode = self._text
         return [
             [decode(s.value) if s.kind == TEXT else self.codecs[s.kind].decode(s.value) for s in document]
@@ -312,14 +318,23 @@ class Trained:
         Raises:
           UsageError: as `generate`.
         """
-        given, asked = as_prompts(as_paths(media), self._several_axes), Asked()
+        return self.answer(as_paths(media), seed=seed, first=first, **overrides)
+
+    def answer(self, prompts: Prompts, *, seed: int = 0, first: int = 0, **overrides: Any) -> str | list[str]:
+        """Answers a prompt in words alone, or each of a list: `run.answer([[image, "what is it?"]])`; greedy unless
+        `temperature` is given. The prompts are those of `generate`.
+
+        Raises:
+          UsageError: as `generate`.
+        """
+        given, asked = as_prompts(prompts, self._several_axes), Asked()
         drawn: dict[str, int] = {}
         if self.answers:
             asked, drawn = Asked(kind=TEXT), {"max_images": 1, "max_tokens": 0}
         sampler = self.sampler(**{"temperature": 0.0, "max_images": 0} | overrides | drawn)
         results = self._generate(given, [asked] * len(given.prompts), False, seed, first, sampler)
-        captions = ["".join(part for part in result if isinstance(part, str)) for result in results]
-        return captions[0] if given.one else captions
+        answers = ["".join(part for part in result if isinstance(part, str)) for result in results]
+        return answers[0] if given.one else answers
 
     def chat(self, system: str = "", *, seed: int = 0, **overrides: Any) -> Chat:
         """Begins a conversation in the chat template of the tokenizer; see `transfusion.api.chat.Chat`.

@@ -27,7 +27,7 @@ def summary(run: Any) -> str:
     rows += [("codec", ", ".join(codecs) or run.experiment.codec.kind), ("draws", _draws(run, sampling))]
     known = [kind for kind in run.spec.kinds if run.spec.reads(kind)]
     rows.append(("reads", ", ".join(known)))
-    head = f"Trained({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
+    head = f"{type(run).__name__}({run.workdir!r}) at step {run.step}, {parameter_count(run.params):,} parameters"
     lines = [head, *(f"  {name:<8} {words}" for name, words in rows)]
     return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines)
 

@@ -19,7 +19,9 @@ import ml_collections
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.config import earlier, ranges
-from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.config.brief import brief
+from transfusion.config.looks import EvalConfig, TelemetryConfig
+from transfusion.data.config import DataConfig
 from transfusion.errors import UsageError, check, nearest
 from transfusion.initial import InitConfig
 from transfusion.model.config import TransformerConfig
@@ -31,44 +33,37 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import TEXT, Run, SequenceSpec, Stream, text
 from transfusion.sequence.text import Tokenizer, TokenizerConfig
 from transfusion.sharding import MeshConfig
+from transfusion.trackers.config import TrackersConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Held-out data, and how the model is evaluated on it.
-
-    Attributes:
-      every: steps between held-out losses during training; 0: never.
-      batches: how many batches they use.
-      sources: the held-out data.
-      samples: generated images of `transfusion.evaluate`.
-      captions: held-out images that it captions.
-      prompts: what the images of `transfusion.evaluate` show: 'labels' (a caption per class, cycled) or 'held_out'
-        (the captions of the held-out records, and as many of the training records).
-      guidances: guidance scales of the report's grids.
-    """
-
-    every: int = 1000
-    batches: int = 4
-    sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    samples: int = 500
-    captions: int = 500
-    prompts: str = "labels"
-    guidances: tuple[float, ...] = (1.0, 2.0, 4.0)
-
-    def __post_init__(self):
-        check("eval.prompts", self.prompts, ("labels", "held_out"))
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything that a run depends on.
 
-    `task` is 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
-
-    `batch_size` counts packed rows (images for an autoencoder) per step over all devices; `layout` maps a segment's
-    'kind' or 'kind/role' to its runs (see `transfusion.sequence`). `codecs` maps kinds of segments to their codecs;
-    `codec` is that of all other kinds.
+    Attributes:
+      task: 'sequence' (a unified model on packed documents) or 'autoencoder' (a codec).
+      seed: decides the first parameters, the order of the data and all random draws of the training.
+      steps: updates of the parameters in the whole run.
+      batch_size: packed rows (images for an autoencoder) per step, over all devices.
+      log_every: steps between two rows of metrics.
+      model: the trunk.
+      streams: the streams by name.
+      layout: the runs of tokens into which a segment turns, by its 'kind' or 'kind/role'; see `transfusion.sequence`.
+      objectives: settings of what the streams learn.
+      tokenizer: how text becomes ids.
+      codec: how media become latents or codes, for all kinds of segments that `codecs` does not name.
+      codecs: the same for single kinds of segments.
+      autoencoder: the codec that is trained; with task 'autoencoder' only.
+      data: what is trained on, and how it is packed.
+      init: where the first parameters come from.
+      optim: how parameters are updated.
+      checkpoint: when to save.
+      guard: what happens when losses are not finite.
+      eval: held-out data, and how the model is evaluated on it.
+      telemetry: how often a training looks inside the model.
+      sampling: how the model writes and draws, unless a call says otherwise.
+      mesh: how arrays are split over devices.
+      trackers: where the run is shown, besides its own files.
     """
 
     task: str = "sequence"
@@ -90,8 +85,10 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     eval: EvalConfig = EvalConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     sampling: SamplerConfig = SamplerConfig()
     mesh: MeshConfig = MeshConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     def __post_init__(self):
         check("task", self.task, ("sequence", "autoencoder"))
@@ -107,6 +104,9 @@ class Experiment:
                 raise UsageError(
                     f"optim.accumulate must be 1: stream {name!r} is compared with others over the whole batch"
                 )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def codec_of(self, kind: str) -> CodecConfig:
         """The codec of segments of this kind."""
@@ -163,6 +163,7 @@ def debug_form(experiment: Experiment, batch_size: int = 2) -> Experiment:
         model=dataclasses.replace(experiment.model, width=32, layers=2, heads=2, scan=True),
         checkpoint=CheckpointConfig(every=10, keep=2),
         eval=dataclasses.replace(experiment.eval, every=10),
+        trackers=dataclasses.replace(experiment.trackers, pictures=0),
     )  # fmt: skip
 
 

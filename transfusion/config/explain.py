@@ -11,13 +11,14 @@ from typing import Any
 import ml_collections
 from absl import flags
 
+from transfusion.config.named import path_of, shipped
 from transfusion.errors import UsageError, nearest
 
 
 def check_config_file(argv: Sequence[str]) -> None:
     """Raises UsageError if --config names no file, which ml_collections would notice only when a field is read."""
     if path := _config_value(argv)[0]:
-        _check_exists(path)
+        _check_exists(path_of(path))
 
 
 def _check_exists(path: str) -> None:
@@ -26,6 +27,7 @@ def _check_exists(path: str) -> None:
     what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
     folder = pathlib.Path(path).parent
     known = [str(folder / file.name) for file in folder.glob("*.py")] if folder.is_dir() else []
+    known = known if os.sep in path or path.endswith(".py") else [*known, *shipped()]
     raise UsageError(f"the config file {path} {what}{nearest(path, known)}")
 
 
@@ -40,8 +42,7 @@ def explain(error: BaseException, argv: Sequence[str]) -> str:
 def _explain(error: BaseException, argv: Sequence[str]) -> str:
     if isinstance(error, UsageError):
         return str(error)
-    path, *form = _config_value(argv)
-    config = load_config(path, *form) if path else None  # once more, before overrides: to find what is wrong
+    config = config_of(argv)  # once more, before overrides: to find what is wrong
     if isinstance(error, flags.UnrecognizedFlagError):
         return _unknown_flag(error, config)
     for argument in argv:
@@ -63,12 +64,19 @@ def _config_value(argv: Sequence[str]) -> list[str]:
     return [""]
 
 
+def config_of(argv: Sequence[str]) -> Any:
+    """The config that a command line names, before any override; None if it names none."""
+    path, *form = _config_value(argv)
+    return load_config(path, *form) if path else None
+
+
 def load_config(path: str, *form: str) -> Any:
-    """What `get_config` of a config file returns.
+    """What `get_config` of a config file returns; `path` may be the name of a config of the library, see `named`.
 
     Raises:
       UsageError: naming the line, if the file cannot be run.
     """
+    path = path_of(path)
     _check_exists(path)
     try:
         module = runpy.run_path(path, run_name="config")
@@ -94,7 +102,7 @@ def _line_in(path: str, error: BaseException) -> int | None:
 
 def raised_in_config(error: BaseException, argv: Sequence[str]) -> bool:
     """Whether the --config file raised the error, and not the program around it."""
-    path = _config_value(argv)[0]
+    path = path_of(_config_value(argv)[0])
     return bool(path) and os.path.isfile(path) and _line_in(path, error) is not None
 
 

@@ -5,7 +5,7 @@ How a batch comes about, in this order:
 - `config`: the settings, and what a record is. `sizes`: those of images that keep nearly their own aspect.
 - `sources`: opens a source by its kind: `tfds_source` (with `tfds_open`), `folder` (with `tables` and `parquet`),
   `webdataset` (with `tars`), `text_source` (with `text_records`), `record_source`, or `scenes`, which makes what
-  it reads. `hold_out` keeps a share apart.
+  it reads. `hold_out` keeps a share apart; `copies` fetches what lies behind URLs.
 - `segments`: the record form. `record_files` reads the files that hold records, `record_writer` writes
   them, and `readers` read public forms.
 - `media`: how images (`images`), clips (`clips`) and sounds (`sounds`) are read, checked and resized; `forms`: what

@@ -54,17 +54,17 @@ class SourceConfig:
     `caption_field=''`.
     """
 
-    kind: str = "tfds"
-    name: str = ""
-    path: str = ""
+    kind: str = "tfds"  # what is read, see above
+    name: str = ""  # of a TFDS dataset, or of a task of scenes
+    path: str = ""  # the file or folder, or a pattern of files
     split: str = "train"  # may be a part or a sum, as in 'train[:90%]' and 'train+test'
     weight: float = 1.0  # share of the records in the mixture, relative to the other sources
     hold_out: float = 0.0  # share of the records that is held out, chosen by a hash of their names
     part: str = TRAIN  # 'train' reads the records that are not held out, 'held_out' reads those that are
-    image_field: str = "image"
+    image_field: str = "image"  # the stored field that holds the image
     caption_field: str = "caption"  # of TFDS it may be nested ('captions/text'), and may hold several captions
-    text_field: str = "text"
-    label_field: str = "label"
+    text_field: str = "text"  # the stored field that holds a text
+    label_field: str = "label"  # the stored field that holds the number of the class
     file_field: str = "file_name"  # the column of the captions file that names an image, clip or sound, or holds it
     captions: str = ""  # the captions file, or 'NAME-*.parquet'; '' looks for captions.jsonl, .csv or .parquet
     follow_links: bool = False  # whether links may lead out of `path`, as those of DVC, git-annex and caches do
@@ -128,8 +128,8 @@ class SourceConfig:
 class DataConfig:
     """Everything about the data that does not depend on the batch size or on the number of hosts."""
 
-    data_dir: str = "data"
-    sources: dict[str, SourceConfig] = dataclasses.field(
+    data_dir: str = "data"  # the folder of prepared data sets
+    sources: dict[str, SourceConfig] = dataclasses.field(  # a mixture, by names of one's own
         default_factory=lambda: {"digits": SourceConfig(name="digits")}
     )
     caption_first: float = 0.8  # probability that the caption stands before its image

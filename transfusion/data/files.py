@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import BinaryIO, TypeVar
 
 from transfusion import storage
+from transfusion.remote.urls import fetch_missing
 
 _T = TypeVar("_T")
 
@@ -150,6 +151,7 @@ class DataFolder:
           OSError: if there is no such file, or it cannot be read.
           ValueError: with one line, if it leads out of the folder, is no regular file, or holds more than `limit`.
         """
+        fetch_missing(os.path.join(self.path, name))  # of a copy of a folder behind a URL
         path = self.path_of(name)
         folder = os.path.dirname(path)
         before = (self.read_before[folder],) if folder in self.read_before else ()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from transfusion import storage
 from transfusion.data.config import Record, SourceConfig
+from transfusion.data.copies import copied
 from transfusion.data.faults import RECORD_FAULTS, error_line
 from transfusion.data.folder import FolderSource
 from transfusion.data.hold_out import part_of
@@ -34,6 +35,7 @@ def open_source(config: SourceConfig, data_dir: str = "data", pixel_limit: int =
     """
     if config.kind not in SOURCES:
         raise UsageError(f"unknown source kind {config.kind!r}{nearest(config.kind, SOURCES)}: {', '.join(SOURCES)}")
+    config, data_dir = copied(config, data_dir)
     if config.latents:  # they were written from the part that the config names
         source = LatentSource(config)
     else:

@@ -1,9 +1,12 @@
-"""Line charts as inline SVG without a script. Colours come from the page's style sheet, for light and dark pages."""
+"""Charts of lines and of dots as inline SVG without a script.
+
+Colours come from the page's style sheet, for light and dark pages.
+"""
 
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 42
@@ -12,7 +15,10 @@ _COLOURS = 6  # classes c0 to c5 of the style sheet
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve. A y of None breaks it, `low` and `high` draw a band, and `dashed` marks held-out data."""
+    """One curve. A y of None breaks it, `low` and `high` draw a band, and `dashed` marks held-out data.
+
+    With `loose` there are dots alone, which nothing joins, and `low` and `high` are their intervals.
+    """
 
     name: str
     x: Sequence[float]
@@ -21,10 +27,14 @@ class Line:
     high: Sequence[float] = ()
     dashed: bool = False
     colour: int = 0
+    loose: bool = False
 
 
-def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "", log: bool = False) -> str:
-    """A <figure> with the chart and its legend. With `log` the y axis is logarithmic if all values are positive.
+def line_chart(
+    title: str, lines: Sequence[Line], x_label: str, y_label: str = "", log: bool = False, log_x: bool = False
+) -> str:
+    """A <figure> with the chart and its legend. With `log` the y axis is logarithmic if all values are positive; with
+    `log_x` the x axis is.
 
     Values that are not finite are left out. If no value is left, the figure says so.
     """
@@ -35,8 +45,9 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "
     ys = [y for line in kept for y in (*line.y, *line.low, *line.high) if y is not None]
     xs = [x for line in kept for x in line.x]
     log = log and min(ys) > 0
-    x_axis, y_axis = _Axis.over(xs, _LEFT, _WIDTH - _RIGHT), _Axis.over(ys, _HEIGHT - _BOTTOM, _TOP, log)
-    parts = [_grid(x_axis, y_axis, x_label, y_label + (" (log)" if log else ""))]
+    log_x = log_x and min(xs) > 0
+    x_axis, y_axis = _Axis.over(xs, _LEFT, _WIDTH - _RIGHT, log_x), _Axis.over(ys, _HEIGHT - _BOTTOM, _TOP, log)
+    parts = [_grid(x_axis, y_axis, x_label + (" (log)" if log_x else ""), y_label + (" (log)" if log else ""))]
     parts += [_curve(line, x_axis, y_axis) for line in kept]
     legend = "".join(
         f'<span><svg class="key" viewBox="0 0 24 8"><line class="{_style(line)}" x1="0" y1="4" x2="24" y2="4"/></svg>'
@@ -47,6 +58,59 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str = "
         f'<figure class="chart">{head}'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
         f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """One dot of a chart with its interval [low, high] along y. The name is shown when one points at it."""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: int = 0
+
+
+def dot_chart(
+    title: str, dots: Sequence[Dot], x_label: str, y_label: str = "", best: Sequence[Dot] = (), log: bool = False
+) -> str:
+    """A <figure> with named dots and their intervals, and a line through the dots `best`.
+
+    With `log` the x axis is logarithmic if all values are positive. Names stand beside the dots `best`.
+    """
+    head = f"<figcaption>{html.escape(title)}</figcaption>"
+    if not dots:
+        return f'<figure class="chart">{head}<p class="absent">no values</p></figure>'
+    xs = [dot.x for dot in dots]
+    log = log and min(xs) > 0
+    room = (min(xs) / 1.2, max(xs) * 1.2) if log else ()
+    x_axis = _Axis.over([*xs, *room], _LEFT, _WIDTH - _RIGHT, log)
+    y_axis = _Axis.over([y for dot in dots for y in (dot.low, dot.high, dot.y)], _HEIGHT - _BOTTOM, _TOP)
+    parts = [_grid(x_axis, y_axis, x_label + (" (log)" if log else ""), y_label)]
+    if len(best) > 1:
+        parts.append(
+            f'<polyline class="line c5 dashed" points="{_points([(x_axis(d.x), y_axis(d.y)) for d in best])}"/>'
+        )
+    parts += [_dot(dot, x_axis, y_axis, dot in best) for dot in dots]
+    return (
+        f'<figure class="chart">{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def _dot(dot: Dot, x_axis: "_Axis", y_axis: "_Axis", named: bool) -> str:
+    x, y, colour = x_axis(dot.x), y_axis(dot.y), dot.colour % _COLOURS
+    said = html.escape(f"{dot.name}: {dot.y:.4g} ({dot.low:.4g} to {dot.high:.4g}) at {dot.x:.3g}")
+    right = x > (_LEFT + _WIDTH - _RIGHT) / 2
+    place = f'x="{x - 7 if right else x + 7}" y="{y - 6}" text-anchor="{"end" if right else "start"}"'
+    return (
+        f"<g><title>{said}</title>"
+        f'<line class="line c{colour}" x1="{x}" y1="{y_axis(dot.low)}" x2="{x}" y2="{y_axis(dot.high)}"/>'
+        f'<circle class="dot c{colour}" cx="{x}" cy="{y}" r="4"/>'
+        + (f"<text {place}>{html.escape(dot.name)}</text>" if named else "")
+        + "</g>"
     )
 
 
@@ -129,6 +193,8 @@ def _style(line: Line) -> str:
 
 def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
     parts = []
+    if line.loose:
+        return "".join(_dots(line, x_axis, y_axis))
     if line.low and line.high:
         there = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.high, strict=True)]
         back = [(x_axis(x), y_axis(y)) for x, y in zip(line.x, line.low, strict=True)][::-1]
@@ -145,6 +211,18 @@ def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
         if len(run) == 1 or (run and len(line.x) <= 12):
             parts += [f'<circle class="dot c{line.colour % _COLOURS}" cx="{x}" cy="{y}" r="3"/>' for x, y in run]
     return "".join(parts)
+
+
+def _dots(line: Line, x_axis: _Axis, y_axis: _Axis) -> Iterator[str]:
+    colour, bars = line.colour % _COLOURS, bool(line.low and line.high)
+    for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+        if y is None:
+            continue
+        at = x_axis(x)
+        if bars:
+            low, high = y_axis(line.low[i]), y_axis(line.high[i])
+            yield f'<line class="line c{colour}" x1="{at}" y1="{low}" x2="{at}" y2="{high}"/>'
+        yield f'<circle class="dot c{colour}" cx="{at}" cy="{y_axis(y)}" r="{4 if bars else 2.5}"/>'
 
 
 def _points(points: list[tuple[float, float]]) -> str:

@@ -1,10 +1,10 @@
 """Scores with their uncertainty: {'value', 'low', 'high', 'count'} is a value, its interval and the sample size."""
 
 import math
-import statistics
 from collections.abc import Callable
 
 import numpy as np
+from scipy import stats
 
 from transfusion.errors import UsageError
 
@@ -16,11 +16,6 @@ def score(value: float, low: float, high: float, count: int) -> Score:
     return {"value": float(value), "low": float(low), "high": float(high), "count": int(count)}
 
 
-def normal_quantile(confidence: float) -> float:
-    """The z for which a standard normal lies in [-z, z] with the given probability (1.96 for 0.95)."""
-    return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
-
-
 def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
     """The share of successes with Wilson's interval (1927), which holds near 0 and 1, where the normal one collapses.
 
@@ -29,13 +24,8 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
     """
     if count < 1 or not 0 <= successes <= count:
         raise UsageError(f"{successes} successes of {count}: a share needs at least one sample")
-    z, share = normal_quantile(confidence), successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # At a share of 0 or 1 the ends are exact: rounding must not move them past the value.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == count else centre + half
-    return score(share, low, high, count)
+    interval = stats.binomtest(int(successes), int(count)).proportion_ci(confidence, method="wilson")
+    return score(successes / count, interval.low, interval.high, count)
 
 
 def mean(values: np.ndarray) -> float:
@@ -51,6 +41,8 @@ def bootstrap(
     confidence: float = 0.95,
 ) -> Score:
     """A statistic of `values` [N, ...] with its percentile-bootstrap interval over N (Efron 1979), fixed by the seed.
+
+    (`scipy.stats.bootstrap` takes the columns of a table for samples of their own, where a row is one unit here.)
 
     Pass one row for each independent unit: if a prompt has several images, one row per prompt and not per image.
 
@@ -87,6 +79,6 @@ def jackknife(
         raise UsageError(f"a jackknife interval needs at least 2 samples, not {count}")
     order = np.random.default_rng(seed).permutation(count)
     parts = [statistic(np.sort(np.delete(order, np.s_[i::groups]))) for i in range(groups)]
-    half = normal_quantile(confidence) * math.sqrt((groups - 1) * np.var(parts))
+    half = stats.norm.ppf(0.5 + confidence / 2) * math.sqrt((groups - 1) * np.var(parts))
     value = statistic(np.arange(count))
     return score(value, value - half, value + half, count)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -13,8 +14,10 @@ import numpy as np
 
 from transfusion import storage
 from transfusion.api import load_run
+from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
 from transfusion.evaluation import pictures, scores
+from transfusion.evaluation.caption_scores import caption_scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
 from transfusion.evaluation.judge import JudgeConfig
 from transfusion.evaluation.losses import (
@@ -25,35 +28,20 @@ from transfusion.evaluation.losses import (
     text_bits,
     velocity_loss,
 )
+from transfusion.evaluation.meanings import MEANINGS
+from transfusion.evaluation.scenes.measure import measure as measure_scenes
 from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
 from transfusion.sequence.items import Codes
 from transfusion.sequence.times import AHEAD
 
-# Score -> what it counts.
-MEANINGS = {
-    "generation_accuracy": "share of images, drawn for the classes' captions in turn, that the judge recognises as "
-    "asked; Wilson 95 % interval",
-    "judge_accuracy": "share of real held-out images that the judge recognises; it was trained on real training images "
-    "only; Wilson 95 % interval",
-    "caption_accuracy": "share of held-out images, clips or sounds whose greedy caption equals the reference but for "
-    "case and spaces; Wilson 95 % interval",
-    "zero_shot_accuracy": "share of held-out images to which the caption of their class is nearer than those of "
-    "other classes, in the space of a contrastive model; Wilson 95 % interval",
-    "text_bits_per_byte": "bits of all text targets of the held-out documents (end of document and image openers "
-    "included) / their bytes; images are clean; no caption is dropped; count: documents; 95 % bootstrap over documents",
-    "velocity_loss": "mean squared error of the velocity of held-out images after their caption, at fixed times (0 is "
-    "noise, 1 is data) and with fixed noise; count: images; 95 % bootstrap over images",
-    "code_bits": "bits per code of held-out images after their caption; of masked codes at fixed shares of them, the "
-    "same codes for every model; in the text's vocabulary without sizes and ends of rows; count: images; 95 % "
-    "bootstrap over images",
-    "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
-    "floor: between as many other real training images and the same ones; 95 % jackknife interval",
-    "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
-    "all real images; Wilson 95 % interval",
-}
+CAPTION_SCORES = ("caption_accuracy", "caption_chrf", "caption_cider")
+DISTANCES = ("feature_distance", "kernel_distance")
 _SHOWN = 100  # images of a saved grid
+# The kinds of sources whose records are judged exactly, and what measures a run of them: the field of its name.
+EXACT = {"scenes": measure_scenes}
+_EXACT_ROWS = 96  # of each held-out source, on which the losses of such a run are measured: its scores tell more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +54,7 @@ class Options:
     guidance: float | None = None
     steps: int | None = None
     judge_steps: int = JudgeConfig.steps
+    judges: str | None = None
 
     def __post_init__(self):
         for name in ("samples", "captions", "steps", "judge_steps"):
@@ -92,7 +81,7 @@ class Measures:
         self.seed = self.experiment.seed if options.seed is None else options.seed
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
-        self.judge_steps = options.judge_steps
+        self.judge_steps, self.judges = options.judge_steps, options.judges and pathlib.Path(options.judges)
         self.fields: dict[str, Any] = dict.fromkeys(MEANINGS)
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -107,8 +96,10 @@ class Measures:
 
     def all(self) -> dict[str, Any]:
         """Runs every part that the run's data and streams allow; returns the scores."""
+        sources, data = self.experiment.eval.sources, self.experiment.data
+        if exact := {source.kind for source in data.sources.values()} & EXACT.keys():
+            return self.exact(exact)
         with self.part("data"):
-            sources, data = self.experiment.eval.sources, self.experiment.data
             kind = medium_of_sources(sources or data.sources, data) or "image"
             real = read_examples(data.sources, data, kind=kind)
             held_out = read_examples(sources, data, kind=kind)
@@ -125,18 +116,30 @@ class Measures:
             self.images(real, held_out)
         return self.report()
 
-    image_scores = ("generation_accuracy", "judge_accuracy", "feature_distance", "caption_accuracy", "retrieval")
+    def exact(self, kinds: set[str]) -> dict[str, Any]:
+        """Measures losses, and what is drawn and read by exact judges, which need no real images."""
+        with self.part("text"):
+            self.text()
+        with self.part("velocity"):
+            self.velocity()
+        for kind in sorted(kinds):
+            with self.part(kind):
+                self.fields[kind] = EXACT[kind](self.run, self.samples, self.seed, self.folder, **self.sampler)
+            self.skip(f"judged exactly: see {kind}", *self.image_scores)
+        return self.report()
+
+    image_scores = ("generation_accuracy", "judge_accuracy", *DISTANCES, *CAPTION_SCORES, "retrieval")
 
     def skip(self, reason: str, *names: str) -> None:
         """Leaves these scores null, for this reason."""
         self.absent |= dict.fromkeys(names, reason)
 
-    def writes(self, name: str) -> bool:
-        """Whether the model writes text; if not, the score is left null, with the reason."""
+    def writes(self, *names: str) -> bool:
+        """Whether the model writes text; if not, the scores are left null, with the reason."""
         try:
             self.run.check_writes()
         except UsageError as error:
-            self.skip(str(error), name)
+            self.skip(str(error), *names)
             return False
         return True
 
@@ -149,7 +152,7 @@ class Measures:
             return None
         parts: dict[str, DocumentBits] = {}
         for name, source in self.experiment.eval.sources.items():
-            parts[name] = text_bits(task, params, held_out_batches(task, self.experiment, source))
+            parts[name] = text_bits(task, params, self.batches(source))
         if not parts or not sum(part.bytes.sum() for part in parts.values()):
             return self.skip("the config has no held-out text", "text_bits_per_byte")
         whole = next(iter(parts.values()))
@@ -163,7 +166,12 @@ class Measures:
     def held_out(self) -> Iterator[Batch]:
         """Packed batches of all held-out sources."""
         for source in self.experiment.eval.sources.values():
-            yield from held_out_batches(self.run.task, self.experiment, source)
+            yield from self.batches(source)
+
+    def batches(self, source: SourceConfig) -> Iterator[Batch]:
+        """Packed batches of a held-out source."""
+        most = max(_EXACT_ROWS // self.experiment.batch_size, 1) if source.kind in EXACT else None
+        return itertools.islice(held_out_batches(self.run.task, self.experiment, source), most)
 
     def velocity(self) -> None:
         """Measures the losses of images, of their latents and of their codes."""
@@ -188,10 +196,10 @@ class Measures:
         """Measures what the model draws and reads of images, and writes pictures of both."""
         self.compared(real, held_out)
         if self.run.drawn is None:
-            self.skip("the model draws no images", *(s for s in self.image_scores if s != "caption_accuracy"))
+            self.skip("the model draws no images", *(s for s in self.image_scores if s not in CAPTION_SCORES))
         elif self.experiment.eval.prompts == "held_out":
             reason = "captions are open (eval.prompts is 'held_out'): see retrieval"
-            self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
+            self.skip(reason, "generation_accuracy", "judge_accuracy", *DISTANCES)
             self.names(real, held_out)
         else:
             self.classes(real, held_out)
@@ -215,15 +223,16 @@ class Measures:
     def written(self, held_out: Examples) -> tuple[dict, ...] | None:
         """Writes captions of held-out media, and counts how many are right."""
         if not held_out.captioned:
-            return self.skip("the held-out data has no captioned images", "caption_accuracy")
+            return self.skip("the held-out data has no captioned images", *CAPTION_SCORES)
         if not self.run.spec.reads_media:
-            return self.skip("the model reads no images", "caption_accuracy")
-        if not self.writes("caption_accuracy"):
+            return self.skip("the model reads no images", *CAPTION_SCORES)
+        if not self.writes(*CAPTION_SCORES):
             return None
         with self.part("captions"):
             result = scores.captioning(self.run, held_out, self.captions, self.seed)
-        self.fields["caption_accuracy"] = result.score
-        self.absent.pop("caption_accuracy", None)
+        self.fields |= {"caption_accuracy": result.score} | caption_scores(result.rows, self.seed)
+        for name in CAPTION_SCORES:
+            self.absent.pop(name, None)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
         storage.write_whole(self.folder / "captions.jsonl", lines)
         return result.rows
@@ -232,9 +241,9 @@ class Measures:
         """Draws images for the classes' captions; a classifier of the labels judges them."""
         if not real.labelled or not any(real.captions):
             reason = "the training data has no labels with captions to ask for and to judge by"
-            return self.skip(reason, "generation_accuracy", "judge_accuracy", "feature_distance")
+            return self.skip(reason, "generation_accuracy", "judge_accuracy", *DISTANCES)
         with self.part("judge"):
-            judge = scores.open_judge(self.workdir, real, self.judge_steps)
+            judge = scores.open_judge(self.workdir, real, self.judge_steps, self.judges)
             if held_out.labelled:
                 images = scores.to_float(held_out.images)
                 self.fields["judge_accuracy"] = judge.accuracy(images, held_out.labels)
@@ -245,9 +254,10 @@ class Measures:
             result = scores.generation(judge, drawn)
         self.fields |= {"generation_accuracy": result.all, "generation_accuracy_by_prompt": result.by_prompt}
         with self.part("feature_distance"):
-            self.fields["feature_distance"] = scores.feature_distance(judge, drawn, real, self.seed)
+            for name, distance in zip(DISTANCES, scores.feature_distances(judge, drawn, real, self.seed), strict=True):
+                self.fields[name] = distance
         if self.fields["feature_distance"] is None:
-            self.skip("fewer than 4 drawn or 8 real images", "feature_distance")
+            self.skip("fewer than 4 drawn or 8 real images", *DISTANCES)
         self.save("generated.png", drawn, ~result.right)
 
     def names(self, real: Examples, held_out: Examples) -> None:

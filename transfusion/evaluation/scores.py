@@ -1,10 +1,13 @@
 """Scores of a trained run against real images: generation, captioning, feature distance, retrieval."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 
 import numpy as np
 
+from transfusion import storage
 from transfusion.api import Trained
 from transfusion.codecs.features import VggEmbedding, load_vgg16, pixel_vectors
 from transfusion.codecs.pixels import to_float
@@ -14,6 +17,7 @@ from transfusion.evaluation.examples import Examples, class_captions
 from transfusion.evaluation.frechet import frechet_score
 from transfusion.evaluation.intervals import Score, wilson
 from transfusion.evaluation.judge import Judge, JudgeConfig
+from transfusion.evaluation.kernel import kernel_score
 from transfusion.evaluation.retrieval import RANKS, Embedding, distances, retrieval_scores
 
 
@@ -35,22 +39,43 @@ def normalised(caption: str) -> str:
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def open_judge(workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.steps) -> Judge:
+def open_judge(
+    workdir: pathlib.Path, real: Examples, steps: int = JudgeConfig.steps, shared: pathlib.Path | None = None
+) -> Judge:
     """The judge of a workdir.
 
     If there is none for these sizes yet, one is trained on the real images and kept there.
+
+    Args:
+      shared: a folder of judges that several runs use: the judge of these very images is taken from there, and put
+        there if this run is the first that needs it.
     """
     height, width, channels = real.images.shape[1:]
     classes = int(real.labels.max()) + 1
     config = JudgeConfig(height, width, channels, classes, steps=steps)
     path = workdir / "judge.safetensors"
-    if path.is_file():
-        try:
-            kept = judges.load_judge(path)
-            if kept.config == config:
-                return kept
-        except UsageError:
-            pass  # a damaged file of our own is made again
+    if shared is None:
+        return _kept_judge(path, config) or _new_judge(path, real, config)
+    told = json.dumps(dataclasses.asdict(config)).encode()
+    name = hashlib.sha256(told + real.images.tobytes() + real.labels.tobytes()).hexdigest()[:16]
+    storage.make_folder(shared)
+    with storage.locked(shared / f"{name}.lock"):  # the others wait, and need not train it
+        there = shared / f"{name}.safetensors"
+        judge = _kept_judge(there, config) or _new_judge(there, real, config)
+    judge.save(path)
+    return judge
+
+
+def _kept_judge(path: pathlib.Path, config: JudgeConfig) -> Judge | None:
+    """The judge in a file, unless there is none of this config; a damaged file of our own is made again."""
+    try:
+        kept = judges.load_judge(path) if path.is_file() else None
+    except UsageError:
+        return None
+    return kept if kept is not None and kept.config == config else None
+
+
+def _new_judge(path: pathlib.Path, real: Examples, config: JudgeConfig) -> Judge:
     judge = judges.train_judge(to_float(real.images), real.labels, config)
     judge.save(path)
     return judge
@@ -83,11 +108,14 @@ def generation(judge: Judge, drawn: Generated) -> GenerationScores:
     return GenerationScores(wilson(int(right.sum()), len(right)), by_prompt, right)
 
 
-def feature_distance(judge: Judge, drawn: Generated, real: Examples, seed: int) -> dict[str, Score] | None:
-    """The Frechet distance in the judge's features, with its floor; None if there are too few images."""
+def feature_distances(
+    judge: Judge, drawn: Generated, real: Examples, seed: int
+) -> tuple[dict[str, Score] | None, dict[str, Score] | None]:
+    """The Frechet and the kernel distance in the judge's features, with their floors; None of too few images."""
     if len(drawn.images) < 4 or len(real) < 8:
-        return None
-    return frechet_score(judge.features(to_float(drawn.images)), judge.features(to_float(real.images)), seed)
+        return None, None
+    features = judge.features(to_float(drawn.images)), judge.features(to_float(real.images))
+    return frechet_score(*features, seed), kernel_score(*features, seed)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

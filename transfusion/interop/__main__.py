@@ -4,10 +4,10 @@ r"""Imports released checkpoints into workdirs, and exports workdirs in the form
   python -m transfusion.interop export FOLDER --workdir runs/sd_vae
 
 FOLDER is a checkpoint as published: config.json, *.safetensors (one file, or several with an index) and the files of
-the tokenizer. `import` writes a new workdir, which the other programs open like any run (an autoencoder as codec.path).
-`export` writes FOLDER in the form that was imported, with the files of the tokenizer. To export a run that was trained
-from an imported workdir, name that workdir with --source. Parameters that the released form has no place for are
-refused, or left out with --drop.
+the tokenizer; to import it may be hf://OWNER/NAME on a hub. `import` writes a new workdir, which the other programs
+open like any run (an autoencoder as codec.path). `export` writes FOLDER in the form that was imported, with the files
+of the tokenizer. To export a run that was trained from an imported workdir, name that workdir with --source. Parameters
+that the released form has no place for are refused, or left out with --drop.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from transfusion import programs
 from transfusion.errors import UsageError, nearest
 from transfusion.interop.export import DTYPE_NAMES, export_checkpoint
 from transfusion.interop.importing import import_checkpoint
+from transfusion.remote.hub import local_copy
 
 ACTIONS = ("import", "export")
 
@@ -32,11 +33,12 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--workdir is missing: give the folder of the run")
     # `set_up_jax` is not called: it makes malloc keep freed memory, and all the weights would add up.
     if command == "import":
+        folder = local_copy(folder)
         family = import_checkpoint(
             folder, FLAGS.workdir, text_as_bytes=FLAGS.bytes, ignore_fields=FLAGS.ignore_field,
             follow_links=FLAGS.follow_links,
         )  # fmt: skip
-        print(f"imported {folder} ({family.name}) into {FLAGS.workdir}")
+        print(f"imported {argv[2]} ({family.name}) into {FLAGS.workdir}")
         return
     if FLAGS.max_shard_gb is not None and not 0 < FLAGS.max_shard_gb < 1e6:
         raise UsageError(f"--max_shard_gb must be positive, not {FLAGS.max_shard_gb}")

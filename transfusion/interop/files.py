@@ -172,10 +172,7 @@ def _insist_folder(path: pathlib.Path, given: str) -> None:
     if there:
         return
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) and not os.path.lexists(path):
-        raise UsageError(
-            f"{given} is not a folder on this machine, and nothing is downloaded here: `hf download {given} "
-            f"--local-dir FOLDER` fetches a model of that name, then import FOLDER"
-        )
+        raise UsageError(f"{given} is not a folder on this machine; hf://{given} is the model of that name on the hub")
     raise UsageError(f"{_cut(given)} is not a folder: give the folder that holds config.json and *.safetensors")
 
 

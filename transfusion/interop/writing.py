@@ -62,21 +62,40 @@ def write_checkpoint(
       UsageError: if the folder holds files, or cannot be written.
     """
     layout = shards(forms, max_shard_bytes, name) if layout is None else layout
+    metadata = {file: {"format": "pt"} for file in layout.values()} if metadata is None else metadata
+    with new_folder(folder, size_of(forms)) as temporary:
+        if config:
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_shards(temporary, forms, leaves, layout, metadata, index_metadata)
+        for path in beside:
+            shutil.copyfile(path, temporary / path.name)
+
+
+def size_of(forms: Mapping[str, ArrayForm]) -> int:
+    """The bytes of all arrays."""
+    return sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in forms.values())
+
+
+def write_shards(
+    folder: pathlib.Path,
+    forms: Mapping[str, ArrayForm],
+    leaves: Iterator[tuple[str, np.ndarray]],
+    layout: Mapping[str, str],
+    metadata: Mapping[str, Mapping[str, str]],
+    index_metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the files with weights into a folder, and their index if there are several.
+
+    The arguments are those of `write_checkpoint`.
+    """
     files: dict[str, dict[str, ArrayForm]] = {}
     for key, form in forms.items():
         files.setdefault(layout[key], {})[key] = form
-    metadata = {file: {"format": "pt"} for file in files} if metadata is None else metadata
-    total = sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in forms.values())
-    with new_folder(folder, total) as temporary:
-        if config:
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        _write(temporary, files, leaves, metadata)
-        if index_metadata is not None or len(files) > 1:
-            about = {"metadata": dict(index_metadata or {"total_size": total}), "weight_map": dict(layout)}
-            name = min(files).removesuffix(SUFFIX).split("-0")[0]
-            (temporary / f"{name}{INDEX}").write_text(json.dumps(about, indent=2) + "\n")
-        for path in beside:
-            shutil.copyfile(path, temporary / path.name)
+    _write(folder, files, leaves, metadata)
+    if index_metadata is not None or len(files) > 1:
+        about = {"metadata": dict(index_metadata or {"total_size": size_of(forms)}), "weight_map": dict(layout)}
+        name = min(files).removesuffix(SUFFIX).split("-0")[0]
+        (folder / f"{name}{INDEX}").write_text(json.dumps(about, indent=2) + "\n")
 
 
 @contextlib.contextmanager

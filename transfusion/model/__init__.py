@@ -6,6 +6,7 @@
   `attention` (with `blockwise` for long rows and `rope` for positions), for some systems cross-attention (`cross`), and
   a feed-forward network. `experts` are shared and routed ones beside it, which multiply by `expert_products`.
   `modulation` lets the noise level scale and shift a layer, `depth` runs all layers, and `cache` keeps keys and values.
+  `observe` measures the tokens in between.
 - Patch coders are embeds with a network of their own: `unet`, `convnext` and `vit`. `resample` gives the trunk fewer
   tokens than a tower has, and `token_flow` denoises each token by itself behind it.
 - `blocks` are convolutional layers, `quantizers` and `multiscale` turn latents into codes, and `codebooks` is what an

@@ -66,6 +66,7 @@ class TransformerConfig:
       kv_heads: G; 0 means H.
       head_size: K; 0 means D / H.
       ffn: F; 0 means 8/3 D rounded up to a multiple of `ffn_multiple`.
+      ffn_multiple: what F is a multiple of where `ffn` is 0.
       ffn_kind: 'swiglu', or one hidden layer of 'gelu' or 'gelu_tanh'.
       feed_forwards: further feed-forward layers, by a name of one's own. They are added to that of a stream's expert.
       ffn_absent: experts (`Stream.expert`) without a feed-forward layer of their own, beside which others must be.

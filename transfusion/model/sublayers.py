@@ -127,7 +127,8 @@ class Layer:
       start: the tokens as they entered the layer.
       kept: the new keys and values that the pass returns beside the cache.
       added: weights of the feed-forward layers that are added to the experts' own.
-      loads: for each routed one of these and each stream, how many tokens each of its experts had, [E].
+      loads: for each routed one of these and each stream, how many tokens each of its experts had, [E]; and what
+        sublayers that observe have seen, see `transfusion.model.observe`.
     """
 
     blocks: dict[str, Block]

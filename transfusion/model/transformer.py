@@ -49,7 +49,8 @@ from transfusion.sharding import constrain, cut, join, shares
 
 FIRST = "trunk"  # the name of the first trunk of a model
 Loads = dict[str, dict[str, jax.Array]]
-"""For each routed feed-forward layer and each stream, how many tokens each of its experts had, [layers, E]."""
+"""For each routed feed-forward layer and each stream, how many tokens each of its experts had, [layers, E]; and what
+`transfusion.model.observe` has seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +89,14 @@ class Trunk(nnx.Module):
         modulated: tuple[str, ...] = (),
         name: str = FIRST,
         find_backend: FindBackend = backend_of,
+        more: tuple[Sublayer, ...] = (),
     ):
         """Builds a trunk for the streams of `experts`.
 
         `experts` maps each stream to its expert, in the order of the config's streams; the streams of `modulated` have
-        a condition; the trunk finds its part of a cache by its `name`, and its attention by `find_backend`."""
-        self.config, self.name, self.find_backend = config, name, find_backend
+        a condition; the trunk finds its part of a cache by its `name`, and its attention by `find_backend`. The
+        sublayers `more` come behind the others."""
+        self.config, self.name, self.find_backend, self.more = config, name, find_backend, more
         self.experts = {stream: expert for stream, expert in experts.items() if stream not in config.cross}
         names = list(dict.fromkeys(self.experts.values()))
         self.first = names[0]
@@ -208,7 +211,7 @@ class Trunk(nnx.Module):
             sublayers.append(SecondAttention(self.dual, self.config.released.dual_expert, self.config.dtype))
         if self.cross is not None:
             sublayers.append(OverContext(self.cross))
-        return [*sublayers, FeedForward(dict(self.feed_forwards.items()))]
+        return [*sublayers, FeedForward(dict(self.feed_forwards.items())), *self.more]
 
     def _each(self, run: Pass, context: Pair | None) -> dict[str, Any]:
         """Collects weights, modulations and context of all layers, as `each` of `transfusion.model.depth.through`."""

@@ -19,6 +19,7 @@ from transfusion.model.inputs import Encoded, Inputs
 from transfusion.model.modulation import Condition
 from transfusion.model.parameters import Template
 from transfusion.model.parts import Entering, StreamParts, entry
+from transfusion.model.sublayers import Sublayer
 from transfusion.model.transformer import FIRST, Loads, Trunk, TrunkInputs
 from transfusion.sequence import SequenceSpec, Stream
 from transfusion.sequence.masks import Metadata, causal
@@ -36,6 +37,7 @@ class UnifiedModel(nnx.Module):
         spec: SequenceSpec,
         rngs: nnx.Rngs,
         find_backend: FindBackend = backend_of,
+        more: tuple[Sublayer, ...] = (),
     ):
         self.streams = dict(spec.streams)
         self.may: np.ndarray | None = None if spec.visibility is None else _Static(spec.visibility)
@@ -54,7 +56,7 @@ class UnifiedModel(nnx.Module):
             if not path:
                 raise UsageError(f"streams.{name}: no trunk's `streams` has it")
         self.configs = configs
-        trunks = {where: self._make_trunk(where, rngs, find_backend) for where in configs}
+        trunks = {where: self._make_trunk(where, rngs, find_backend, more) for where in configs}
         self.trunk = trunks.pop(FIRST)
         own = {name: s for name, s in spec.streams.items() if not s.parts}
         self.parts = nnx.Dict({name: self._make_parts(name, s, rngs) for name, s in own.items()})
@@ -64,11 +66,11 @@ class UnifiedModel(nnx.Module):
         bridges = zip(config.stages.items(), widths[:-1], widths[1:], strict=True)
         self.bridges = nnx.Dict({n: Bridge(s.bridge, i, o, rngs) for (n, s), i, o in bridges if s.bridge != "none"})
 
-    def _make_trunk(self, where: str, rngs: nnx.Rngs, find_backend: FindBackend) -> Trunk:
+    def _make_trunk(self, where: str, rngs: nnx.Rngs, find_backend: FindBackend, more: tuple[Sublayer, ...]) -> Trunk:
         inside = {name: s for name, s in self.streams.items() if where in self.path[name]}
         modulated = (n for n, s in inside.items() if self.modulator(n) and self.path[n][-1] == where)
         experts = {n: s.expert for n, s in inside.items()}
-        return Trunk(self.configs[where], experts, rngs, tuple(modulated), where, find_backend)
+        return Trunk(self.configs[where], experts, rngs, tuple(modulated), where, find_backend, more)
 
     def _make_parts(self, name: str, stream: Stream, rngs: nnx.Rngs) -> StreamParts:
         path = self.path[name]
@@ -238,9 +240,15 @@ class _Static:
     value: np.ndarray
 
 
-def model_template(config: TransformerConfig, spec: SequenceSpec, find_backend: FindBackend = backend_of) -> Template:
-    """Makes the template of a model, which is the model without its arrays."""
-    return Template(lambda rngs: UnifiedModel(config, spec, rngs, find_backend))
+def model_template(
+    config: TransformerConfig,
+    spec: SequenceSpec,
+    find_backend: FindBackend = backend_of,
+    more: tuple[Sublayer, ...] = (),
+) -> Template:
+    """Makes the template of a model, which is the model without its arrays. Each layer ends with the sublayers `more`,
+    which have no parameters."""
+    return Template(lambda rngs: UnifiedModel(config, spec, rngs, find_backend, more))
 
 
 def parameter_count(shapes: Any) -> int:

@@ -35,7 +35,15 @@ STATISTICS = "statistics"
 
 @dataclasses.dataclass(frozen=True)
 class ObjectivesConfig:
-    """Settings of the objectives; `continuous` is per stream, and streams that it does not name use the defaults."""
+    """Settings of the objectives.
+
+    Attributes:
+      next_token: of streams that learn the next token.
+      masked: of streams that learn hidden codes.
+      continuous: of streams that learn to turn noise into latents, by stream; one that it does not name uses the
+        defaults.
+      contrastive: of streams that are compared.
+    """
 
     next_token: NextTokenConfig = NextTokenConfig()
     masked: MaskedConfig = MaskedConfig()

@@ -28,7 +28,11 @@ from transfusion.sequence.batch import StreamSlice
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveConfig:
-    """`text` is the stream with which the images are compared."""
+    """What is compared.
+
+    Attributes:
+      text: the stream with which the images are compared.
+    """
 
     text: str = TEXT
 

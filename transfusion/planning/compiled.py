@@ -1,6 +1,5 @@
 """Compiles the real training step and sampler for devices that need not be there, and reads what they cost."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -19,8 +19,8 @@ from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.planning import gpus
 from transfusion.planning.assembly import compile_for_gpu
-from transfusion.planning.cost import USABLE, Cost
-from transfusion.planning.hlo import Program, read_program
+from transfusion.planning.cost import UNKNOWN, USABLE, Cost
+from transfusion.planning.hlo import NotUnderstood, Program, read_program
 from transfusion.running.chips import GIB, Topology
 from transfusion.sampling.conditions import conditions_of
 from transfusion.sampling.decoder import decoder_of
@@ -131,10 +131,7 @@ def _cost(lowered: Any, mesh: Mesh, topology: Topology) -> Cost:
         peak = float(used[1]) * (GIB if used[2] == "G" else 2**20)
         return Cost("compiled", 0.0, peak, peak, False, Program((), 0), "none", time.perf_counter() - start)
     memory = compiled.memory_analysis()
-    program, source = Program((), 0), "from shapes"
-    # For some topologies libtpu cannot print the program that it compiled.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        program, source = read_program(compiled.as_text(), mesh.size, topology.domain), "compiled"
+    program, source = _collectives(compiled, mesh.size, topology)
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     # The peak is all that the program reserves. On TPUs the compiler's own `peak_memory_in_bytes` ignores arguments.
     peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -143,8 +140,21 @@ def _cost(lowered: Any, mesh: Mesh, topology: Topology) -> Cost:
     return Cost("compiled", arguments, temporaries, peak, fits, program, source, time.perf_counter() - start, kernels)
 
 
+def _collectives(compiled: Any, devices: int, topology: Topology) -> tuple[Program, str]:
+    """The collectives of a compiled program, and how they are known; none, and 'unknown', if its text cannot be had (as
+    libtpu's for some topologies) or is not understood."""
+    try:
+        return read_program(compiled.as_text(), devices, topology.domain), "compiled"
+    except jax.errors.JaxRuntimeError:
+        return Program((), 0), UNKNOWN
+    except NotUnderstood as error:
+        logging.warning("the text of the compiled program is not understood (jax %s): %s", jax.__version__, error)
+        return Program((), 0), UNKNOWN
+
+
 def with_estimate(cost: Cost, guess: Cost) -> Cost:
-    """The compiled cost. Numbers that the compiler does not give are taken from the estimate `guess`."""
+    """The compiled cost. What the compiler does not give, or writes in a text that is not understood, is taken from the
+    estimate `guess`, and said to be."""
     if cost.collectives == "compiled":
         return cost
     if cost.fits:

@@ -8,6 +8,7 @@ from transfusion.running.chips import Topology
 
 # The share of the memory that a program may fill where no compiler says so. The rest is for the runtime and fragments.
 USABLE = 0.92
+UNKNOWN = "unknown"  # how collectives are known, where they are not
 # FLOPs of a step with each way of rematerialisation, in units of the model's own forward and backward passes.
 RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 
@@ -23,7 +24,8 @@ class Cost:
       peak: bytes of all memory that the program reserves.
       fits: whether the chip's memory holds the program. If it was compiled for a TPU, the compiler has decided that.
       program: the collectives.
-      collectives: how the collectives are known; 'from shapes' if the compiler gave no text.
+      collectives: how the collectives are known: 'compiled', 'from shapes', or `UNKNOWN` if the compiler gave no text,
+        or one that is not understood; what `program` says means nothing then.
       seconds: how long compilation took.
       kernels: the program's own kernels, if it was compiled for a GPU.
     """

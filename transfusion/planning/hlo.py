@@ -2,6 +2,10 @@
 
 The text is the program of one device. A computation that is called (the body of a loop, a fusion, a branch) counts as
 often as its callers run it; the body of a loop counts as often as the loop's condition says.
+
+The text is meant for people, and each version of the compiler may write it otherwise. What is not understood raises
+`NotUnderstood`, because a collective that is passed over would make the sum wrong without a sign of it.
+`tests/planning/programs` keeps texts of each version of jax that is allowed.
 """
 
 import dataclasses
@@ -21,12 +25,19 @@ SENT = {
 }
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # the names of other types end in their bits
 
-_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*)\[([\d,]*)\]")
-_OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+_ARRAY = re.compile(r"\b(pred|[sufc]\d+|bf16|f8\w*)\[([\d,]*)\]")
+_SOME_ARRAY = re.compile(r"\b([a-z]\w*)\[")  # also one of a type that is not known
+# An instruction whose devices talk to one another, by its name, whether it is in `SENT` or new.
+_TALKS = re.compile(r"\s([\w.\-]*(?<![a-z])(?:all-|reduce-scatter|collective)[\w.\-]*)\(")
+_OPCODE = re.compile(r"\s([a-z][a-z0-9\-.]*)\(")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_CALLED = re.compile(r"(?:calls|body|true_computation|false_computation|to_apply)=%?([\w.\-]+)")
-_CALLED_LISTS = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation|to_apply)=%?([\w.\-]+)")
+_CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _IOTA = r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?"
+
+
+class NotUnderstood(ValueError):
+    """The text of a program is not as this module knows it; the message says what of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +86,29 @@ class Program:
 
 
 def read_program(text: str, devices: int, per_slice: int) -> Program:
-    """The collectives of `text`, a program for `devices` devices. Every `per_slice` devices in a row are a slice."""
+    """The collectives of `text`, a program for `devices` devices. Every `per_slice` devices in a row are a slice.
+
+    Raises:
+      NotUnderstood: if the text is not as expected, so that some collective might be passed over or misread.
+    """
     computations, entry = computations_of(text)
+    if entry not in computations:
+        raise NotUnderstood("it has no entry")
     times: dict[str, int] = {}
     unknown: set[str] = set()
 
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
         for line in computations.get(name, ()):
-            for called, turns in calls(line, computations):
+            for called, turns in calls(line, computations, conditions=True):
                 if turns is None:
                     unknown.add(called)
-                if called in computations:
-                    visit(called, count * (turns or 1))
+                if called not in computations:
+                    raise NotUnderstood(f"it calls {called!r}, which is not in it")
+                visit(called, count * (turns or 1))
 
     visit(entry, 1)
+    _check_all_are_found(text, computations, times)
     collectives = [
         dataclasses.replace(found, times=count)
         for name, count in times.items()
@@ -97,6 +116,31 @@ def read_program(text: str, devices: int, per_slice: int) -> Program:
         for found in _collectives(computations.get(name, ()), devices, per_slice, scatters="all-reduce-scatter" in name)
     ]
     return Program(tuple(collectives), len(unknown))
+
+
+def _check_all_are_found(text: str, computations: dict[str, list[str]], times: dict[str, int]) -> None:
+    """Raises NotUnderstood if the text holds collectives outside of what was read and visited, or of a new kind."""
+    read = 0
+    for name, lines in computations.items():
+        for line in lines:
+            kind = opcode(line)
+            if not _TALKS.match(f" {kind}("):
+                continue
+            read += 1
+            if _plain(kind) not in SENT:
+                raise NotUnderstood(f"it has a collective {kind!r}, which is new")
+            if name not in times:
+                raise NotUnderstood(f"nothing that it calls runs {name!r}, which has a collective")
+    strings = re.compile(r'"(?:[^"\\]|\\.)*"')  # names of operations of the Python program, and settings
+    there = sum(len(_TALKS.findall(strings.sub('""', line))) for line in text.splitlines())
+    if there != read:
+        raise NotUnderstood(f"it names {there} collectives, of which {read} stand in instructions")
+
+
+def _plain(kind: str) -> str:
+    """The kind of a collective without what says that other work runs during it."""
+    kind = kind.removesuffix("-start").removesuffix("-done").removesuffix("-update")
+    return {"ragged-all-to-all": "all-to-all"}.get(kind, kind)
 
 
 def _goes_on(name: str, lines: Sequence[str]) -> bool:
@@ -137,13 +181,22 @@ def opcode(line: str) -> str:
     return found[1] if found else ""
 
 
-def calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int | None]]:
-    """The computations that an instruction runs, and how often (None if that is unknown)."""
+def calls(line: str, computations: dict[str, list[str]], conditions: bool = False) -> Iterator[tuple[str, int | None]]:
+    """The computations that an instruction runs, and how often (None if that is unknown).
+
+    With `conditions` that of a loop is one of them: it runs once more than the body, or is counted once.
+    """
     kind = _OPCODE.search(line)
     if kind is None or kind[1].endswith(("-done", "-update")):
         return
     if kind[1] == "while":
-        yield re.search(r"body=%?([\w.\-]+)", line)[1], _turns(line, computations)
+        body, condition = (re.search(rf"\b{part}=%?([\w.\-]+)", line) for part in ("body", "condition"))
+        if body is None or condition is None:
+            raise NotUnderstood("a loop names no body or no condition")
+        turns = _turns(line, computations)
+        yield body[1], turns
+        if conditions:
+            yield condition[1], turns + 1 if turns else 1
         return
     for name in _CALLED.findall(line):
         yield name, 1
@@ -175,17 +228,18 @@ def _collectives(lines: list[str], devices: int, per_slice: int, scatters: bool)
     """
     for line in lines:
         kind = _OPCODE.search(line)
-        name = kind[1].removesuffix("-start") if kind else ""
-        name = {"ragged-all-to-all": "all-to-all"}.get(name, name)
-        if name not in SENT:
+        name = _plain(kind[1]) if kind else ""
+        if name not in SENT or kind[1].endswith(("-done", "-update")):
             continue
         group, far = _groups(line, devices, per_slice)
         before = line[: kind.start()]
         size = array_bytes(before)
+        if len(_ARRAY.findall(before)) != len(_SOME_ARRAY.findall(before)) or not _ARRAY.search(before):
+            raise NotUnderstood(f"a collective {kind[1]!r} has a type that is not known")
         if kind[1] in ("all-gather-start", "reduce-scatter-start"):  # (what goes in, what comes out): the larger one
             size = round(size * group / (group + 1))
-        elif kind[1] in ("collective-permute-start", "all-to-all-start"):
-            size //= 2
+        elif kind[1] in ("collective-permute-start", "all-to-all-start"):  # and the numbers of what waits, u32[]
+            size = sum(_bytes(array) for array in _ARRAY.finditer(before) if array[2]) // 2
         elif name == "reduce-scatter":
             size *= group
         yield Collective("reduce-scatter" if scatters and name == "all-reduce" else name, size, group, far, 1)
@@ -217,8 +271,12 @@ def _groups(line: str, devices: int, per_slice: int) -> tuple[int, bool]:
         table = _iota(iota[2] or iota[1], iota[2], iota[3]).reshape(_integers(iota[1]))
     elif groups := re.search(r"replica_groups=\{(\{.*?\})\}", line):
         table = np.array([list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", groups[1])])
+    elif re.search(r"(?:replica_groups|source_target_pairs)=(?!\{\})", line):
+        raise NotUnderstood("the devices of a collective are written in a new way")
     else:
         table = np.arange(devices)[None]
+    if not table.size or table.min() < 0 or table.max() >= devices:
+        raise NotUnderstood(f"a collective is among other devices than the program's {devices}")
     slices = table // per_slice
     return table.shape[1], bool((slices != slices[:, :1]).any())
 

@@ -38,6 +38,12 @@ class Interruption:
         self.requested = multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
         return self.requested
 
+    def request(self) -> None:
+        """Asks for the end of the run, as a signal does."""
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
+
     def _ask(self, number, frame) -> None:
         if number == signal.SIGINT:
             if self._interrupted:

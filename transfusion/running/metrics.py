@@ -1,4 +1,4 @@
-"""Reduces the metrics of a run, writes them to metrics.jsonl and TensorBoard, and shows its progress.
+"""Reduces the metrics of a run, writes them to metrics.jsonl, and shows its progress.
 
 Means are never averaged: every metric is a pair (sum, weight) until it is written, so that masks, microbatches, devices
 and log intervals of any size give the same number.
@@ -18,7 +18,6 @@ from absl import logging
 from etils import epath
 
 from transfusion import storage
-from transfusion.running.tensorboard import Events
 
 FLOPS_PER_STEP = "model_flops_per_step"  # of a row of metrics.jsonl: the mean over the steps since the row before
 
@@ -62,25 +61,18 @@ def codebook_scores(counts: np.ndarray) -> dict[str, float | None]:
 
 
 class MetricWriter:
-    """Writes `metrics.jsonl` (one object per logged step) and TensorBoard files; only process 0 does.
+    """Writes `metrics.jsonl`, one object per logged step; only process 0 does.
 
     Numbers keep their full precision. A number that is not finite is null, and the row's field 'nonfinite' has its name
     and value ('nan', 'inf', '-inf'), so that each row is valid JSON. None, which means no data, is null too.
     """
 
-    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True):
+    def __init__(self, workdir: str | os.PathLike):
         self.path = epath.Path(workdir) / "metrics.jsonl"
-        self._events = Events(self.path.parent / "tensorboard") if tensorboard else None
         self._last: int | None = None
         if jax.process_index() == 0:
             storage.make_folder(self.path.parent)
             self._last = _last_step(read_metrics(self.path))
-
-    def __enter__(self) -> "MetricWriter":
-        return self
-
-    def __exit__(self, *unused) -> None:
-        self.close()
 
     def truncate(self, step: int) -> None:
         """Removes the rows after `step`. Call with the step restored (0: none) before writing on from it.
@@ -89,7 +81,6 @@ class MetricWriter:
         """
         if jax.process_index() != 0:
             return
-        self.close()
         rows, damaged = storage.read_json_lines(self.path, is_row)
         if damaged:
             kept = self.path.with_name(self.path.name + ".damaged")
@@ -100,7 +91,7 @@ class MetricWriter:
         storage.write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one row, on disk when this returns. TensorBoard's files follow if they can.
+        """Appends one row, on disk when this returns.
 
         Args:
           step: larger than that of the row before.
@@ -122,13 +113,6 @@ class MetricWriter:
             row["nonfinite"] = wild
         storage.append_line(self.path, json.dumps(row, allow_nan=False))
         self._last = step
-        if self._events is not None:
-            self._events.write(step, numbers)
-
-    def close(self) -> None:
-        """Closes the files; a later `write` opens them again."""
-        if self._events is not None:
-            self._events.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
@@ -173,11 +157,11 @@ def human(number: float) -> str:
 class Progress:
     """Shows how far a run is: on a terminal with a line that moves, elsewhere with one plain line per log interval."""
 
-    def __init__(self, steps: int, stream: TextIO | None = None):
+    def __init__(self, steps: int, stream: TextIO | None = None, muted: bool = False):
         self._steps = steps
         self._stream = stream if stream is not None else sys.stderr
         self._bar = self._task = None
-        self._muted = jax.process_index() != 0
+        self._muted = muted or jax.process_index() != 0
         if self._stream.isatty() and not self._muted:
             import rich.console
             import rich.progress

@@ -1,5 +1,7 @@
 """Reads checkpoints: finds the newest intact one, and returns all or parts of it. Nothing in the folder changes.
 
+A published folder (`published`) holds the weights of one step in place of checkpoints, and is read in the same way.
+
 `restore_params` and `read_config` are safe while another process trains in the same work directory. The process that
 trains uses `Checkpoints.restore`, which also moves damaged checkpoints aside.
 """
@@ -19,6 +21,7 @@ from transfusion.errors import UsageError, nearest
 from transfusion.running import seals
 from transfusion.running.agreement import agreed, is_first
 from transfusion.running.orbax_noise import silence
+from transfusion.running.published import open_published, part_of
 from transfusion.running.state_form import check_fits
 from transfusion.sharding import PyTree
 
@@ -38,8 +41,12 @@ def restore_params(
     Raises:
       UsageError: if there is no intact checkpoint, or no such part in it.
     """
-    root, step, node = _newest(workdir)
     path = subtree.split("/")
+    if (held := open_published(workdir)) is not None:
+        names = path[1:] if path[0] in ("ema", "params") else path
+        placed = jax.tree.map(functools.partial(_placed, on=sharding), held.shapes)
+        return held.step, part_of(held.read(placed), names, held.folder), {}
+    root, step, node = _newest(workdir)
     for i, name in enumerate(path):
         known = node.keys() if isinstance(node, dict) else ()
         if name not in known or not jax.tree.leaves(node[name]):
@@ -56,12 +63,16 @@ def restore_params(
 
 def saved_shapes(workdir: str | os.PathLike) -> tuple[int, PyTree]:
     """Returns (step, nested dicts of the shapes in the newest intact state); raises UsageError if there is none."""
+    if (held := open_published(workdir)) is not None:
+        return held.step, {held.part: held.shapes}
     _, step, metadata = _newest(workdir)
     return step, metadata
 
 
 def restore_leaves(workdir: str | os.PathLike, step: int, wanted: PyTree) -> PyTree:
     """Reads some leaves of a step's state: those of `wanted`, nested dicts of ShapeDtypeStructs with shardings."""
+    if (held := open_published(workdir)) is not None:
+        return {part: held.read(tree) for part, tree in wanted.items()}
     restore = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
     return _read_item(seals.folder_of(workdir), step, "state", ocp.PyTreeCheckpointHandler(), restore)
 
@@ -74,6 +85,11 @@ def find_newest(workdir: str | os.PathLike) -> tuple[int, dict] | None:
     """
     root = seals.folder_of(workdir)
     if not agreed(is_first() and bool(seals.finished_steps(root))):
+        if open_published(workdir) is not None:
+            raise UsageError(
+                f"{workdir} is a published run, which nobody trains in: give a new --workdir, and "
+                f"--config.init.path={workdir} to begin with its weights"
+            )
         return None
     root, step, *_ = _newest(workdir)
     return step, read_json_item(root, step, "config")

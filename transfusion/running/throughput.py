@@ -1,12 +1,16 @@
 """Measures how fast training is, and which share of the hardware's peak that is."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 
 from transfusion.running.chips import chip_of
+
+T = TypeVar("T")
 
 
 class Throughput:
@@ -19,13 +23,13 @@ class Throughput:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._start: float | None = None
-        self._paused = 0.0
+        self._paused = self._starved = 0.0
         self._steps = self._tokens = 0
 
     def begin(self) -> None:
         """Starts a new interval now."""
         self._start = self._clock()
-        self._paused = 0.0
+        self._paused = self._starved = 0.0
         self._steps = self._tokens = 0
 
     def add(self, tokens: int, steps: int = 1) -> None:
@@ -33,6 +37,10 @@ class Throughput:
         if self._start is not None:
             self._steps += steps
             self._tokens += tokens
+
+    def starved(self, seconds: float) -> None:
+        """Counts time in which the devices had nothing to do, as the next batch was not there."""
+        self._starved += seconds
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -44,17 +52,53 @@ class Throughput:
             self._paused += self._clock() - before
 
     def rates(self) -> dict[str, float | None]:
-        """Returns steps_per_second, tokens_per_second and seconds_per_step since the last call, and starts anew.
+        """Returns steps_per_second, tokens_per_second, seconds_per_step and data_wait_share since the last call, and
+        starts anew. The share is that of the time in which the devices waited for data.
 
         All are None if no step was counted.
         """
-        names = ("steps_per_second", "tokens_per_second", "seconds_per_step")
+        names = ("steps_per_second", "tokens_per_second", "seconds_per_step", "data_wait_share")
         if self._start is None or not self._steps:
             return dict.fromkeys(names)
         seconds = max(self._clock() - self._start - self._paused, 1e-9)
         values = self._steps / seconds, self._tokens / seconds, seconds / self._steps
+        values += (min(self._starved / seconds, 1.0),)
         self.begin()
         return dict(zip(names, values, strict=True))
+
+
+class Idle:
+    """Measures for how long a device has nothing to do while a batch is read.
+
+    JAX runs ahead of the devices, so that most of the time in which Python waits for a batch costs nothing. What counts
+    begins when the devices have made all steps that they were given. While Python waits, a thread looks whether they
+    have, every millisecond.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, pause: float = 0.001):
+        self._clock, self._pause = clock, pause
+
+    def read(self, data: Iterator[T], newest: jax.Array) -> tuple[T, float]:
+        """Returns (the next batch, seconds that the devices waited for it); `newest` is a result of the last step."""
+        done, since = threading.Event(), []
+        if newest.is_ready():
+            before = self._clock()
+            return next(data), self._clock() - before
+        watcher = threading.Thread(target=self._watch, args=(newest, done, since), daemon=True)
+        watcher.start()
+        try:
+            batch = next(data)
+            ended = self._clock()
+        finally:
+            done.set()
+            watcher.join()
+        return batch, max(ended - since[0], 0.0) if since else 0.0
+
+    def _watch(self, newest: jax.Array, done: threading.Event, since: list[float]) -> None:
+        while not done.wait(self._pause):
+            if newest.is_ready():
+                since.append(self._clock())
+                return
 
 
 def peak_flops(devices: Sequence[jax.Device] | None = None) -> float | None:

@@ -41,7 +41,13 @@ OPEN = {"shift": 0, "top_p": 0, "code_top_p": 0, "terminal": 1}
 
 @dataclasses.dataclass(frozen=True)
 class KindConfig:
-    """The settings with which one kind of item is drawn: fields of `SamplerConfig`; None leaves the common one."""
+    """The settings with which one kind of item is drawn, in place of those of `SamplerConfig`; None leaves the common
+    one.
+
+    Attributes:
+      solver, steps, shift, guidance, guidance_low, guidance_high, code_temperature, code_top_k, code_top_p,
+        unmask_noise, unmask_blocks: the field of this name in `SamplerConfig`.
+    """
 
     solver: str | None = None
     steps: int | None = None

@@ -77,6 +77,7 @@ def generate(
     batch: int = ROWS,
     size: Size = (0, 0),
     first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[Document]:
     """Continues each prompt with what the model writes and draws.
 
@@ -90,6 +91,7 @@ def generate(
         to this: one compilation serves all numbers in between.
       size: sides of the latents or codes that are drawn, for models that draw several, unless a prompt says its own.
       first: the number of the first prompt, where the list is a part of a longer one.
+      numbers: the numbers of all prompts, each below 2**31, in place of `first` and those after it.
 
     Returns:
       Per prompt the segments that follow it in reading order: text ids int32 [n] without special tokens, and latents
@@ -107,11 +109,12 @@ def generate(
         kind = "" if config.max_tokens else prompt.kind
         groups.setdefault((tuple(prompt.size or size), kind), []).append(number)
     results: dict[int, Document] = {}
-    for (of_group, _), numbers in groups.items():
-        part = [prompts[number] for number in numbers]
+    named = np.arange(first, first + len(prompts)) if numbers is None else np.asarray(numbers)
+    for (of_group, _), places in groups.items():
+        part = [prompts[number] for number in places]
         made, settings = decoder_of(task, config, of_group, part)
-        documents = _generate(made, settings, params, part, first + np.array(numbers), seed, config, batch)
-        results |= dict(zip(numbers, documents, strict=True))
+        documents = _generate(made, settings, params, part, named[places], seed, config, batch)
+        results |= dict(zip(places, documents, strict=True))
     return [results[number] for number in range(len(prompts))]
 
 

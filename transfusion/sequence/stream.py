@@ -38,8 +38,12 @@ class TimeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """The dense layers between what a stream's embed looks up or sees and the trunk: how many, and what is between them
-    (a key of `transfusion.model.block.ACTIVATIONS`)."""
+    """The dense layers between what a stream's embed looks up or sees and the trunk.
+
+    Attributes:
+      depth: how many there are.
+      activation: what is between them; a key of `transfusion.model.block.ACTIVATIONS`.
+    """
 
     depth: int = 2
     activation: str = "gelu_tanh"

@@ -1,6 +1,5 @@
 """Computes losses of held-out data while a run trains."""
 
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -32,13 +31,7 @@ def held_out_losses(task: Task, experiment: Experiment, rows: PyTree) -> HeldOut
     batches: list[PyTree] = []
     everywhere, total_rows = sharding.replicated(jax.tree.leaves(rows)[0].mesh), experiment.batch_size
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def sums(params, batch, i):
-        key = jax.random.fold_in(jax.random.key(experiment.seed + 1), i)
-        draws = task.with_targets(params, batch, task.draw(batch, key))
-        loss, parts = task.loss(params, batch, draws, task.totals(batch))
-        parts.pop(STATISTICS, None)
-        return parts | {"loss": (loss, jnp.ones(()))}
+    sums = jax.jit(batch_sums(task, experiment.seed + 1), out_shardings=everywhere)
 
     def held_out(params: PyTree) -> dict[str, float | None]:
         batches.extend(_take(task.held_out(experiment), experiment.eval.batches) if not batches else ())
@@ -50,6 +43,19 @@ def held_out_losses(task: Task, experiment: Experiment, rows: PyTree) -> HeldOut
         return means(total)
 
     return held_out
+
+
+def batch_sums(task: Task, seed: int) -> Callable[[PyTree, PyTree, jax.Array], dict]:
+    """Returns `sums(params, batch, i)`, the Sums of batch number `i`, always with the same random numbers."""
+
+    def sums(params, batch, i):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        draws = task.with_targets(params, batch, task.draw(batch, key))
+        loss, parts = task.loss(params, batch, draws, task.totals(batch))
+        parts.pop(STATISTICS, None)
+        return parts | {"loss": (loss, jnp.ones(()))}
+
+    return sums
 
 
 def _take(batches: Iterator[PyTree], count: int) -> list[PyTree]:

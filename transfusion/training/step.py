@@ -62,7 +62,7 @@ def make_step(task: Task, experiment: Experiment):
         if config.accumulate == 1:
             (loss, sums), grads = gradient(trained, batch, draws, totals)
         else:
-            (loss, sums), grads = _accumulate(gradient, trained, batch, draws, totals, config.accumulate)
+            (loss, sums), grads = accumulated(gradient, trained, batch, draws, totals, config.accumulate)
         norms = {"grad_norm": optax.tree.norm(grads)}
         norms |= {f"grad_norm_{name}": optax.tree.norm(part) for name, part in grads.items()}
         before = sharding.on_devices(state.opt_state) if config.offload else state.opt_state
@@ -85,8 +85,8 @@ def jit_step(task: Task, experiment: Experiment, shardings: TrainState, rows: Py
     return jax.jit(step, in_shardings=(shardings, rows), out_shardings=shardings, donate_argnums=0)
 
 
-def _accumulate(gradient, params, batch, draws, totals, parts: int):
-    """Sums loss, Sums and gradients over `parts` slices of the rows.
+def accumulated(gradient, params, batch, draws, totals, parts: int):
+    """Sums what `gradient(params, batch, draws, totals)` gives over `parts` slices of the rows.
 
     Each slice takes every parts-th row, so that every device keeps its share of each slice.
     """

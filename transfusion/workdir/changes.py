@@ -78,7 +78,9 @@ FIELD_RULES: dict[str, Rule] = {
           "read_ahead", "pixel_limit", "max_bad_share", "max_bad_after", "truncate")), Rule.FREE,
     ),
     **dict.fromkeys(
-        (f"{part}.**" for part in ("init", "optim", "checkpoint", "guard", "eval", "sampling", "mesh")), Rule.FREE
+        (f"{part}.**" for part in
+         ("init", "optim", "checkpoint", "guard", "eval", "telemetry", "sampling", "mesh", "trackers")),
+        Rule.FREE,
     ),
 }  # fmt: skip
 

@@ -7,19 +7,22 @@ from etils import epath
 from transfusion import storage
 from transfusion.config import Experiment, from_json
 from transfusion.errors import UsageError
+from transfusion.remote.hub import local_copy
 from transfusion.workdir import portable
 
 _MOST_BYTES = 16 << 20  # no config is as large
 
 
 def read_experiment(workdir: str | os.PathLike) -> Experiment:
-    """The experiment in a workdir's config.json; its tokenizer and codec are found there, see `workdir.portable`.
+    """The experiment in the config.json of a workdir or of `hf://OWNER/NAME`; its tokenizer and codec are found there,
+    see `workdir.portable`.
 
     What the weights were trained with is in their checkpoint: see `transfusion.workdir.resume.as_trained`.
 
     Raises:
       UsageError: if there is none, or it is damaged.
     """
+    workdir = local_copy(workdir)
     path = epath.Path(workdir) / portable.CONFIG
     if not path.exists():
         raise UsageError(f"{path} does not exist: {workdir} is not the workdir of a training run")

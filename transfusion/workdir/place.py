@@ -8,7 +8,7 @@ from transfusion.errors import UsageError, require
 from transfusion.storage import is_bucket
 
 # The scheme of a bucket that can hold checkpoints -> the module that it needs, and the extra that brings the module.
-BUCKET_SCHEMES = {"gs": ("gcsfs", "gcs")}
+BUCKET_SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
 
 def check_workdir(workdir: str) -> None:
@@ -29,7 +29,10 @@ def check_workdir(workdir: str) -> None:
         scheme = url[1]
         if scheme not in BUCKET_SCHEMES:
             known = " or ".join(f"{name}://BUCKET/FOLDER" for name in BUCKET_SCHEMES)
-            raise UsageError(f"--workdir={workdir}: the only buckets are {known}: mount other storage as a folder")
+            raise UsageError(
+                f"--workdir={workdir}: {scheme}:// is not supported for workdirs; {known} is: mount other storage as a "
+                "folder"
+            )
         if not re.match(rf"{scheme}://[A-Za-z0-9]", workdir):
             raise UsageError(f"--workdir={workdir} is not of the form {scheme}://BUCKET/FOLDER")
         require(*BUCKET_SCHEMES[scheme])

@@ -5,9 +5,10 @@ config.json names them relative to itself. Its other paths, of data and of other
 """
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
@@ -16,7 +17,9 @@ from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.data.config import SourceConfig
 from transfusion.errors import UsageError
+from transfusion.remote.hub import local_copy
 from transfusion.running import seals
+from transfusion.running.published import PATTERN, open_published
 
 # The folders of codecs in the workdir of the model that uses them: of all kinds of segments, and of a single kind.
 CODEC, CODECS = "codec", "codecs"
@@ -34,9 +37,38 @@ def as_recorded(experiment: Experiment) -> Experiment:
     """The experiment as config.json and the checkpoints hold it."""
     return _with_paths(
         _elsewhere(experiment, absolute),
-        _name(experiment),
+        name_of_tokenizer(experiment),
         lambda codec, copy: copy if _has_weights(codec) else absolute(codec.path),
     )
+
+
+def as_published(experiment: Experiment) -> Experiment:
+    """The experiment as the config.json of a published run holds it: of paths of this machine it has the last name."""
+
+    def last_name(path: str) -> str:
+        return path if "://" in path else os.path.basename(path.rstrip("/"))
+
+    def sources(found: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
+        return {
+            name: dataclasses.replace(one, files=last_name(one.files), captions=last_name(one.captions))
+            for name, one in found.items()
+        }
+
+    found = _elsewhere(as_recorded(experiment), last_name)
+    return dataclasses.replace(
+        found,
+        data=dataclasses.replace(found.data, sources=sources(found.data.sources)),
+        eval=dataclasses.replace(found.eval, sources=sources(found.eval.sources)),
+        codec=dataclasses.replace(found.codec, path=_inside(found.codec, CODEC, last_name)),
+        codecs={
+            kind: dataclasses.replace(codec, path=_inside(codec, f"{CODECS}/{kind}", last_name))
+            for kind, codec in found.codecs.items()
+        },
+    )
+
+
+def _inside(codec: CodecConfig, copy: str, last_name: Callable[[str], str]) -> str:
+    return copy if _has_weights(codec) else last_name(codec.path)
 
 
 def resolved(experiment: Experiment, folder: str | os.PathLike) -> Experiment:
@@ -66,7 +98,7 @@ def from_command_line(experiment: Experiment, workdir: str | os.PathLike) -> Exp
         gone = path and "://" not in path and not os.path.exists(path)
         return os.fspath(kept) if gone and kept.exists() else path
 
-    tokenizer = find(experiment.tokenizer.path, _name(experiment))
+    tokenizer = find(experiment.tokenizer.path, name_of_tokenizer(experiment))
     return _with_paths(experiment, tokenizer, lambda codec, copy: find(codec.path, copy))
 
 
@@ -79,8 +111,8 @@ def bring_in(experiment: Experiment, workdir: str | os.PathLike) -> None:
     workdir = epath.Path(workdir)
     try:
         if experiment.tokenizer.path:
-            _copy(epath.Path(experiment.tokenizer.path), workdir / _name(experiment))
-        for copy, codec in _with_weights(experiment).items():
+            _copy(epath.Path(experiment.tokenizer.path), workdir / name_of_tokenizer(experiment))
+        for copy, codec in with_weights(experiment).items():
             _copy_codec(codec.path, workdir / copy)
     except OSError as error:
         raise storage.lasting(f"cannot copy the tokenizer and the codecs into {workdir}", error) from error
@@ -93,10 +125,10 @@ def differing_codecs(
 
     The run's codec is the copy in its workdir or, in older workdirs, the codec at the path of its config.
     """
-    before = _with_weights(trained)
+    before = with_weights(trained)
     return [
         (f"{copy.replace('/', '.')}.path", copy, codec.path)
-        for copy, codec in _with_weights(experiment).items()
+        for copy, codec in with_weights(experiment).items()
         if copy in before and _differs(before[copy].path, codec.path, epath.Path(workdir), copy)
     ]
 
@@ -107,7 +139,7 @@ def _differs(trained: str, path: str, workdir: epath.Path, copy: str) -> bool:
         return False
     if not (kept / CONFIG).exists():
         return trained != copy and absolute(trained) != absolute(path)
-    return _newest_seal(path)[1] != _newest_seal(kept)[1]
+    return _weights(path)[1] != _weights(kept)[1]
 
 
 def _codecs(experiment: Experiment) -> dict[str, CodecConfig]:
@@ -115,7 +147,8 @@ def _codecs(experiment: Experiment) -> dict[str, CodecConfig]:
     return {CODEC: experiment.codec} | {f"{CODECS}/{kind}": codec for kind, codec in experiment.codecs.items()}
 
 
-def _with_weights(experiment: Experiment) -> dict[str, CodecConfig]:
+def with_weights(experiment: Experiment) -> dict[str, CodecConfig]:
+    """The codecs that have weights, by the folders of their copies in the workdir."""
     return {copy: codec for copy, codec in _codecs(experiment).items() if _has_weights(codec)}
 
 
@@ -123,7 +156,8 @@ def _has_weights(codec: CodecConfig) -> bool:
     return codec.kind == "autoencoder" and bool(codec.path)
 
 
-def _name(experiment: Experiment) -> str:
+def name_of_tokenizer(experiment: Experiment) -> str:
+    """The name of the tokenizer's file in the workdir; '' if it has none."""
     config = experiment.tokenizer
     return FILE_OF_TOKENIZER.get(config.kind, os.path.basename(config.path)) if config.path else ""
 
@@ -182,25 +216,37 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def _copy_codec(source: str, target: epath.Path) -> None:
-    """Copies the newest intact checkpoint of a codec's run, and last its config.json: with that the copy is whole."""
+    """Copies the weights of a codec's run, and last its config.json: with that the copy is whole.
+
+    They are the newest intact checkpoint, or the files of a published run.
+    """
+    source = local_copy(source)
     if _same(source, target):
         return
-    step, files = _newest_seal(source)
+    step, files = _weights(source)
     if (target / CONFIG).exists():
-        if _newest_seal(target)[1] == files:
+        if _weights(target)[1] == files:
             return
         (target / CONFIG).unlink()
     theirs, ours = seals.folder_of(source), target / seals.folder_of(target).name
     if ours.exists():
         ours.rmtree()
-    for name in files:
-        _copy(theirs / str(step) / name, ours / str(step) / name)
-    _copy(seals.seal_path(theirs, step), seals.seal_path(ours, step))
+    if step is None:
+        for name in files:
+            _copy(epath.Path(source) / name, target / name)
+    else:
+        for name in files:
+            _copy(theirs / str(step) / name, ours / str(step) / name)
+        _copy(seals.seal_path(theirs, step), seals.seal_path(ours, step))
     _copy(epath.Path(source) / CONFIG, target / CONFIG)
 
 
-def _newest_seal(workdir: str | os.PathLike) -> tuple[int, dict]:
-    """(step, {file: [size, digest]}) of a run's newest intact checkpoint."""
+def _weights(workdir: str | os.PathLike) -> tuple[int | None, dict]:
+    """(step, {file: [size, digest]}) of a run's newest intact checkpoint; of a published run the step is None."""
+    workdir = local_copy(workdir)
+    if open_published(workdir) is not None:
+        found = {path.name: path.read_bytes() for path in sorted(epath.Path(workdir).glob(PATTERN))}
+        return None, {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in found.items()}
     root = seals.folder_of(workdir)
     step, _ = seals.newest_intact(root)
     if step is None:

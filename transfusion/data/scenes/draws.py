@@ -1,5 +1,6 @@
 """Draws scenes and clips of a split by chance. The same names give the same draws on any machine."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,7 +11,9 @@ from transfusion.data.scenes.moving import Clip, clip_split, starts
 from transfusion.data.scenes.words import NUMBERS, Says
 
 _T = TypeVar("_T")
+World = Callable[[Scene], Scene]
 _MOST_TRIES = 100_000
+_SCENES_TRIED = 2000  # for a caption: a tenth of all scenes are in the test split
 BACKGROUND_NAMES, COLOUR_NAMES, SIZE_NAMES = tuple(BACKGROUNDS), tuple(COLOURS), tuple(SIZES)
 
 
@@ -39,11 +42,19 @@ def until(draw: Callable[[], _T | None], good: Callable[[_T], bool]) -> _T:
     Raises:
       RuntimeError: if nothing ever is, which is a fault of the caller's rule.
     """
-    for _ in range(_MOST_TRIES):
+    found = within(_MOST_TRIES, draw, good)
+    if found is None:
+        raise RuntimeError("no draw fits the split")
+    return found
+
+
+def within(tries: int, draw: Callable[[], _T | None], good: Callable[[_T], bool]) -> _T | None:
+    """The first of so many draws that is good; None if none is."""
+    for _ in range(tries):
         found = draw()
         if found is not None and good(found):
             return found
-    raise RuntimeError("no draw fits the split")
+    return None
 
 
 def home(split: str) -> str:
@@ -73,18 +84,28 @@ def scene_of(chance: Chance, kinds: Sequence[tuple[str, str]]) -> Scene:
     return Scene(things, chance.of(BACKGROUND_NAMES))
 
 
-def scene_for(chance: Chance, skill: str, says: Says, split: str) -> Scene:
-    """A scene of a split that shows what a caption of a skill says, and nothing else."""
+def plainly(scene: Scene) -> Scene:
+    """The scene with large things before white: the world that small models can learn in minutes."""
+    return Scene(tuple(dataclasses.replace(thing, size="large") for thing in scene.things), "white")
+
+
+def scene_for(chance: Chance, skill: str, says: Says, split: str, world: World | None = None) -> Scene | None:
+    """A scene of a split that shows what a caption of a skill says, and nothing else; `world` changes what no caption
+    of a skill says. None: in a small world all such scenes are in another split."""
+
+    def scene(kinds: Sequence[tuple[str, str]]) -> Scene:
+        made = scene_of(chance, kinds)
+        return world(made) if world else made
 
     def draw() -> Scene | None:
         if skill != "position":
-            return scene_of(chance, KINDS[skill](says))
+            return scene(KINDS[skill](says))
         first, relation, second = says
-        made = scene_of(chance, [(first, ""), (second, "")])
+        made = scene([(first, ""), (second, "")])
         one, other = (next(t for t in made.things if t.shape == shape) for shape in (first, second))
         return made if relation in relations(box_of(one), box_of(other)) else None
 
-    return until(draw, lambda scene: split_of(scene) == home(split))
+    return within(_SCENES_TRIED, draw, lambda scene: split_of(scene) == home(split))
 
 
 # The shapes and colours of the things that a caption asks for.

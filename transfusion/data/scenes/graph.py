@@ -117,6 +117,7 @@ def box_of(thing: Thing) -> Box:
 
 
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def relations(first: Box, second: Box) -> frozenset[str]:

@@ -1,15 +1,18 @@
 """Questions about scenes, with answers of a few letters.
 
-`QUESTIONS` is the table of their kinds. Answers are even where the picture does not decide: half of the questions that
-ask yes or no are answered yes, so that who does not look is right as often as chance (`blind`).
+`QUESTIONS` is the table of kinds of questions about any scene. Answers are even where the picture does not decide: half
+of the questions that ask yes or no are answered yes, so that who does not look is right as often as chance (`blind`).
+
+`FACTS` has a question for each skill of captions: it asks what the caption of a picture says, so that one fact is known
+in both directions, from words to picture and from picture to words (GapEval, arXiv 2602.02140).
 """
 
 import dataclasses
 from collections.abc import Callable
 
 from transfusion.data.scenes.draws import COLOUR_NAMES, SIZE_NAMES, Chance
-from transfusion.data.scenes.graph import CELLS, RELATIONS, SHAPES, Scene, box_of, relations
-from transfusion.data.scenes.words import NUMBERS, plural
+from transfusion.data.scenes.graph import CELLS, OPPOSITE, RELATIONS, SHAPES, Scene, box_of, relations
+from transfusion.data.scenes.words import NUMBERS, Says, plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _relation(chance: Chance, scene: Scene) -> tuple[tuple[str, ...], str] | Non
         return None
     first, second = chance.some(alone, 2)
     relation = chance.of([name for name in RELATIONS if name in relations(box_of(first), box_of(second))])
-    opposite = RELATIONS[RELATIONS.index(relation) ^ 1]
+    opposite = OPPOSITE[relation]
     yes = chance.yes()
     return (first.shape, relation if yes else opposite, second.shape), "yes" if yes else "no"
 
@@ -118,3 +121,78 @@ def ask(chance: Chance, scene: Scene, split: str, kind: str = "") -> tuple[str, 
     *known, new = QUESTIONS[name].words
     values, answer = found
     return name, chance.of([new] if split == "paraphrases" else known).format(*values), answer
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """The question to what captions of a skill say.
+
+    Attributes:
+      words: as `Question.words`.
+      fields: the values of the words' fields.
+      answer: what the caption says of it.
+      true: whether an answer to the question is true of a scene.
+      blind: the share of right answers of the best guess that does not see the picture, in the split 'test'.
+    """
+
+    words: tuple[str, ...]
+    fields: Callable[[Says], tuple[str, ...]]
+    answer: Callable[[Says], str]
+    true: Callable[[Says, str, Scene], bool]
+    blind: float
+
+
+def _has(scene: Scene, shape: str, colour: str) -> bool:
+    return any((thing.shape, thing.colour) == (shape, colour) for thing in scene.things)
+
+
+def _stands(scene: Scene, first: str, relation: str, second: str) -> bool:
+    """Whether some thing of the first shape has the relation to some of the second."""
+    return any(
+        relation in relations(box_of(one), box_of(other))
+        for one in scene.things if one.shape == first for other in scene.things if other.shape == second
+    )  # fmt: skip
+
+
+_COLOUR = QUESTIONS["colour"].words
+FACTS: dict[str, Fact] = {
+    "single": Fact(
+        ("which shape is it?", "what is there?", "name the shape."), lambda says: (), lambda says: says[0],
+        lambda says, answer, scene: answer in {thing.shape for thing in scene.things}, 1 / 6,
+    ),
+    "two": Fact(
+        ("what is there beside the {}?", "what stands with the {}?", "name what is with the {}."),
+        lambda says: (says[0],), lambda says: says[1],
+        lambda says, answer, scene: answer in {thing.shape for thing in scene.things} - {says[0]}, 1 / 5,
+    ),
+    # Of the three numbers, one is held out for each shape.
+    "counting": Fact(
+        QUESTIONS["count"].words, lambda says: (says[1],), lambda says: says[0],
+        lambda says, answer, scene: answer == NUMBERS[sum(plural(t.shape) == says[1] for t in scene.things)], 1 / 2,
+    ),
+    "colours": Fact(
+        _COLOUR, lambda says: (says[1],), lambda says: says[0],
+        lambda says, answer, scene: _has(scene, says[1], answer), 1 / 5,
+    ),
+    # On a diagonal two relations hold, and either is right.
+    "position": Fact(
+        ("where is the {} from the {}?", "where does the {} stand to the {}?", "say where the {} is from the {}."),
+        lambda says: (says[0], says[2]), lambda says: says[1],
+        lambda says, answer, scene: _stands(scene, says[0], answer, says[2]), 0.36,
+    ),
+    "binding": Fact(
+        _COLOUR, lambda says: (says[1],), lambda says: says[0],
+        lambda says, answer, scene: _has(scene, says[1], answer), 1 / 5,
+    ),
+}  # fmt: skip
+
+
+def ask_fact(chance: Chance, skill: str, says: Says, split: str) -> tuple[str, str]:
+    """A question to what a caption of a skill says, and its answer; `split` decides the words."""
+    fact = FACTS[skill]
+    *known, new = fact.words
+    words = chance.of([new] if split == "paraphrases" else known)
+    return words.format(*fact.fields(says)), fact.answer(says)

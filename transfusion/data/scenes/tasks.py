@@ -5,6 +5,7 @@ of it. Captions and clips are short records with a medium and its caption; the o
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from transfusion.data.scenes import draws, maps, words
@@ -12,7 +13,7 @@ from transfusion.data.scenes.changes import CHANGES, draw_change
 from transfusion.data.scenes.draws import Chance
 from transfusion.data.scenes.graph import CELLS, SPLITS, Scene
 from transfusion.data.scenes.moving import Clip, all_says, render_clip
-from transfusion.data.scenes.questions import QUESTIONS, ask
+from transfusion.data.scenes.questions import QUESTIONS, ask, ask_fact
 from transfusion.data.scenes.render import render
 from transfusion.data.segments import RawSegment
 from transfusion.sequence import TEXT
@@ -58,11 +59,16 @@ class SceneTask:
     pixels: int = 32
 
 
-def _caption(chance: Chance, split: str, kind: str) -> Drawn:
+def _caption(chance: Chance, split: str, kind: str, world: draws.World | None = None) -> Drawn:
     skill = kind or chance.of(words.skills_of(split))
-    says = chance.of(words.all_says(skill, split))
-    caption = chance.of(words.templates(skill, split)).format(*says)
-    return Drawn(skill, (caption,), (draws.scene_for(chance, skill, says, split),), says=says)
+
+    def draw() -> Drawn | None:
+        says = chance.of(words.all_says(skill, split))
+        caption = chance.of(words.templates(skill, split)).format(*says)
+        scene = draws.scene_for(chance, skill, says, split, world)
+        return Drawn(skill, (caption,), (scene,), says=says) if scene else None
+
+    return draws.until(draw, lambda _: True)
 
 
 def _listed(chance: Chance, split: str, kind: str) -> Drawn:
@@ -74,6 +80,15 @@ def _question(chance: Chance, split: str, kind: str) -> Drawn:
     scene = draws.any_scene(chance, split, 2, 4)
     asked, question, answer = ask(chance, scene, split, kind)
     return Drawn(asked, (question, answer), (scene,))
+
+
+def _fact(chance: Chance, split: str, kind: str, world: draws.World | None = None) -> Drawn:
+    return fact_of(_caption(chance, split, kind, world), chance, split)
+
+
+def fact_of(told: Drawn, chance: Chance, split: str) -> Drawn:
+    """The question to what a caption says, about the caption's picture."""
+    return dataclasses.replace(told, texts=ask_fact(chance, told.kind, told.says, split))
 
 
 def _edit(chance: Chance, split: str, kind: str) -> Drawn:
@@ -161,6 +176,11 @@ def _made(scene: Scene, pixels: int) -> RawSegment:
     return RawSegment("image", render(scene, pixels), "target")
 
 
+def _depicted(drawn: Drawn, pixels: int) -> dict:
+    """Only the picture is learned."""
+    return {"segments": (_words(drawn.texts[0]), _made(drawn.scenes[0], pixels))}
+
+
 def _asked(drawn: Drawn, pixels: int) -> dict:
     question, answer = drawn.texts
     return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
@@ -192,7 +212,11 @@ _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
 TASKS: dict[str, SceneTask] = {
     "captions": SceneTask(_caption, _captioned, words.SKILLS),
     "listed": SceneTask(_listed, _captioned),
+    "depicted": SceneTask(_listed, _depicted),
     "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
+    "facts": SceneTask(_fact, _asked, words.SKILLS),
+    "plain_captions": SceneTask(functools.partial(_caption, world=draws.plainly), _captioned, words.SKILLS),
+    "plain_facts": SceneTask(functools.partial(_fact, world=draws.plainly), _asked, words.SKILLS),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
     "subjects": SceneTask(_subjects, _edited, splits=_UNCOUNTED),

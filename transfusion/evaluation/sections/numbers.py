@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
-from transfusion.evaluation.measures import MEANINGS
+from transfusion.evaluation.meanings import MEANINGS
 from transfusion.evaluation.score_table import FIXED, in_words, named_scores
 from transfusion.evaluation.sections.material import Material
 from transfusion.model.unified import parameter_count
@@ -109,8 +109,16 @@ def curves(material: Material) -> str:
     )
     last = material.metrics[-1]
     skipped, bad = last.get("skipped_updates") or 0, last.get("bad_records") or 0
-    note = f"{skipped:.0f} updates skipped, {bad:.0f} records unusable."
+    note = f"{skipped:.0f} updates skipped, {bad:.0f} records unusable.{_of_the_machine(material)}"
     return f'<div class="charts">{"".join(charts)}</div><p class="note">{page.escape(note)}</p>'
+
+
+def _of_the_machine(material: Material) -> str:
+    """What the metrics say of waiting for data and of memory; '' if they say nothing."""
+    waits = [row["data_wait_share"] for row in material.metrics if row.get("data_wait_share") is not None]
+    peak = max((row.get("device_memory_peak_bytes") or 0 for row in material.metrics), default=0)
+    said = f" The devices waited for data {sum(waits) / len(waits):.1%} of the time." if waits else ""
+    return said + (f" At most {peak / 1e9:.3g} GB of a device's memory were in use." if peak else "")
 
 
 def _column(material: Material, name: str) -> bool:

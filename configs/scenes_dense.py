@@ -1,0 +1,70 @@
+"""Transfusion (arXiv 2408.11039) on scenes: the base of the benchmark of systems at equal FLOPs.
+
+What: pictures of coloured shapes without end (`transfusion.data.scenes`) with captions both ways, and a question to
+each fact that captions say. One small model draws, captions and answers; how often it is right is judged exactly. Every
+other system is a small change of this one, see `configs/scenes_systems.py`.
+Command: python -m transfusion.train --config configs/scenes_dense.py --workdir runs/scenes_dense
+Hardware: a CPU core. Time and results: experiments/scenes.
+Forms: `:unet` and `:ddpm` are those of `configs/digits.py`. `configs/scenes_dense.py:debug` trains 20 steps in seconds.
+"""
+
+import dataclasses
+import pathlib
+
+from transfusion import layouts
+from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
+from transfusion.data.config import DataConfig, SourceConfig
+from transfusion.model.config import TransformerConfig
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.paths import ContinuousConfig
+from transfusion.optim import OptimConfig
+from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.sampling.config import SamplerConfig
+from transfusion.sequence import Stream, text
+from transfusion.sequence.text import TokenizerConfig
+
+FORMS = ("", "debug", "unet", "ddpm")
+SIDE, PATCH = 16, 4
+WORDS = pathlib.Path(__file__).with_name("scenes_words.json")
+
+
+def get_config(form: str = ""):
+    """The experiment; `form` is one of `FORMS`."""
+    check_form(__file__, form, FORMS)
+    tokens = (SIDE // PATCH) ** 2
+    image = Stream(
+        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        channels=3, patch=PATCH, grid=(SIDE, SIDE), budget=2 * tokens, weight=5.0, table="sincos",
+    )  # fmt: skip
+    sources = {
+        "captions": SourceConfig(kind="scenes", name="plain_captions", resolution=SIDE, channels=3, weight=2.0),
+        "facts": SourceConfig(kind="scenes", name="plain_facts", resolution=SIDE, channels=3),
+    }
+    held_out = {name: dataclasses.replace(source, split="test") for name, source in sources.items()}
+    experiment = Experiment(
+        steps=2000,
+        batch_size=12,
+        log_every=50,
+        model=TransformerConfig(width=128, layers=4, heads=2, scan=False),
+        # A row holds two pictures with their words.
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=24, weight=5.0), "image": image},
+        layout=layouts.transfusion(),
+        tokenizer=TokenizerConfig("huggingface", str(WORDS)),
+        data=DataConfig(sources=sources, caption_first=0.7, cache=False),
+        optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.99),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+        eval=EvalConfig(every=500, sources=held_out, prompts="held_out"),
+        sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=16),
+    )
+    if form == "unet":
+        coder = dataclasses.replace(image, embed="unet", head="unet", time="coder", table="none", coder_width=16)
+        experiment = dataclasses.replace(experiment, streams=experiment.streams | {"image": coder})
+    if form == "ddpm":
+        continuous = {"image": ContinuousConfig(path="cosine", prediction="noise")}
+        sampling = dataclasses.replace(experiment.sampling, solver="ddim", steps=50)
+        experiment = dataclasses.replace(
+            experiment, objectives=ObjectivesConfig(continuous=continuous), sampling=sampling
+        )
+    if form == "debug":
+        experiment = debug_form(experiment, batch_size=4)
+    return to_config_dict(experiment)

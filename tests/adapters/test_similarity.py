@@ -1,0 +1,49 @@
+"""Cosines of pictures and texts equal those of transformers, from the raw picture and text on."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from transfusion.adapters.similarity import Similarity
+from transfusion.errors import UsageError
+
+FOLDER = pathlib.Path(__file__).parents[1] / "data" / "similarity"
+pytest.importorskip("tokenizers")
+
+
+def pictures() -> list[np.ndarray]:
+    """Those of `data/similarity/make.py`."""
+    rng = np.random.default_rng(0)
+    sizes = ((4, 4, 4), (2, 2, 8), (3, 5, 6))
+    blocks = [(rng.integers(0, 256, (height, width, 3)), np.ones((side, side, 1))) for height, width, side in sizes]
+    return [np.kron(*block).astype(np.uint8) for block in blocks]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_cosines_are_those_of_transformers(kind):
+    expected, model = json.loads((FOLDER / kind / "expected.json").read_text()), Similarity(FOLDER / kind)
+    cosines = model.of_pictures(pictures()) @ model.of_texts(expected["texts"]).T
+    np.testing.assert_allclose(cosines[:2], expected["cosines"][:2], atol=2e-5)
+    # Versions of Pillow resize by a few grey levels differently.
+    np.testing.assert_allclose(cosines[2], expected["cosines"][2], atol=5e-3)
+    pairs = [(picture, text) for picture in pictures() for text in expected["texts"]]
+    scores = model.scores(*zip(*pairs, strict=True))
+    wanted = 100 * np.maximum(np.ravel(expected["cosines"]), 0).mean()
+    assert scores[f"{kind}_score"]["value"] == pytest.approx(wanted, abs=0.2) and scores[f"{kind}_score"]["count"] == 12
+    assert ("siglip_probability" in scores) == (kind == "siglip")
+    if kind == "siglip":
+        assert scores["siglip_probability"]["value"] == pytest.approx(np.mean(expected["probability"]), abs=1e-2)
+
+
+def test_other_folders_are_refused_in_one_line(tmp_path):
+    copied = tmp_path / "clip"
+    shutil.copytree(FOLDER / "clip", copied)
+    (copied / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no tokenizer"):
+        Similarity(copied).of_texts(["a"])
+    (copied / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UsageError, match="'qwen2' compares no texts with pictures"):
+        Similarity(copied)
