@@ -27,7 +27,7 @@ def get_config(form: str = ""):
     clips = SourceConfig(kind="scenes", name="clips", resolution=16, length=8)
     codec = AutoencoderConfig(
         frames="causal", time_down=2, patch=4, patch_frames=2, channels=(48,), middle_attention=False,
-        latent_channels=16,
+        straight=True, latent_channels=16,
         # A thing covers a seventh of a frame: the absolute error is least where it is left out, and learns slowly.
         reconstruction="l2", kl_weight=1e-3,
     )  # fmt: skip

@@ -27,6 +27,9 @@ class AutoencoderConfig:
       patch: side of the patches of pixels that the first convolution reads as channels and the last one writes, so that
         no layer has to work on single pixels (LTX-Video, arXiv 2501.00103, section 2.1).
       patch_frames: frames of such a patch. They count in `time_down`.
+      straight: whether a linear map from the pixels of a latent's cell to the latent, and one back, are added to what
+        the convolutions make, which begin with nothing. So it begins as principal components, and learns fast (DC-AE,
+        arXiv 2410.10733, section 3.2, has such shortcuts without weights).
       latent_channels: channels of the latents, before they become codes.
       layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
       norm_groups: groups of each group norm; they divide all `channels`.
@@ -58,6 +61,7 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (16, 32)
     patch: int = 1
     patch_frames: int = 1
+    straight: bool = False
     latent_channels: int = 4
     layers_per_block: int = 1
     norm_groups: int = 8
@@ -130,8 +134,10 @@ class AutoencoderConfig:
                 f"codec.time_down is {self.time_down}: it must be a power of two up to {halvings[-1]}, times "
                 f"patch_frames={self.patch_frames}, and needs frames"
             )
-        if self.patch_frames > 1 and (self.first or self.form == "movq"):
-            raise UsageError("codec.patch_frames: a first frame that is alone, and form 'movq', take frame by frame")
+        if (self.patch_frames > 1 or self.straight) and (self.first or self.form == "movq"):
+            raise UsageError(
+                "codec.patch_frames and codec.straight: a first frame that is alone, and form 'movq', have neither"
+            )
         if self.form == "movq" and (self.frames != "causal" or not self.quant_convs):
             raise UsageError("codec.form 'movq' reads clips: frames must be 'causal', and quant_convs true")
         if self.code_norms and self.frames and self.form != "movq":
@@ -158,6 +164,11 @@ class AutoencoderConfig:
     def patches(self) -> tuple[int, ...]:
         """The sides of a patch: (rows, columns), of clips (frames, rows, columns)."""
         return (self.patch_frames,) * bool(self.frames) + (self.patch, self.patch)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The sides of what a latent stands for, as those of a patch."""
+        return (self.time_down,) * bool(self.frames) + (self.down, self.down)
 
     @property
     def first(self) -> int:

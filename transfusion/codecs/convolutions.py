@@ -14,12 +14,14 @@ from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.model.blocks import (
     Conv,
     GroupNorm,
+    Linear,
     ResidualBlock,
     SpatialAttention,
     make_norm,
     normed,
     upsample,
 )
+from transfusion.model.parameters import zeros
 
 # Axes of convolutions to latents or pixels: they have so few output channels that these are not split over devices.
 ENDS = ("conv_in", None)
@@ -93,14 +95,19 @@ class Encoder(nnx.Module):
         self.stages = nnx.List(stages)
         self.middle = Middle(config, rngs=rngs)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
-        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
+        start = zeros if config.straight else None
+        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, init=start, rngs=rngs, time=time)
+        self.cells = config.cells
+        inputs = config.image_channels * math.prod(config.cells)
+        self.straight = Linear(inputs, outputs, axes=ENDS, rngs=rngs) if config.straight else None
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.conv_in(to_patches(images, self.patches))
         for stage in self.stages:
             x = stage(x)
             x = x if stage.resample is None else stage.resample(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        x = self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        return x if self.straight is None else x + self.straight(to_patches(images, self.cells))
 
 
 class PixelDecoder(nnx.Module):
@@ -122,7 +129,11 @@ class PixelDecoder(nnx.Module):
         self.stages = nnx.List(stages)
         self.norm_out = make_norm(channels[-1], groups, rngs, time, codes)
         pixels = config.image_channels * math.prod(config.patches)
-        self.conv_out = Conv(channels[-1], pixels, axes=ENDS, rngs=rngs, time=time)
+        start = zeros if config.straight else None
+        self.conv_out = Conv(channels[-1], pixels, axes=ENDS, init=start, rngs=rngs, time=time)
+        self.cells = config.cells
+        outputs = config.image_channels * math.prod(config.cells)
+        self.straight = Linear(config.latent_channels, outputs, axes=ENDS, rngs=rngs) if config.straight else None
 
     def __call__(self, latents: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         x, left = self.middle(self.conv_in(latents), codes), len(self.stages) - 1
@@ -131,7 +142,8 @@ class PixelDecoder(nnx.Module):
             if stage.resample is not None:
                 left -= 1  # halvings that are still to be undone; the encoder's first ones shrank the time, too
                 x = stage.resample(upsample(x, 2**left < self.halved, self.first))
-        return to_pixels(self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes))), self.patches)
+        x = to_pixels(self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes))), self.patches)
+        return x if self.straight is None else x + to_pixels(self.straight(latents), self.cells)
 
 
 def to_patches(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:
