@@ -33,7 +33,7 @@ def get_config(form: str = ""):
     )  # fmt: skip
     experiment = Experiment(
         task="autoencoder",
-        steps=600,
+        steps=1500,
         batch_size=8,
         log_every=50,
         autoencoder=codec,

@@ -19,7 +19,7 @@ HALVED = SIZES | {"channels": (4, 8, 8), "patch": 2}
 CODECS = {
     "causal": AutoencoderConfig(frames="causal", **HALVED),
     "first": AutoencoderConfig(frames="first", **HALVED),
-    "patches": AutoencoderConfig(frames="causal", channels=(8, 8), patch=4, patch_frames=2, **SIZES),
+    "patches": AutoencoderConfig(frames="causal", channels=(8, 8), patch=4, patch_frames=2, straight=True, **SIZES),
 }
 OPERATIONS = 20 * 27 * 8  # the convolutions that follow one another, over 8 channels and 27 places
 
