@@ -1,5 +1,7 @@
 """The site, and the files at the root that others' programs read: their parts agree with the code that they tell of."""
 
+import functools
+import http.server
 import importlib.util
 import os
 import pathlib
@@ -7,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 
 import pytest
@@ -19,6 +22,7 @@ yaml = pytest.importorskip("yaml")
 pytest.importorskip("mkdocs")
 
 ROOT = pathlib.Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def module_of(path: str):
@@ -99,14 +103,55 @@ def test_docstrings_of_several_names_are_split():
     assert issubclass(found.SeveralNames, griffe.Extension)
 
 
-@pytest.mark.soak
-def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> pathlib.Path:
+    """The folder of the site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and not result.stderr, result.stderr[-3000:]
-    page = (tmp_path / "index.html").read_text()
-    assert not re.findall(r'(?:src|<link[^>]*rel="stylesheet"[^>]*href)="https?://', page)  # nothing from other hosts
+    assert result.returncode == 0 and "WARNING" not in result.stderr, result.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.soak
+def test_the_site_builds_without_a_warning_and_opens_in_a_browser(built):
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=built)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address, problems = f"http://127.0.0.1:{server.server_port}/", []
+    try:
+        with playwright.sync_playwright() as started:
+            page = started.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+            page.set_default_timeout(120_000)
+            page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+            page.on(
+                "request", lambda asked: None if asked.url.startswith((address, "data:")) else problems.append(asked)
+            )
+            for name in (
+                "index",
+                "gallery",
+                "fields",
+                "api",
+                "reference/transfusion.sampling",
+                "experiments/soak/README",
+            ):
+                page.goto(f"{address}{name.removesuffix('README')}{'' if name.endswith('README') else '.html'}")
+                assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), (
+                    name
+                )
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            page.goto(address)
+            page.click("label[for=__search]")
+            page.fill("input.md-search__input", "guidance")
+            page.wait_for_selector(".md-search-result__item")
+    finally:
+        server.shutdown()
+    assert not problems
 
 
 # --- files at the root ------------------------------------------------------------------------------------------------

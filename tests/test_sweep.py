@@ -347,6 +347,10 @@ def test_a_store_shares_runs_of_the_same_config(tmp_path, processes):
     (row,) = program.sweep(two, tmp_path / "two")
     assert started == ["train", "evaluate"] and row["name"] == "y" and row["error"] is None
     assert (tmp_path / "one" / "x").resolve() == (tmp_path / "two" / "y").resolve() == one[0].workdir.resolve()
+    # A path of a member's folder means its run, wherever that is.
+    entries = [("x", experiment, {}), ("z", experiment, {"init.path": str(tmp_path / "three" / "x")})]
+    x, z = members.make_members(entries, tmp_path / "three", store=tmp_path / "store")
+    assert z.needs == ("x",) and z.experiment.init.path == str(x.workdir) == str(one[0].workdir)
     # A score that an earlier version did not measure is measured, without training.
     more = dataclasses.replace(two[0], measures=("caption_accuracy", "scenes.generation"))
     assert process.run_member(more)["error"] is None and started == ["train", "evaluate", "evaluate"]

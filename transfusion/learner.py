@@ -191,13 +191,8 @@ class Learner:
         """Counts the model FLOPs of one training step on each packed row, without recomputation (PaLM, appendix B).
 
         They are 6 per weight and token slot that passes it, padding included, and 12 D per layer and pair of tokens of
-        this very batch of which one sees the other (see `pairs.allowed_pairs`).
-
-        Args:
-          batch: numpy arrays.
-
-        Returns:
-          float64 [B].
+        this very batch of which one sees the other (see `pairs.allowed_pairs`). `batch` has numpy arrays; the result is
+        float64 [B].
         """
         return self._flops(lambda *streams: allowed_pairs(batch, self.spec, *streams))
 

@@ -16,7 +16,6 @@ A file of prompts (`--prompts`) holds a JSON object per line, such as {"id": "a"
 where it was stopped.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -32,16 +31,15 @@ from transfusion.adapters import batches
 from transfusion.adapters.lines import read_lines
 from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.prompts import as_path, checked_size, checked_text
-from transfusion.config.describe import documented
+from transfusion.api.settings import define_settings, settings_given
 from transfusion.data import media
 from transfusion.errors import UsageError, shown
+from transfusion.remote.hub import is_model
 from transfusion.running.jax_setup import set_up_jax
-from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.decoder import ROWS
 
 MOST_SAMPLES = 1_000_000
 
-_FLAG = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}  # by the type of a setting
 _PLACEHOLDER = re.compile(r"<(?:image|video|sound):([^>]+)>")
 
 
@@ -66,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--json prints the results of --prompts")
     if FLAGS.output and FLAGS.prompts is None:
         check_output(FLAGS.output)
-    settings = given_settings()
+    settings = settings_given()
     if FLAGS.prompts is not None:
         return work_through(settings)
     run = load_run(FLAGS.workdir)
@@ -77,7 +75,12 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output:
         draw(run, prompt, pathlib.Path(FLAGS.output), settings)
     else:
-        write(run, prompt, pathlib.Path(FLAGS.workdir) / "samples", settings)
+        write(run, prompt, samples_folder(FLAGS.workdir), settings)
+
+
+def samples_folder(workdir: str) -> pathlib.Path:
+    """Where drawings without an --output go: into the workdir; of a model on a hub into the current folder."""
+    return pathlib.Path("samples") if is_model(workdir) else pathlib.Path(workdir) / "samples"
 
 
 def parts() -> Iterator[tuple[int, int, int]]:
@@ -237,27 +240,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", 1, "How many samples.", lower_bound=1, upper_bound=MOST_SAMPLES)
     flags.DEFINE_integer("seed", 0, "Same seed, same result.", lower_bound=0, upper_bound=MOST_SEED)
     define_settings()
-
-
-def define_settings() -> None:
-    """A flag for each number and word of SamplerConfig, with what the class says of it."""
-    _, meanings = documented(SamplerConfig)
-    for field in dataclasses.fields(SamplerConfig):
-        if field.type in _FLAG:
-            help = f"{meanings.get(field.name, '')} Default: the config's sampling.{field.name}."
-            _FLAG[field.type](field.name, None, help.strip())
-
-
-def given_settings() -> dict[str, str | int | float]:
-    """The settings of the sampler that flags give.
-
-    Raises:
-      UsageError: if one cannot work; nothing is loaded yet.
-    """
-    settings = {f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(SamplerConfig) if f.type in _FLAG}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    SamplerConfig(**settings)
-    return settings
 
 
 FLAGS = flags.FLAGS

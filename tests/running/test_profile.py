@@ -30,11 +30,10 @@ def test_the_steps_of_the_window_are_traced_for_tensorboard_and_perfetto(tmp_pat
         def __exit__(self, *_):
             pass
 
-    profile = Profile((2, 4), tmp_path, Pause)
-    for at in range(6):
-        with profile.step(at, x):
-            x = step(x)
-    profile.close()
+    with Profile((2, 4), tmp_path, Pause) as profile:
+        for at in range(6):
+            with profile.step(at, x):
+                x = step(x)
     (folder,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
     assert len(pauses) == 2 and list(folder.glob("*.xplane.pb"))
     (trace,) = folder.glob("perfetto_trace.json.gz")
@@ -47,9 +46,8 @@ def test_a_trace_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
-    profile = Profile((0, 2), tmp_path)
-    for at in range(3):
-        with profile.step(at, jnp.zeros(())):
-            pass
-    profile.close()
+    with Profile((0, 2), tmp_path) as profile:
+        for at in range(3):
+            with profile.step(at, jnp.zeros(())):
+                pass
     assert said == ["no trace of these steps: [Errno 28] full"]

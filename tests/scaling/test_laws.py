@@ -17,7 +17,7 @@ from transfusion.running.metrics import MetricWriter
 from transfusion.scaling import Grid, Run, grid
 from transfusion.scaling.figure import figure
 from transfusion.scaling.fits import fit_system
-from transfusion.scaling.isoflop import profiles
+from transfusion.scaling.isoflop import exponent, profiles
 from transfusion.scaling.law import Law, Problem, fit
 from transfusion.scaling.points import Points, check_enough, read_csv
 from transfusion.scaling.study import as_json, study
@@ -50,7 +50,7 @@ def planted(sizes: int, repeats: int, measurements: int, mixtures=(0.5,), noise:
 
 
 def test_planted_exponents_come_back_within_one_percent():
-    points = planted(12, 4, 10)
+    points = planted(12, 16, 10)
     for name, law in PLANTED.items():
         found = fit(Problem(points.parameters, points.own[name]), points.losses[name])
         assert found.size_exponent == pytest.approx(law.size_exponent, rel=0.01)
@@ -70,7 +70,7 @@ def test_without_noise_every_number_comes_back():
 
 def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
     points = planted(6, 2, 6, (0.3, 0.7))
-    found = study(points, "planted", resamples=30)
+    found = study(points, "planted", resamples=20)
     (system,) = found.values()
     for name, law in PLANTED.items():
         numbers = system.numbers(name)
@@ -83,7 +83,7 @@ def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
     for one in system.predictions:
         assert abs(one.off) < 0.02 and one.predicted["low"] < one.measured < one.predicted["high"]
     # Twice the same, and in all three forms.
-    again = as_json(study(points, "planted", resamples=30))
+    again = as_json(study(points, "planted", resamples=20))
     assert json.dumps(again) == json.dumps(as_json(found))
     page, table = figure(found, "Planted"), study_table(found)
     assert "held-out" in table and page.count("<svg") > 5 and "NaN" not in page and "nan" not in page
@@ -91,7 +91,7 @@ def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
 
 def test_isoflop_profiles_find_the_best_size():
     """Between measurements the loss is interpolated; of a law with equal exponents the best N grows with C^0.5."""
-    law, sizes = Law(1.0, (100.0, 100.0), 0.4, 0.4), np.geomspace(1e4, 1e7, 9)
+    law, sizes = Law(1.0, (100.0, 100.0), 0.4, 0.4), np.geomspace(4e5, 4e6, 7)
     rows = [(f"{n:.3g}", n, c / 6 / n, c) for n in sizes for c in np.geomspace(1e12, 1e14, 12)]
     run, size, data, flops = (np.array(column) for column in zip(*rows, strict=True))
     losses = law(size, data)
@@ -99,11 +99,12 @@ def test_isoflop_profiles_find_the_best_size():
         np.full(len(run), "s", dtype=object), run.astype(object), size, data, flops, {"a": losses}, {"a": data}
     )
     for one in profiles(points, losses):
-        assert one.best == pytest.approx((one.flops / 6) ** 0.5, rel=0.05)
+        assert one.best == pytest.approx((one.flops / 6) ** 0.5, rel=0.1)  # see the module's remark on their bias
+    assert exponent(profiles(points, losses)) == pytest.approx(0.5, abs=0.03)
     single = points.where(np.arange(len(points)) % 12 == 5)  # one measurement of each run, all at one budget
     (one,) = profiles(single, single.losses["a"])
-    assert one.flops == pytest.approx(single.flops[0]) and len(one.sizes) == 9
-    edge = single.where(single.parameters > 1e6)
+    assert one.flops == pytest.approx(single.flops[0]) and len(one.sizes) == 7
+    edge = single.where(single.parameters > 1.2e6)
     assert profiles(edge, edge.losses["a"])[0].best is None  # the lowest point is not within the sizes
 
 
@@ -118,37 +119,36 @@ def write(path: pathlib.Path, rows: list[dict]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"parameters": None}, "has no column 'parameters'"),
-        ({"flops": None, "flop": "1"}, "has no column 'flops' .did you mean 'flop'"),
-        ({"text_loss": None, "image_loss": None}, "no column with losses"),
-        ({"text_loss": "nan"}, "line 3: text_loss must be a positive number, not 'nan'"),
-        ({"tokens": "-5"}, "line 3: tokens must be a positive number, not '-5'"),
-        ({"flops": "inf"}, "line 3: flops must be a positive number"),
-        ({"parameters": ""}, "line 3: parameters is '', which is no number"),
-        ({"image_loss": "low"}, "line 3: image_loss is 'low', which is no number"),
-        ({"mixture": "1.5"}, "line 3: mixture must be above 0 and at most 1"),
-        ({"text_tokens": "1e8"}, "no column 'image_tokens'"),
-    ],
-)  # fmt: skip
-def test_a_table_that_cannot_work_is_refused_with_its_line(tmp_path, changes, said):
-    rows = [GOOD | {"mixture": "0.5"} for _ in range(3)] if "mixture" in changes else [GOOD] * 3
-    in_all = None in changes.values() or "text_tokens" in changes
-    rows = [row | (changes if i == 1 or in_all else {}) for i, row in enumerate(rows)]
-    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    with pytest.raises(UsageError, match=said):
-        read_csv(write(tmp_path / "losses.csv", rows))
+# What is wrong in the second line of a table, and what is said about it.
+WRONG_VALUES = [
+    ({"text_loss": "nan"}, "line 3: text_loss must be a positive number, not nan"),
+    ({"tokens": "-5"}, "line 3: tokens must be a positive number, not -5"),
+    ({"flops": "inf"}, "line 3: flops must be a positive number"),
+    ({"parameters": ""}, "line 3: parameters is '', which is no number"),
+    ({"image_loss": "low"}, "line 3: image_loss is 'low', which is no number"),
+    ({"mixture": "1.5"}, "line 3: mixture must be above 0 and at most 1"),
+]
+# Columns that are taken from a table, those that it gets, and what is said.
+WRONG_COLUMNS = [
+    ({"parameters"}, {}, "has no column 'parameters'"),
+    ({"flops"}, {"flop": "1"}, "has no column 'flops' .did you mean 'flop'"),
+    ({"text_loss", "image_loss"}, {}, "no column with losses"),
+    (set(), {"text_tokens": "1e8"}, "no column 'image_tokens'"),
+]
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path):
-    for content, said in (
-        (b"", "no column"),
-        (b"\xff\xfe\x00\x01", "no text"),
-        (b",".join(map(str.encode, GOOD)), "no rows"),
-    ):
-        path = tmp_path / "losses.csv"
+def test_a_table_that_cannot_work_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "losses.csv"
+    for changes, said in WRONG_VALUES:
+        good = GOOD | {"mixture": "0.5"}
+        with pytest.raises(UsageError, match=said):
+            read_csv(write(path, [good, good | changes, good]))
+    for without, more, said in WRONG_COLUMNS:
+        row = {name: value for name, value in (GOOD | more).items() if name not in without}
+        with pytest.raises(UsageError, match=said):
+            read_csv(write(path, [row] * 3))
+    files = {b"": "no column", b"\xff\xfe\x00\x01": "no text", ",".join(GOOD).encode(): "no rows"}
+    for content, said in files.items():
         path.write_bytes(content)
         with pytest.raises(UsageError, match=said):
             read_csv(path)
@@ -174,7 +174,7 @@ def test_too_few_measurements_are_refused():
 def of_grid(folder: str) -> Grid:
     """Three sizes, whose trainings nobody runs."""
     held_out = {"mine": SourceConfig(kind="folder", path=folder)}
-    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=1, sources=held_out))
+    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=20, sources=held_out))
     runs = [
         Run(f"w{w}", "dense", dataclasses.replace(base, model=dataclasses.replace(base.model, width=w)), 1e8 * w)
         for w in (16, 32, 48)
@@ -189,10 +189,10 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         config = one.run.experiment
         assert one.flops == pytest.approx(one.run.flops, rel=0.2) and config.steps == 4 * config.eval.every
         assert one.tokens["text"] > 0 and one.tokens["image"] > 0 and one.done == 0
-        with MetricWriter(one.workdir, tensorboard=False) as writer:
-            for step in range(config.eval.every, config.steps + 1, config.eval.every):
-                losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
-                writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
+        writer = MetricWriter(one.workdir)
+        for step in range(config.eval.every, config.steps + 1, config.eval.every):
+            losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
+            writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
     assert grid.train_all(planned) == {}  # all are finished
     points = grid.measured(found, planned)
     assert len(points) == 12 and points.runs == ("w16", "w32", "w48")
@@ -200,19 +200,21 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         mine = points.where(points.run == one.run.name)
         assert mine.flops[-1] == pytest.approx(one.flops) and mine.parameters[0] == one.parameters
         assert mine.own["text"][-1] == pytest.approx(one.tokens["text"] * one.steps)
+    with pytest.raises(UsageError, match="w16: only 0 of .* tokens are of none: the sources are read one after"):
+        grid.plan(dataclasses.replace(found, modalities={"none": "none"}), tmp_path)
     assert planned[0].parameters < planned[1].parameters < planned[2].parameters
     assert len(fit_system(points, 1, 0)) == 2
 
 
 def test_the_program_fits_a_table(tmp_path):
     rows = planted(4, 1, 4).rows()
-    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "out"
-    done = run_program("transfusion.scaling", path, "--workdir", str(workdir), "--resamples=20")
-    assert done.returncode == 0, done.stderr
-    assert "dense: 12 measurements of 3 runs" in done.stdout
+    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "laws"
+    done = run_program(tmp_path, "transfusion.scaling", path, f"--workdir={workdir}", "--resamples=20")
+    assert done.code == 0, done.err
+    assert "dense: 12 measurements of 3 runs" in done.out
     result = json.loads((workdir / "scaling.json").read_text())
     assert result["systems"]["dense"]["held_out"]["run"] == rows[-1]["run"]
     assert "<svg" in (workdir / "scaling.html").read_text()
     broken = write(tmp_path / "broken.csv", [{k: v for k, v in row.items() if k != "flops"} for row in rows])
-    done = run_program("transfusion.scaling", broken, "--workdir", str(workdir))
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "no column 'flops'" in done.stderr
+    done = run_program(tmp_path, "transfusion.scaling", broken, f"--workdir={workdir}")
+    assert done.code == 2 and done.err.startswith("error: ") and "no column 'flops'" in done.err

@@ -1,13 +1,17 @@
 """What the runs of a claim have measured: numbers of their evaluations, values by prompt, learning curves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from transfusion import storage
 from transfusion.claims.paired import reached
 from transfusion.errors import UsageError
 from transfusion.evaluation.results import is_score, read_evaluation
+from transfusion.evaluation.scenes.measure import results_of
+from transfusion.evaluation.scenes.normalised import Results
 from transfusion.running.metrics import read_metrics
 from transfusion.sweep.members import Member
 from transfusion.sweep.page import curve
@@ -41,14 +45,52 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
-def by_prompt(member: Member, each: Mapping[str, str]) -> list[float]:
+def by_prompt(members: Sequence[Member], measure: str, each: Mapping[str, str]) -> np.ndarray | None:
+    """Values by prompt, float [runs, prompts], whose mean is the measure; None if it has none.
+
+    They are a field of the lines of a file (`each`), or of an exact judge what `JUDGED` says.
+
+    Raises:
+      UsageError: if a run lacks them.
+    """
+    if each:
+        rows = [_lines(member, each["file"], each["field"]) for member in members]
+    elif measure in JUDGED:
+        rows = [_judged(member, measure) for member in members]
+    else:
+        return None
+    if len({len(row) for row in rows}) != 1:
+        raise UsageError(f"{members[0].name}: the runs have values of different prompts")
+    return np.array(rows)
+
+
+# Measure -> what was right and the chance of it, of results on scenes. A score is their mean beyond chance.
+JUDGED: dict[str, Callable[[Results], tuple[np.ndarray | None, np.ndarray]]] = {
+    "scenes.generation": lambda found: (found.drawn, found.drawn_chance),
+    "scenes.understanding": lambda found: (found.read, found.read_chance),
+}
+
+
+def _judged(member: Member, measure: str) -> list[float]:
+    """How much each prompt of the split 'test' is right beyond chance."""
+    found = read_evaluation(member.workdir / "evaluation.json")[0] or {}
+    try:
+        right, chance = JUDGED[measure](results_of(found["scenes"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{member.name} has no {measure} by prompt in its evaluation.json") from error
+    if right is None:
+        raise UsageError(f"{member.name} has no {measure}: it does not do that")
+    return ((right[0] - chance[:, None]) / (1 - chance[:, None])).ravel().tolist()
+
+
+def _lines(member: Member, file: str, field: str) -> list[float]:
     """A field of each line of a file in a member's workdir."""
-    path, field = member.workdir / each["file"], each["field"]
+    path = member.workdir / file
     if not path.resolve().is_relative_to(member.workdir.resolve()):
-        raise UsageError(f"{each['file']} is not in the workdir of a run")
+        raise UsageError(f"{file} is not in the workdir of a run")
     rows, _ = storage.read_json_lines(path, lambda row: isinstance(row, dict) and field in row)
     if not rows:
-        raise UsageError(f"{member.name} has no {field} in {each['file']}")
+        raise UsageError(f"{member.name} has no {field} in {file}")
     return [float(row[field]) for row in rows]
 
 

@@ -10,7 +10,6 @@ is saved in WORKDIR/samples. The run should have learned conversations (`transfu
 """
 
 import contextlib
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from absl import flags
 from transfusion import programs, sample
 from transfusion.api import MOST_SEED, Trained, load_run
 from transfusion.api.chat import Chat
+from transfusion.api.settings import define_settings, settings_given
 from transfusion.errors import UsageError
 from transfusion.running.jax_setup import set_up_jax
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")
     if not FLAGS.workdir:
         raise UsageError("--workdir is missing: give the folder of a training run, for example --workdir runs/digits")
-    settings = sample.given_settings()
+    settings = settings_given()
     run = load_run(FLAGS.workdir)
     chat = run.chat(FLAGS.system, seed=FLAGS.seed, **settings)
     with contextlib.suppress(EOFError):
@@ -54,7 +54,7 @@ def turn(run: Trained, chat: Chat, line: str) -> None:
     for i, part in enumerate(answer):
         if isinstance(part, np.ndarray):
             name = f"chat-{FLAGS.seed}-{number}-{i}{sample.suffix_of(part)}"
-            sample.save(run, part, pathlib.Path(FLAGS.workdir) / "samples" / name)
+            sample.save(run, part, sample.samples_folder(FLAGS.workdir) / name)
         else:
             print(part)
 
@@ -64,7 +64,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the training run.")
     flags.DEFINE_string("system", "", "The system prompt.")
     flags.DEFINE_integer("seed", 0, "Same seed and same turns, same answers.", lower_bound=0, upper_bound=MOST_SEED)
-    sample.define_settings()
+    define_settings()
 
 
 FLAGS = flags.FLAGS

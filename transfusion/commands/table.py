@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "config": Command("transfusion.commands.config", "Prints, compares or checks configs."),
         "plan": Command("transfusion.plan", "Tells memory, FLOPs and time of a training on devices that you lack."),
         "sweep": Command("transfusion.sweep", "Trains and evaluates several configs, and prints a table."),
-        "scaling": Command("transfusion.scaling", "Fits scaling laws to the runs of a sweep."),
+        "scaling": Command("transfusion.scaling", "Fits scaling laws to a table of losses, or to a grid of trainings."),
         "claims": Command("transfusion.claims", "Tests claims of the literature, each with a verdict and an interval."),
         "cache_latents": Command("transfusion.cache_latents", "Encodes the data of a config once, ahead of training."),
     },

@@ -15,6 +15,7 @@ _INDENT = 28
 _ASKS, _FULL = ("help", "h", "?", "helpshort"), "helpfull"
 # The title of the flags that a module of the library defines for programs.
 _TITLES = {
+    "transfusion.api.settings": "How the model writes and draws",
     "transfusion.running.distributed": "Several processes",
     "transfusion.running.supervise": "Supervision, which starts a training again that dies or hangs",
 }

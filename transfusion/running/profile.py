@@ -57,8 +57,10 @@ class Profile:
         self._target = epath.Path(workdir) / FOLDER
         self._folder = ""
 
-    def close(self) -> None:
-        """Ends a trace that has begun."""
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._stop()
 
     @contextlib.contextmanager

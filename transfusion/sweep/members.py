@@ -105,6 +105,7 @@ def make_members(
             raise UsageError(f"{where}: {name!r} cannot be the name of a member's folder: use plain names that differ")
         given[name] = entry
     made: dict[str, Member] = {}
+    folders = {absolute(os.path.join(workdir, name)): RunOf(name) for name in given} if store else {}
 
     def make(name: str, path: tuple[str, ...]) -> None:
         if name in made:
@@ -112,6 +113,8 @@ def make_members(
         if name in path:
             raise UsageError(f"{where}: {' begins with '.join((*path, name))}: none of them can be the first")
         _, config, changes = given[name]
+        # In a store, the folder that another member would have without one is no folder, but means its run.
+        changes = {k: folders.get(absolute(v), v) if isinstance(v, str) else v for k, v in changes.items()}
         needs = [value.member for value in changes.values() if isinstance(value, RunOf)]
         for other in needs:
             if other not in given:

@@ -71,6 +71,7 @@ class Loop:
                 self._save(at, state)
         if self.interruption.requested:
             self.saver.save_once(at, state)
+            self.checkpoints.wait()  # before the trackers end, which may take longer than who stops the run will wait
             logging.warning("stopped at step %d; the same command continues", at)
         return at, state
 

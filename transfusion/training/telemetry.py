@@ -16,6 +16,7 @@ The program of the training step is the same with and without telemetry, and so 
 the norm clips and the optimizer scales is not in the gradients: they are those of the loss.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -57,15 +58,19 @@ def make_look(task: Task, experiment: Experiment, shardings: TrainState, rows: P
     if not isinstance(task, SequenceTask):
         raise UsageError("telemetry.every must be 0: an autoencoder has no modalities to compare")
     everywhere = sharding.replicated(jax.tree.leaves(rows)[0].mesh)
-    run = jax.jit(
-        functools.partial(numbers, task, experiment), in_shardings=(shardings, rows), out_shardings=everywhere
-    )
+    given = (_parameters(shardings), rows)
+    run = jax.jit(functools.partial(numbers, task, experiment), in_shardings=given, out_shardings=everywhere)
 
     def look(state: TrainState, batch: PyTree) -> dict[str, float]:
-        found = jax.device_get(run(state, batch))
+        found = jax.device_get(run(_parameters(state), batch))
         return {f"{PREFIX}{name}": value for key, values in found.items() for name, value in _each(key, values)}
 
     return look
+
+
+def _parameters(state: TrainState) -> TrainState:
+    """The state without what a look does not need, such as moments that wait in the host's memory."""
+    return dataclasses.replace(state, opt_state=None, skips=None, log=None)
 
 
 def _each(name: str, values: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -79,7 +84,8 @@ def numbers(task: SequenceTask, experiment: Experiment, state: TrainState, batch
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     draws, totals = task.with_targets(state.best, batch, task.draw(batch, key)), task.totals(batch)
     gradients = gradients_by_stream(task, experiment, state.params, batch, draws, totals)
-    found = compare(gradients, task.template.axes)
+    # JAX sorts the names of a dict; a pair is named as in the config.
+    found = compare({s: gradients[s] for s in task.spec.streams if s in gradients}, task.template.axes)
     model: UnifiedModel = model_template(task.model, task.spec, more=(Observe(),)).bind(state.params)
     inputs = {name: task.inputs(name, batch, draws) for name in task.spec.streams}
     _, seen = model.encode_counted(inputs)
@@ -98,16 +104,16 @@ def gradients_by_stream(
     """The gradient of each stream's part of the loss, of the parameters that are trained: one forward, and a backward
     for each stream."""
     trained, frozen = split(params, experiment.optim.groups)
-    streams = task.learned
 
     def of(part, batch, draws, totals):
         def losses(part):
             _, sums = task.loss(merge(part, frozen), batch, draws, totals)
-            return [task.spec.streams[s].weight * sums[f"{s}_loss"][0] / totals[s] for s in streams]
+            terms = {name: sums.get(f"{name}_loss") for name in task.spec.streams}
+            weights = {name: stream.weight for name, stream in task.spec.streams.items()}
+            return {name: weights[name] * term[0] / totals[name] for name, term in terms.items() if term is not None}
 
         found, back = jax.vjp(losses, part)
-        one = [[jnp.float32(i == j) for j in range(len(found))] for i in range(len(found))]
-        return {stream: back(unit)[0] for stream, unit in zip(streams, one, strict=True)}
+        return {stream: back({name: jnp.float32(name == stream) for name in found})[0] for stream in found}
 
     if experiment.optim.accumulate == 1:
         return of(trained, batch, draws, totals)
