@@ -69,12 +69,9 @@ class System:
     def differences(self) -> dict[str, dict[str, Score]]:
         """The exponents of each modality minus those of each later one, with intervals."""
         return {
-            f"{one} - {other}": {name: self._difference(one, other, name) for name in COMPARED}
+            f"{one} - {other}": {name: difference(self.laws[one], self.laws[other], name) for name in COMPARED}
             for one, other in itertools.combinations(self.laws, 2)
         }
-
-    def _difference(self, one: str, other: str, name: str) -> Score:
-        return difference(self.laws[one], self.laws[other], name)
 
 
 def difference(first: Fitted, second: Fitted, name: str) -> Score:
