@@ -98,6 +98,14 @@ def device(kind, platform="tpu"):
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", 70e12),
+        ("TPU7x", 1153.5e12),
+        ("AMD Instinct MI300X", 1307.4e12),
     ],
 )
 def test_peak_of_known_accelerators(kind, flops):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import jax
 
-from transfusion.running.chips import chip_of
+from transfusion.running.chips import rate_of
 
 T = TypeVar("T")
 
@@ -120,8 +120,8 @@ def peak_flops(devices: Sequence[jax.Device] | None = None) -> float | None:
     of a machine which does something else a moment later.
     """
     devices = jax.devices() if devices is None else devices
-    found = None if devices[0].platform == "cpu" else chip_of(devices[0].device_kind)
-    return found and len(devices) * found[1].flops
+    found = None if devices[0].platform == "cpu" else rate_of(devices[0].device_kind)
+    return found and len(devices) * found
 
 
 def model_flops_utilisation(flops_per_step: float, seconds: float | None, peak: float | None) -> float | None:

@@ -121,4 +121,4 @@ def _best(system: System) -> str:
             slope, start = np.polyfit(np.log(flops), np.log(best), 1)
             line = np.exp(start + slope * np.log(flops))
             lines.append(Line(f"{modality}: C^{slope:.2f}", flops, line, colour=i))
-    return line_chart("The best size for a budget", lines, "FLOPs", "weights that a token passes", True, True)
+    return line_chart("The best size for a budget", lines, "FLOPs", "weights", log=True, log_x=True)
