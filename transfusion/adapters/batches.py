@@ -89,7 +89,7 @@ class Batches:
                         f"{self.folder} holds results with {name} {shown(repr(was))}, and now it is "
                         f"{shown(repr(value))}: give another folder"
                     )
-        rows, _ = storage.read_json_lines(self.folder / RESULTS, _is_result)
+        rows, _ = storage.read_json_lines(self.folder / RESULTS, is_result)
         return {(row["id"], row["sample"]): row for row in rows}
 
     def is_done(self, line: Line, sample: int, row: Result | None) -> bool:
@@ -203,7 +203,7 @@ class Batches:
         return f"{name}{suffix}"
 
 
-def _is_result(row: Any) -> bool:
+def is_result(row: Any) -> bool:
     """Whether a row of results.jsonl is one of ours."""
     return (
         isinstance(row, dict)
