@@ -1,4 +1,4 @@
-"""A small KL autoencoder of clips, causal in time: 8 frames of 16x16 pixels become 4 x 2 x 2 latents of 24 channels.
+"""A small KL autoencoder of clips, causal in time: 8 frames of 16x16 pixels become 4 x 4 x 4 latents of 16 channels.
 
 What: Gaussian latents, for `configs/moving.py`. Convolutions over time are padded on the side of the past only, so that
 no frame depends on a later pair of frames (MAGVIT-v2, arXiv 2310.05737, section 3.2). An image is a clip in which
@@ -26,13 +26,14 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     clips = SourceConfig(kind="scenes", name="clips", resolution=16, length=8)
     codec = AutoencoderConfig(
-        patch=4, channels=(32, 64), latent_channels=24, middle_attention=False, frames="causal", time_down=2,
+        frames="causal", time_down=2, patch=4, patch_frames=2, channels=(48,), middle_attention=False,
+        straight=True, latent_channels=16,
         # A thing covers a seventh of a frame: the absolute error is least where it is left out, and learns slowly.
         reconstruction="l2", kl_weight=1e-3,
     )  # fmt: skip
     experiment = Experiment(
         task="autoencoder",
-        steps=1000,
+        steps=1500,
         batch_size=8,
         log_every=50,
         autoencoder=codec,
@@ -44,10 +45,10 @@ def get_config(form: str = ""):
     if form.startswith("frames"):
         experiment = dataclasses.replace(
             experiment,
-            steps=1500,
+            steps=1000,
             batch_size=32,
             data=DataConfig(sources={"clips": dataclasses.replace(clips, length=0)}, cache=False),
-            autoencoder=dataclasses.replace(codec, frames="", time_down=1),
+            autoencoder=dataclasses.replace(codec, patch_frames=1, latent_channels=8, frames="", time_down=1),
         )
     if form.endswith("debug"):
         experiment = dataclasses.replace(
@@ -55,7 +56,7 @@ def get_config(form: str = ""):
             steps=20,
             batch_size=2,
             log_every=5,
-            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8)),
+            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8,)),
             checkpoint=CheckpointConfig(every=10, keep=2),
         )
     return to_config_dict(experiment)

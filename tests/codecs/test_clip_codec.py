@@ -13,15 +13,21 @@ from transfusion.codecs.vq_autoencoder import autoencoder_template
 from transfusion.errors import UsageError
 from transfusion.latents import Codec, autoencoder_codec
 
-# Time shrinks by four, in two stages; a token of the codec is 8 x 8 pixels.
-SHAPE = {"channels": (4, 8, 8), "patch": 2, "norm_groups": 2, "latent_channels": 3, "time_down": 4}
+# Time shrinks by four, in two halvings, or by patches of two frames and one; a latent stands for 8 x 8 pixels.
+SIZES = {"norm_groups": 2, "latent_channels": 3, "time_down": 4}
+HALVED = SIZES | {"channels": (4, 8, 8), "patch": 2}
+CODECS = {
+    "causal": AutoencoderConfig(frames="causal", **HALVED),
+    "first": AutoencoderConfig(frames="first", **HALVED),
+    "patches": AutoencoderConfig(frames="causal", channels=(8, 8), patch=4, patch_frames=2, straight=True, **SIZES),
+}
 OPERATIONS = 20 * 27 * 8  # the convolutions that follow one another, over 8 channels and 27 places
 
 
 @functools.cache
-def opened(frames: str) -> tuple[AutoencoderConfig, dict]:
+def opened(name: str) -> tuple[AutoencoderConfig, dict]:
     """A config and weights, all of them random: a zero would hide what it multiplies."""
-    config, rng = AutoencoderConfig(frames=frames, **SHAPE), np.random.default_rng(0)
+    config, rng = CODECS[name], np.random.default_rng(0)
 
     def draw(path, leaf):
         noise = rng.standard_normal(leaf.shape).astype(np.float32)
@@ -31,14 +37,14 @@ def opened(frames: str) -> tuple[AutoencoderConfig, dict]:
 
 
 @functools.cache
-def codec(frames: str) -> Codec:
-    return autoencoder_codec(*opened(frames))
+def codec(name: str) -> Codec:
+    return autoencoder_codec(*opened(name))
 
 
 @functools.cache
-def both(frames: str):
+def both(name: str):
     """A jitted function of clips: their latents, and what is made of them."""
-    config, params = opened(frames)
+    config, params = opened(name)
     model = autoencoder_template(config).bind(params)
     return jax.jit(lambda clips: (z := model.encode(clips), model.decode(z)))
 
@@ -47,12 +53,14 @@ def random_clips(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (*shape, 16, 16, 3), np.uint8)
 
 
-@pytest.mark.parametrize("frames, count, groups", [("causal", 8, (0, 4)), ("first", 9, (0, 1, 5))])
-def test_no_frame_depends_on_a_later_group_of_frames(frames, count, groups):
+@pytest.mark.parametrize(
+    "name, count, groups", [("causal", 8, (0, 4)), ("first", 9, (0, 1, 5)), ("patches", 8, (0, 4))]
+)
+def test_no_frame_depends_on_a_later_group_of_frames(name, count, groups):
     """Clip t of the batch is the first one up to frame t, and another one from there on."""
     one, other = to_float(random_clips(2, count))
     clips = np.stack([np.where(np.arange(count)[:, None, None, None] < t, one, other) for t in (*range(count), count)])
-    latents, made = (np.asarray(x) for x in both(frames)(clips))
+    latents, made = (np.asarray(x) for x in both(name)(clips))
     assert latents.shape == (count + 1, len(groups), 2, 2, 3) and made.shape == clips.shape
     for t in range(count):
         group = max(i for i, start in enumerate(groups) if start <= t)
@@ -81,8 +89,12 @@ def test_where_frames_are_joined_an_image_is_a_clip_in_which_nothing_moves():
 
 
 def test_a_number_of_frames_that_does_not_fit_is_refused():
-    for frames, count, line in (("causal", 9, "9 frames does not divide by 4"), ("first", 8, "by 4 behind the first")):
+    for name, count, line in (("causal", 9, "9 frames does not divide by 4"), ("first", 8, "by 4 behind the first")):
         with pytest.raises(UsageError, match=line):
-            codec(frames).encode(random_clips(count))
-    with pytest.raises(UsageError, match="patch"):
-        AutoencoderConfig(patch=0)
+            codec(name).encode(random_clips(count))
+
+
+def test_patches_that_do_not_fit_are_refused():
+    for wrong in ({"patch": 0}, {"patch_frames": 2}, {"frames": "first", "patch_frames": 2, "time_down": 2}):
+        with pytest.raises(UsageError, match="patch"):
+            AutoencoderConfig(**wrong)

@@ -174,7 +174,7 @@ def test_too_few_measurements_are_refused():
 def of_grid(folder: str) -> Grid:
     """Three sizes, whose trainings nobody runs."""
     held_out = {"mine": SourceConfig(kind="folder", path=folder)}
-    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=1, sources=held_out))
+    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=20, sources=held_out))
     runs = [
         Run(f"w{w}", "dense", dataclasses.replace(base, model=dataclasses.replace(base.model, width=w)), 1e8 * w)
         for w in (16, 32, 48)
@@ -189,10 +189,10 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         config = one.run.experiment
         assert one.flops == pytest.approx(one.run.flops, rel=0.2) and config.steps == 4 * config.eval.every
         assert one.tokens["text"] > 0 and one.tokens["image"] > 0 and one.done == 0
-        with MetricWriter(one.workdir, tensorboard=False) as writer:
-            for step in range(config.eval.every, config.steps + 1, config.eval.every):
-                losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
-                writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
+        writer = MetricWriter(one.workdir)
+        for step in range(config.eval.every, config.steps + 1, config.eval.every):
+            losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
+            writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
     assert grid.train_all(planned) == {}  # all are finished
     points = grid.measured(found, planned)
     assert len(points) == 12 and points.runs == ("w16", "w32", "w48")
@@ -200,19 +200,21 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         mine = points.where(points.run == one.run.name)
         assert mine.flops[-1] == pytest.approx(one.flops) and mine.parameters[0] == one.parameters
         assert mine.own["text"][-1] == pytest.approx(one.tokens["text"] * one.steps)
+    with pytest.raises(UsageError, match="w16: only 0 of .* tokens are of none: the sources are read one after"):
+        grid.plan(dataclasses.replace(found, modalities={"none": "none"}), tmp_path)
     assert planned[0].parameters < planned[1].parameters < planned[2].parameters
     assert len(fit_system(points, 1, 0)) == 2
 
 
 def test_the_program_fits_a_table(tmp_path):
     rows = planted(4, 1, 4).rows()
-    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "out"
+    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "laws"
     done = run_program(tmp_path, "transfusion.scaling", path, f"--workdir={workdir}", "--resamples=20")
-    assert done.returncode == 0, done.stderr
-    assert "dense: 12 measurements of 3 runs" in done.stdout
+    assert done.code == 0, done.err
+    assert "dense: 12 measurements of 3 runs" in done.out
     result = json.loads((workdir / "scaling.json").read_text())
     assert result["systems"]["dense"]["held_out"]["run"] == rows[-1]["run"]
     assert "<svg" in (workdir / "scaling.html").read_text()
     broken = write(tmp_path / "broken.csv", [{k: v for k, v in row.items() if k != "flops"} for row in rows])
     done = run_program(tmp_path, "transfusion.scaling", broken, f"--workdir={workdir}")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "no column 'flops'" in done.stderr
+    assert done.code == 2 and done.err.startswith("error: ") and "no column 'flops'" in done.err

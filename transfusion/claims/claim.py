@@ -69,6 +69,7 @@ class Test:
 
     Attributes:
       measure: a dotted path into evaluation.json, such as 'velocity_loss.image.mean'; '' if `reaches` is given.
+      against: the measure of `second`, if it is another one: two ways of using the same runs.
       better: whether 'higher' or 'lower' values of it are better.
       threshold: 'better' holds if the advantage of `first` is above it. A negative one asks that `first` is not worse
         by more.
@@ -88,6 +89,7 @@ class Test:
     second: str
     threshold: float
     measure: str = ""
+    against: str = ""
     better: str = "higher"
     relative: bool = False
     rule: str = "better"
@@ -100,6 +102,8 @@ class Test:
     @property
     def title(self) -> str:
         """The comparison in a few words."""
+        if self.against:
+            return f"{self.measure} of {self.first} against {self.against} of {self.second}"
         what = self.measure or f"FLOPs to the same {self.reaches}"
         return f"{self.first} against {self.second}, {what}"
 

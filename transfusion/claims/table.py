@@ -73,7 +73,7 @@ def lines(claims: Sequence[tuple[Claim, Found]]) -> str:
     for claim, found in claims:
         for size in claim.sizes:
             one = found.get(size) or {"verdict": "not run", "tests": [], "missing": {}}
-            head = f"{claim.name} ({size}): {one['verdict']}"
+            head = f"{claim.name} ({size}): {one['verdict']}" + (f", {scale(one)}" if one["tests"] else "")
             rest = [f"{test['title']}: {interval(test)}" for test in one["tests"]] + remarks(one)
             if one["missing"]:
                 rest.append("finished: " + ", ".join(f"{name} {many}" for name, many in one["missing"].items()))

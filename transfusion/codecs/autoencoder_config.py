@@ -26,6 +26,10 @@ class AutoencoderConfig:
       channels: channels at each resolution, the finest first. The image is halved between two of them.
       patch: side of the patches of pixels that the first convolution reads as channels and the last one writes, so that
         no layer has to work on single pixels (LTX-Video, arXiv 2501.00103, section 2.1).
+      patch_frames: frames of such a patch. They count in `time_down`.
+      straight: whether a linear map from the pixels of a latent's cell to the latent, and one back, are added to what
+        the convolutions make, which begin with nothing. So it begins as principal components, and learns fast (DC-AE,
+        arXiv 2410.10733, section 3.2, has such shortcuts without weights).
       latent_channels: channels of the latents, before they become codes.
       layers_per_block: residual blocks at each resolution of the encoder; the decoder has one more.
       norm_groups: groups of each group norm; they divide all `channels`.
@@ -48,14 +52,16 @@ class AutoencoderConfig:
       quantizer: how latents become codes; unused by 'kl'.
       adversarial: the discriminator, if there is one.
       frames: '' reads images; a key of `blocks.FRAMES` reads clips [B, T, H, W, C].
-      time_down: by how much the number of frames shrinks, a power of two; the first halvings shrink it, too. With
-        frames 'first', 1 + n frames become 1 + n / time_down.
+      time_down: by how much the number of frames shrinks: `patch_frames` times a power of two, for the first halvings
+        shrink it, too. With frames 'first', 1 + n frames become 1 + n / time_down.
     """
 
     form: str = "kl"
     image_channels: int = 3
     channels: tuple[int, ...] = (16, 32)
     patch: int = 1
+    patch_frames: int = 1
+    straight: bool = False
     latent_channels: int = 4
     layers_per_block: int = 1
     norm_groups: int = 8
@@ -104,9 +110,11 @@ class AutoencoderConfig:
             raise UsageError(
                 f"codec.channels {self.channels}: each must be a multiple of norm_groups={self.norm_groups}"
             )
-        if min(self.image_channels, self.patch, self.latent_channels, self.layers_per_block) < 1 or self.scale == 0:
+        counts = (self.image_channels, self.patch, self.patch_frames, self.latent_channels, self.layers_per_block)
+        if min(counts) < 1 or self.scale == 0:
             raise UsageError(
-                "codec: image_channels, patch, latent_channels, layers_per_block must be >= 1 and scale not 0"
+                "codec: image_channels, patch, patch_frames, latent_channels, layers_per_block must be >= 1 and scale "
+                "not 0"
             )
         places = {*self.encoder_attention, *self.decoder_attention}
         if not places <= {*range(len(self.channels))}:
@@ -120,10 +128,15 @@ class AutoencoderConfig:
     def _check_frames(self) -> None:
         # The latents of 'movq' are halved in time behind the last resolution.
         most = 32 if self.form == "movq" else len(self.channels)
-        if self.time_down not in [2**i for i in range(most)] or (self.time_down > 1 and not self.frames):
+        halvings = [2**i for i in range(most)]
+        if self.time_down not in [self.patch_frames * n for n in halvings] or (self.time_down > 1 and not self.frames):
             raise UsageError(
-                f"codec.time_down is {self.time_down}: it must be a power of two up to {2 ** (most - 1)}, and needs "
-                "frames"
+                f"codec.time_down is {self.time_down}: it must be a power of two up to {halvings[-1]}, times "
+                f"patch_frames={self.patch_frames}, and needs frames"
+            )
+        if (self.patch_frames > 1 or self.straight) and (self.first or self.form == "movq"):
+            raise UsageError(
+                "codec.patch_frames and codec.straight: a first frame that is alone, and form 'movq', have neither"
             )
         if self.form == "movq" and (self.frames != "causal" or not self.quant_convs):
             raise UsageError("codec.form 'movq' reads clips: frames must be 'causal', and quant_convs true")
@@ -146,6 +159,16 @@ class AutoencoderConfig:
                 f"{tower.channels} image_channels, {self.image_channels}, and its patch {tower.patch} the factor by "
                 f"which the decoder enlarges, {self.down}"
             )
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """The sides of a patch: (rows, columns), of clips (frames, rows, columns)."""
+        return (self.patch_frames,) * bool(self.frames) + (self.patch, self.patch)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The sides of what a latent stands for, as those of a patch."""
+        return (self.time_down,) * bool(self.frames) + (self.down, self.down)
 
     @property
     def first(self) -> int:

@@ -5,20 +5,23 @@ of Stable Diffusion's and FLUX's AutoencoderKL, so that released weights of that
 shape has an axis T after B.
 """
 
+import math
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from transfusion.codecs.autoencoder_config import AutoencoderConfig
 from transfusion.model.blocks import (
     Conv,
     GroupNorm,
+    Linear,
     ResidualBlock,
     SpatialAttention,
     make_norm,
     normed,
     upsample,
 )
+from transfusion.model.parameters import zeros
 
 # Axes of convolutions to latents or pixels: they have so few output channels that these are not split over devices.
 ENDS = ("conv_in", None)
@@ -75,14 +78,14 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, outputs: int, *, rngs: nnx.Rngs):
         channels, groups, time = config.channels, config.norm_groups, config.frames
         before = config.stem or channels[0]
-        self.patch = config.patch
-        self.conv_in = Conv(config.image_channels * config.patch**2, before, rngs=rngs, time=time)
+        self.patches = config.patches
+        self.conv_in = Conv(config.image_channels * math.prod(config.patches), before, rngs=rngs, time=time)
         stages = []
         for i, wide in enumerate(channels):
             # Padding at the right and bottom only: with symmetric padding released weights would read other pixels.
             halve = None
             if i < len(channels) - 1:
-                pads, frames = ((0, 1), (0, 1)), 2 if 2**i < config.time_down else 1
+                pads, frames = ((0, 1), (0, 1)), 2 if 2**i * config.patch_frames < config.time_down else 1
                 halve = Conv(wide, wide, stride=2, padding=pads, rngs=rngs, time=time, time_stride=frames)
             heads = config.attention_heads if i in config.encoder_attention else 0
             stages.append(
@@ -92,14 +95,19 @@ class Encoder(nnx.Module):
         self.stages = nnx.List(stages)
         self.middle = Middle(config, rngs=rngs)
         self.norm_out = GroupNorm(channels[-1], groups, rngs=rngs, time=time)
-        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, rngs=rngs, time=time)
+        start = zeros if config.straight else None
+        self.conv_out = Conv(channels[-1], outputs, axes=ENDS, init=start, rngs=rngs, time=time)
+        self.cells = config.cells
+        inputs = config.image_channels * math.prod(config.cells)
+        self.straight = Linear(inputs, outputs, axes=ENDS, rngs=rngs) if config.straight else None
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = self.conv_in(to_patches(images, self.patch))
+        x = self.conv_in(to_patches(images, self.patches))
         for stage in self.stages:
             x = stage(x)
             x = x if stage.resample is None else stage.resample(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        x = self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        return x if self.straight is None else x + self.straight(to_patches(images, self.cells))
 
 
 class PixelDecoder(nnx.Module):
@@ -108,7 +116,7 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         levels, codes = len(config.channels), config.code_channels if config.code_norms else 0
         channels, groups, time = config.channels[::-1], config.norm_groups, config.frames
-        self.time_down, self.first, self.patch = config.time_down, config.first, config.patch
+        self.halved, self.first, self.patches = config.time_down // config.patch_frames, config.first, config.patches
         self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs, time=time)
         self.middle = Middle(config, rngs=rngs, codes=codes)
         stages = []
@@ -120,7 +128,12 @@ class PixelDecoder(nnx.Module):
             stages.append(ResolutionStage(before, wide, layers, groups, double, rngs=rngs, **kind))
         self.stages = nnx.List(stages)
         self.norm_out = make_norm(channels[-1], groups, rngs, time, codes)
-        self.conv_out = Conv(channels[-1], config.image_channels * config.patch**2, axes=ENDS, rngs=rngs, time=time)
+        pixels = config.image_channels * math.prod(config.patches)
+        start = zeros if config.straight else None
+        self.conv_out = Conv(channels[-1], pixels, axes=ENDS, init=start, rngs=rngs, time=time)
+        self.cells = config.cells
+        outputs = config.image_channels * math.prod(config.cells)
+        self.straight = Linear(config.latent_channels, outputs, axes=ENDS, rngs=rngs) if config.straight else None
 
     def __call__(self, latents: jax.Array, codes: jax.Array | None = None) -> jax.Array:
         x, left = self.middle(self.conv_in(latents), codes), len(self.stages) - 1
@@ -128,19 +141,24 @@ class PixelDecoder(nnx.Module):
             x = stage(x, codes)
             if stage.resample is not None:
                 left -= 1  # halvings that are still to be undone; the encoder's first ones shrank the time, too
-                x = stage.resample(upsample(x, 2**left < self.time_down, self.first))
-        return to_pixels(self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes))), self.patch)
+                x = stage.resample(upsample(x, 2**left < self.halved, self.first))
+        x = to_pixels(self.conv_out(jax.nn.silu(normed(self.norm_out, x, codes))), self.patches)
+        return x if self.straight is None else x + to_pixels(self.straight(latents), self.cells)
 
 
-def to_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Pixels [..., H, W, C] as patches [..., H / patch, W / patch, patch * patch * C]."""
-    *lead, H, W, C = x.shape
-    x = x.reshape(*lead, H // patch, patch, W // patch, patch, C)
-    return jnp.swapaxes(x, -4, -3).reshape(*lead, H // patch, W // patch, patch * patch * C)
+def to_patches(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:
+    """Pixels [B, (T,) H, W, C] as patches of these sides: [B, (t,) h, w, n], n = the product of the sides and C."""
+    B, *whole, C = x.shape
+    counts = [size // side for size, side in zip(whole, sides, strict=True)]
+    x = x.reshape(B, *(n for pair in zip(counts, sides, strict=True) for n in pair), C)
+    axes = range(1, 2 * len(sides) + 1)
+    return x.transpose(0, *axes[::2], *axes[1::2], x.ndim - 1).reshape(B, *counts, math.prod(sides) * C)
 
 
-def to_pixels(x: jax.Array, patch: int) -> jax.Array:
+def to_pixels(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:
     """The inverse of `to_patches`."""
-    *lead, h, w, C = x.shape
-    x = x.reshape(*lead, h, w, patch, patch, C // patch**2)
-    return jnp.swapaxes(x, -4, -3).reshape(*lead, h * patch, w * patch, C // patch**2)
+    B, *counts, n = x.shape
+    C, s = n // math.prod(sides), len(sides)
+    x = x.reshape(B, *counts, *sides, C)
+    x = x.transpose(0, *(axis for i in range(1, s + 1) for axis in (i, i + s)), x.ndim - 1)
+    return x.reshape(B, *(count * side for count, side in zip(counts, sides, strict=True)), C)

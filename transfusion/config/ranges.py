@@ -117,6 +117,7 @@ RANGES: dict[str, Range] = {
     "AutoencoderConfig.channels": (1, _SIZE),
     "AutoencoderConfig.latent_channels": (1, _SIZE),
     "AutoencoderConfig.patch": (1, _SIDE),
+    "AutoencoderConfig.patch_frames": (1, _SIDE),
     "AutoencoderConfig.layers_per_block": (1, _LAYERS),
     "AutoencoderConfig.norm_groups": (1, _SIZE),
     "AutoencoderConfig.stem": (0, _SIZE),

@@ -43,7 +43,7 @@ _STREAM_MEANS = ("embed", "head", "attention", "time", "table", "head_after", "p
 _STREAM_MEANS += ("released.time", "released.centred", "released.x_first")
 _AUTOENCODER_MEANS = (
     "form", "frames", "time_down", "stem", "encoder_attention", "decoder_attention", "attention_heads", "code_norms",
-    "middle_attention", "norm_groups", "scale", "shift", "patch",
+    "middle_attention", "norm_groups", "scale", "shift", "patch", "patch_frames", "straight",
 )  # fmt: skip
 
 
