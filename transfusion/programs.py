@@ -70,6 +70,14 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
         _interrupted()
 
 
+def say(text: str) -> None:
+    """Prints a text that may be long; a reader that stops early, as in `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at the end is silent, too
+
+
 def packages_first() -> None:
     """Looks for modules among installed packages before the current folder, which `python -m` puts first.
 
