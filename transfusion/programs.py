@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
             argv = with_paths(argv)
             check_config_file(argv)
             if asked := config_help.asked(argv):
-                print(
+                say(
                     config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
                 )
                 sys.exit(0)
