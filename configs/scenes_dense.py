@@ -25,7 +25,7 @@ from transfusion.sequence import Stream, text
 from transfusion.sequence.text import TokenizerConfig
 
 FORMS = ("", "debug", "gpu", "unet", "unet_debug", "unet_gpu", "ddpm", "ddpm_debug", "ddpm_gpu")
-SIDE, PATCH = 16, 4
+SIDE, PATCH = 18, 6  # so that a thing lies in one patch
 WORDS = pathlib.Path(__file__).with_name("scenes_words.json")
 
 
@@ -58,8 +58,7 @@ def get_config(form: str = ""):
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=16),
     )
     if form.startswith("unet"):
-        coder = dataclasses.replace(image, embed="unet", head="unet", time="coder", table="none", coder_width=16)
-        experiment = dataclasses.replace(experiment, streams=experiment.streams | {"image": coder})
+        experiment = unet(experiment)
     if form.startswith("ddpm"):
         continuous = {"image": ContinuousConfig(path="cosine", prediction="noise")}
         sampling = dataclasses.replace(experiment.sampling, solver="ddim", steps=50)
@@ -72,3 +71,21 @@ def get_config(form: str = ""):
     if form.endswith("debug"):
         experiment = debug_form(experiment, batch_size=4)
     return to_config_dict(experiment)
+
+
+def unet(dense: Experiment) -> Experiment:
+    """The experiment with a U-Net patch coder, whose patches have a side of 8: as many, of larger pictures."""
+    image, side = dense.streams["image"], 8 * SIDE // PATCH
+    coder = dataclasses.replace(
+        image, embed="unet", head="unet", time="coder", table="none", coder_width=16, patch=8, grid=(side, side)
+    )
+    sources, held_out = (
+        {name: dataclasses.replace(source, resolution=side) for name, source in part.items()}
+        for part in (dense.data.sources, dense.eval.sources)
+    )
+    return dataclasses.replace(
+        dense,
+        streams=dense.streams | {"image": coder},
+        data=dataclasses.replace(dense.data, sources=sources),
+        eval=dataclasses.replace(dense.eval, sources=held_out),
+    )

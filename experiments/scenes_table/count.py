@@ -24,11 +24,11 @@ ROWS = 96
 
 
 def without_codec(system: Experiment) -> Experiment:
-    """The experiment with 6 levels of each channel of 2 x 2 pixels in place of an autoencoder's 8 x 8 codes."""
+    """The experiment with 6 levels of each channel of 8 x 8 pixels in place of an autoencoder's 3 x 3 codes."""
     if system.codec.kind != "autoencoder":
         return system
     scales = next((stream.scales for stream in system.streams.values() if stream.scales), ())
-    levels = LevelsConfig(levels=6, channels=3, patch=2, low=-2.0, high=2.0, scales=scales)
+    levels = LevelsConfig(levels=6, channels=3, patch=8, low=-2.0, high=2.0, scales=scales)
     return dataclasses.replace(system, codec=CodecConfig("levels", levels=levels))
 
 

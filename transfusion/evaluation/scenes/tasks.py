@@ -4,7 +4,8 @@
 each thing that is counted whether each record is right.
 
 - captions, plain_captions: drawings that show all that the caption says and nothing else ('drawn').
-- listed: the same for all things of a picture; and captions of pictures that name all things ('described').
+- listed, depicted: the same for all things of a picture; listed also captions of pictures that name all things
+  ('described').
 - facts, plain_facts, questions: answers that are right ('answered').
 - edits: pictures where the change was made and all else is unchanged ('edited'), and where the changed thing alone is
   right ('changed').
@@ -42,12 +43,15 @@ def captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     return {"drawn": [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, made, strict=True)]}
 
 
-def listed(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+def depicted(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     made = [parse(picture) for picture in draw(run, [one.texts[0] for one in drawn])]
-    shown = [p.scene.things == one.scenes[0].things and not p.faults for p, one in zip(made, drawn, strict=True)]
+    return {"drawn": [p.scene.things == o.scenes[0].things and not p.faults for p, o in zip(made, drawn, strict=True)]}
+
+
+def listed(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     written = [words.understood_list(text) for text in run.caption([render(one.scenes[0], pixels) for one in drawn])]
     read = [s is not None and s.things == one.scenes[0].things for s, one in zip(written, drawn, strict=True)]
-    return {"drawn": shown, "described": read}
+    return depicted(run, drawn, pixels) | {"described": read}
 
 
 def asked(one: Drawn, picture: np.ndarray) -> list:
@@ -129,7 +133,8 @@ def clips(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
 
 
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
-    "captions": captions, "listed": listed, "facts": facts, "questions": questions, "edits": edits, "stories": stories,
-    "plain_captions": captions, "plain_facts": facts, "subjects": subjects, "clips": clips,
+    "captions": captions, "plain_captions": captions, "listed": listed, "depicted": depicted, "facts": facts,
+    "plain_facts": facts, "questions": questions, "edits": edits, "stories": stories, "subjects": subjects,
+    "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip
