@@ -1,0 +1,44 @@
+"""Writes into the claims how many steps the budget of the table of systems on scenes pays.
+
+  python experiments/claims/steps.py
+
+Run it when experiments/scenes_table/counts.json has changed. Each line `sizes.SIZE = {... steps = N}` below a system's
+`config = "configs/scenes_systems.py:NAME"` gets the steps of NAME; '# x 1.5' behind it multiplies them. Lines that say
+'# match' are left as they are: `python -m transfusion.claims match` finds those.
+"""
+
+import json
+import pathlib
+import re
+
+HERE = pathlib.Path(__file__).resolve().parent
+COUNTS = json.loads((HERE.parent / "scenes_table" / "counts.json").read_text())
+BUDGETS = {"cpu": 6e12, "gpu": 1e17}  # as in experiments/scenes_table/sweep.py
+CONFIG = re.compile(r'^config = "configs/scenes_systems\.py:(\w+)"')
+STEPS = re.compile(r"^(sizes\.(\w+) = \{.*\bsteps = )\d+(.*)$")
+
+
+def rewritten(text: str) -> str:
+    """A claim's file with the steps of today's counts."""
+    lines, name = [], None
+    for line in text.splitlines():
+        if line.startswith("["):
+            name = None
+        if found := CONFIG.match(line):
+            name = found[1]
+        found = STEPS.match(line)
+        if found and name and "# match" not in line:
+            before, size, after = found.groups()
+            factor = re.search(r"# x ([\d.]+)", after)
+            steps = BUDGETS[size] / COUNTS[size][name] * (float(factor[1]) if factor else 1.0)
+            line = f"{before}{round(steps)}{after}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for path in sorted(HERE.glob("*/claim.toml")):
+        before = path.read_text()
+        if (after := rewritten(before)) != before:
+            path.write_text(after)
+            print(path.parent.name)
