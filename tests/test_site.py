@@ -146,7 +146,6 @@ def test_the_site_builds_without_a_warning_and_opens_in_a_browser(built):
                 )
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
             page.goto(address)
-            page.click("label[for=__search]")
             page.fill("input.md-search__input", "guidance")
             page.wait_for_selector(".md-search-result__item")
     finally:

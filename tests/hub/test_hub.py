@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from fake_hub import TOKEN, fake_hub
+from fake_hub import used_hub
 from safetensors.numpy import load_file, save_file
 
 import transfusion
@@ -39,16 +39,8 @@ def published(tiny_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    with fake_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.address)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        remote._fetched.cache_clear()
+    with used_hub(monkeypatch, tmp_path) as found:
         yield found
-    remote._fetched.cache_clear()
 
 
 def same(a, b) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet
 import pytest
+from fake_hub import used_hub
 from PIL import Image
 
 from transfusion import storage
@@ -165,6 +166,13 @@ def test_a_web_server(server):
     fetched = [path for path in server.asked if path.endswith(".tar")]
     read(SOURCES["pattern"], root)
     assert len([p for p in server.asked if p.endswith(".tar")]) - len(fetched) == 2  # asked whether they changed
+
+
+def test_a_data_set_of_a_hub(cache, monkeypatch, tmp_path):
+    with used_hub(monkeypatch, tmp_path) as hub:
+        hub.models["datasets/me/things"] = files()
+        for name in ("folder", "parquet", "tars"):
+            assert read(SOURCES[name], "hf://datasets/me/things") == [(f"grey {i}", i) for i in range(3)]
 
 
 def test_what_cannot_be_read_is_one_line(memory, cache, monkeypatch):

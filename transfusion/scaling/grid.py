@@ -204,6 +204,7 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
     """Trains what is not finished, so many at a time; returns why runs failed, by name."""
     waiting = sorted((one for one in planned if one.done < one.steps), key=lambda one: -one.flops)
     failed: dict[str, str] = {}
+    running: list[subprocess.Popen] = []
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     places = [cores[i::processes] for i in range(processes)] if len(cores) >= processes > 1 else [[]] * processes
 
@@ -211,7 +212,7 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
         while waiting:
             one = waiting.pop(0)
             logging.info("%s: %d steps, %.2g FLOPs", one.run.name, one.steps, one.flops)
-            reason = _train(one, place)
+            reason = _train(one, place, running)
             if reason:
                 failed[one.run.name] = reason
                 logging.error("%s failed: %s", one.run.name, reason)
@@ -222,12 +223,15 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
                 future.result()
         except BaseException:  # an interruption: the trainings that run save and end, and no other begins
             waiting.clear()
+            for process in list(running):
+                process.terminate()
             raise
     return failed
 
 
-def _train(one: Planned, cores: list[int]) -> str:
-    """Trains one run in a process of its own, on these cores; returns why it failed, or ''."""
+def _train(one: Planned, cores: list[int], running: list[subprocess.Popen]) -> str:
+    """Trains one run in a process of its own, on these cores; returns why it failed, or ''. It is one of `running`
+    meanwhile."""
     storage.make_folder(one.workdir)
     wanted, log = one.workdir / "scaling_config.json", one.workdir / "scaling.log"
     storage.write_whole(wanted, to_json(one.run.experiment))
@@ -236,7 +240,9 @@ def _train(one: Planned, cores: list[int]) -> str:
         process = subprocess.Popen([sys.executable, "-m", "transfusion.train", *arguments], stdout=out, stderr=out)
         if cores:
             os.sched_setaffinity(process.pid, cores)  # before it has made its threads
+        running.append(process)
         code = process.wait()
+        running.remove(process)
     if code == 0 and one.done >= one.steps:
         return ""
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
