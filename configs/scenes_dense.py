@@ -54,7 +54,7 @@ def get_config(form: str = ""):
         data=DataConfig(sources=sources, caption_first=0.7, cache=False),
         optim=OptimConfig(learning_rate=2e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.99),
         checkpoint=CheckpointConfig(every=500, keep=2),
-        eval=EvalConfig(every=500, sources=held_out, prompts="held_out"),
+        eval=EvalConfig(every=500, sources=held_out, samples=360, prompts="held_out"),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=16),
     )
     if form.startswith("unet"):

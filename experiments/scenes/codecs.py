@@ -4,8 +4,9 @@
   python experiments/scenes/codecs.py --runs runs/scenes_vq,runs/scenes_vq_multiscale,runs/scenes_vq_kl
 
 No model that draws in a codec's latents or codes can be right more often than what it decodes from the true ones: the
-share of scenes that are read exactly is its ceiling. Codecs that need no training are measured always. Prints a table
-in Markdown and writes codecs.json beside this file.
+share of scenes that are read exactly is its ceiling. Trained codecs get scenes of the world and the size that they were
+trained on; codecs that need no training are measured always, on all scenes of 32 pixels. Prints a table in Markdown and
+writes codecs.json beside this file.
 """
 
 import json
@@ -23,9 +24,10 @@ from transfusion.data.scenes.parse import parse
 from transfusion.data.scenes.render import render
 from transfusion.evaluation.intervals import wilson
 from transfusion.latents import Codec, open_codec
+from transfusion.workdir.config_file import read_experiment
 
 HERE = pathlib.Path(__file__).resolve().parent
-RUNS = flags.DEFINE_list("runs", [], "Workdirs of trained autoencoders of pictures of 32 pixels.")
+RUNS = flags.DEFINE_list("runs", [], "Workdirs of trained autoencoders of scenes.")
 SCENES = flags.DEFINE_integer("scenes", 1000, "Scenes of split 'test' for each codec.")
 
 
@@ -40,16 +42,22 @@ UNTRAINED = {
 }
 
 
-def scenes() -> list[Scene]:
-    """Scenes with 1 to 4 things."""
-    return [tasks.draw(("captions", "questions")[i % 2], "test", i).scenes[0] for i in range(SCENES.value)]
+def scenes(*names: str) -> list[Scene]:
+    """Scenes of these tasks in turn."""
+    return [tasks.draw(names[i % len(names)], "test", i).scenes[0] for i in range(SCENES.value)]
 
 
-def measure(codec: Codec, made: list[Scene]) -> dict:
+def of_run(run: str) -> tuple[CodecConfig, list[Scene], int]:
+    """The codec of a run, scenes such as it was trained on, and the side of their pictures."""
+    (source,) = read_experiment(run).data.sources.values()
+    return CodecConfig("autoencoder", run), scenes(source.name), source.resolution
+
+
+def measure(codec: Codec, made: list[Scene], pixels: int) -> dict:
     right = things = 0
     error, numbers = [], 0
     for scene in made:
-        picture = render(scene)
+        picture = render(scene, pixels)
         encoded = np.asarray(codec.encode(picture))
         decoded = np.asarray(codec.decode(encoded))
         shown, numbers = parse(decoded), encoded.size
@@ -66,12 +74,14 @@ def measure(codec: Codec, made: list[Scene]) -> dict:
 
 def main(argv) -> None:
     del argv
-    configs = UNTRAINED | {pathlib.Path(run).name: CodecConfig("autoencoder", run) for run in RUNS.value}
-    made, result = scenes(), {}
+    every = scenes("captions", "questions")
+    codecs = {name: (config, every, 32) for name, config in UNTRAINED.items()}
+    codecs |= {pathlib.Path(run).name: of_run(run) for run in RUNS.value}
+    result = {}
     print("| codec | numbers of a picture | read exactly | interval of 95 % | things right, leftovers or not | PSNR |")
     print("|---|---|---|---|---|---|")
-    for name, config in configs.items():
-        one = result[name] = measure(open_codec(config), made)
+    for name, (config, made, pixels) in codecs.items():
+        one = result[name] = measure(open_codec(config), made, pixels)
         psnr = "" if one["psnr"] is None else f"{one['psnr']:.1f}"
         print(
             f"| {name} | {one['numbers']} | {one['right']} of {one['of']} | {one['low']} to {one['high']} | "

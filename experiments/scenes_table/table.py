@@ -112,9 +112,7 @@ def row(system: System, first: System) -> dict[str, Any]:
     for name, statistic in STATISTICS.items():
         found[name] = None if missing.get(name, any(missing.values())) else interval(results, statistic)
     own = system.consistent()
-    found["consistent"] = own and interval(
-        own, lambda r, runs, prompts: normalised(r.read, r.read_chance, runs, prompts)
-    )
+    found["consistent"] = own and interval(own, STATISTICS["understanding"])
     common = tuple(sorted(system.runs.keys() & first.runs.keys()))
     if common and not any(missing.values()) and system.name != first.name:
         pair = (system.results(seeds=common), first.results(seeds=common))
