@@ -96,7 +96,8 @@ def config_text(found: Found, plan: Plan, file: str, captions: str = "") -> str:
         data.append("max_bad_share=0.2,  # some of the images that the table names cannot be read")
     return _TEMPLATE.format(
         **vars(plan), title=f"Transfusion (arXiv 2408.11039) on the images of {pathlib.Path(found.folder).name}.",
-        count=len(found.captions), folder=found.folder, path=_quoted(found.folder), how=found.how, file=file, name=name, tokens=plan.tokens,
+        count=len(found.captions), folder=found.folder, path=_quoted(found.folder),
+        how=found.how, file=file, name=name, tokens=plan.tokens,
         side_why=_comment(why_side(found, plan)), row_why=_comment(why_row(plan)),
         steps_why=_comment(why_steps(found, plan), 8),
         source=textwrap.indent(_source(found, captions) + (f"\n{held}" if plan.hold_out else ""), " " * 8),
