@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,8 @@ main(["--help"])
     assert any(line.startswith("  train ") for line in listed)
 
 
-def test_what_is_not_code_stays_out(installed):
+def test_its_readme_leads_to_the_sources_and_the_tests_stay_out(installed):
     (info,) = installed.glob("*.dist-info")
     assert not list(installed.rglob("tests"))
+    assert not re.search(r"\]\((?!https?:|#)", (info / "METADATA").read_text())  # no link needs a checkout
     assert "transfusion = transfusion.commands.program:main" in (info / "entry_points.txt").read_text()

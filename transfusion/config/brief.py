@@ -9,8 +9,10 @@ STREAMS = 4  # the most that are shown
 def brief(experiment: Any) -> str:
     """An `Experiment` in at most ten lines; `transfusion config print` shows all fields."""
     model, data, optim = experiment.model, experiment.data, experiment.optim
-    rows = [("model", f"{model.layers} layers of width {model.width}, {model.heads} heads")]
-    streams = list(experiment.streams.items()) if experiment.task == "sequence" else []
+    words = f"{model.layers} layers of width {model.width}, {model.heads} heads"
+    sequence = experiment.task == "sequence"
+    rows = [("model", words) if sequence else ("codec", experiment.autoencoder.form)]
+    streams = list(experiment.streams.items()) if sequence else []
     rows += [(name, f"{s.objective}, {s.budget} tokens in a row") for name, s in streams[:STREAMS]]
     if len(streams) > STREAMS:
         rows.append(("...", f"and {len(streams) - STREAMS} streams more"))

@@ -30,7 +30,7 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, text
 
 FORMS = ("", "debug")
-IMAGES = {folder!r}
+IMAGES = {path}
 # {side_why}
 SIDE, CHANNELS, PATCH = {side}, {channels}, {patch}
 TOKENS = (SIDE // PATCH) ** 2  # of an image: {tokens}
@@ -96,7 +96,8 @@ def config_text(found: Found, plan: Plan, file: str, captions: str = "") -> str:
         data.append("max_bad_share=0.2,  # some of the images that the table names cannot be read")
     return _TEMPLATE.format(
         **vars(plan), title=f"Transfusion (arXiv 2408.11039) on the images of {pathlib.Path(found.folder).name}.",
-        count=len(found.captions), folder=found.folder, how=found.how, file=file, name=name, tokens=plan.tokens,
+        count=len(found.captions), folder=found.folder, path=_quoted(found.folder),
+        how=found.how, file=file, name=name, tokens=plan.tokens,
         side_why=_comment(why_side(found, plan)), row_why=_comment(why_row(plan)),
         steps_why=_comment(why_steps(found, plan), 8),
         source=textwrap.indent(_source(found, captions) + (f"\n{held}" if plan.hold_out else ""), " " * 8),
@@ -110,9 +111,13 @@ def config_text(found: Found, plan: Plan, file: str, captions: str = "") -> str:
 def _source(found: Found, captions: str) -> str:
     fields = {name: getattr(found.source, name) for name in _SOURCE_FIELDS}
     fields |= {"captions": captions} if captions else {}
-    lines = [f"{name}={value!r}," for name, value in fields.items() if name not in ("path",)]
+    lines = [f"{name}={_quoted(value)}," for name, value in fields.items() if name not in ("path",)]
     lines.insert(1, "path=IMAGES,")
     return "\n".join([*lines, "resolution=SIDE,", "channels=CHANNELS,"])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def captioned(found: Found) -> bool:
