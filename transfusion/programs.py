@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
             argv = with_paths(argv)
             check_config_file(argv)
             if asked := config_help.asked(argv):
-                print(
+                say(
                     config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
                 )
                 sys.exit(0)
@@ -68,6 +68,14 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
         app.run(guarded, flags_parser=parse)
     except KeyboardInterrupt:
         _interrupted()
+
+
+def say(text: str) -> None:
+    """Prints a text that may be long; a reader that stops early, as in `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at the end is silent, too
 
 
 def packages_first() -> None:

@@ -101,7 +101,7 @@ def test_what_a_notebook_shows_is_short_and_has_a_picture(run, tiny_run):
     assert len(shown.splitlines()) < 12 and max(map(len, shown.splitlines())) <= 120
     with pytest.raises(UsageError, match="no option 'sample'"):
         run.evaluate(sample=3)
-    assert repr(figures.Scores(a={"value": 0.5, "low": 0.4, "high": 0.6, "count": 9})).count("\n") < 3
+    assert repr(figures.Scores(a={"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}, absent={})).count("\n") < 3
 
 
 @pytest.mark.soak

@@ -23,39 +23,40 @@ from transfusion.scaling.points import Points, check_enough, read_csv
 from transfusion.scaling.study import as_json, study
 from transfusion.scaling.table import study_table
 
-# Of the size that experiments/scaling finds for scenes. The transfer is large enough to be seen.
+# Of text, the published law (arXiv 2203.15556, equation 10). The transfer is large enough to be seen.
 PLANTED = {
-    "text": Law(0.35, (8.0, 30.0), 0.34, 0.30, 0.2),
+    "text": Law(1.69, (406.4, 410.7), 0.34, 0.28, 0.2),
     "image": Law(0.15, (30.0, 25.0), 0.42, 0.24, 0.05),
 }
-# The form of the noise of real runs, and more than its size in experiments/scaling (`left over` of its table): a part
-# of a run's losses that all its measurements share, and a part of each.
-OF_RUNS, SINGLE = 0.002, 0.001
+# The noise of real held-out losses has a part of the run, which all its measurements share, and a part of each
+# measurement: the deviations of three seeds of dense_32 of experiments/scaling from their mean, at steps 206 to 412.
+OF_RUNS = {"text": 0.011, "image": 0.0145}
+SINGLE = {"text": 0.0035, "image": 0.0115}
 
 
 def planted(sizes: int, repeats: int, measurements: int, mixtures=(0.5,), noise: float = 1.0, seed: int = 0) -> Points:
-    """Runs of sizes over three decades, each measured at tokens over four decades."""
+    """Runs of sizes over six decades, each measured at tokens over six decades, with so much of the real noise."""
     rng = np.random.default_rng(seed)
-    tokens = np.geomspace(1e6, 1e10, measurements)
-    runs = [(n, m, r) for n in np.geomspace(3e4, 3e7, sizes) for m in mixtures for r in range(repeats)]
+    tokens = np.geomspace(1e4, 1e10, measurements)
+    runs = [(n, m, r) for n in np.geomspace(1e3, 1e9, sizes) for m in mixtures for r in range(repeats)]
     rows = [(f"{n:.3g} {m} {r}", n, d, m) for n, m, r in runs for d in tokens]
     run, size, data, share = (np.array(column) for column in zip(*rows, strict=True))
     own, losses = {"text": data * (1 - share), "image": data * share}, {}
     for name, law in PLANTED.items():
         true = law(size, own[name], (data - own[name]) * (len(mixtures) > 1))
-        of_run = np.repeat(rng.normal(0, OF_RUNS, len(runs)), measurements)
-        losses[name] = true * np.exp(noise * (of_run + rng.normal(0, SINGLE, len(true))))
+        of_run = np.repeat(rng.normal(0, OF_RUNS[name], len(runs)), measurements)
+        losses[name] = true * np.exp(noise * (of_run + rng.normal(0, SINGLE[name], len(true))))
     system = np.full(len(run), "dense", dtype=object)
     return Points(system, run.astype(object), size, data, 6 * size * data, losses, own)
 
 
 def test_planted_exponents_come_back_within_one_percent():
-    points = planted(12, 16, 10)
+    points = planted(20, 30, 10)
     for name, law in PLANTED.items():
         found = fit(Problem(points.parameters, points.own[name]), points.losses[name])
         assert found.size_exponent == pytest.approx(law.size_exponent, rel=0.01)
         assert found.data_exponent == pytest.approx(law.data_exponent, rel=0.01)
-        assert found.floor == pytest.approx(law.floor, rel=0.02)
+        assert found.floor == pytest.approx(law.floor, rel=0.05)
 
 
 def test_without_noise_every_number_comes_back():
@@ -69,7 +70,7 @@ def test_without_noise_every_number_comes_back():
 
 
 def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
-    points = planted(6, 2, 6, (0.3, 0.7))
+    points = planted(6, 2, 6, (0.3, 0.7), noise=0.2)
     found = study(points, "planted", resamples=20)
     (system,) = found.values()
     for name, law in PLANTED.items():
@@ -78,7 +79,7 @@ def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
             half = numbers[key]["high"] - numbers[key]["low"]
             assert numbers[key]["low"] - half < true < numbers[key]["high"] + half and half < true
     (difference,) = system.differences().values()
-    assert difference["data_exponent"]["low"] < 0.06 < difference["data_exponent"]["high"]
+    assert difference["data_exponent"]["low"] < 0.04 < difference["data_exponent"]["high"]
     assert system.held_out.flops.max() == points.flops.max() and len(system.points) == len(points) - 6
     for one in system.predictions:
         assert abs(one.off) < 0.02 and one.predicted["low"] < one.measured < one.predicted["high"]

@@ -54,7 +54,8 @@ class System:
       changes: {field: value}, of all sizes.
       runs: {field of a path: part or system of the claim}: the runs that it begins with or encodes with; those of a
         system have the same seed.
-      sizes: {size: {field: value}}, where sizes differ in more than what all systems share.
+      sizes: {size: {field: value}}, where sizes differ in more than what all systems share; the value of 'config' is
+        another config for that size.
     """
 
     config: str
@@ -141,9 +142,9 @@ class Claim:
         content = without_defaults(self, ("folder", "notes", "source", "hypothesis"))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:LENGTH]
 
-    def config(self, system: System) -> str:
-        """The path of a system's config, with its form."""
-        path, colon, form = system.config.partition(":")
+    def config(self, system: System, size: str) -> str:
+        """The path of a system's config at a size, with its form."""
+        path, colon, form = system.sizes.get(size, {}).get("config", system.config).partition(":")
         for folder in (self.folder, *self.folder.absolute().parents, pathlib.Path()):
             if (folder / path).is_file():
                 return os.fspath(folder / path) + colon + form

@@ -43,7 +43,11 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     for test in found["tests"]:
         if test["verdict"] == "undecided" and "advantage" in test:
             seen = test["advantage"]["seen"]
-            least = "nothing, with one seed" if seen is None else _number(test, seen, sign=False)
+            least = (
+                "nothing, with one seed or with values that are all the same"
+                if seen is None
+                else _number(test, seen, sign=False)
+            )
             said.append(f"could have seen {least}")
         catch = test.get("catch_up")
         if catch and "loser" in catch:

@@ -168,8 +168,10 @@ def _measured(
     if scale == 0:
         raise UsageError(f"{test.title}: an advantage relative to 0 says nothing")
     pairs = [sign * (one - two) / scale for one, two in zip(*values, strict=True)]
-    widths = [width_of(member, measure) ** 2 for side, measure in sides for member in side]
-    own = math.sqrt(sum(widths)) / len(first) / scale
+    own = None
+    if len({*values[0], *values[1]}) == 1:  # all at a floor or a ceiling: then the evaluations' own intervals tell
+        widths = [width_of(member, measure) for side, measure in sides for member in side]
+        own = math.sqrt(sum(width**2 for width in widths)) / len(first) / scale or math.inf
     found = difference(pairs, None if prompts is None else prompts / scale, own=own)
     names = (test.measure, test.against) if test.against else (test.first, test.second)
     return found, dict(zip(names, values, strict=True))

@@ -14,7 +14,8 @@ each thing that is counted whether each record is right.
   of the panel before (the first: what the sentence lists), read back from the pixels and from the words: 'told' is
   whole stories, and 'panels' the share of right ones.
 - clips: clips that show the asked thing and motion ('drawn'), things alone ('object') and motions alone ('motion'),
-  and captions of clips ('described').
+  and captions of clips ('described'); or, of a world model, that the next frame ('next_state') and all further ones
+  ('all_states') show the very state.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from transfusion.data.scenes import changes, judge, maps, words
-from transfusion.data.scenes.moving import render_clip
-from transfusion.data.scenes.parse import parse, parse_clip
+from transfusion.data.scenes.parse import parse
 from transfusion.data.scenes.questions import FACTS
 from transfusion.data.scenes.render import render
 from transfusion.data.scenes.tasks import PANELS, Drawn
+from transfusion.evaluation.scenes.clips import clips
 
 Right = dict[str, list]
 """By what is counted: for each record whether it is right, or the share of it that is."""
@@ -119,17 +120,6 @@ def story(one: Drawn, parts: list) -> list[bool]:
         good.append(wanted is not None and shown.scene == wanted and not shown.faults)
         wanted = shown.scene  # what follows goes on from what was drawn
     return (good + [False] * PANELS)[:PANELS]
-
-
-def clips(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
-    shown = [parse_clip(clip).says for clip in draw(run, [one.texts[0] for one in drawn])]
-    written = [words.understood(text) for text in run.caption([render_clip(one.clip, pixels) for one in drawn])]
-    return {
-        "drawn": [says == one.says for says, one in zip(shown, drawn, strict=True)],
-        "object": [says[:2] == one.says[:2] for says, one in zip(shown, drawn, strict=True)],
-        "motion": [says[2:3] == one.says[2:3] for says, one in zip(shown, drawn, strict=True)],
-        "described": [read == ("clips", one.says) for read, one in zip(written, drawn, strict=True)],
-    }
 
 
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
