@@ -36,9 +36,7 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
             argv = with_paths(argv)
             check_config_file(argv)
             if asked := config_help.asked(argv):
-                say(
-                    config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
-                )
+                say(config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull"))
                 sys.exit(0)
             return flags.FLAGS(argv)
         except Exception as error:  # a config file is the user's code, is loaded here and raises what it likes
