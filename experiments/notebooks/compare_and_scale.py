@@ -105,6 +105,7 @@ for axis, loss in zip(axes, ("text_loss", "image_loss"), strict=True):
         axis.plot([row["flops"] for row in mine], [row[loss] for row in mine], style, marker=".", label=name)
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", title=f"held-out {loss.replace('_', ' ')}")
 axes[1].legend(fontsize=7)
+plt.tight_layout()
 plt.show()
 
 # %% [markdown]

@@ -117,6 +117,7 @@ figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
 for axis, words, moves in zip(axes, WAVES, np.split(np.asarray(drawn), 3), strict=True):
     axis.plot(moves[..., 0].T)
     axis.set(title=words, xlabel="moment", ylabel="first joint, degrees")
+plt.tight_layout()
 plt.show()
 
 # %% [markdown]
