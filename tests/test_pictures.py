@@ -94,6 +94,8 @@ def test_marked_images_are_framed():
 def test_a_strip_is_one_row():
     images = np.zeros((5, 8, 8, 1), np.uint8)
     assert pictures.strip(images).size == pictures.grid(images, 5).size
+    steps = np.full((5, 8, 8, 1), -1, np.float32)  # black, as a trajectory records it
+    np.testing.assert_array_equal(pictures.strip(steps), pictures.strip(images))
 
 
 def test_wrong_grids_are_refused():

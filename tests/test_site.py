@@ -107,10 +107,10 @@ def test_docstrings_of_several_names_are_split():
 def built(tmp_path_factory) -> pathlib.Path:
     """The folder of the site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and not result.stderr, result.stderr[-3000:]
+    assert result.returncode == 0 and "WARNING" not in result.stderr, result.stderr[-3000:]
     return folder
 
 
@@ -146,7 +146,6 @@ def test_the_site_builds_without_a_warning_and_opens_in_a_browser(built):
                 )
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
             page.goto(address)
-            page.click("label[for=__search]")
             page.fill("input.md-search__input", "guidance")
             page.wait_for_selector(".md-search-result__item")
     finally:

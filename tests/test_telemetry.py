@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from closeness import assert_close, trunk_operations
 from transfusion import sharding, train
 from transfusion.config.experiment import TelemetryConfig
 from transfusion.errors import UsageError
+from transfusion.evaluation.sections.telemetry import telemetry
 from transfusion.model.experts import FeedForwardConfig
 from transfusion.model.unified import model_template
 from transfusion.optim import LearningRateGroup, OptimConfig
@@ -128,7 +130,14 @@ def test_a_run_with_telemetry_is_the_run_without(tmp_path):
         assert bool(seen) == (row["step"] % 2 == 0)
         for name in ("gradient_norm_text", "gradient_cosine_text_image", "output_image", "query_text", "key_text"):
             assert not seen or np.isfinite(row[f"{PREFIX}{name}_trunk_1"])
-    assert not any(name.startswith(PREFIX) for row in read_metrics(tmp_path / "0" / "metrics.jsonl") for name in row)
+    plain = read_metrics(tmp_path / "0" / "metrics.jsonl")
+    assert not any(name.startswith(PREFIX) for row in plain for name in row)
+    page = telemetry(types.SimpleNamespace(metrics=rows, experiment=experiment))
+    titles = "Cosine of the gradients of text and image", "Size of the outputs of image", "Length of the keys of text"
+    for title in titles:
+        assert f"<figcaption>{title}</figcaption>" in page
+    assert page.count("step 2") == page.count("step 4") > 6
+    assert telemetry(types.SimpleNamespace(metrics=plain, experiment=experiment)) == ""
 
 
 def test_codecs_have_no_modalities():

@@ -103,6 +103,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", None, "Of noise and of the choice of prompts; default: that of the config.")
     flags.DEFINE_float("guidance", None, "Guidance scale; default: sampling.guidance of the config.")
     flags.DEFINE_integer("steps", None, "Steps of the solver; default: sampling.steps of the config.")
+    flags.DEFINE_string("similarity", None, "Folder of a released CLIP or SigLIP that compares drawings with prompts.")
     flags.DEFINE_integer("judge_steps", JudgeConfig.steps, "Training steps of the judge.")
     flags.DEFINE_string("judges", None, "Folder of judges that several runs share, each trained once; default: none.")
     programs.run(main)

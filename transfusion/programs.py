@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
             argv = with_paths(argv)
             check_config_file(argv)
             if asked := config_help.asked(argv):
-                print(
+                say(
                     config_help.help_text(sys.modules["__main__"].__doc__ or "", config_of(argv), asked == "helpfull")
                 )
                 sys.exit(0)
@@ -68,6 +68,14 @@ def run(main: Callable[[Sequence[str]], None], files: int | None = 0) -> None:
         app.run(guarded, flags_parser=parse)
     except KeyboardInterrupt:
         _interrupted()
+
+
+def say(text: str) -> None:
+    """Prints a text that may be long; a reader that stops early, as in `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at the end is silent, too
 
 
 def packages_first() -> None:
@@ -125,8 +133,8 @@ _INSTEAD: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("in
 
 @contextlib.contextmanager
 def in_place_of(files: Mapping[str | os.PathLike, str | os.PathLike]) -> Iterator[None]:
-    """Within this context `load_experiment` reads other config files: {file: the one in its place}, which has the
-    form that is asked for, or one of its own for the form without a name ('FILE:FORM').
+    """Within this context `load_experiment` reads other config files: {file: the one in its place}. It has the form
+    that is asked for, and behind it, as in 'unet_debug', its own ('FILE:debug').
 
     A config that is a small change of another one is so put on another base, with all that lies between them: with
     {'configs/digits.py': 'configs/scenes_dense.py'}, `configs/chameleon.py` is Chameleon on scenes.
@@ -145,5 +153,6 @@ def load_experiment(path: str | os.PathLike) -> Experiment:
       UsageError: naming the line of the file, or the field that cannot work.
     """
     file, *form = str(path).split(":", 1)
-    file, *own = _INSTEAD.get({}).get(os.path.realpath(file), file).split(":", 1)
-    return from_config(load_config(file, *(form or own)))
+    file, *size = _INSTEAD.get({}).get(os.path.realpath(file), file).split(":", 1)
+    forms = "_".join((*form, *size))
+    return from_config(load_config(file, forms) if forms else load_config(file))

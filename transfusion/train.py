@@ -88,7 +88,7 @@ def train(
         _same_start(experiment, data),
         Checkpoints(workdir, experiment.checkpoint) as checkpoints,
         RunLog(workdir, task, experiment, mine, progress) as log,
-        contextlib.closing(Profile(parse_window(profile_steps), workdir, log.clock.paused)) as profile,
+        Profile(parse_window(profile_steps), workdir, log.clock.paused) as profile,
     ):
         saver = Saver(checkpoints, data, guard, experiment)
         at, state = saver.restore(abstract) or (0, _new_state(task, experiment, abstract, shardings))

@@ -10,6 +10,8 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # LLaVA, the tower and the decoder of BLIP3-o and of RAE, and the two codecs of the systems that draw codes.
 MEMBERS = {
     "transfusion": "digits.py",
+    "ddpm": "digits.py:ddpm",
+    "unet": "digits.py:unet",
     "mot": "mot.py",
     "mot_post_norm": "mot.py:post",
     "experts": "experts.py",

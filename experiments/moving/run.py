@@ -26,6 +26,7 @@ import transfusion
 from transfusion.data.scenes import moving, tasks, words
 from transfusion.data.scenes.parse import parse_clip
 from transfusion.evaluation.intervals import wilson
+from transfusion.evaluation.scenes.clips import continuations, states_kept
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -71,42 +72,17 @@ def clips_and_captions(run, given: argparse.Namespace) -> tuple[dict, Image.Imag
     return result, picture(list(drawn[chosen]), right[chosen])
 
 
-def same_state(state, wanted, motion: str, first) -> bool:
-    """Whether a frame shows the state; where a thing has appeared is left open, so that its first place decides."""
-    if state is None or wanted is None or motion != "appears":
-        return state == wanted
-    place = first or state
-    return (state.shape, state.colour, state.y, state.x) == (wanted.shape, wanted.colour, place.y, place.x)
-
-
 def worlds(run, given: argparse.Namespace) -> tuple[dict, Image.Image]:
     held_out = [tasks.draw("clips", "test", number) for number in range(given.worlds)]
-    known, left = given.frames, moving.FRAMES - given.frames
-    prompts = [[one.texts[0], moving.render_clip(one.clip)[:known]] for one in held_out]
-    drawn = run.generate(prompts, draw=True, max_images=left, min_images=left)
-    clips, whole = [], []
-    frames = [[] for _ in range(left)]
-    for one, parts in zip(held_out, drawn, strict=True):
-        made = [part for part in parts if not isinstance(part, str)][:left]
-        clip = np.concatenate([moving.render_clip(one.clip)[:known], np.stack(made)])
-        shown, wanted = parse_clip(clip), one.clip.states()
-        states, leftovers = (
-            shown.states,
-            {int(f.split(":")[0].removeprefix("frame ")) for f in shown.faults if ":" in f},
-        )
-        first = next((state for state in states if state is not None), None)
-        good = [
-            t not in leftovers and same_state(states[t], wanted[t], one.clip.motion, first)
-            for t in range(known, moving.FRAMES)
-        ]
-        for t, right in enumerate(good):
-            frames[t].append(right)
-        whole.append(all(good))
-        clips.append(clip)
+    clips = continuations(run, held_out, given.frames)
+    kept = [states_kept(clip, one, given.frames) for clip, one in zip(clips, held_out, strict=True)]
+    whole, frames = [all(good) for good in kept], [list(right) for right in zip(*kept, strict=True)]
     result = {
         "clips whose state is kept over all frames": share(whole)
         | {"by motion": by_kind([one.says[2] for one in held_out], whole)},
-        "frames with the right state, by number": {str(known + t + 1): share(right) for t, right in enumerate(frames)},
+        "frames with the right state, by number": {
+            str(given.frames + t + 1): share(right) for t, right in enumerate(frames)
+        },
     }
     return result, picture(clips[: given.shown], whole[: given.shown])
 

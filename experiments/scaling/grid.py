@@ -27,8 +27,9 @@ def of_size(width: int, pictures: float = FULL):
     base = load_experiment(CONFIG)
     text, drawn = SourceConfig(name="text"), SourceConfig(kind="scenes", name="depicted", resolution=32)
     weight = (BUDGETS["text"] - WORDS * pictures) / RECORD / pictures
+    # Held-out records are read one source after the other, by the order of their names.
     held_out = {
-        "text": dataclasses.replace(text, split="test[:50%]"),
+        "language": dataclasses.replace(text, split="test[:50%]"),
         "pictures": dataclasses.replace(drawn, split="test"),
     }
     model = dataclasses.replace(base.model, width=width, layers=LAYERS[width], heads=max(width // 64, 1))
@@ -43,7 +44,7 @@ def of_size(width: int, pictures: float = FULL):
         layout={"text": base.layout["text"], "image": base.layout["image/target"]},
         model=model,
         data=dataclasses.replace(
-            base.data, sources={"text": dataclasses.replace(text, weight=weight), "pictures": drawn}
+            base.data, sources={"language": dataclasses.replace(text, weight=weight), "pictures": drawn}
         ),
         optim=optim,
         eval=dataclasses.replace(base.eval, sources=held_out, batches=72),  # 46 texts and about 280 pictures

@@ -5,10 +5,10 @@
   python experiments/scenes/parser.py --plain             # the plain world alone; the other numbers stay
 
 Prints a table in Markdown and writes the numbers to parser.json beside this file: the share of rendered scenes that are
-read exactly at 32 and 64 pixels, and at 16 those of the plain world (large things before white), under noise (standard
-deviation in levels of 0 to 255), blur (standard deviation in pixels at 32), JPEG, and after being halved and doubled;
-the share of clips read exactly under noise; and the share of pictures that are rejected although the things in them are
-read rightly, when something else is added to them.
+read exactly at 32 and 64 pixels, and at 16, 18 and 24 those of the plain world (large things before white), under noise
+(standard deviation in levels of 0 to 255), blur (standard deviation in pixels at 32), JPEG, and after being halved and
+doubled; the share of clips read exactly under noise; and the share of pictures that are rejected although the things in
+them are read rightly, when something else is added to them.
 The shares under noise are the ceiling of any model whose pictures are so noisy.
 """
 
@@ -32,7 +32,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SCENES = flags.DEFINE_integer("scenes", 10_000, "Rendered scenes at each size.")
 DAMAGED = flags.DEFINE_integer("damaged", 1000, "Scenes for each kind and degree of damage.")
 CLIPS = flags.DEFINE_integer("clips", 2000, "Clips.")
-PLAIN = flags.DEFINE_bool("plain", False, "Measure the plain world at 16 pixels alone.")
+PLAIN = flags.DEFINE_bool("plain", False, "Measure the plain world alone.")
 OUTPUT = flags.DEFINE_string("output", str(HERE / "parser.json"), "The file of results.")
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -142,7 +142,9 @@ def measure() -> dict:
 def main(argv) -> None:
     del argv
     path = pathlib.Path(OUTPUT.value)
-    plain = of_size(plain_scenes(SCENES.value), "plain, 16 pixels", 16, np.random.default_rng(0))
+    rng, made, plain = np.random.default_rng(0), plain_scenes(SCENES.value), {}
+    for pixels in (16, 18, 24):
+        plain |= of_size(made, f"plain, {pixels} pixels", pixels, rng)
     before = json.loads(path.read_text()) if PLAIN.value and path.is_file() else {}
     result = before | plain if PLAIN.value else measure() | plain
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,8 +2,8 @@
 
   python experiments/scenes_table/count.py
 
-Writes counts.json beside this file. Systems that draw codes count the rows of a codec that needs no training and makes
-as many codes.
+Writes counts.json beside this file, those of the size that is set (`SIZE=gpu`). Systems that draw codes count the rows
+of a codec that needs no training and makes as many codes.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from absl import app
-from sweep import CONFIGS, SYSTEMS
+from sweep import CONFIGS, SIZE, SUFFIX, SYSTEMS
 
 from transfusion.codecs import CodecConfig
 from transfusion.codecs.levels import LevelsConfig
@@ -24,11 +24,11 @@ ROWS = 96
 
 
 def without_codec(system: Experiment) -> Experiment:
-    """The experiment with 6 levels of each channel of 2 x 2 pixels in place of an autoencoder's 8 x 8 codes."""
+    """The experiment with 6 levels of each channel of 8 x 8 pixels in place of an autoencoder's 3 x 3 codes."""
     if system.codec.kind != "autoencoder":
         return system
     scales = next((stream.scales for stream in system.streams.values() if stream.scales), ())
-    levels = LevelsConfig(levels=6, channels=3, patch=2, low=-2.0, high=2.0, scales=scales)
+    levels = LevelsConfig(levels=6, channels=3, patch=8, low=-2.0, high=2.0, scales=scales)
     return dataclasses.replace(system, codec=CodecConfig("levels", levels=levels))
 
 
@@ -36,10 +36,12 @@ def main(argv) -> None:
     del argv
     counts = {}
     for name in SYSTEMS:
-        system = without_codec(load_experiment(f"{CONFIGS / 'scenes_systems.py'}:{name}"))
+        system = without_codec(load_experiment(f"{CONFIGS / 'scenes_systems.py'}:{name}{SUFFIX}"))
         counts[name] = round(flops_of_data(make_task(system), system, ROWS) * system.batch_size)
         print(f"{name:<20} {counts[name] / 1e9:8.2f} GFLOPs a step", flush=True)
-    (HERE / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+    path = HERE / "counts.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | {SIZE: counts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

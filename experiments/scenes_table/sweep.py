@@ -6,16 +6,21 @@
 
 The budget is counted by the project's own counter (`Learner.flops`: forward and backward passes of this very data) and
 gives each system its steps: counts.json has the FLOPs of a step. The two codecs of the systems that draw codes come
-first; every seed and system uses the same ones, and their FLOPs are not counted.
+first; every seed and system uses the same ones, and their FLOPs are not counted. `SIZE=gpu` before each command takes
+the sizes for a GPU, which are not run yet.
 """
 
 import json
+import os
 import pathlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
 RUNS = "runs/scenes_table"
-BUDGET = 6e12
+# The budget of FLOPs by size, and what stands behind the name of a system.
+SIZES = {"cpu": (6e12, ""), "gpu": (1e17, "_gpu")}
+SIZE = os.environ.get("SIZE", "cpu")
+BUDGET, SUFFIX = SIZES[SIZE]
 SEEDS = (0, 1, 2)
 # In an order in which the first ones already make a table: after them come systems that only draw or only read.
 SYSTEMS = (
@@ -36,7 +41,7 @@ CODES = dict.fromkeys(("chameleon", "janus", "chameleon_mot", "emu3", "unitoken"
 
 def steps_of(name: str) -> int:
     """How many steps of a system the budget pays."""
-    return round(BUDGET / json.loads((HERE / "counts.json").read_text())[name])
+    return round(BUDGET / json.loads((HERE / "counts.json").read_text())[SIZE][name])
 
 
 def get_sweep():
@@ -45,5 +50,5 @@ def get_sweep():
     for seed in SEEDS:
         for name in SYSTEMS:
             changes = {"seed": seed, "steps": steps_of(name), "eval.every": 0} | CODES.get(name, {})
-            members.append((f"{name}_{seed}", f"{CONFIGS / 'scenes_systems.py'}:{name}", changes))
+            members.append((f"{name}_{seed}", f"{CONFIGS / 'scenes_systems.py'}:{name}{SUFFIX}", changes))
     return members

@@ -1,9 +1,11 @@
 """Lists of prompts: what is done is not done again, and no sample depends on those that were made beside it."""
 
+import dataclasses
 import json
 import pathlib
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,6 +91,11 @@ def test_results_of_other_settings_are_not_mixed(run, prompts, tmp_path):
     Batches(run, lines, tmp_path / "out", {"steps": 2}).open()
     with pytest.raises(UsageError, match="holds results with settings .*give another folder"):
         next(Batches(run, lines, tmp_path / "out", {"steps": 3}).work())
+    moved = dataclasses.replace(run, workdir="elsewhere")
+    assert Batches(moved, lines, tmp_path / "out", {"steps": 2}).open() == {}
+    other = dataclasses.replace(run, params=jax.tree.map(lambda array: array + 1, run.params))
+    with pytest.raises(UsageError, match="holds results with weights .*give another folder"):
+        next(Batches(other, lines, tmp_path / "out", {"steps": 2}).work())
 
 
 @pytest.mark.parametrize(

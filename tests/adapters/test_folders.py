@@ -28,7 +28,10 @@ def drawn(run, name, prompts, folder, **more):
 
 
 def test_geneval_finds_each_prompt_with_its_metadata_and_four_samples(run, tmp_path):
-    rows = [{"tag": "colors", "include": [{"class": "cat", "count": 1}], "prompt": f"a cat {i}"} for i in range(2)]
+    rows = [
+        {"tag": "colors", "include": [{"class": "cat", "count": 1}], "prompt": f"a photo of a cat {i}"}
+        for i in range(2)
+    ]
     prompts = tmp_path / "evaluation_metadata.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made, counts = drawn(run, "geneval", prompts, tmp_path / "out")
@@ -72,7 +75,8 @@ def test_dpg_finds_one_grid_for_each_item(run, tmp_path):
 
 def test_wise_and_clean_fid_find_their_pictures(run, tmp_path):
     rows = [
-        {"prompt_id": n, "Prompt": "a cat", "Explanation": "e", "Category": "c", "Subcategory": "s"} for n in (1, 12)
+        {"prompt_id": n, "Prompt": "a photo of a cat", "Explanation": "e", "Category": "c", "Subcategory": "s"}
+        for n in (1, 12)
     ]
     (tmp_path / "cultural_common_sense.json").write_text(json.dumps(rows))
     drawn(run, "wise", tmp_path / "cultural_common_sense.json", tmp_path / "wise")
@@ -80,7 +84,7 @@ def test_wise_and_clean_fid_find_their_pictures(run, tmp_path):
         assert (tmp_path / "wise" / "images" / f"{prompt_id}.png").exists()
     captions = {"annotations": [{"image_id": 9, "caption": "a cat"}, {"image_id": 9, "caption": "b"}]}
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    (tmp_path / "captions.txt").write_text("a cat\n\na dog\n")
+    (tmp_path / "captions.txt").write_text("a photo of a cat\n\na photo of a dog\n")
     assert [(a.name, a.text) for a in folders.any_prompts(tmp_path / "captions.json")] == [("000000000009", "a cat")]
     drawn(run, "cleanfid", tmp_path / "captions.txt", tmp_path / "fid")
     assert len(list((tmp_path / "fid" / "images").rglob("*.png"))) == 2

@@ -17,6 +17,8 @@ from transfusion.claims.paired import Difference, bootstrap, difference, reached
 from transfusion.claims.table import BEGIN, END, lines
 from transfusion.claims.verdict import verdict
 from transfusion.errors import UsageError
+from transfusion.evaluation.scenes import facts
+from transfusion.evaluation.scenes.normalised import packed
 from transfusion.running.metrics import FLOPS_PER_STEP
 from transfusion.sweep.members import with_changes
 from transfusion.sweep.pins import Slot
@@ -95,8 +97,11 @@ def test_a_claim_gets_its_verdict_and_what_could_have_been_seen(folder):
     assert undecided["verdict"] == "undecided" and "could have seen" in lines([(claimed.claim, {"cpu": undecided})])
     finish(causal, (1.01, 1.02, 0.98))
     assert verdict(claimed)["verdict"] == "does not hold"
-    finish(causal, (1.0, 1.02, 0.98))  # all alike: then the evaluations' own intervals count, which are wide
-    assert verdict(claimed)["verdict"] == "undecided"
+    for same in ((1.0, 1.02, 0.98), (1.0, 1.0, 1.0)):
+        finish(both, same)
+        finish(causal, same)
+        # The systems are alike, unless all is at a floor: then the evaluations' own intervals count, which are wide.
+        assert verdict(claimed)["verdict"] == ("undecided" if len({*same}) == 1 else "does not hold")
 
 
 def test_a_ladder_of_trainings_tells_what_the_loser_needs(folder):
@@ -115,6 +120,30 @@ def test_a_ladder_of_trainings_tells_what_the_loser_needs(folder):
     path.write_text(text.replace('["causal", "twice"]', '["twice"]'))
     with pytest.raises(UsageError, match="it begins with 'causal'"):
         read_claim(path)
+
+
+def test_prompts_of_the_exact_judge_and_two_measures_of_the_same_runs(folder):
+    path = folder / "causal" / "claim.toml"
+    text = CLAIM.replace("relative = true\n", "").replace('better = "lower"', 'better = "higher"')
+    path.write_text(text.replace("velocity_loss.image.mean", "scenes.generation"))
+    claimed = program.Book(folder, folder.parent / "store").runs["causal", "cpu"]
+    rng = np.random.default_rng(0)
+    chances = facts.chances("test")[0]
+    for name, share in (("both", 0.8), ("causal", 0.4)):
+        for member in claimed.systems[name]:
+            finish([member], [1.0])
+            right = rng.random((len(chances), 40)) < share
+            scores = {"right": {"test": {"number": 40, "drawn": packed(right), "read": None}}}
+            content = json.loads((member.workdir / "evaluation.json").read_text())
+            (member.workdir / "evaluation.json").write_text(json.dumps(content | {"scenes": scores}))
+    (test,) = verdict(claimed)["tests"]
+    beyond = ((0.8 - chances) / (1 - chances)).mean()
+    assert test["verdict"] == "holds" and test["values"]["both"][0] == pytest.approx(beyond, abs=0.1)
+    other = text.replace("curve", 'against = "step"\ncurve')
+    path.write_text(other.replace('second = "causal"', 'second = "both"'))
+    claimed = program.Book(folder, folder.parent / "store").runs["causal", "cpu"]
+    (test,) = verdict(claimed)["tests"]
+    assert test["values"] == {"velocity_loss.image.mean": [1.0] * 3, "step": [10.0] * 3}
 
 
 def test_systems_that_are_not_equal_are_refused_before_and_after_the_runs(folder):

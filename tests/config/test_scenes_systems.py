@@ -39,8 +39,9 @@ def test_another_file_is_read_in_a_context_alone(tmp_path):
     other.write_text(config + "def get_config(form=''): return to_config_dict(Experiment(steps=2 + len(form)))\n")
     with in_place_of({base: other}):
         assert load_experiment(base).steps == 2 and load_experiment(f"{base}:four").steps == 6
-        with in_place_of({base: f"{other}:seven"}):
+        with in_place_of({base: f"{other}:debug"}):
             assert load_experiment(tmp_path / "x" / ".." / "base.py").steps == 7
+            assert load_experiment(f"{base}:four").steps == 2 + len("four_debug")
     assert load_experiment(base).steps == 1
     with pytest.raises(UsageError, match="steps"), in_place_of({base: tmp_path / "steps.py"}):
         load_experiment(base)
@@ -49,7 +50,7 @@ def test_another_file_is_read_in_a_context_alone(tmp_path):
 def test_all_members_of_the_table_have_one_budget():
     module = runpy.run_path(str(TABLE / "sweep.py"))
     members = {name: changes for name, _, changes in module["get_sweep"]()}
-    counts = json.loads((TABLE / "counts.json").read_text())
+    counts = json.loads((TABLE / "counts.json").read_text())["cpu"]
     assert set(module["SYSTEMS"]) == set(FORMS) == set(counts) and len(counts) >= 20 and len(module["SEEDS"]) == 3
     for name in counts:
         for seed in module["SEEDS"]:

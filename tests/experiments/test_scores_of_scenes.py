@@ -37,7 +37,7 @@ class Knowing:
     def _picture(self, scene):
         return np.zeros((32, 32, 3), np.uint8) if self._blind else render(scene)
 
-    shows = "image"
+    shows, sides = "image", 3
 
     def draw(self, prompts, kind):
         assert len(prompts) == len(self._drawn)

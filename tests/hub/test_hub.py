@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from fake_hub import TOKEN, fake_hub
+from fake_hub import used_hub
 from safetensors.numpy import load_file, save_file
 
 import transfusion
@@ -17,6 +17,7 @@ from transfusion.codecs import CodecConfig
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.hub.publish import publish, publish_on_hub
+from transfusion.interop.files import Checkpoint
 from transfusion.remote import hub as remote
 from transfusion.running.restore import find_newest, restore_params, saved_shapes
 from transfusion.storage import StorageError
@@ -38,16 +39,8 @@ def published(tiny_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    with fake_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.address)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        remote._fetched.cache_clear()
+    with used_hub(monkeypatch, tmp_path) as found:
         yield found
-    remote._fetched.cache_clear()
 
 
 def same(a, b) -> bool:
@@ -127,6 +120,16 @@ def test_a_copy_serves_when_the_hub_is_away(tiny_run, hub, monkeypatch):
     for wrong in ("hf://digits", "hf://a/b/c", "hf://../x", "hf://a/b@"):
         with pytest.raises(UsageError, match="not of the form hf://OWNER/NAME"):
             remote.local_copy(wrong)
+
+
+def test_a_released_model_of_a_hub_is_read_through_the_links_of_its_copy(hub, tmp_path):
+    save_file({"a": np.arange(3.0)}, tmp_path / "model.safetensors", {"format": "pt"})
+    hub.models["they/vae"] = {
+        "config.json": b'{"_class_name": "AutoencoderKL"}',
+        "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
+    }
+    found = Checkpoint(remote.local_copy("hf://they/vae"))
+    assert found.config == {"_class_name": "AutoencoderKL"} and found.raw("a").tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("fault", ("shape", "missing", "foreign", "truncated", "step", "pipe"))

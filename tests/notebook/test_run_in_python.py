@@ -1,7 +1,6 @@
 """Runs from Python: train on a list, interrupt, go on, look at it."""
 
 import os
-import shutil
 import signal
 
 import IPython.display
@@ -32,39 +31,28 @@ def run(tiny_run) -> transfusion.Run:
 
 def test_a_list_is_trained_on_interrupted_and_continued_by_the_same_call(tmp_path):
     experiment = transfusion.experiment("digits:debug", **SHORT)
-    steps, losses = [], []
+    steps = []
 
-    def interrupt(moment):
+    def watch(moment):
         steps.append(moment.step)
-        losses.append(moment.row["loss"])
+        assert np.isfinite(moment.row["loss"]) and moment.run.step == moment.step
         if moment.step == 2:
             os.kill(os.getpid(), signal.SIGINT)  # as the stop of a notebook
         if moment.step == 4:
-            drawn = moment.run.draw("picture 1", steps=1)
-            assert drawn.shape == (8, 8, 1)
             moment.stop()
+        if moment.step == 6:
+            raise ZeroDivisionError
 
     def call(**options):
         return transfusion.train(experiment, tmp_path / "run", data=pairs(), **options)
 
-    assert [call(callbacks=[interrupt]).step for _ in range(3)] == [2, 4, 6]
-    assert steps == [2, 4, 6] and all(np.isfinite(losses))
-    assert call().step == 6  # nothing to do
-    assert [row["step"] for row in transfusion.load_run(tmp_path / "run").metrics()] == [2, 4, 6]
+    assert [call(callbacks=[watch]).step for _ in range(2)] == [2, 4]
+    with pytest.raises(ZeroDivisionError):  # a callback that fails loses no step
+        call(callbacks=[watch])
+    run = call()  # nothing to do
+    assert run.step == 6 and steps == [2, 4, 6] == [row["step"] for row in run.metrics()]
     (written,) = (tmp_path / "run").glob("data-*")
     assert len(list(written.glob("*.png"))) == 24
-    shutil.rmtree(tmp_path / "run")
-    once = [row["loss"] for row in call().metrics()]
-    assert once == losses
-
-
-def test_a_failing_callback_loses_no_step(tmp_path):
-    def fails(moment):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        transfusion.train("digits:debug", tmp_path / "run", data=pairs(), callbacks=[fails], **SHORT)
-    assert transfusion.load_run(tmp_path / "run").step == 2
 
 
 def test_records_of_a_list_are_those_of_files(tmp_path, run):
@@ -113,9 +101,10 @@ def test_what_a_notebook_shows_is_short_and_has_a_picture(run, tiny_run):
     assert len(shown.splitlines()) < 12 and max(map(len, shown.splitlines())) <= 120
     with pytest.raises(UsageError, match="no option 'sample'"):
         run.evaluate(sample=3)
-    assert repr(figures.Scores(a={"value": 0.5, "low": 0.4, "high": 0.6, "count": 9})).count("\n") < 3
+    assert repr(figures.Scores(a={"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}, absent={})).count("\n") < 3
 
 
+@pytest.mark.soak
 def test_a_notebook_sees_curves_and_pictures_while_it_trains(tmp_path, monkeypatch, capfd):
     class Handle:
         shown: list[str] = []

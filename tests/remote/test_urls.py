@@ -10,7 +10,10 @@ import threading
 
 import fsspec
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet
 import pytest
+from fake_hub import used_hub
 from PIL import Image
 
 from transfusion import storage
@@ -44,13 +47,23 @@ def files() -> dict[str, bytes]:
     lines = ["\n".join(map(json.dumps, some)).encode() + b"\n" for some in (rows, short)]
     found = {"folder/captions.jsonl": lines[0], "records/rows.jsonl": lines[1]}
     found |= {f"{name}/pictures/{i}.png": png(i) for name in ("folder", "records") for i in range(3)}
-    return found | {"tars/a-0.tar": tar([0, 1]), "tars/a-1.tar": tar([2]), "text/deep/a.txt": b"one\n\ntwo"}
+    table = arrow.Table.from_pylist(
+        [{"segments": [{"image": png(i), "text": None}, {"image": None, "text": f"grey {i}"}]} for i in range(3)]
+    )
+    arrow.parquet.write_table(table, out := io.BytesIO())
+    return found | {
+        "parquet/a.parquet": out.getvalue(),
+        "tars/a-0.tar": tar([0, 1]),
+        "tars/a-1.tar": tar([2]),
+        "text/deep/a.txt": b"one\n\ntwo",
+    }
 
 
 SOURCES = {
     "folder": SourceConfig(kind="folder", path="{}/folder"),
     "records": SourceConfig(kind="records", path="{}/records"),
     "record file": SourceConfig(kind="records", path="{}/records/rows.jsonl"),
+    "parquet": SourceConfig(kind="records", path="{}/parquet"),
     "tars": SourceConfig(kind="webdataset", path="{}/tars"),
     "pattern": SourceConfig(kind="webdataset", path="{}/tars/a-{0..1}.tar"),
     "text": SourceConfig(kind="text", path="{}/text", record_bytes=5),
@@ -101,15 +114,30 @@ def read(source: SourceConfig, root: str) -> list:
     opened = open_source(SourceConfig(**vars(source) | {"path": source.path.replace("{}", root)}))
     records = [dict(opened[i]) for i in range(len(opened))]
     assert not [record["error"] for record in records if "error" in record]
-    return [
-        (record.get("caption") or record.get("text"), np.asarray(record.get("image", 0)).max()) for record in records
-    ]
+    return [_seen(record) for record in records]
+
+
+def _seen(record) -> tuple[str, int]:
+    """The text of a record, and the largest value of its image."""
+    if "segments" in record:
+        image, text = (segment.value for segment in record["segments"])
+        return text, image.max()
+    return record.get("caption") or record.get("text"), np.asarray(record.get("image", 0)).max()
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_kind_of_source_is_read_from_a_url(name, memory):
     wanted = [("one", 0), ("two", 0)] if name == "text" else [(f"grey {i}", i) for i in range(3)]
     assert read(SOURCES[name], memory) == wanted
+
+
+def test_a_tfds_data_set_and_the_data_folder_of_a_config(data_dir, memory):
+    for path in pathlib.Path(data_dir).rglob("*"):
+        if path.is_file():
+            fsspec.filesystem("memory").pipe(f"/tfds/{path.relative_to(data_dir)}", path.read_bytes())
+    sources = SourceConfig(name="digits", path="memory://tfds", split="test"), SourceConfig(name="digits", split="test")
+    opened = [open_source(source, "memory://tfds") for source in sources]
+    assert [len(one) for one in opened] == [297, 297] and opened[0][5]["caption"] == opened[1][5]["caption"]
 
 
 def test_the_files_that_records_name_are_fetched_when_they_are_read_and_only_once(memory, cache):
@@ -138,6 +166,13 @@ def test_a_web_server(server):
     fetched = [path for path in server.asked if path.endswith(".tar")]
     read(SOURCES["pattern"], root)
     assert len([p for p in server.asked if p.endswith(".tar")]) - len(fetched) == 2  # asked whether they changed
+
+
+def test_a_data_set_of_a_hub(cache, monkeypatch, tmp_path):
+    with used_hub(monkeypatch, tmp_path) as hub:
+        hub.models["datasets/me/things"] = files()
+        for name in ("folder", "parquet", "tars"):
+            assert read(SOURCES[name], "hf://datasets/me/things") == [(f"grey {i}", i) for i in range(3)]
 
 
 def test_what_cannot_be_read_is_one_line(memory, cache, monkeypatch):

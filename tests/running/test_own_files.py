@@ -83,10 +83,11 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, monkeypatch, workdir, sa
 @pytest.mark.parametrize(
     ("workdir", "says"),
     [
-        ("s3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
-        ("S3://bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
-        ("file:///tmp/run", "the only buckets are gs://BUCKET/FOLDER"),
-        ("s3:/bucket/run", "the only buckets are gs://BUCKET/FOLDER"),
+        ("az://bucket/run", "az:// is not supported for workdirs; gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is"),
+        ("S3://bucket/run", "S3:// is not supported for workdirs"),
+        ("file:///tmp/run", "file:// is not supported for workdirs"),
+        ("hf://owner/name", "hf:// is not supported for workdirs"),
+        ("s3:/bucket/run", "is not of the form s3://BUCKET/FOLDER"),
         ("gs:/bucket/run", "is not of the form gs://BUCKET/FOLDER"),
         ("gs://", "is not of the form gs://BUCKET/FOLDER"),
         ("gs:///run", "is not of the form gs://BUCKET/FOLDER"),

@@ -38,27 +38,28 @@ def test_compilation_and_pauses_do_not_count():
 
 
 class Step:
-    """A result that is there after some looks."""
+    """A result that is there after some seconds."""
 
-    def __init__(self, looks: int):
-        self.looks = looks
+    def __init__(self, seconds: float):
+        self.end = time.perf_counter() + seconds
 
     def is_ready(self):
-        self.looks -= 1
-        return self.looks < 0
-
-
-@pytest.mark.parametrize(("looks", "waits"), [(0, (0.19, 2)), (10**9, (0, 0)), (60, (0.02, 0.19))])
-def test_a_wait_for_data_counts_from_when_the_devices_are_done(looks, waits):
-    """At once, never, or after some of the 0.2 s in which the data is read."""
-    batch, seconds = Idle().read(iter(Slow()), Step(looks))
-    assert batch == "batch" and waits[0] <= seconds <= waits[1]
+        return time.perf_counter() >= self.end
 
 
 class Slow:
     def __iter__(self):
-        time.sleep(0.2)
+        time.sleep(0.3)
         yield "batch"
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(-1, (0.3, 30)), (1000, (0, 0)), (0.1, (0.01, 0.21))])
+def test_a_wait_for_data_counts_from_when_the_devices_are_done(seconds, waits):
+    """At once, never, or after some of the 0.3 s in which the data is read."""
+    idle = Idle()
+    batch, starved = idle.read(iter(Slow()), Step(seconds))
+    idle.close()
+    assert batch == "batch" and waits[0] <= starved <= waits[1]
 
 
 def test_memory_is_that_of_the_fullest_device_where_devices_tell(monkeypatch):
@@ -97,6 +98,14 @@ def device(kind, platform="tpu"):
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", 70e12),
+        ("TPU7x", 1153.5e12),
+        ("AMD Instinct MI300X", 1307.4e12),
     ],
 )
 def test_peak_of_known_accelerators(kind, flops):

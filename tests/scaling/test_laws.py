@@ -23,39 +23,40 @@ from transfusion.scaling.points import Points, check_enough, read_csv
 from transfusion.scaling.study import as_json, study
 from transfusion.scaling.table import study_table
 
-# Of the size that experiments/scaling finds for scenes. The transfer is large enough to be seen.
+# Of text, the published law (arXiv 2203.15556, equation 10). The transfer is large enough to be seen.
 PLANTED = {
-    "text": Law(0.35, (8.0, 30.0), 0.34, 0.30, 0.2),
+    "text": Law(1.69, (406.4, 410.7), 0.34, 0.28, 0.2),
     "image": Law(0.15, (30.0, 25.0), 0.42, 0.24, 0.05),
 }
-# The form of the noise of real runs, and more than its size in experiments/scaling (`left over` of its table): a part
-# of a run's losses that all its measurements share, and a part of each.
-OF_RUNS, SINGLE = 0.002, 0.001
+# The noise of real held-out losses has a part of the run, which all its measurements share, and a part of each
+# measurement: the deviations of three seeds of dense_32 of experiments/scaling from their mean, at steps 206 to 412.
+OF_RUNS = {"text": 0.011, "image": 0.0145}
+SINGLE = {"text": 0.0035, "image": 0.0115}
 
 
 def planted(sizes: int, repeats: int, measurements: int, mixtures=(0.5,), noise: float = 1.0, seed: int = 0) -> Points:
-    """Runs of sizes over three decades, each measured at tokens over four decades."""
+    """Runs of sizes over six decades, each measured at tokens over six decades, with so much of the real noise."""
     rng = np.random.default_rng(seed)
-    tokens = np.geomspace(1e6, 1e10, measurements)
-    runs = [(n, m, r) for n in np.geomspace(3e4, 3e7, sizes) for m in mixtures for r in range(repeats)]
+    tokens = np.geomspace(1e4, 1e10, measurements)
+    runs = [(n, m, r) for n in np.geomspace(1e3, 1e9, sizes) for m in mixtures for r in range(repeats)]
     rows = [(f"{n:.3g} {m} {r}", n, d, m) for n, m, r in runs for d in tokens]
     run, size, data, share = (np.array(column) for column in zip(*rows, strict=True))
     own, losses = {"text": data * (1 - share), "image": data * share}, {}
     for name, law in PLANTED.items():
         true = law(size, own[name], (data - own[name]) * (len(mixtures) > 1))
-        of_run = np.repeat(rng.normal(0, OF_RUNS, len(runs)), measurements)
-        losses[name] = true * np.exp(noise * (of_run + rng.normal(0, SINGLE, len(true))))
+        of_run = np.repeat(rng.normal(0, OF_RUNS[name], len(runs)), measurements)
+        losses[name] = true * np.exp(noise * (of_run + rng.normal(0, SINGLE[name], len(true))))
     system = np.full(len(run), "dense", dtype=object)
     return Points(system, run.astype(object), size, data, 6 * size * data, losses, own)
 
 
 def test_planted_exponents_come_back_within_one_percent():
-    points = planted(12, 16, 10)
+    points = planted(20, 30, 10)
     for name, law in PLANTED.items():
         found = fit(Problem(points.parameters, points.own[name]), points.losses[name])
         assert found.size_exponent == pytest.approx(law.size_exponent, rel=0.01)
         assert found.data_exponent == pytest.approx(law.data_exponent, rel=0.01)
-        assert found.floor == pytest.approx(law.floor, rel=0.02)
+        assert found.floor == pytest.approx(law.floor, rel=0.05)
 
 
 def test_without_noise_every_number_comes_back():
@@ -69,7 +70,7 @@ def test_without_noise_every_number_comes_back():
 
 
 def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
-    points = planted(6, 2, 6, (0.3, 0.7))
+    points = planted(6, 2, 6, (0.3, 0.7), noise=0.2)
     found = study(points, "planted", resamples=20)
     (system,) = found.values()
     for name, law in PLANTED.items():
@@ -78,7 +79,7 @@ def test_intervals_hold_the_planted_numbers_and_the_held_out_run_is_predicted():
             half = numbers[key]["high"] - numbers[key]["low"]
             assert numbers[key]["low"] - half < true < numbers[key]["high"] + half and half < true
     (difference,) = system.differences().values()
-    assert difference["data_exponent"]["low"] < 0.06 < difference["data_exponent"]["high"]
+    assert difference["data_exponent"]["low"] < 0.04 < difference["data_exponent"]["high"]
     assert system.held_out.flops.max() == points.flops.max() and len(system.points) == len(points) - 6
     for one in system.predictions:
         assert abs(one.off) < 0.02 and one.predicted["low"] < one.measured < one.predicted["high"]
@@ -174,7 +175,7 @@ def test_too_few_measurements_are_refused():
 def of_grid(folder: str) -> Grid:
     """Three sizes, whose trainings nobody runs."""
     held_out = {"mine": SourceConfig(kind="folder", path=folder)}
-    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=1, sources=held_out))
+    base = tiny.experiment(folder, eval=EvalConfig(every=5, batches=20, sources=held_out))
     runs = [
         Run(f"w{w}", "dense", dataclasses.replace(base, model=dataclasses.replace(base.model, width=w)), 1e8 * w)
         for w in (16, 32, 48)
@@ -189,10 +190,10 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         config = one.run.experiment
         assert one.flops == pytest.approx(one.run.flops, rel=0.2) and config.steps == 4 * config.eval.every
         assert one.tokens["text"] > 0 and one.tokens["image"] > 0 and one.done == 0
-        with MetricWriter(one.workdir, tensorboard=False) as writer:
-            for step in range(config.eval.every, config.steps + 1, config.eval.every):
-                losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
-                writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
+        writer = MetricWriter(one.workdir)
+        for step in range(config.eval.every, config.steps + 1, config.eval.every):
+            losses = {"held_out_text_loss": 3 / step**0.1, "held_out_image_loss": 2 / step**0.2}
+            writer.write(step, losses | {"model_flops_per_step": one.flops_per_step})
     assert grid.train_all(planned) == {}  # all are finished
     points = grid.measured(found, planned)
     assert len(points) == 12 and points.runs == ("w16", "w32", "w48")
@@ -200,19 +201,21 @@ def test_a_grid_knows_its_steps_and_reads_what_its_runs_have_logged(tmp_path):
         mine = points.where(points.run == one.run.name)
         assert mine.flops[-1] == pytest.approx(one.flops) and mine.parameters[0] == one.parameters
         assert mine.own["text"][-1] == pytest.approx(one.tokens["text"] * one.steps)
+    with pytest.raises(UsageError, match="w16: only 0 of .* tokens are of none: the sources are read one after"):
+        grid.plan(dataclasses.replace(found, modalities={"none": "none"}), tmp_path)
     assert planned[0].parameters < planned[1].parameters < planned[2].parameters
     assert len(fit_system(points, 1, 0)) == 2
 
 
 def test_the_program_fits_a_table(tmp_path):
     rows = planted(4, 1, 4).rows()
-    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "out"
+    path, workdir = write(tmp_path / "losses.csv", rows), tmp_path / "laws"
     done = run_program(tmp_path, "transfusion.scaling", path, f"--workdir={workdir}", "--resamples=20")
-    assert done.returncode == 0, done.stderr
-    assert "dense: 12 measurements of 3 runs" in done.stdout
+    assert done.code == 0, done.err
+    assert "dense: 12 measurements of 3 runs" in done.out
     result = json.loads((workdir / "scaling.json").read_text())
     assert result["systems"]["dense"]["held_out"]["run"] == rows[-1]["run"]
     assert "<svg" in (workdir / "scaling.html").read_text()
     broken = write(tmp_path / "broken.csv", [{k: v for k, v in row.items() if k != "flops"} for row in rows])
     done = run_program(tmp_path, "transfusion.scaling", broken, f"--workdir={workdir}")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "no column 'flops'" in done.stderr
+    assert done.code == 2 and done.err.startswith("error: ") and "no column 'flops'" in done.err

@@ -64,11 +64,12 @@ def test_the_table_has_the_names_of_the_config():
 
 def test_names_are_grouped():
     names = ("loss", "image_loss", "held_out_image_loss", "grad_norm_trunk", "steps_per_second", "image_by_time_3",
-             "device_memory_peak_bytes", "packing_all", "data_wait_share", "text_nll")  # fmt: skip
+             "device_memory_peak_bytes", "packing_all", "data_wait_share", "text_nll",
+             "telemetry_output_text_trunk_0")  # fmt: skip
     assert [tag(name) for name in names] == [
         "loss/all", "loss/image", "held_out/image_loss", "optimizer/grad_norm_trunk",
         "speed/steps_per_second", "noise_levels/image_by_time_3", "memory/peak_bytes", "rows/packing_all",
-        "speed/data_wait_share", "train/text_nll",
+        "speed/data_wait_share", "train/text_nll", "telemetry/output_text_trunk_0",
     ]  # fmt: skip
     assert flat(CONFIG) == {"steps": 20, "optim.learning_rate": 0.5, "layout.image.context": "[1, 2]", "name": "x"}
 

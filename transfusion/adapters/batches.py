@@ -10,12 +10,14 @@ A sample counts as done when its files are whole and its row stands in DIR/resul
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -30,6 +32,7 @@ from transfusion.sampling.prompts import Prompt
 from transfusion.sequence import TEXT
 
 ROWS = 16  # samples of a batch
+SMALL = 2**16  # numbers of an array that is read to name the weights
 RESULTS, ABOUT = "results.jsonl", "batch.json"
 SUFFIXES = {1: ".wav", 3: ".png", 4: ".webp"}  # by the axes of what is drawn: a sound, an image, a clip
 
@@ -73,14 +76,14 @@ class Batches:
             cannot be written.
         """
         storage.make_folder(self.folder)
-        about = {"workdir": os.path.abspath(self.run.workdir), "step": int(self.run.step), "settings": self.settings}
+        about = {"step": int(self.run.step), "weights": weights_of(self.run), "settings": self.settings}
         path = self.folder / ABOUT
         try:
             before = storage.read_json(path)
         except ValueError as error:
             raise UsageError(f"{path} is damaged ({error}): remove it if the folder's results may stay") from error
         if before is None:
-            storage.write_whole(path, json.dumps(about, indent=2))
+            storage.write_whole(path, json.dumps({"workdir": os.path.abspath(self.run.workdir)} | about, indent=2))
         else:
             for name, value in about.items():
                 if not isinstance(before, dict) or before.get(name) != value:
@@ -89,7 +92,7 @@ class Batches:
                         f"{self.folder} holds results with {name} {shown(repr(was))}, and now it is "
                         f"{shown(repr(value))}: give another folder"
                     )
-        rows, _ = storage.read_json_lines(self.folder / RESULTS, _is_result)
+        rows, _ = storage.read_json_lines(self.folder / RESULTS, is_result)
         return {(row["id"], row["sample"]): row for row in rows}
 
     def is_done(self, line: Line, sample: int, row: Result | None) -> bool:
@@ -203,7 +206,17 @@ class Batches:
         return f"{name}{suffix}"
 
 
-def _is_result(row: Any) -> bool:
+def weights_of(run: Trained) -> str:
+    """Names a run's weights, wherever its workdir was moved to: a digest of its small arrays, such as norms and biases,
+    which no two trainings share."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(run.params):
+        if leaf.size <= SMALL:
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_result(row: Any) -> bool:
     """Whether a row of results.jsonl is one of ours."""
     return (
         isinstance(row, dict)

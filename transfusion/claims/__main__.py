@@ -51,7 +51,7 @@ class Book:
         self.runs: dict[tuple[str, str], Claimed] = {key: one for key, one in made.items() if one is not None}
 
     def chosen(self, names: Sequence[str], size: str) -> list[Claimed]:
-        """The runs of the named claims (of all without names) at a size.
+        """The runs of the named claims, in this order (of all without names), at a size.
 
         Raises:
           UsageError: if there is no claim of a name, or none of this size.
@@ -60,7 +60,7 @@ class Book:
         for name in names:
             if name not in known:
                 raise UsageError(f"there is no claim {name!r} in {self.folder}{nearest(name, known)}")
-        found = [one for (name, at), one in self.runs.items() if at == size and name in (names or known)]
+        found = [self.runs[name, size] for name in names or known if (name, size) in self.runs]
         if not found:
             raise UsageError(f"no claim has the size {size!r}: {', '.join(dict.fromkeys(at for _, at in self.runs))}")
         return found

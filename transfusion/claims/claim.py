@@ -54,7 +54,8 @@ class System:
       changes: {field: value}, of all sizes.
       runs: {field of a path: part or system of the claim}: the runs that it begins with or encodes with; those of a
         system have the same seed.
-      sizes: {size: {field: value}}, where sizes differ in more than what all systems share.
+      sizes: {size: {field: value}}, where sizes differ in more than what all systems share; the value of 'config' is
+        another config for that size.
     """
 
     config: str
@@ -69,6 +70,7 @@ class Test:
 
     Attributes:
       measure: a dotted path into evaluation.json, such as 'velocity_loss.image.mean'; '' if `reaches` is given.
+      against: the measure of `second`, if it is another one: two ways of using the same runs.
       better: whether 'higher' or 'lower' values of it are better.
       threshold: 'better' holds if the advantage of `first` is above it. A negative one asks that `first` is not worse
         by more.
@@ -88,6 +90,7 @@ class Test:
     second: str
     threshold: float
     measure: str = ""
+    against: str = ""
     better: str = "higher"
     relative: bool = False
     rule: str = "better"
@@ -100,6 +103,8 @@ class Test:
     @property
     def title(self) -> str:
         """The comparison in a few words."""
+        if self.against:
+            return f"{self.measure} of {self.first} against {self.against} of {self.second}"
         what = self.measure or f"FLOPs to the same {self.reaches}"
         return f"{self.first} against {self.second}, {what}"
 
@@ -137,9 +142,9 @@ class Claim:
         content = without_defaults(self, ("folder", "notes", "source", "hypothesis"))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:LENGTH]
 
-    def config(self, system: System) -> str:
-        """The path of a system's config, with its form."""
-        path, colon, form = system.config.partition(":")
+    def config(self, system: System, size: str) -> str:
+        """The path of a system's config at a size, with its form."""
+        path, colon, form = system.sizes.get(size, {}).get("config", system.config).partition(":")
         for folder in (self.folder, *self.folder.absolute().parents, pathlib.Path()):
             if (folder / path).is_file():
                 return os.fspath(folder / path) + colon + form

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
-from transfusion.claims.claim import Claim, System
+from transfusion.claims.claim import Claim
 from transfusion.config import Experiment
 from transfusion.errors import UsageError
 from transfusion.sweep.grids import Entry, RunOf
@@ -58,10 +58,8 @@ def runs_of(claim: Claim, size: str, store: str | os.PathLike, fields: Mapping[s
     """
     if size not in claim.sizes:
         return None
-    entries: list[Entry] = [_entry(claim, name, part, {}) for name, part in claim.parts.items()]
-    for name, system in claim.systems.items():
-        shared = {**claim.sizes[size], **system.changes, **system.sizes.get(size, {})}
-        entries += [_entry(claim, name, system, {**shared, "seed": seed}, seed) for seed in range(claim.seeds)]
+    entries = [_entry(claim, name, size) for name in claim.parts]
+    entries += [_entry(claim, name, size, seed) for name in claim.systems for seed in range(claim.seeds)]
     made = make_members(entries, store, fields, store, f"claim {claim.name}")
     measures = tuple(dict.fromkeys(test.measure for test in claim.tests if test.measure))
     found = {member.name: member for member in made}
@@ -79,17 +77,19 @@ def _name(claim: Claim, system: str, seed: int | None = None) -> str:
     return f"{claim.name}.{system}" + ("" if seed is None else f".seed_{seed}")
 
 
-def _entry(claim: Claim, name: str, system: System, changes: Mapping, seed: int | None = None) -> Entry:
-    runs = {
-        field: RunOf(_name(claim, other, seed if other in claim.systems else None))
-        for field, other in system.runs.items()
-    }
-    changes = dict(changes) if seed is not None else dict(system.changes)
+def _entry(claim: Claim, name: str, size: str, seed: int | None = None) -> Entry:
+    """The member of a system with a seed, or of a part, which has none."""
+    system = claim.parts[name] if seed is None else claim.systems[name]
+    of_all = {} if seed is None else claim.sizes[size] | {"seed": seed}
+    changes = {**of_all, **system.changes, **system.sizes.get(size, {})}
+    changes.pop("config", None)  # a config of this size
+    for field, other in system.runs.items():
+        changes[field] = RunOf(_name(claim, other, seed if other in claim.systems else None))
     try:
-        config = _config(claim.config(system))
+        config = _config(claim.config(system, size))
     except UsageError as error:
         raise UsageError(f"claim {claim.name}, {name}: {error}") from error
-    return _name(claim, name, seed), config, changes | runs
+    return _name(claim, name, seed), config, changes
 
 
 def shared(claimed: Sequence[Claimed]) -> list[Member]:

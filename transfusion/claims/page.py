@@ -12,8 +12,6 @@ from transfusion.evaluation.charts import Line, line_chart
 from transfusion.running.metrics import human, read_metrics
 from transfusion.sweep.page import curve
 
-CURVE = "held_out_loss"
-
 
 def claims_page(claims: Sequence[tuple[Claim, Found]], runs: Mapping[tuple[str, str], Claimed]) -> str:
     """The page, as HTML. `runs` are those of (claim, size), for curves."""
@@ -45,10 +43,15 @@ def _claim(claim: Claim, found: Found, runs: Mapping[tuple[str, str], Claimed]) 
         said += f"<p>Size {page.escape(size)}: <strong>{page.escape(one['verdict'])}</strong>"
         said += f", {page.escape(scale(one))}</p>" if one["tests"] else "</p>"
         said += _tests(one) if one["tests"] else ""
-        lines = _curves(runs.get((claim.name, size)))
-        if lines:
-            chart = line_chart(f"{CURVE.replace('_', ' ')}, mean over seeds", lines, "training FLOPs", log=True)
-            said += f'<div class="charts">{chart}</div>'
+        columns = dict.fromkeys(test.curve or test.reaches or "loss" for test in claim.tests)
+        found_lines = {column: _curves(runs.get((claim.name, size)), column) for column in columns}
+        charts = [
+            line_chart(f"{column.replace('_', ' ')}, mean over seeds", lines, "training FLOPs", "loss", log=True)
+            for column, lines in found_lines.items()
+            if lines
+        ]
+        room = f' style="max-width: {550 * len(charts)}px"'
+        said += f'<div class="charts"{room}>{"".join(charts)}</div>' if charts else ""
     return said
 
 
@@ -71,11 +74,11 @@ def _tests(one: Mapping[str, Any]) -> str:
     return table + sizes + notes
 
 
-def _curves(claimed: Claimed | None) -> list[Line]:
+def _curves(claimed: Claimed | None, column: str) -> list[Line]:
     """The mean curve of each system's seeds with their range, at the rows that all of them have."""
     lines = []
     for i, (name, members) in enumerate(claimed.systems.items() if claimed else ()):
-        found = [curve(read_metrics(member.workdir / "metrics.jsonl"), CURVE) for member in members]
+        found = [curve(read_metrics(member.workdir / "metrics.jsonl"), column) for member in members]
         found = [(x, y) for x, y in found if x]
         if found:
             count = min(len(x) for x, _ in found)

@@ -33,15 +33,14 @@ class Difference:
 
 
 def difference(
-    pairs: Sequence[float], by_prompt: np.ndarray | None = None, seed: int = 0, own: float = 0.0
+    pairs: Sequence[float], by_prompt: np.ndarray | None = None, seed: int = 0, own: float | None = None
 ) -> Difference:
     """The mean of paired differences with its 95 % interval.
 
     Args:
       pairs: a difference for each seed; it may be infinite, for what was never reached.
       by_prompt: float [seeds, prompts], differences of which `pairs` are the means.
-      own: half of the interval that the evaluations' own intervals give. It counts where all differences are the same,
-        as at a floor or a ceiling, where their spread says nothing.
+      own: half of the interval, for values at a floor or a ceiling, whose spread says nothing.
     """
     values = np.asarray(pairs, np.float64)
     count, tail = len(values), (1 - CONFIDENCE) / 2
@@ -56,7 +55,7 @@ def difference(
     error = float(np.std(values, ddof=1)) / math.sqrt(count)
     half = float(stdtrit(count - 1, 1 - tail)) * error
     largest = max(error, float(np.std(draws)))
-    if largest < 1e-12:
+    if own is not None:
         half, largest = own, own / float(stdtrit(count - 1, 1 - tail))
     seen = float(stdtrit(count - 1, 1 - tail) + stdtrit(count - 1, POWER)) * largest
     return Difference(value, min(low, value - half), max(high, value + half), count, seen)

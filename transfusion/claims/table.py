@@ -43,7 +43,11 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     for test in found["tests"]:
         if test["verdict"] == "undecided" and "advantage" in test:
             seen = test["advantage"]["seen"]
-            least = "nothing, with one seed" if seen is None else _number(test, seen, sign=False)
+            least = (
+                "nothing, with one seed or with values that are all the same"
+                if seen is None
+                else _number(test, seen, sign=False)
+            )
             said.append(f"could have seen {least}")
         catch = test.get("catch_up")
         if catch and "loser" in catch:
@@ -73,7 +77,7 @@ def lines(claims: Sequence[tuple[Claim, Found]]) -> str:
     for claim, found in claims:
         for size in claim.sizes:
             one = found.get(size) or {"verdict": "not run", "tests": [], "missing": {}}
-            head = f"{claim.name} ({size}): {one['verdict']}"
+            head = f"{claim.name} ({size}): {one['verdict']}" + (f", {scale(one)}" if one["tests"] else "")
             rest = [f"{test['title']}: {interval(test)}" for test in one["tests"]] + remarks(one)
             if one["missing"]:
                 rest.append("finished: " + ", ".join(f"{name} {many}" for name, many in one["missing"].items()))

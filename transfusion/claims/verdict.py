@@ -156,9 +156,10 @@ def _measured(
 ) -> tuple[Difference, dict[str, list[float]]]:
     """The advantage of the first system by a field of evaluation.json, and the values by seed."""
     sign = 1.0 if test.better == "higher" else -1.0
-    each = [by_prompt(side, test.measure, test.each) for side in (first, second)]
+    sides = [(first, test.measure), (second, test.against or test.measure)]
+    each = [by_prompt(side, measure, test.each) for side, measure in sides]
     if each[0] is None or each[1] is None:
-        prompts, values = None, [[value_of(member, test.measure) for member in side] for side in (first, second)]
+        prompts, values = None, [[value_of(member, measure) for member in side] for side, measure in sides]
     elif each[0].shape != each[1].shape:
         raise UsageError(f"{test.title}: the systems have values of other prompts")
     else:
@@ -167,10 +168,13 @@ def _measured(
     if scale == 0:
         raise UsageError(f"{test.title}: an advantage relative to 0 says nothing")
     pairs = [sign * (one - two) / scale for one, two in zip(*values, strict=True)]
-    widths = [width_of(member, test.measure) ** 2 for member in (*first, *second)]
-    own = math.sqrt(sum(widths)) / len(first) / scale
+    own = None
+    if len({*values[0], *values[1]}) == 1:  # all at a floor or a ceiling: then the evaluations' own intervals tell
+        widths = [width_of(member, measure) for side, measure in sides for member in side]
+        own = math.sqrt(sum(width**2 for width in widths)) / len(first) / scale or math.inf
     found = difference(pairs, None if prompts is None else prompts / scale, own=own)
-    return found, dict(zip((test.first, test.second), values, strict=True))
+    names = (test.measure, test.against) if test.against else (test.first, test.second)
+    return found, dict(zip(names, values, strict=True))
 
 
 def _reaching(

@@ -1,5 +1,8 @@
 """The codec of sounds: log-mel frames, and back by the method of Griffin and Lim (1984). Nothing is learned.
 
+The way back guesses phases: words can be understood, but it is not made for listening. A learned vocoder sounds better,
+and there is none here.
+
 Shape letters: N samples, T frames, W samples of a window, F = W / 2 + 1 frequencies, C mel bands.
 """
 

@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
     shell = argv[1] if len(argv) > 1 else ""
     if shell not in SHELLS:
         raise UsageError(f"name a shell: {', '.join(SHELLS)}, not {shell!r}{nearest(shell, SHELLS)}")
-    print(SHELLS[shell](words()))
+    programs.say(SHELLS[shell](words()))
 
 
 if __name__ == "__main__":

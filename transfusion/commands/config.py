@@ -93,12 +93,12 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"config {action} takes {wanted} config{'s' * (wanted != 1)}, as --help shows")
     if action == "list":
         width = max(map(len, shipped()))
-        print(*(f"{name:<{width}}  {first_sentence(path)}" for name, path in shipped().items()), sep="\n")
+        programs.say("\n".join(f"{name:<{width}}  {first_sentence(path)}" for name, path in shipped().items()))
     elif action == "print":
         experiment = programs.experiment_of(FLAGS.config)
-        print(to_json(experiment) if FLAGS.json else "\n".join(lines_of(experiment, FLAGS.changed)))
+        programs.say(to_json(experiment) if FLAGS.json else "\n".join(lines_of(experiment, FLAGS.changed)))
     elif action == "diff":
-        print("\n".join(map(str, differences(*map(experiment_of, names)))) or "no field differs")
+        programs.say("\n".join(map(str, differences(*map(experiment_of, names)))) or "no field differs")
     else:
         print(forecast.text(forecast.forecast(programs.experiment_of(FLAGS.config))))
         print("this config can be trained")

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -183,7 +183,7 @@ class RowGroups:
       names, columns: see `read_group`.
     """
 
-    def __init__(self, path: str, metadata, names: set[str] | None = None, columns: list[str] | None = None):
+    def __init__(self, path: str, metadata: Any, names: set[str] | None = None, columns: list[str] | None = None):
         self._path, self._metadata, self._names, self._columns = path, metadata, names, columns
         sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])

@@ -163,7 +163,8 @@ def _finite(line: Line) -> Line:
 
 def _number(value: float) -> str:
     if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        digits = next((n for n in (0, 1) if math.isclose(float(f"{value:.{n}e}"), value)), 2)
+        return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 

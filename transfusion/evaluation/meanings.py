@@ -24,8 +24,11 @@ MEANINGS = {
     "feature_distance": "Frechet distance in the judge's features between drawn images and real training images; "
     "floor: between as many other real training images and the same ones; 95 % jackknife interval",
     "kernel_distance": "squared maximum mean discrepancy of a cubic kernel in the judge's features between drawn "
-    "images and real training images, unbiased, so it may be negative; floor: between halves of the real images; "
-    "95 % jackknife interval",
+    "images and real training images, unbiased, so it may be negative: of few images it is, as the classes are drawn "
+    "in turn, which is more even than chance; floor: between halves of the real images; 95 % jackknife interval",
+    "similarity": "how well drawn images fit their prompts by the released model of --similarity: 100 max(cos, 0), and "
+    "for SigLIP the probability that they belong together; numbers of other models do not compare; 95 % bootstrap over "
+    "images",
     "retrieval": "share of drawn images whose asked image is the nearest (top1) or among the five nearest (top5) of "
     "all real images; Wilson 95 % interval",
 }

@@ -19,7 +19,6 @@ from transfusion.errors import UsageError
 from transfusion.evaluation import pictures, scores
 from transfusion.evaluation.caption_scores import caption_scores
 from transfusion.evaluation.examples import Examples, medium_of_sources, read_examples
-from transfusion.evaluation.judge import JudgeConfig
 from transfusion.evaluation.losses import (
     DocumentBits,
     code_bits,
@@ -29,7 +28,9 @@ from transfusion.evaluation.losses import (
     velocity_loss,
 )
 from transfusion.evaluation.meanings import MEANINGS
+from transfusion.evaluation.options import Options
 from transfusion.evaluation.scenes.measure import measure as measure_scenes
+from transfusion.evaluation.similarity import Similarity
 from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
@@ -44,25 +45,6 @@ EXACT = {"scenes": measure_scenes}
 _EXACT_ROWS = 96  # of each held-out source, on which the losses of such a run are measured: its scores tell more
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The choices that flags make; for None the config decides."""
-
-    samples: int | None = None
-    captions: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
-    steps: int | None = None
-    judge_steps: int = JudgeConfig.steps
-    judges: str | None = None
-
-    def __post_init__(self):
-        for name in ("samples", "captions", "steps", "judge_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
-
-
 class Measures:
     """Measures one run; each part fills its fields, or says why it cannot.
 
@@ -72,7 +54,8 @@ class Measures:
       seconds: the wall time of each part.
     """
 
-    def __init__(self, workdir: str | os.PathLike, options: Options = Options()):
+    def __init__(self, workdir: str | os.PathLike, options: Options | None = None):
+        options = options or Options()
         self.workdir, self.run = pathlib.Path(workdir), load_run(workdir)
         self.experiment = self.run.experiment
         config = self.experiment.eval
@@ -82,7 +65,8 @@ class Measures:
         wanted = {"guidance": options.guidance, "steps": options.steps}
         self.sampler = {name: value for name, value in wanted.items() if value is not None}
         self.judge_steps, self.judges = options.judge_steps, options.judges and pathlib.Path(options.judges)
-        self.fields: dict[str, Any] = dict.fromkeys(MEANINGS)
+        self.similarity = Similarity(options.similarity) if options.similarity else None
+        self.fields: dict[str, Any] = dict.fromkeys(n for n in MEANINGS if n != "similarity" or self.similarity)
         self.absent: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.folder = self.workdir / "samples"
@@ -129,6 +113,12 @@ class Measures:
         return self.report()
 
     image_scores = ("generation_accuracy", "judge_accuracy", *DISTANCES, *CAPTION_SCORES, "retrieval")
+
+    def similar(self, drawn: scores.Generated) -> None:
+        """Compares drawn images with their prompts, if a model for that is given."""
+        if self.similarity:
+            with self.part("similarity"):
+                self.fields["similarity"] = self.similarity.scores(list(drawn.images), drawn.prompts, self.seed)
 
     def skip(self, reason: str, *names: str) -> None:
         """Leaves these scores null, for this reason."""
@@ -258,6 +248,7 @@ class Measures:
                 self.fields[name] = distance
         if self.fields["feature_distance"] is None:
             self.skip("fewer than 4 drawn or 8 real images", *DISTANCES)
+        self.similar(drawn)
         self.save("generated.png", drawn, ~result.right)
 
     def names(self, real: Examples, held_out: Examples) -> None:
@@ -273,6 +264,7 @@ class Measures:
         for name, drawn in groups.items():
             self.save(f"generated_{name}.png", drawn, None)
         other = groups["held_out_names"]
+        self.similar(other)
         groups["held_out_names"] = dataclasses.replace(other, asked=other.asked + len(real))
         gallery = np.concatenate([real.images, held_out.images])
         embed, reason = scores.embeddings(min(gallery.shape[1:3]))

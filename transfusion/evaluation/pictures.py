@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from transfusion import storage
+from transfusion.codecs.pixels import to_uint8
 from transfusion.errors import UsageError
 from transfusion.sequence import SequenceSpec
 from transfusion.sequence.batch import Batch, StreamSlice
@@ -308,5 +309,6 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def strip(images: Sequence[np.ndarray], *, scale: int = 0, path: str | os.PathLike | None = None) -> Image.Image:
-    """Images uint8 [H, W, C] in one row, such as the steps of a trajectory."""
+    """Images [H, W, C] in one row, uint8 or, as a trajectory records its steps, float in [-1, 1]."""
+    images = [to_uint8(image) if np.asarray(image).dtype.kind == "f" else image for image in images]
     return grid(images, len(images), scale=scale, path=path)

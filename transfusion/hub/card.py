@@ -39,7 +39,7 @@ def model_card(
     parts = [
         _front(experiment, licence),
         f"# {name}\n\n{_what(experiment, step, imported)}",
-        f"## Use\n\n```python\nimport transfusion\n\nrun = transfusion.load_run({load!r})\n{_calls(experiment)}\n```",
+        f"## Use\n\n{_use(experiment, load)}",
     ]
     if pictures:
         shown = "\n".join(f"![{path.split('/')[-1].removesuffix('.png')}]({path})\n" for path in pictures)
@@ -74,9 +74,11 @@ def _what(experiment: Experiment, step: int, imported: bool) -> str:
     return f"{what}, {made} with transfusion {__version__}.{reads} `config.json` has every setting."
 
 
-def _calls(experiment: Experiment) -> str:
-    draws = any(stream.objective not in ("none", "next_token") for stream in experiment.streams.values())
-    return 'image = run.draw("a prompt like those of its data")' if draws else "print(run)"
+def _use(experiment: Experiment, load: str) -> str:
+    if experiment.task == "autoencoder":
+        return f"```bash\npython -m transfusion.train --config MINE --config.codec.path={load} --workdir RUN\n```"
+    lines = ("import transfusion", "", f"run = transfusion.load_run({load!r})", "print(run)  # what it reads and draws")
+    return "\n".join(("```python", *lines, "```"))
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from transfusion.data.examples import make_example
 from transfusion.data.hold_out import fraction
 from transfusion.data.packing import Bad, Lane
 from transfusion.errors import UsageError
-from transfusion.new.look import Found
+from transfusion.new.folder import Found
 from transfusion.sequence import SequenceSpec, Stream, text
 from transfusion.sequence.rows import Expanded
 

@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 
 from transfusion.new.fit import USUAL, Plan
-from transfusion.new.look import Found
+from transfusion.new.folder import Found
 
 _TEMPLATE = '''"""{title}
 
@@ -92,6 +92,8 @@ def config_text(found: Found, plan: Plan, file: str, captions: str = "") -> str:
         plan.open_rows != 8
     )
     data += ["truncate=True,  # a few captions are longer than a row"] * plan.truncate
+    if found.unreadable and not captions:
+        data.append("max_bad_share=0.2,  # some of the images that the table names cannot be read")
     return _TEMPLATE.format(
         **vars(plan), title=f"Transfusion (arXiv 2408.11039) on the images of {pathlib.Path(found.folder).name}.",
         count=len(found.captions), folder=found.folder, how=found.how, file=file, name=name, tokens=plan.tokens,

@@ -65,7 +65,9 @@ class Mirror:
         check(f"{self.url}: the scheme", scheme, SCHEMES)
         require(*SCHEMES[scheme])
         fsspec = require("fsspec", SCHEMES[scheme][1])
-        return _patiently(self.url, lambda: fsspec.core.url_to_fs(self.url))
+        hub = os.environ.get("HF_ENDPOINT")
+        options = {"endpoint": hub} if scheme == "hf" and hub else {}  # the library asks once, when it is imported
+        return _patiently(self.url, lambda: fsspec.core.url_to_fs(self.url, **options))
 
     def _remote(self, name: str) -> str:
         root = self._system[1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from transfusion.errors import UsageError, check
 
@@ -53,6 +54,24 @@ CHIPS: dict[str, Chip] = {
     "h100": Chip(("H100",), 989e12, 80e9, 3350e9, 450e9, 50e9, domain=8),
     "a100": Chip(("A100",), 312e12, 80e9, 2039e9, 300e9, 25e9, domain=8),
 }
+
+# Dense bfloat16 FLOP/s (float16 of those without it) of devices for which nothing is planned, by a part of their
+# `device_kind`: enough for the utilisation of a run. A TPU v2, v3 or 7x is two devices of JAX. Sources: the TPUs' pages
+# as above, NVIDIA's and AMD's data sheets; of GeForce cards with sums in float32.
+RATES: dict[str, float] = {
+    "TPU v2": 23e12, "TPU v3": 61.5e12, "TPU7x": 1153.5e12,
+    "GB200": 2500e12, "GH200": 989e12, "L40S": 362e12, "L4": 121e12, "A40": 149.7e12, "A10": 125e12, "A10G": 70e12,
+    "T4": 65e12, "V100": 125e12,
+    "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "MI300X": 1307.4e12,
+}  # fmt: skip
+
+
+def rate_of(kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a `jax.Device.device_kind`; None if it is unknown."""
+    rates = {part: chip.flops for chip in CHIPS.values() for part in chip.kinds} | RATES
+    # As a word of its own: an 'L4' is no 'L40', and an 'A10' no 'A100'.
+    named = [part for part in rates if re.search(rf"(?<![a-z0-9]){part}(?![0-9a-z])", kind, re.IGNORECASE)]
+    return rates[max(named, key=len)] if named else None
 
 
 def chip_of(kind: str) -> tuple[str, Chip] | None:

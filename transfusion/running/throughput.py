@@ -1,6 +1,7 @@
 """Measures how fast training is, and which share of the hardware's peak that is."""
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ from typing import TypeVar
 
 import jax
 
-from transfusion.running.chips import chip_of
+from transfusion.running.chips import rate_of
 
 T = TypeVar("T")
 
@@ -77,28 +78,39 @@ class Idle:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, pause: float = 0.001):
         self._clock, self._pause = clock, pause
+        self._asked: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._watch, name="idle", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._asked.put(None)
 
     def read(self, data: Iterator[T], newest: jax.Array) -> tuple[T, float]:
         """Returns (the next batch, seconds that the devices waited for it); `newest` is a result of the last step."""
-        done, since = threading.Event(), []
+        before, since = self._clock(), []
         if newest.is_ready():
-            before = self._clock()
             return next(data), self._clock() - before
-        watcher = threading.Thread(target=self._watch, args=(newest, done, since), daemon=True)
-        watcher.start()
+        done = threading.Event()
+        self._asked.put((newest, done, since))
         try:
             batch = next(data)
             ended = self._clock()
         finally:
             done.set()
-            watcher.join()
         return batch, max(ended - since[0], 0.0) if since else 0.0
 
-    def _watch(self, newest: jax.Array, done: threading.Event, since: list[float]) -> None:
-        while not done.wait(self._pause):
-            if newest.is_ready():
-                since.append(self._clock())
-                return
+    def _watch(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            newest, done, since = asked
+            while not done.wait(self._pause):
+                try:
+                    ready = newest.is_ready()
+                except RuntimeError:  # the next step has taken its memory: the batch is there
+                    break
+                if ready:
+                    since.append(self._clock())
+                    break
 
 
 def peak_flops(devices: Sequence[jax.Device] | None = None) -> float | None:
@@ -108,8 +120,8 @@ def peak_flops(devices: Sequence[jax.Device] | None = None) -> float | None:
     of a machine which does something else a moment later.
     """
     devices = jax.devices() if devices is None else devices
-    found = None if devices[0].platform == "cpu" else chip_of(devices[0].device_kind)
-    return found and len(devices) * found[1].flops
+    found = None if devices[0].platform == "cpu" else rate_of(devices[0].device_kind)
+    return found and len(devices) * found
 
 
 def model_flops_utilisation(flops_per_step: float, seconds: float | None, peak: float | None) -> float | None:

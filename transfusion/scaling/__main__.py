@@ -28,7 +28,7 @@ from transfusion.running.metrics import human
 from transfusion.scaling import grid as grids
 from transfusion.scaling.figure import figure
 from transfusion.scaling.points import Points, read_csv
-from transfusion.scaling.study import LARGEST, as_json, study
+from transfusion.scaling.study import LARGEST, as_json, between_systems, study
 from transfusion.scaling.table import study_table
 
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("scaling.json", "scaling.html"):
         storage.check_writable(workdir / name)
     found = study(points, path, FLAGS.held_out, FLAGS.resamples, FLAGS.seed)
-    result = about(path) | {"systems": as_json(found)}
+    result = about(path) | {"systems": as_json(found), "between_systems": between_systems(found)}
     storage.write_whole(workdir / "scaling.json", json.dumps(result, indent=2, allow_nan=False))
     storage.write_whole(workdir / "scaling.html", figure(found, f"Scaling laws: {pathlib.Path(path).name}"))
     print(study_table(found))

@@ -8,7 +8,7 @@ from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
 from transfusion.evaluation.intervals import Score
 from transfusion.scaling.isoflop import of_one_mixture
-from transfusion.scaling.study import System, frontier
+from transfusion.scaling.study import System, between_systems, frontier
 
 HEADINGS = {
     "size_exponent": "a, of the size",
@@ -45,6 +45,9 @@ def _exponents(found: dict[str, System]) -> str:
         for pair, numbers in system.differences().items():
             cells = [_cell(numbers.get(key)) for key in HEADINGS]
             rows.append([page.escape(f"{name}, {pair}"), *cells, ""])
+    for pair, modalities in between_systems(found).items():
+        for modality, numbers in modalities.items():
+            rows.append([page.escape(f"{pair}, {modality}"), *(_cell(numbers.get(key)) for key in HEADINGS), ""])
     head = ("System and modality", *HEADINGS.values(), "By parabolas")
     return page.html_table(head, rows) + f'<p class="note">{page.escape(EXPLAINED)}</p>'
 
@@ -121,4 +124,4 @@ def _best(system: System) -> str:
             slope, start = np.polyfit(np.log(flops), np.log(best), 1)
             line = np.exp(start + slope * np.log(flops))
             lines.append(Line(f"{modality}: C^{slope:.2f}", flops, line, colour=i))
-    return line_chart("The best size for a budget", lines, "FLOPs", "weights that a token passes", True, True)
+    return line_chart("The best size for a budget", lines, "FLOPs", "weights", log=True, log_x=True)

@@ -10,8 +10,10 @@ Each run is trained in a process of its own, longest first, several at a time; t
 interrupted.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 import pathlib
 import runpy
@@ -23,14 +25,16 @@ import numpy as np
 from absl import logging
 
 from transfusion import storage
-from transfusion.config import Experiment, to_json
+from transfusion.config import Experiment, from_config, to_config_dict, to_json
 from transfusion.errors import UsageError, nearest
 from transfusion.running.metrics import FLOPS_PER_STEP, read_metrics
 from transfusion.scaling.points import LOSS, NEEDED, TOKENS, Points, points_of
+from transfusion.sequence.batch import Batch
 from transfusion.tasks import Task, flops_of_data, make_task
 from transfusion.workdir import json_file
 
 ROWS = 32  # of the data, from which FLOPs and tokens of a step are told
+LEAST_SHARE = 0.05  # of a modality in the tokens of the held-out batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +137,34 @@ def read_grid(path: str | os.PathLike) -> Grid:
 
 
 def plan(grid: Grid, workdir: str | os.PathLike) -> list[Planned]:
-    """The trainings with their steps; it reads the first rows of each one's data."""
-    return [_planned(grid, run, pathlib.Path(workdir)) for run in grid.runs]
+    """The trainings with their steps; it reads the first rows of each one's data, and the held-out data of the first.
+
+    Raises:
+      UsageError: if data cannot be used, or a modality has too few held-out tokens.
+    """
+    # As the trainings' processes will read them from files: tables are then in the order of their names.
+    experiments = [from_config(to_config_dict(run.experiment)) for run in grid.runs]
+    runs = [dataclasses.replace(run, experiment=e) for run, e in zip(grid.runs, experiments, strict=True)]
+    _check_held_out(grid, runs[0])
+    return [_planned(grid, run, pathlib.Path(workdir)) for run in runs]
+
+
+def _check_held_out(grid: Grid, run: Run) -> None:
+    """Refuses a grid whose held-out batches, which are read source by source, leave a modality without tokens."""
+    experiment, task = run.experiment, make_task(run.experiment)
+    batches = itertools.islice(task.held_out(experiment), experiment.eval.batches)
+    found = sum((collections.Counter(_targets(batch)) for batch in batches), collections.Counter())
+    for modality, stream in grid.modalities.items():
+        if found[stream] < LEAST_SHARE * found.total():
+            raise UsageError(
+                f"{run.name}: only {found[stream]} of {found.total()} held-out tokens are of {modality}: the sources "
+                f"are read one after the other, by their names, and eval.batches={experiment.eval.batches} are too few"
+            )
+
+
+def _targets(batch: Batch) -> dict[str, int]:
+    """How many tokens of each stream have a loss."""
+    return {name: int((np.asarray(part.loss_weight) > 0).sum()) for name, part in batch.items()}
 
 
 def _planned(grid: Grid, run: Run, workdir: pathlib.Path) -> Planned:
@@ -161,12 +191,10 @@ def _planned(grid: Grid, run: Run, workdir: pathlib.Path) -> Planned:
 def _learned(task: Task, experiment: Experiment) -> dict[str, float]:
     """How many tokens of each stream have a loss in a step, as the mean over the first rows of the data."""
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, prefetch=0))
-    counts: dict[str, list[np.ndarray]] = {}
+    steps = -(-ROWS // experiment.batch_size)
     with task.open_data(experiment, range(experiment.batch_size)) as data:
-        for _ in range(-(-ROWS // experiment.batch_size)):
-            for name, part in next(data).items():
-                counts.setdefault(name, []).append(np.sum(np.asarray(part.loss_weight) > 0, axis=1))
-    return {name: float(np.mean(np.concatenate(rows))) * experiment.batch_size for name, rows in counts.items()}
+        found = sum((collections.Counter(_targets(next(data))) for _ in range(steps)), collections.Counter())
+    return {name: found[name] / steps for name in experiment.streams}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -176,6 +204,7 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
     """Trains what is not finished, so many at a time; returns why runs failed, by name."""
     waiting = sorted((one for one in planned if one.done < one.steps), key=lambda one: -one.flops)
     failed: dict[str, str] = {}
+    running: list[subprocess.Popen] = []
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     places = [cores[i::processes] for i in range(processes)] if len(cores) >= processes > 1 else [[]] * processes
 
@@ -183,7 +212,7 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
         while waiting:
             one = waiting.pop(0)
             logging.info("%s: %d steps, %.2g FLOPs", one.run.name, one.steps, one.flops)
-            reason = _train(one, place)
+            reason = _train(one, place, running)
             if reason:
                 failed[one.run.name] = reason
                 logging.error("%s failed: %s", one.run.name, reason)
@@ -194,12 +223,15 @@ def train_all(planned: Sequence[Planned], processes: int = 1) -> dict[str, str]:
                 future.result()
         except BaseException:  # an interruption: the trainings that run save and end, and no other begins
             waiting.clear()
+            for process in list(running):
+                process.terminate()
             raise
     return failed
 
 
-def _train(one: Planned, cores: list[int]) -> str:
-    """Trains one run in a process of its own, on these cores; returns why it failed, or ''."""
+def _train(one: Planned, cores: list[int], running: list[subprocess.Popen]) -> str:
+    """Trains one run in a process of its own, on these cores; returns why it failed, or ''. It is one of `running`
+    meanwhile."""
     storage.make_folder(one.workdir)
     wanted, log = one.workdir / "scaling_config.json", one.workdir / "scaling.log"
     storage.write_whole(wanted, to_json(one.run.experiment))
@@ -208,7 +240,9 @@ def _train(one: Planned, cores: list[int]) -> str:
         process = subprocess.Popen([sys.executable, "-m", "transfusion.train", *arguments], stdout=out, stderr=out)
         if cores:
             os.sched_setaffinity(process.pid, cores)  # before it has made its threads
+        running.append(process)
         code = process.wait()
+        running.remove(process)
     if code == 0 and one.done >= one.steps:
         return ""
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -69,14 +69,27 @@ class System:
     def differences(self) -> dict[str, dict[str, Score]]:
         """The exponents of each modality minus those of each later one, with intervals."""
         return {
-            f"{one} - {other}": {name: self._difference(one, other, name) for name in COMPARED}
+            f"{one} - {other}": {name: difference(self.laws[one], self.laws[other], name) for name in COMPARED}
             for one, other in itertools.combinations(self.laws, 2)
         }
 
-    def _difference(self, one: str, other: str, name: str) -> Score:
-        first, second, of = self.laws[one], self.laws[other], NUMBERS[name]
-        draws = [of(a) - of(b) for a, b in zip(first.again, second.again, strict=True)]
-        return interval(of(first.law) - of(second.law), draws, len(self.points))
+
+def difference(first: Fitted, second: Fitted, name: str) -> Score:
+    """A number of one law minus that of another, draw by draw: draws of one system's modalities belong together."""
+    of = NUMBERS[name]
+    draws = [of(a) - of(b) for a, b in zip(first.again, second.again, strict=True)]
+    return interval(of(first.law) - of(second.law), draws, min(len(first.losses), len(second.losses)))
+
+
+def between_systems(found: dict[str, System]) -> dict[str, dict[str, dict[str, Score]]]:
+    """The exponents of each system minus those of each later one, by pair of systems and modality."""
+    result = {}
+    for one, other in itertools.combinations(found, 2):
+        laws = {name: (law, found[other].laws[name]) for name, law in found[one].laws.items()}
+        result[f"{one} - {other}"] = {
+            modality: {name: difference(*pair, name) for name in COMPARED} for modality, pair in laws.items()
+        }
+    return result
 
 
 def study(

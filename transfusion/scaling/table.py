@@ -3,12 +3,20 @@
 from collections.abc import Iterator
 
 from transfusion.scaling.figure import HEADINGS, shown
-from transfusion.scaling.study import System
+from transfusion.scaling.study import System, between_systems
 
 
 def study_table(found: dict[str, System]) -> str:
-    """The laws, the differences between modalities, and the held-out run of every system."""
-    return "\n".join(line for name, system in found.items() for line in _lines(name, system))
+    """The laws, the differences between modalities and systems, and the held-out run."""
+    lines = [line for name, system in found.items() for line in _lines(name, system)]
+    for pair, modalities in between_systems(found).items():
+        lines.append(pair)
+        lines += [
+            f"  {modality}  {HEADINGS[key]:<24}  {shown(score)}"
+            for modality, numbers in modalities.items()
+            for key, score in numbers.items()
+        ]
+    return "\n".join(lines)
 
 
 def _lines(name: str, system: System) -> Iterator[str]:

@@ -14,6 +14,7 @@ GROUPS: tuple[tuple[str, re.Pattern], ...] = (
     ("optimizer", re.compile(r"learning_rate|skipped_updates|grad_norm\w*")),
     ("rows", re.compile(r"(?P<rest>packing_\w+|bad_records)")),
     ("speed", re.compile(r"(steps|tokens)_per_second|seconds_per_step|model_flops_\w+|data_wait_share")),
+    ("telemetry", re.compile(r"telemetry_(?P<rest>.+)")),
     ("train", re.compile(r".+", re.DOTALL)),
 )
 _WHOLE = "all"  # the name of 'loss' inside of its group

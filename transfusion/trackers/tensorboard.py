@@ -69,7 +69,8 @@ class TensorBoard:
 
         folder = os.path.join(self._run.workdir, "tensorboard")
         directory_check(folder)
-        self._writer = EventsWriter(os.path.join(folder, "events"))
+        # Its own names have the second; two files of one second would be one, and files are read in the order of names.
+        self._writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
         self._event(step, session_log=SessionLog(status=SessionLog.START))  # hides rows of steps that are done again
         for summary in hparams(dict(self._run.chosen), dict.fromkeys(_COMPARED))[:2]:  # the third says that it ended
             self._event(0, summary=summary)

@@ -38,6 +38,8 @@ class WandB:
             project=run.project, name=run.name, id=run.id, resume="allow", dir=folder, config=dict(run.config),
             mode=mode, settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
+        if self._run.url:
+            logging.info("W&B shows this run at %s", self._run.url)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

@@ -48,6 +48,7 @@ class RunLog:
 
     def __exit__(self, *_) -> None:
         self._progress.close()
+        self._idle.close()
         self._trackers.finish()
 
     def start(self, at: int) -> None:

@@ -16,6 +16,7 @@ The program of the training step is the same with and without telemetry, and so 
 the norm clips and the optimizer scales is not in the gradients: they are those of the loss.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -57,15 +58,19 @@ def make_look(task: Task, experiment: Experiment, shardings: TrainState, rows: P
     if not isinstance(task, SequenceTask):
         raise UsageError("telemetry.every must be 0: an autoencoder has no modalities to compare")
     everywhere = sharding.replicated(jax.tree.leaves(rows)[0].mesh)
-    run = jax.jit(
-        functools.partial(numbers, task, experiment), in_shardings=(shardings, rows), out_shardings=everywhere
-    )
+    given = (_parameters(shardings), rows)
+    run = jax.jit(functools.partial(numbers, task, experiment), in_shardings=given, out_shardings=everywhere)
 
     def look(state: TrainState, batch: PyTree) -> dict[str, float]:
-        found = jax.device_get(run(state, batch))
+        found = jax.device_get(run(_parameters(state), batch))
         return {f"{PREFIX}{name}": value for key, values in found.items() for name, value in _each(key, values)}
 
     return look
+
+
+def _parameters(state: TrainState) -> TrainState:
+    """The state without what a look does not need, such as moments that wait in the host's memory."""
+    return dataclasses.replace(state, opt_state=None, skips=None, log=None)
 
 
 def _each(name: str, values: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -79,7 +84,8 @@ def numbers(task: SequenceTask, experiment: Experiment, state: TrainState, batch
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     draws, totals = task.with_targets(state.best, batch, task.draw(batch, key)), task.totals(batch)
     gradients = gradients_by_stream(task, experiment, state.params, batch, draws, totals)
-    found = compare(gradients, task.template.axes)
+    # JAX sorts the names of a dict; a pair is named as in the config.
+    found = compare({s: gradients[s] for s in task.spec.streams if s in gradients}, task.template.axes)
     model: UnifiedModel = model_template(task.model, task.spec, more=(Observe(),)).bind(state.params)
     inputs = {name: task.inputs(name, batch, draws) for name in task.spec.streams}
     _, seen = model.encode_counted(inputs)

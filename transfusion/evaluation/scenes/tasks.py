@@ -4,7 +4,8 @@
 each thing that is counted whether each record is right.
 
 - captions, plain_captions: drawings that show all that the caption says and nothing else ('drawn').
-- listed: the same for all things of a picture; and captions of pictures that name all things ('described').
+- listed, depicted: the same for all things of a picture; listed also captions of pictures that name all things
+  ('described').
 - facts, plain_facts, questions: answers that are right ('answered').
 - edits: pictures where the change was made and all else is unchanged ('edited'), and where the changed thing alone is
   right ('changed').
@@ -13,7 +14,8 @@ each thing that is counted whether each record is right.
   of the panel before (the first: what the sentence lists), read back from the pixels and from the words: 'told' is
   whole stories, and 'panels' the share of right ones.
 - clips: clips that show the asked thing and motion ('drawn'), things alone ('object') and motions alone ('motion'),
-  and captions of clips ('described').
+  and captions of clips ('described'); or, of a world model, that the next frame ('next_state') and all further ones
+  ('all_states') show the very state.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from transfusion.data.scenes import changes, judge, maps, words
-from transfusion.data.scenes.moving import render_clip
-from transfusion.data.scenes.parse import parse, parse_clip
+from transfusion.data.scenes.parse import parse
 from transfusion.data.scenes.questions import FACTS
 from transfusion.data.scenes.render import render
 from transfusion.data.scenes.tasks import PANELS, Drawn
+from transfusion.evaluation.scenes.clips import clips
 
 Right = dict[str, list]
 """By what is counted: for each record whether it is right, or the share of it that is."""
@@ -42,12 +44,15 @@ def captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     return {"drawn": [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, made, strict=True)]}
 
 
-def listed(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+def depicted(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     made = [parse(picture) for picture in draw(run, [one.texts[0] for one in drawn])]
-    shown = [p.scene.things == one.scenes[0].things and not p.faults for p, one in zip(made, drawn, strict=True)]
+    return {"drawn": [p.scene.things == o.scenes[0].things and not p.faults for p, o in zip(made, drawn, strict=True)]}
+
+
+def listed(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     written = [words.understood_list(text) for text in run.caption([render(one.scenes[0], pixels) for one in drawn])]
     read = [s is not None and s.things == one.scenes[0].things for s, one in zip(written, drawn, strict=True)]
-    return {"drawn": shown, "described": read}
+    return depicted(run, drawn, pixels) | {"described": read}
 
 
 def asked(one: Drawn, picture: np.ndarray) -> list:
@@ -117,19 +122,9 @@ def story(one: Drawn, parts: list) -> list[bool]:
     return (good + [False] * PANELS)[:PANELS]
 
 
-def clips(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
-    shown = [parse_clip(clip).says for clip in draw(run, [one.texts[0] for one in drawn])]
-    written = [words.understood(text) for text in run.caption([render_clip(one.clip, pixels) for one in drawn])]
-    return {
-        "drawn": [says == one.says for says, one in zip(shown, drawn, strict=True)],
-        "object": [says[:2] == one.says[:2] for says, one in zip(shown, drawn, strict=True)],
-        "motion": [says[2:3] == one.says[2:3] for says, one in zip(shown, drawn, strict=True)],
-        "described": [read == ("clips", one.says) for read, one in zip(written, drawn, strict=True)],
-    }
-
-
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
-    "captions": captions, "listed": listed, "facts": facts, "questions": questions, "edits": edits, "stories": stories,
-    "plain_captions": captions, "plain_facts": facts, "subjects": subjects, "clips": clips,
+    "captions": captions, "plain_captions": captions, "listed": listed, "depicted": depicted, "facts": facts,
+    "plain_facts": facts, "questions": questions, "edits": edits, "stories": stories, "subjects": subjects,
+    "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip

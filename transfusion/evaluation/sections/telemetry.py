@@ -1,12 +1,14 @@
 """What telemetry saw inside the model: gradients of each modality, and the growth of the trunk, by layer."""
 
 import itertools
-import re
 from collections.abc import Iterator
 
+from transfusion.config import Experiment
 from transfusion.evaluation import page
 from transfusion.evaluation.charts import Line, line_chart
 from transfusion.evaluation.sections.material import Material
+from transfusion.model.config import TransformerConfig
+from transfusion.model.transformer import FIRST
 from transfusion.training.telemetry import PREFIX
 
 MOMENTS = 4  # of the training that a chart shows
@@ -17,7 +19,7 @@ CHARTS = {
     "output": ("Size of the outputs of {}", "root mean square", True),
     "query": ("Length of the queries of {}", "root mean square", True),
     "key": ("Length of the keys of {}", "root mean square", True),
-    "load": ("Share of the busiest expert of {}, times their number", "1 is even", False),
+    "load": ("The busiest expert of {}", "its share times the number of experts", False),
 }
 NOTE = (
     "Numbers by layer at a few moments, before the update and before clipping. A cosine of 1 says that two modalities "
@@ -32,29 +34,35 @@ def telemetry(material: Material) -> str:
         return ""
     count = len(rows)
     moments = sorted({round(share * (count - 1)) for share in (i / (MOMENTS - 1) for i in range(MOMENTS))})
-    charts = "".join(_charts([rows[moment] for moment in moments]))
+    charts = "".join(_charts([rows[moment] for moment in moments], _places(material.experiment)))
     return f'<div class="charts">{charts}</div><p class="note">{page.escape(NOTE)}</p>'
 
 
-def _charts(rows: list[dict]) -> Iterator[str]:
-    names = [name.removeprefix(PREFIX) for name in rows[-1] if name.startswith(PREFIX)]
-    vectors = [m.groups() for name in names if (m := re.fullmatch(r"(.+)_(\d+)", name))]
-    for (kind, (title, label, log)), (name, layers) in itertools.product(CHARTS.items(), _sizes(vectors).items()):
-        if not name.startswith(f"{kind}_"):
-            continue
-        lines = [
-            Line(
-                f"step {row['step']}", range(layers), [row.get(f"{PREFIX}{name}_{i}") for i in range(layers)], colour=i
-            )
-            for i, row in enumerate(rows)
-        ]
-        of = " and ".join(name.removeprefix(f"{kind}_").split("_"))
-        yield line_chart(title.format(of), lines, "layer", label, log=log)
+def trunks(model: TransformerConfig) -> dict[str, TransformerConfig]:
+    """The trunks of a model by their names."""
+    return {FIRST: model} | {name: stage.trunk for name, stage in model.stages.items()}
 
 
-def _sizes(vectors: list[tuple[str, str]]) -> dict[str, int]:
-    """How many layers each name has."""
-    sizes: dict[str, int] = {}
-    for name, layer in vectors:
-        sizes[name] = max(sizes.get(name, 0), int(layer) + 1)
-    return sizes
+def _places(experiment: Experiment) -> dict[str, str]:
+    """What stands in a name behind the kind of its chart, and how the title says it."""
+    streams, several = list(experiment.streams), len(experiment.model.stages) > 0
+    subjects = {name: name for name in streams}
+    subjects |= {f"{a}_{b}": f"{a} and {b}" for a, b in itertools.permutations(streams, 2)}
+    layers = {where: trunk.feed_forwards for where, trunk in trunks(experiment.model).items()}
+    found = {}
+    for where, added in layers.items():
+        here = subjects | {f"{layer}_{s}": f"{layer}, tokens of {s}" for layer in added for s in streams}
+        found |= {f"{name}_{where}": f"{title} in {where}" if several else title for name, title in here.items()}
+    return found
+
+
+def _charts(rows: list[dict], places: dict[str, str]) -> Iterator[str]:
+    for (kind, (title, label, log)), (name, of) in itertools.product(CHARTS.items(), places.items()):
+        keys = (f"{PREFIX}{kind}_{name}_{layer}" for layer in itertools.count())
+        keys = list(itertools.takewhile(rows[-1].__contains__, keys))
+        if keys:
+            lines = [
+                Line(f"step {row['step']}", range(len(keys)), [row.get(key) for key in keys], colour=i)
+                for i, row in enumerate(rows)
+            ]
+            yield line_chart(title.format(of), lines, "layer", label, log=log)

@@ -6,11 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from transfusion.adapters.similarity import Similarity
+from transfusion.adapters.batches import RESULTS
+from transfusion.adapters.drawings import score_drawings
+from transfusion.adapters.lines import read_lines
 from transfusion.errors import UsageError
+from transfusion.evaluation.similarity import Similarity
 
 FOLDER = pathlib.Path(__file__).parents[1] / "data" / "similarity"
+TEXTS = json.loads((FOLDER / "clip" / "expected.json").read_text())["texts"]
 pytest.importorskip("tokenizers")
 
 
@@ -47,3 +52,20 @@ def test_other_folders_are_refused_in_one_line(tmp_path):
     (copied / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(UsageError, match="'qwen2' compares no texts with pictures"):
         Similarity(copied)
+
+
+def test_a_folder_of_drawings_is_scored_against_its_prompts(tmp_path):
+    expected = json.loads((FOLDER / "clip" / "expected.json").read_text())
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": text}) + "\n" for i, text in enumerate(TEXTS)))
+    rows = []
+    for i, picture in enumerate(pictures()[:2]):
+        Image.fromarray(picture).save(tmp_path / f"p{i}.png")
+        rows.append({"id": f"p{i}", "sample": 0, "digest": "", "files": [f"p{i}.png"]})
+    (tmp_path / RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores, missing = score_drawings(Similarity(FOLDER / "clip"), read_lines(prompts), tmp_path)
+    wanted = np.mean([100 * max(expected["cosines"][i][i], 0) for i in range(2)])
+    assert scores["clip_score"]["value"] == pytest.approx(wanted, abs=1e-2) and missing == len(TEXTS) - 2
+    assert json.loads((tmp_path / "similarity.json").read_text())["scores"] == scores
+    with pytest.raises(UsageError, match="holds no pictures of these prompts"):
+        score_drawings(Similarity(FOLDER / "clip"), read_lines(prompts), tmp_path / "none")

@@ -36,7 +36,7 @@ class Found:
       folder: where it is, absolute.
       how: where the captions come from, in words.
       source: reads the folder; without sizes. Where its `captions` are '', they are in no table that it could read.
-      captions: file and caption of each image; '' for none.
+      captions: file and caption of each image that can be read; '' for none.
       sizes: heights and widths of the first images [n, 2].
       grey: whether no image has a colour.
       unreadable: images among the first that cannot be read, with what is wrong.
@@ -70,8 +70,9 @@ def look(folder: str | os.PathLike) -> Found:
     source, captions, how = _captioned(path, names)
     sizes, grey, unreadable = _measured(path, [name for name, _ in captions])
     if not len(sizes):
-        raise UsageError(f"no image in {folder} can be read: {unreadable[0]}")
-    return Found(str(path), how, source, tuple(captions), sizes, grey, tuple(unreadable))
+        raise UsageError(f"no image in {folder} can be read: {next(iter(unreadable.values()))}")
+    kept = tuple(row for row in captions if row[0] not in unreadable)
+    return Found(str(path), how, source, kept, sizes, grey, tuple(f"{name}: {e}" for name, e in unreadable.items()))
 
 
 def _images(path: pathlib.Path) -> list[str]:
@@ -181,9 +182,10 @@ def _is_word(text: str) -> bool:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _measured(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, bool, list[str]]:
-    """Heights and widths [n, 2] of the first images, spread over all; whether all are grey; what cannot be read."""
-    sizes, unreadable, coloured = [], [], False
+def _measured(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, bool, dict[str, str]]:
+    """Heights and widths [n, 2] of the first images, spread over all; whether all are grey; what cannot be read, and
+    why."""
+    sizes, unreadable, coloured = [], {}, False
     chosen = [names[i * len(names) // min(len(names), MEASURED)] for i in range(min(len(names), MEASURED))]
     every = max(1, len(chosen) // DECODED)
     for i, name in enumerate(chosen):
@@ -197,5 +199,5 @@ def _measured(path: pathlib.Path, names: Sequence[str]) -> tuple[np.ndarray, boo
                 sizes.append(array.shape[:2])
                 coloured = array.shape[2] == 3 and bool((array != array[..., :1]).any())
         except (OSError, ValueError) as error:
-            unreadable.append(f"{name}: {error}")
+            unreadable[name] = str(error)
     return np.array(sizes).reshape(-1, 2), not coloured, unreadable

@@ -5,15 +5,21 @@ import contextlib
 import hashlib
 import http.server
 import json
+import pathlib
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator
+
+import pytest
+
+from transfusion.remote import hub as remote
 
 TOKEN = "hf_" + "t" * 30
 
 
 class Hub:
-    """What was uploaded: for each model its files by name; large ones came by LFS."""
+    """What was uploaded: the files of each model, and of each data set (`datasets/OWNER/NAME`); large ones by LFS."""
 
     def __init__(self):
         self.models: dict[str, dict[str, bytes]] = {}
@@ -26,6 +32,10 @@ class Hub:
     def revision(self, name: str) -> str:
         content = json.dumps({k: hashlib.sha256(v).hexdigest() for k, v in sorted(self.models[name].items())})
         return hashlib.sha1(content.encode()).hexdigest()
+
+
+def _key(kind: str, name: str) -> str:
+    return name if kind == "models" else f"{kind}/{name}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -89,6 +99,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer({"transfer": "basic", "objects": objects})
         elif found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
             self.commit(found[1], data)
+        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/[^/]+", path):
+            name = _key(found[1], found[2])
+            wanted = urllib.parse.parse_qs(data.decode()).get("paths") or json.loads(data)["paths"]
+            files = self.hub.models[name]
+            known = [path for path in wanted if path in files or any(one.startswith(f"{path}/") for one in files)]
+            self.answer([self.about(name, path) for path in known])
         else:
             self.missing()
 
@@ -114,19 +130,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.hub.requests.append(f"{self.command} {path}")
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        name = (api or file)[1] if api or file else ""
+        api = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        name = _key(api[1], api[2]) if api else file[1] if file else ""
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if name not in self.hub.models or (name in self.hub.private and not known):
             self.missing()
-        elif api and api[2] == "tree":
-            self.answer([self.about(name, path) for path in self.hub.models[name]])
+        elif api and api[3] == "tree":
+            self.answer(self.tree(name, urllib.parse.unquote(api[5]), "recursive=true" in self.path.lower()))
         elif api:
             siblings = [{"rfilename": path, "size": len(data)} for path, data in self.hub.models[name].items()]
-            self.answer(
-                {"id": name, "sha": self.hub.revision(name), "siblings": siblings, "private": False, "tags": []}
-            )
+            self.answer({"id": api[2], "sha": self.hub.revision(name), "siblings": siblings, "tags": []})
         elif file[3] not in self.hub.models[name]:
             self.answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
         else:
@@ -134,13 +148,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
             tag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": self.hub.revision(name)}
             self.answer(data, headers=tag)
 
+    def tree(self, name: str, folder: str, recursive: bool) -> list[dict]:
+        """The files below a folder, or those directly in it and the folders there."""
+        found, inside = {}, f"{folder}/" if folder else ""
+        for path in self.hub.models[name]:
+            if path.startswith(inside):
+                below = inside + path[len(inside) :].split("/")[0]
+                found[path if recursive else below] = self.about(name, path if recursive else below)
+        return list(found.values())
+
     do_HEAD = do_GET
 
     def about(self, name: str, path: str) -> dict:
+        if path not in self.hub.models[name]:
+            return {"type": "directory", "path": path, "oid": "0" * 40}
         data = self.hub.models[name][path]
         found = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
         lfs = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
         return found | ({"lfs": lfs} if path in self.hub.large else {})
+
+
+@contextlib.contextmanager
+def used_hub(patch: pytest.MonkeyPatch, folder: pathlib.Path) -> Iterator[Hub]:
+    """A hub that this process uses in place of huggingface.co, with its copies in a folder."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    with fake_hub() as hub:
+        patch.setenv("HF_ENDPOINT", hub.address)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        remote._fetched.cache_clear()
+        yield hub
+    remote._fetched.cache_clear()
 
 
 @contextlib.contextmanager
