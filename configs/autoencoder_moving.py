@@ -1,4 +1,4 @@
-"""A small KL autoencoder of clips, causal in time: 8 frames of 16x16 pixels become 4 x 4 x 4 latents of 16 channels.
+"""A small KL autoencoder of clips, causal in time: 8 frames of 16x16 pixels become 4 x 4 x 4 latents of 32 channels.
 
 What: Gaussian latents, for `configs/moving.py`. Convolutions over time are padded on the side of the past only, so that
 no frame depends on a later pair of frames (MAGVIT-v2, arXiv 2310.05737, section 3.2). An image is a clip in which
@@ -27,13 +27,13 @@ def get_config(form: str = ""):
     clips = SourceConfig(kind="scenes", name="clips", resolution=16, length=8)
     codec = AutoencoderConfig(
         frames="causal", time_down=2, patch=4, patch_frames=2, channels=(48,), middle_attention=False,
-        straight=True, latent_channels=16,
+        straight=True, latent_channels=32,
         # A thing covers a seventh of a frame: the absolute error is least where it is left out, and learns slowly.
         reconstruction="l2", kl_weight=1e-3,
     )  # fmt: skip
     experiment = Experiment(
         task="autoencoder",
-        steps=1500,
+        steps=1200,
         batch_size=8,
         log_every=50,
         autoencoder=codec,
@@ -45,10 +45,10 @@ def get_config(form: str = ""):
     if form.startswith("frames"):
         experiment = dataclasses.replace(
             experiment,
-            steps=1000,
+            steps=3000,
             batch_size=32,
             data=DataConfig(sources={"clips": dataclasses.replace(clips, length=0)}, cache=False),
-            autoencoder=dataclasses.replace(codec, patch_frames=1, latent_channels=8, frames="", time_down=1),
+            autoencoder=dataclasses.replace(codec, patch_frames=1, latent_channels=12, frames="", time_down=1),
         )
     if form.endswith("debug"):
         experiment = dataclasses.replace(

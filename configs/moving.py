@@ -2,7 +2,7 @@
 
 What: one of six shapes in one of six colours moves, appears, vanishes or takes another colour, 8 frames of 16x16
 pixels. The data are made as they are read (`transfusion.data.scenes`), and an exact parser judges every drawn frame.
-The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 64 numbers.
+The model reads and draws the latents of a codec of clips that is causal in time: 4 x 2 x 2 tokens of 128 numbers.
 Data: python -m transfusion.train --config configs/autoencoder_moving.py --workdir runs/autoencoder_moving
   python -m transfusion.train --config configs/autoencoder_moving.py:frames --workdir runs/autoencoder_moving_frames
 Command: python -m transfusion.train --config configs/moving.py --workdir runs/moving
@@ -38,11 +38,11 @@ PIXELS = CodecConfig()
 LATENTS = {
     "": (
         CodecConfig("autoencoder", "runs/autoencoder_moving"),
-        {"channels": 16, "patch": 2, "grid": (FRAMES // 2, 4, 4)},
+        {"channels": 32, "patch": 2, "grid": (FRAMES // 2, 4, 4)},
     ),
     "frames": (
         CodecConfig("autoencoder", "runs/autoencoder_moving_frames"),
-        {"channels": 8, "patch": 2, "patch_frames": 2, "grid": (FRAMES, 4, 4)},
+        {"channels": 12, "patch": 2, "patch_frames": 2, "grid": (FRAMES, 4, 4)},
     ),
     "pixels": (PIXELS, {"channels": 3, "patch": 4, "patch_frames": 2, "grid": (FRAMES, SIDE, SIDE)}),
 }

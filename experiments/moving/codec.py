@@ -20,7 +20,7 @@ from transfusion.codecs import CodecConfig
 from transfusion.data.scenes import moving, tasks
 from transfusion.data.scenes.parse import parse_clip, parse_frame
 from transfusion.evaluation.intervals import wilson
-from transfusion.latents import open_codec
+from transfusion.latents import Codec, open_codec
 
 HERE = pathlib.Path(__file__).resolve().parent
 NOISES = (0.1, 0.2, 0.3, 0.5)
@@ -31,13 +31,9 @@ def share(right: list[bool]) -> dict:
     return {"right": int(sum(right)), "of": len(right)} | {name: round(found[name], 4) for name in ("low", "high")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the autoencoder's run")
-    parser.add_argument("--clips", type=int, default=500, help="held-out clips")
-    given = parser.parse_args()
-    codec = open_codec(CodecConfig("autoencoder", str(given.workdir)))
-    drawn = [tasks.draw("clips", "test", number) for number in range(given.clips)]
+def measure(codec: Codec, count: int) -> dict:
+    """What the parser reads of `count` held-out clips behind a codec."""
+    drawn = [tasks.draw("clips", "test", number) for number in range(count)]
     clips = np.stack([moving.render_clip(one.clip) for one in drawn])
     latents = np.concatenate([codec.encode(clips[i : i + 50]) for i in range(0, len(clips), 50)])
     rng, spread = np.random.default_rng(0), float(latents.std())
@@ -53,8 +49,7 @@ def main() -> None:
     exact = [bool(p.says) and p.states == states for p, states in zip(plain, wanted, strict=True)]
     images = [parse_frame(codec.decode(codec.encode(clip[moving.CHANGE]))) for clip in clips]
     same = [s == w[moving.CHANGE] and not fault for (s, _, fault), w in zip(images, wanted, strict=True)]
-    result = {
-        "date": datetime.date.today().isoformat(),
+    return {
         "values of a clip": int(np.prod(clips.shape[1:])),
         "values of its latents": int(np.prod(latents.shape[1:])),
         "shape of the latents": list(latents.shape[1:]),
@@ -64,6 +59,15 @@ def main() -> None:
         "single frames exact": share(same),
         "clips right with noise": {str(noise): right(made(noise)) for noise in NOISES},
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the autoencoder's run")
+    parser.add_argument("--clips", type=int, default=500, help="held-out clips")
+    given = parser.parse_args()
+    found = measure(open_codec(CodecConfig("autoencoder", str(given.workdir))), given.clips)
+    result = {"date": datetime.date.today().isoformat()} | found
     (HERE / f"{given.workdir.name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
