@@ -39,7 +39,8 @@ CODECS = {"runs/vq_digits": "runs/scenes_vq", "runs/vq_digits_multiscale": "runs
 
 
 def get_config(form: str = "transfusion"):
-    """The experiment; `form` is one of `FORMS`, perhaps with '_debug' or '_gpu' behind it."""
+    """The experiment; `form` is one of `FORMS`, perhaps with '_debug' or '_gpu' behind it, or 'debug', the first's."""
+    form = "transfusion_debug" if form == "debug" else form
     size = next((size for size in BASES if form.endswith(f"_{size}")), "")
     name = form.removesuffix(f"_{size}")
     check_form(__file__, name, FORMS)

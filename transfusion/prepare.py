@@ -4,6 +4,7 @@ python -m transfusion.prepare --data_dir data digits emoji text        # those t
 python -m transfusion.prepare --data_dir data --records rows.jsonl --reader llava mine    # your records, as data/mine
 """
 
+import sys
 from collections.abc import Sequence
 
 from absl import flags
