@@ -40,7 +40,7 @@ def run(name: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, steps:
     assert words in printed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_first_steps(tmp_path, monkeypatch):
     run("first_steps", tmp_path, monkeypatch)
     assert (tmp_path / "runs" / "first_steps" / "checkpoints" / "4").is_dir()

@@ -85,6 +85,7 @@ def test_norms_are_those_of_the_gradient_of_each_loss():
     assert_close(found["gradient_norm_text_parts"], np.sqrt(squares), OPERATIONS)
 
 
+@pytest.mark.soak
 def test_microbatches_change_no_gradient():
     for name, value in looked_at()[-1].items():
         if name.startswith("gradient"):

@@ -125,7 +125,7 @@ def test_captions_of_clips_are_understood_in_any_paraphrase():
                 assert words.understood(words.clip_caption(says, template)) == ("clips", says)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_model_learns_all_tasks_and_draws_from_any_of_them(tmp_path):
     config = load_experiment(ROOT / "configs/scenes.py:any_debug")
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))

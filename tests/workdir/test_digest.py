@@ -32,6 +32,7 @@ def test_one_experiment_written_in_several_ways_has_one_digest(digits):
     assert wanted == digest(with_changes(DIGITS, same | {"model.remat": "full"}))
     assert wanted == digest(with_changes(f"{DIGITS}:ddpm", {
         "objectives": dataclasses.asdict(digits.objectives), "sampling": dataclasses.asdict(digits.sampling),
+        "data.caption_first": digits.data.caption_first,
     }))  # fmt: skip
 
 
