@@ -3,10 +3,12 @@
 import contextlib
 import contextvars
 import os
+import runpy
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -15,7 +17,7 @@ from transfusion.config import Experiment, from_config
 from transfusion.config import help as config_help
 from transfusion.config.explain import check_config_file, config_of, explain, load_config, raised_in_config
 from transfusion.config.named import with_paths
-from transfusion.errors import UsageError
+from transfusion.errors import UsageError, nearest
 from transfusion.remote.secrets import check_no_secrets
 from transfusion.running import distributed
 from transfusion.running.orbax_noise import saves_wait_in_vain
@@ -154,3 +156,27 @@ def load_experiment(path: str | os.PathLike) -> Experiment:
     file, *size = _INSTEAD.get({}).get(os.path.realpath(file), file).split(":", 1)
     forms = "_".join((*form, *size))
     return from_config(load_config(file, forms) if forms else load_config(file))
+
+
+def call_in_file(path: str | os.PathLike, name: str, what: str = "file") -> Any:
+    """Runs a Python file of the user's and returns what its function `name` returns.
+
+    Args:
+      path: the file.
+      name: a function without arguments.
+      what: how the file is called in errors.
+
+    Raises:
+      UsageError: if there is no such file or function, or the file fails, which is told in one line.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"the {what} {path} does not exist")
+    try:
+        module = runpy.run_path(os.fspath(path), run_name=name)
+        if name not in module:
+            raise UsageError(f"{path}: no function {name}{nearest(name, module)}")
+        return module[name]()
+    except UsageError:
+        raise
+    except Exception as error:  # the file is the user's code and raises what it likes
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error

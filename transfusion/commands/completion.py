@@ -61,6 +61,7 @@ def words() -> dict[str, list[str]]:
 
 
 def bash(found: Mapping[str, Sequence[str]]) -> str:
+    """A script for bash that completes commands, and the words [command -> words] of each."""
     cases = "\n".join(f"    {name}) words='{' '.join(some)}' ;;" for name, some in found.items())
     return f"""# Completion of transfusion in bash.
 _transfusion() {{
@@ -84,6 +85,7 @@ complete -o filenames -F _transfusion transfusion"""
 
 
 def zsh(found: Mapping[str, Sequence[str]]) -> str:
+    """The same for zsh."""
     cases = "\n".join(f"    {name}) words_of=({' '.join(map(_quoted, some))}) ;;" for name, some in found.items())
     names = " ".join(_quoted(f"{name}:{COMMANDS[name].help}") for name in found)
     return f"""#compdef transfusion
@@ -103,6 +105,7 @@ compdef _transfusion transfusion"""
 
 
 def fish(found: Mapping[str, Sequence[str]]) -> str:
+    """The same for fish."""
     lines = ["# Completion of transfusion in fish."]
     for name, some in found.items():
         lines.append(f"complete -c transfusion -n __fish_use_subcommand -a {name} -d {_quoted(COMMANDS[name].help)}")

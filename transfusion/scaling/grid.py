@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from absl import logging
 from transfusion import storage
 from transfusion.config import Experiment, from_config, to_config_dict, to_json
 from transfusion.errors import UsageError, nearest
+from transfusion.programs import call_in_file
 from transfusion.running.metrics import FLOPS_PER_STEP, read_metrics
 from transfusion.scaling.points import LOSS, NEEDED, TOKENS, Points, points_of
 from transfusion.sequence.batch import Batch
@@ -110,17 +110,7 @@ def read_grid(path: str | os.PathLike) -> Grid:
     Raises:
       UsageError: if the file has none, or one that cannot work.
     """
-    if not os.path.isfile(path):
-        raise UsageError(f"the file {path} does not exist")
-    try:
-        module = runpy.run_path(str(path), run_name="scaling")
-        if "get_scaling" not in module:
-            raise UsageError(f"{path}: no function get_scaling{nearest('get_scaling', module)}")
-        grid = module["get_scaling"]()
-    except UsageError:
-        raise
-    except Exception as error:  # the file is the user's code and raises what it likes
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+    grid = call_in_file(path, "get_scaling")
     if not isinstance(grid, Grid) or not grid.runs or not grid.modalities:
         raise UsageError(f"{path}: get_scaling() must return a transfusion.scaling.Grid with runs and modalities")
     names = [run.name for run in grid.runs]

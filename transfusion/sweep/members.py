@@ -5,7 +5,6 @@ import functools
 import os
 import pathlib
 import re
-import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from transfusion.config import Experiment, from_config
 from transfusion.config.explain import load_config, walk
 from transfusion.errors import UsageError, nearest
 from transfusion.model.unified import parameter_count
+from transfusion.programs import call_in_file
 from transfusion.sweep.grids import Entry, RunOf
 from transfusion.tasks import make_task
 from transfusion.workdir.digest import digest
@@ -62,17 +62,7 @@ def read_sweep(
     Raises:
       UsageError: naming the member that cannot work.
     """
-    if not os.path.isfile(path):
-        raise UsageError(f"the sweep file {path} does not exist")
-    try:
-        module = runpy.run_path(path, run_name="sweep")
-        if "get_sweep" not in module:
-            raise UsageError(f"{path}: no function get_sweep{nearest('get_sweep', module)}")
-        sweep = module["get_sweep"]()
-    except UsageError:
-        raise
-    except Exception as error:  # the file is the user's code and raises what it likes
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+    sweep = call_in_file(path, "get_sweep", "sweep file")
     if isinstance(sweep, Mapping):
         sweep = [(name, config, {}) for name, config in sweep.items()]
     members = make_members(sweep, workdir, fields, store, path)
