@@ -16,6 +16,7 @@ tower), behind the same codec. `:pixels` has patches of pixels in place of laten
 """
 
 import dataclasses
+import pathlib
 
 from transfusion import layouts
 from transfusion.codecs import CodecConfig
@@ -28,10 +29,14 @@ from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, text
+from transfusion.sequence.text import TokenizerConfig
 
 FORMS = ("", "debug", "frames", "pixels", "world", "world_debug")
 FRAMES, SIDE = 8, 16
 ROW = 4  # clips of a row
+WORDS = pathlib.Path(__file__).with_name("scenes_words.json")
+# A token has nearly as many numbers as the trunk is wide, see `configs/scenes_dense.py`.
+CONTINUOUS = ContinuousConfig(prediction="data", shift=2.0)
 PIXELS = CodecConfig()
 # The codec of each form, and what its latents are like: of clips, of pairs of frames that are coded one by one, and
 # patches of pixels.
@@ -55,7 +60,7 @@ def get_config(form: str = ""):
     codec, latents = LATENTS[form]
     tokens = 64 if codec == PIXELS else 16
     video = Stream(
-        embed="linear", head="linear", objective="continuous", attention="block", time="added", weight=2.0,
+        embed="linear", head="linear", objective="continuous", attention="block", time="added", weight=30.0,
         table="sincos", budget=ROW * tokens, **latents,
     )  # fmt: skip
     # So many that none is known by heart; each of them is encoded once. A clip has eight frames to be foretold.
@@ -63,20 +68,21 @@ def get_config(form: str = ""):
     clips = SourceConfig(kind="scenes", name="clips", resolution=SIDE, split=f"train[:{count}]")
     held_out = dataclasses.replace(clips, split="test")
     experiment = Experiment(
-        steps=8000,
+        steps=6000,
         batch_size=4,
         log_every=50,
         model=TransformerConfig(width=128, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
-        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=ROW * 32, weight=2.0), "video": video},
+        streams={"text": Stream(vocabulary=text.VOCABULARY, budget=ROW * 14, weight=2.0), "video": video},
         # A clip that is read is clean.
         layout=layouts.transfusion(cap=1.0, position="grid", kind="video"),
-        objectives=ObjectivesConfig(continuous={"video": ContinuousConfig(times="logit_normal", mean=-0.5)}),
+        tokenizer=TokenizerConfig("huggingface", str(WORDS)),
+        objectives=ObjectivesConfig(continuous={"video": CONTINUOUS}),
         codec=codec,
         data=DataConfig(sources={"clips": clips}, caption_first=0.5),
-        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        optim=OptimConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
         checkpoint=CheckpointConfig(every=1000, keep=2),
         eval=EvalConfig(every=0, sources={"clips": held_out}, prompts="held_out"),
-        sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=48),
+        sampling=SamplerConfig(steps=25, shift=CONTINUOUS.shift, guidance=2.0, temperature=0.0, max_tokens=16),
     )
     if form.startswith("world"):
         experiment = world(experiment)
@@ -91,7 +97,7 @@ def world(clips: Experiment) -> Experiment:
     frame = (video.grid[1] // video.patch) ** 2
     noised = dataclasses.replace(video, grid=video.grid[1:], patch_frames=1, budget=2 * FRAMES * frame)
     streams = {
-        "text": dataclasses.replace(clips.streams["text"], budget=2 * (36 + 4 * FRAMES)),
+        "text": dataclasses.replace(clips.streams["text"], budget=2 * (12 + 4 * FRAMES)),
         "noised": noised,
         "clean": dataclasses.replace(noised, parts="noised", objective="none"),
     }

@@ -1,6 +1,6 @@
 """One model of scenes that draws and reads: captions, questions, edits, stories, subjects and condition maps.
 
-What: pictures of 32x32 pixels with up to four coloured shapes, made as they are read, without end
+What: pictures of 18x18 pixels with up to four coloured shapes, made as they are read, without end
 (`transfusion.data.scenes`). Each picture is noised latents that nothing else sees, and clean ones that what follows
 reads (BAGEL's layout without a tower, arXiv 2505.14683), so that records of any form train the same model: only the
 sources differ.
@@ -14,30 +14,38 @@ into a third, `:maps` draws from edges, masks and layouts, and `:any` is one mod
 """
 
 import dataclasses
+import pathlib
 
 from transfusion import layouts
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
+from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.paths import ContinuousConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sequence import Stream, text
+from transfusion.sequence.text import TokenizerConfig
 
-SIDE = 32
+SIDE, PATCH = 18, 6  # so that a thing lies in one patch
+# A patch has nearly as many numbers as the trunk is wide, see `configs/scenes_dense.py`.
+CONTINUOUS = ContinuousConfig(prediction="data", shift=2.0)
+WORDS = pathlib.Path(__file__).with_name("scenes_words.json")
 TASKS = {
     "": ("captions", "listed"),
-    "questions": ("questions",),
+    "questions": ("questions", "listed"),  # all that is to be seen, in words, teaches to look
     "edits": ("edits",),
     "stories": ("stories",),
     "subjects": ("subjects",),
     "maps": ("edges", "masks", "layouts"),
 }
 TASKS["any"] = tuple(task for tasks in TASKS.values() for task in tasks)
-# Tokens of a row: of text, noised and clean. Eight pictures are 512, two stories; the rest is what such records need.
+# Tokens of a row: of text, noised and clean; a picture is nine. They are what 8 captions, 12 questions, 8 edits,
+# 2 stories, 6 pairs of subjects and 8 maps need.
 BUDGETS = {
-    "": (720, 512, 384), "questions": (290, 64, 512), "edits": (290, 512, 512), "stories": (420, 512, 512),
-    "subjects": (230, 256, 512), "maps": (330, 512, 512), "any": (370, 512, 512),
+    "": (130, 72, 48), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
+    "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 48),
 }  # fmt: skip
 FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug")
 
@@ -51,24 +59,29 @@ def get_config(form: str = ""):
     held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
     noised = Stream(
         embed="linear", head="linear", objective="continuous", attention="block", time="added",
-        channels=3, patch=4, grid=(SIDE, SIDE), budget=drawn, weight=5.0, table="sincos",
+        channels=3, patch=PATCH, grid=(SIDE, SIDE), budget=drawn, weight=100.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(
         steps=4000,
         batch_size=4,
         log_every=50,
-        model=TransformerConfig(width=192, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
+        model=TransformerConfig(width=128, layers=6, heads=4, rope_axes=3, rope_interleaved=True, scan=False),
         streams={
             "text": Stream(vocabulary=text.VOCABULARY, budget=words, weight=2.0),
             "noised": noised,
             "clean": dataclasses.replace(noised, parts="noised", objective="none", budget=read),
         },
         layout=layouts.world(),
-        data=DataConfig(sources=train, caption_first=0.6, cache=False),
-        optim=OptimConfig(learning_rate=1.5e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
+        tokenizer=TokenizerConfig("huggingface", str(WORDS)),
+        objectives=ObjectivesConfig(continuous={"noised": CONTINUOUS}),
+        # Who only answers only reads.
+        data=DataConfig(sources=train, caption_first=0.0 if name == "questions" else 0.6, cache=False),
+        optim=OptimConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, weight_decay=0.01, ema=0.995),
         checkpoint=CheckpointConfig(every=500, keep=2),
         eval=EvalConfig(every=500, sources=held_out, prompts="held_out"),
-        sampling=SamplerConfig(steps=25, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4),
+        sampling=SamplerConfig(
+            steps=25, shift=CONTINUOUS.shift, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4
+        ),
     )
     if form.endswith("debug"):
         experiment = debug_form(experiment)

@@ -35,6 +35,7 @@ BASES = {
     "debug": {"digits.py": "scenes_dense.py:debug", "vq_digits.py": "scenes_vq.py:debug"},
     "gpu": {"digits.py": "scenes_dense.py:gpu", "vq_digits.py": "scenes_vq.py"},
 }
+FLOWS = ("continuous", "token_flow")  # objectives with noise
 CODECS = {"runs/vq_digits": "runs/scenes_vq", "runs/vq_digits_multiscale": "runs/scenes_vq_multiscale"}
 
 
@@ -56,8 +57,12 @@ def on_scenes(system: Experiment) -> Experiment:
         {name: source for name, source in part.items() if name != "facts" or system.data.caption_first < 1}
         for part in (system.data.sources, system.eval.sources)
     )
+    base = load_experiment(CONFIGS / "scenes_dense.py").objectives.continuous["image"]
+    continuous = {name: base for name, stream in system.streams.items() if stream.objective in FLOWS}
     return dataclasses.replace(
         system,
+        # What is drawn is called otherwise in some systems.
+        objectives=dataclasses.replace(system.objectives, continuous=continuous | system.objectives.continuous),
         # A system that only draws learns nothing from questions. What moves by pixels is no scene.
         data=dataclasses.replace(system.data, sources=sources, shift=0),
         eval=dataclasses.replace(system.eval, sources=held_out),

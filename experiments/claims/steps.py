@@ -10,10 +10,12 @@ Run it when experiments/scenes_table/counts.json has changed. Each line `sizes.S
 import json
 import pathlib
 import re
+import runpy
 
 HERE = pathlib.Path(__file__).resolve().parent
-COUNTS = json.loads((HERE.parent / "scenes_table" / "counts.json").read_text())
-BUDGETS = {"cpu": 6e12, "gpu": 1e17}  # as in experiments/scenes_table/sweep.py
+TABLE = HERE.parent / "scenes_table"
+COUNTS = json.loads((TABLE / "counts.json").read_text())
+SIZES = runpy.run_path(str(TABLE / "sweep.py"))["SIZES"]
 CONFIG = re.compile(r'^config = "configs/scenes_systems\.py:(\w+)"')
 STEPS = re.compile(r"^(sizes\.(\w+) = \{.*\bsteps = )\d+(.*)$")
 
@@ -30,7 +32,7 @@ def rewritten(text: str) -> str:
         if found and name and "# match" not in line:
             before, size, after = found.groups()
             factor = re.search(r"# x ([\d.]+)", after)
-            steps = BUDGETS[size] / COUNTS[size][name] * (float(factor[1]) if factor else 1.0)
+            steps = SIZES[size][0] / COUNTS[size][name] * (float(factor[1]) if factor else 1.0)
             line = f"{before}{round(steps)}{after}"
         lines.append(line)
     return "\n".join(lines) + "\n"

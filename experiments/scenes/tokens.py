@@ -2,10 +2,11 @@
 
   python experiments/scenes/tokens.py
 
-Writes configs/scenes_words.json: pairs of bytes, merged within words (byte-level BPE), learned on training captions,
-questions and answers alone. Every other text has its bytes, so nothing is lost.
+Writes configs/scenes_words.json: pairs of bytes, merged within words (byte-level BPE), learned on what training records
+say, of each task. Every other text has its bytes, so nothing is lost.
 """
 
+import itertools
 import pathlib
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,14 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transfusion.data.scenes import tasks
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "scenes_words.json"
-RECORDS = 20_000
+TASKS = ("captions", "facts", "listed", "questions", "edits", "stories", "subjects", "clips")
+RECORDS = 5_000  # of each task
 
 
 def texts():
-    for number in range(RECORDS):
-        yield tasks.draw("captions", "train", number).texts[0]
-        question, answer = tasks.draw("facts", "train", number).texts
-        yield from (f"{question} ", answer)
+    for task, number in itertools.product(TASKS, range(RECORDS)):
+        yield from tasks.draw(task, "train", number).texts
 
 
 def main() -> None:

@@ -123,11 +123,16 @@ def _singular(shapes: str) -> str:
     return next(shape for shape in SHAPES if words.plural(shape) == shapes)
 
 
-def any_scene(chance: Chance, split: str, least: int, most: int, different: bool = False) -> Scene:
-    """A scene of a split with `least` to `most` things, but two or more if the split holds out counts; see
-    `some_scene`."""
+def any_scene(chance: Chance, split: str, least: int, most: int, world: World | None = None) -> Scene:
+    """A scene of a split with `least` to `most` things, but two or more if the split holds out counts; `world` changes
+    it."""
     number = chance.of(range(max(least, 2) if split == "counts" else least, most + 1))
-    return until(lambda: some_scene(chance, number, different), lambda scene: split_of(scene) == home(split))
+
+    def draw() -> Scene:
+        scene = some_scene(chance, number)
+        return world(scene) if world else scene
+
+    return until(draw, lambda scene: split_of(scene) == home(split))
 
 
 def some_scene(chance: Chance, number: int, different: bool = False) -> Scene:

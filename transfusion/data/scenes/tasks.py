@@ -71,8 +71,8 @@ def _caption(chance: Chance, split: str, kind: str, world: draws.World | None = 
     return draws.until(draw, lambda _: True)
 
 
-def _listed(chance: Chance, split: str, kind: str) -> Drawn:
-    scene = draws.any_scene(chance, split, 1, words.MOST_LISTED)
+def _listed(chance: Chance, split: str, kind: str, world: draws.World | None = None) -> Drawn:
+    scene = draws.any_scene(chance, split, 1, words.MOST_LISTED, world=world)
     return Drawn("listed", (chance.of(words.templates("listed", split)).format(words.list_words(scene)),), (scene,))
 
 
@@ -216,6 +216,7 @@ TASKS: dict[str, SceneTask] = {
     "questions": SceneTask(_question, _asked, tuple(QUESTIONS)),
     "facts": SceneTask(_fact, _asked, words.SKILLS),
     "plain_captions": SceneTask(functools.partial(_caption, world=draws.plainly), _captioned, words.SKILLS),
+    "plain_listed": SceneTask(functools.partial(_listed, world=draws.plainly), _captioned),
     "plain_facts": SceneTask(functools.partial(_fact, world=draws.plainly), _asked, words.SKILLS),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),

@@ -123,8 +123,8 @@ def story(one: Drawn, parts: list) -> list[bool]:
 
 
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
-    "captions": captions, "plain_captions": captions, "listed": listed, "depicted": depicted, "facts": facts,
-    "plain_facts": facts, "questions": questions, "edits": edits, "stories": stories, "subjects": subjects,
-    "clips": clips,
+    "captions": captions, "plain_captions": captions, "listed": listed, "plain_listed": listed, "depicted": depicted,
+    "facts": facts, "plain_facts": facts, "questions": questions, "edits": edits, "stories": stories,
+    "subjects": subjects, "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip
