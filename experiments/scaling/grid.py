@@ -9,15 +9,17 @@ import pathlib
 
 from transfusion.data.config import SourceConfig
 from transfusion.model.experts import FeedForwardConfig
+from transfusion.objectives import ObjectivesConfig
 from transfusion.programs import load_experiment
 from transfusion.scaling import Grid, Run
+from transfusion.sequence.text import TokenizerConfig
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "scenes.py"
 # Width -> layers; heads are of 32 to 64 numbers, because many small ones make attention slow on a CPU.
 LAYERS = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 192: 4}
 # A row has room for three pictures and their words, and for 160 bytes of texts. All runs have the same rows, so that
 # their held-out losses are of the same records with the same noise.
-BUDGETS = {"text": 400, "noised": 192}
+TEXT, PICTURES = {"budget": 400}, {"budget": 192, "grid": (32, 32), "patch": 4, "weight": 5.0}
 RECORD, WORDS = 417, 80  # mean bytes of a text, and of the words of a picture
 FULL, HALF, QUARTER = 3.0, 1.5, 0.75  # pictures in a row: the mixtures
 
@@ -26,7 +28,7 @@ def of_size(width: int, pictures: float = FULL):
     """The dense model of a width; its rows have so many pictures, as the mean, and texts for the rest."""
     base = load_experiment(CONFIG)
     text, drawn = SourceConfig(name="text"), SourceConfig(kind="scenes", name="depicted", resolution=32)
-    weight = (BUDGETS["text"] - WORDS * pictures) / RECORD / pictures
+    weight = (TEXT["budget"] - WORDS * pictures) / RECORD / pictures
     # Held-out records are read one source after the other, by the order of their names.
     held_out = {
         "language": dataclasses.replace(text, split="test[:50%]"),
@@ -40,7 +42,13 @@ def of_size(width: int, pictures: float = FULL):
     return dataclasses.replace(
         base,
         batch_size=2,
-        streams={name: dataclasses.replace(base.streams[name], budget=budget) for name, budget in BUDGETS.items()},
+        streams={
+            name: dataclasses.replace(base.streams[name], **fields)
+            for name, fields in (("text", TEXT), ("noised", PICTURES))
+        },
+        # Bytes of text, and velocities: a patch has 48 numbers.
+        tokenizer=TokenizerConfig(),
+        objectives=ObjectivesConfig(),
         layout={"text": base.layout["text"], "image": base.layout["image/target"]},
         model=model,
         data=dataclasses.replace(

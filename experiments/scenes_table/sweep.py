@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
 RUNS = "runs/scenes_table"
 # The budget of FLOPs by size, and what stands behind the name of a system.
-SIZES = {"cpu": (6e12, ""), "gpu": (1e17, "_gpu")}
+SIZES = {"cpu": (1e13, ""), "gpu": (1e17, "_gpu")}
 SIZE = os.environ.get("SIZE", "cpu")
 BUDGET, SUFFIX = SIZES[SIZE]
 SEEDS = (0, 1, 2)
