@@ -16,6 +16,7 @@ from transfusion.data.scenes.draws import Chance
 from transfusion.data.scenes.render import render
 from transfusion.evaluation.scenes import tasks as judged
 from transfusion.programs import load_experiment
+from transfusion.sequence.text import open_tokenizer
 from transfusion.train import train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +54,7 @@ class Knowing:
         return ["" if self._blind else f" {one.texts[1]}" for one in self._drawn]
 
     def generate(self, prompts, **settings):
-        told = [(*one.texts[1:], "") for one in self._drawn]
+        told = [(*one.texts[1:], "")[: len(one.scenes)] for one in self._drawn]
         return [
             [part for scene, said in zip(one.scenes, after, strict=True) for part in (self._picture(scene), said)]
             for one, after in zip(self._drawn, told, strict=True)
@@ -87,12 +88,14 @@ def test_a_story_goes_on_from_what_was_drawn():
 def test_every_record_fits_a_row_of_its_config():
     for form in ("", ":stories", ":subjects", ":any"):
         config = load_experiment(ROOT / f"configs/scenes.py{form}")
-        with Pipeline(config.data, config.spec, 1) as pipeline:
+        tokenizer = open_tokenizer(config.tokenizer)
+        with Pipeline(config.data, config.spec, 1, tokenizer=tokenizer) as pipeline:
             for _ in range(4):
                 next(pipeline)
             assert not pipeline.stats()["bad"], pipeline.stats()["errors"]
         # Words alone decide whether a story fits: the longest are known.
-        longest = max(len("".join(tasks.draw("stories", "train", n).texts)) for n in range(300))
+        stories = [tasks.draw("stories", "train", n).texts for n in range(300)]
+        longest = max(sum(len(tokenizer.encode(text)) for text in texts) for texts in stories)
         budget = config.streams["text"].budget
         assert form not in (":stories", ":any") or longest + 20 < budget
 

@@ -76,6 +76,12 @@ def _listed(chance: Chance, split: str, kind: str, world: draws.World | None = N
     return Drawn("listed", (chance.of(words.templates("listed", split)).format(words.list_words(scene)),), (scene,))
 
 
+def _planned(chance: Chance, split: str, kind: str) -> Drawn:
+    """A caption of the plain world, and a list of all that its picture shows."""
+    told = _caption(chance, split, kind, draws.plainly)
+    return dataclasses.replace(told, texts=(*told.texts, words.list_words(told.scenes[0])))
+
+
 def _question(chance: Chance, split: str, kind: str) -> Drawn:
     scene = draws.any_scene(chance, split, 2, 4)
     asked, question, answer = ask(chance, scene, split, kind)
@@ -181,6 +187,12 @@ def _depicted(drawn: Drawn, pixels: int) -> dict:
     return {"segments": (_words(drawn.texts[0]), _made(drawn.scenes[0], pixels))}
 
 
+def _thought(drawn: Drawn, pixels: int) -> dict:
+    """The plan is learned, too."""
+    caption, plan = drawn.texts
+    return {"segments": (_words(f"{caption}: "), RawSegment(TEXT, plan), _made(drawn.scenes[0], pixels))}
+
+
 def _asked(drawn: Drawn, pixels: int) -> dict:
     question, answer = drawn.texts
     return {"segments": (_given(drawn.scenes[0], pixels), _words(f"{question} "), RawSegment(TEXT, answer))}
@@ -217,6 +229,8 @@ TASKS: dict[str, SceneTask] = {
     "facts": SceneTask(_fact, _asked, words.SKILLS),
     "plain_captions": SceneTask(functools.partial(_caption, world=draws.plainly), _captioned, words.SKILLS),
     "plain_listed": SceneTask(functools.partial(_listed, world=draws.plainly), _captioned),
+    "plain_told": SceneTask(functools.partial(_caption, world=draws.plainly), _depicted, words.SKILLS),
+    "plain_planned": SceneTask(_planned, _thought, words.SKILLS),
     "plain_facts": SceneTask(functools.partial(_fact, world=draws.plainly), _asked, words.SKILLS),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),

@@ -20,19 +20,26 @@ def clips(run: Any, drawn: Sequence[Drawn], pixels: int) -> dict[str, list]:
 
 def whole(run: Any, drawn: Sequence[Drawn], pixels: int) -> dict[str, list]:
     shown = [parse_clip(clip).says for clip in run.draw([one.texts[0] for one in drawn], kind=run.shows)]
-    written = [words.understood(text) for text in run.caption([render_clip(one.clip, pixels) for one in drawn])]
     return {
         "drawn": [says == one.says for says, one in zip(shown, drawn, strict=True)],
         "object": [says[:2] == one.says[:2] for says, one in zip(shown, drawn, strict=True)],
         "motion": [says[2:3] == one.says[2:3] for says, one in zip(shown, drawn, strict=True)],
-        "described": [read == ("clips", one.says) for read, one in zip(written, drawn, strict=True)],
+        "described": described(run, drawn, pixels),
     }
 
 
+def described(run: Any, drawn: Sequence[Drawn], pixels: int) -> list[bool]:
+    """Whether the run's caption of each clip says what is shown and how it moves."""
+    written = [words.understood(text) for text in run.caption([render_clip(one.clip, pixels) for one in drawn])]
+    return [read == ("clips", one.says) for read, one in zip(written, drawn, strict=True)]
+
+
 def continued(run: Any, drawn: Sequence[Drawn], pixels: int) -> dict[str, list]:
-    """Whether the frame after the given ones has the right state, and whether all frames have."""
+    """Whether the frame after the given ones has the right state, and whether all frames have; and captions of clips,
+    if the run has learned any."""
     kept = [states_kept(clip, one) for clip, one in zip(continuations(run, drawn, KNOWN), drawn, strict=True)]
-    return {"next_state": [good[0] for good in kept], "all_states": [all(good) for good in kept]}
+    found = {"next_state": [good[0] for good in kept], "all_states": [all(good) for good in kept]}
+    return found | ({"described": described(run, drawn, pixels)} if run.experiment.data.caption_first < 1 else {})
 
 
 def continuations(run: Any, drawn: Sequence[Drawn], known: int) -> list[np.ndarray]:

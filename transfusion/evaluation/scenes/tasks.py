@@ -4,7 +4,9 @@
 each thing that is counted whether each record is right.
 
 - captions, plain_captions: drawings that show all that the caption says and nothing else ('drawn').
-- listed, depicted: the same for all things of a picture; listed also captions of pictures that name all things
+- plain_told: the same of runs that only draw. plain_planned: the same of runs that first write what they will draw; and
+  whether what they write is what they draw then ('kept').
+- listed, plain_listed, depicted: the same for all things of a picture; listed also captions of pictures that name all things
   ('described').
 - facts, plain_facts, questions: answers that are right ('answered').
 - edits: pictures where the change was made and all else is unchanged ('edited'), and where the changed thing alone is
@@ -42,6 +44,18 @@ def draw(run: Any, prompts: Sequence, **sampler: Any) -> np.ndarray:
 def captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     made = draw(run, [one.texts[0] for one in drawn])
     return {"drawn": [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, made, strict=True)]}
+
+
+def planned(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+    """A plan is written, and read by the drawing that follows."""
+    prompts = [[f"{one.texts[0]}: "] for one in drawn]
+    made = run.generate(prompts, draw=True, think=64, max_images=1, max_tokens=0)
+    plans = ["".join(part for part in parts if isinstance(part, str)) for parts in made]
+    pictures = [next(part for part in parts if not isinstance(part, str)) for parts in made]
+    shown = [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, pictures, strict=True)]
+    read = [words.understood_list(plan.strip()) for plan in plans]
+    kept = [p is not None and p.things == parse(made).scene.things for p, made in zip(read, pictures, strict=True)]
+    return {"drawn": shown, "kept": kept}
 
 
 def depicted(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
@@ -124,7 +138,7 @@ def story(one: Drawn, parts: list) -> list[bool]:
 
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
     "captions": captions, "plain_captions": captions, "listed": listed, "plain_listed": listed, "depicted": depicted,
-    "facts": facts, "plain_facts": facts, "questions": questions, "edits": edits, "stories": stories,
-    "subjects": subjects, "clips": clips,
+    "plain_told": captions, "plain_planned": planned, "facts": facts, "plain_facts": facts, "questions": questions,
+    "edits": edits, "stories": stories, "subjects": subjects, "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip
