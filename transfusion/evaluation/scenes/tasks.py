@@ -6,8 +6,8 @@ each thing that is counted whether each record is right.
 - captions, plain_captions: drawings that show all that the caption says and nothing else ('drawn').
 - plain_told: the same of runs that only draw. plain_planned: the same of runs that first write what they will draw; and
   whether what they write is what they draw then ('kept').
-- listed, plain_listed, depicted: the same for all things of a picture; listed also captions of pictures that name all things
-  ('described').
+- listed, plain_listed, depicted: the same for all things of a picture; the first two also captions of pictures that
+  name all things ('described').
 - facts, plain_facts, questions: answers that are right ('answered').
 - edits: pictures where the change was made and all else is unchanged ('edited'), and where the changed thing alone is
   right ('changed').
