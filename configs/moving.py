@@ -60,7 +60,8 @@ def get_config(form: str = ""):
     codec, latents = LATENTS[form]
     tokens = 64 if codec == PIXELS else 16
     video = Stream(
-        embed="linear", head="linear", objective="continuous", attention="block", time="added", weight=30.0,
+        embed="narrow", coder_width=16, head="linear", objective="continuous", attention="block", time="added",
+        weight=30.0,
         table="sincos", budget=ROW * tokens, **latents,
     )  # fmt: skip
     # So many that none is known by heart; each of them is encoded once. A clip has eight frames to be foretold.

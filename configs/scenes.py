@@ -55,10 +55,16 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     name = form.removesuffix("debug").removesuffix("_")
     words, drawn, read = BUDGETS[name]
-    train = {task: SourceConfig(kind="scenes", name=task, resolution=SIDE) for task in TASKS[name]}
+    weights = {"questions": 4.0} if name == "questions" else {}
+    train = {
+        task: SourceConfig(kind="scenes", name=task, resolution=SIDE, weight=weights.get(task, 1.0))
+        for task in TASKS[name]
+    }
     held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
     noised = Stream(
-        embed="linear", head="linear", objective="continuous", attention="block", time="added",
+        # Who only answers has no noise.
+        embed="linear" if name == "questions" else "narrow", coder_width=16,
+        head="linear", objective="continuous", attention="block", time="added",
         channels=3, patch=PATCH, grid=(SIDE, SIDE), budget=drawn, weight=100.0, table="sincos",
     )  # fmt: skip
     experiment = Experiment(

@@ -89,6 +89,7 @@ CONDITIONS: dict[str, tuple[int, int, str]] = {
 LONG_MODULE, LONG_FUNCTION = 300, 60
 # Longer modules that are one subject: what each is, in five words at most.
 LONG: dict[str, str] = {
+    "transfusion.model.embeds": "ways into the trunk",
     "transfusion.api.run": "what a person calls",
     "transfusion.evaluation.pictures": "pictures drawn for people",
     "transfusion.sequence.items": "contents that have items",

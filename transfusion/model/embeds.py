@@ -5,6 +5,7 @@ skips)` with a `transfusion.model.inputs.Inputs`. `skips` goes round the trunk t
 None for most. `condition` [B, M, D] embeds the noise levels: it is computed once per item and never per token.
 """
 
+import dataclasses
 from typing import ClassVar
 
 import jax
@@ -128,6 +129,21 @@ class LinearPatch(Embed):
         if condition is not None:
             tokens += per_token(condition, inputs.item, self.stream.content.aligned)
         return tokens, None
+
+
+class NarrowPatch(LinearPatch):
+    """Maps patches [B, N, E] to `coder_width` numbers, and these to the trunk (JiT, arXiv 2511.13720, section 4.2), where
+    noise of as many numbers as the trunk has would leave no room for place, time and what is read."""
+
+    def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
+        narrow, width = stream.coder_width, config.width
+        self.stream = stream
+        self.narrow = param(rngs, (stream.features, narrow), ("patch", None), normal(0.25 * stream.features**-0.5))
+        self.kernel = param(rngs, (narrow, width), (None, "embed"), fan_in(narrow))
+        self.bias = param(rngs, (width,), (None,), zeros)
+
+    def __call__(self, inputs, condition):
+        return super().__call__(dataclasses.replace(inputs, content=dense(inputs.content, self.narrow[...])), condition)
 
 
 class UNetPatch(Embed):
@@ -287,7 +303,7 @@ def _tower_features(tower: ViT, inputs) -> jax.Array:
 
 
 EMBEDS = {
-    "token": TokenEmbed, "linear": LinearPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch, "vit": TowerEmbed,
-    "dual": DualEmbed, "queries": QueryEmbed, "codes": CodeEmbed, "scales": ScaleEmbed,
+    "token": TokenEmbed, "linear": LinearPatch, "narrow": NarrowPatch, "unet": UNetPatch, "convnext": ConvNeXtPatch,
+    "vit": TowerEmbed, "dual": DualEmbed, "queries": QueryEmbed, "codes": CodeEmbed, "scales": ScaleEmbed,
     "resampler": ResamplerEmbed, "select": SelectEmbed,
 }  # fmt: skip

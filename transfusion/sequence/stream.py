@@ -115,7 +115,8 @@ class Stream:
       items: how many items a row holds at most; 0: as many as fit the budget (fixed grid only).
       table: additive position inside an item: 'none', 'sincos' (fixed sines and cosines of its sides; y first) or, of
         images, 'learned'.
-      coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext').
+      coder_width: channels of the first blocks of a coder (embed and head 'unet' or 'convnext'); numbers to which embed
+        'narrow' maps a patch.
       released: what only released weights need, see `Released`.
     """
 

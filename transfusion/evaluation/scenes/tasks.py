@@ -116,7 +116,8 @@ def mapped(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
 
 
 def stories(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
-    made = run.generate([one.texts[0] for one in drawn], max_images=PANELS, max_tokens=4 * 64)
+    # The first panel at once: a sentence that lists some things could go on with further ones.
+    made = run.generate([one.texts[0] for one in drawn], draw=True, max_images=PANELS, max_tokens=4 * 64)
     panels = [story(one, parts) for one, parts in zip(drawn, made, strict=True)]
     return {"told": [all(good) for good in panels], "panels": [sum(good) / PANELS for good in panels]}
 
