@@ -62,10 +62,10 @@ def get_config(form: str = ""):
     }
     held_out = {task: dataclasses.replace(source, split="test") for task, source in train.items()}
     noised = Stream(
-        # Who only answers has no noise.
-        embed="linear" if name == "questions" else "narrow", coder_width=16,
         head="linear", objective="continuous", attention="block", time="added",
         channels=3, patch=PATCH, grid=(SIDE, SIDE), budget=drawn, weight=100.0, table="sincos",
+        # Who only answers has no noise.
+        **({"embed": "linear"} if name == "questions" else {"embed": "narrow", "coder_width": 16}),
     )  # fmt: skip
     experiment = Experiment(
         steps=4000,
