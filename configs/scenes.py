@@ -10,13 +10,15 @@ Hardware: 2 CPU cores. Time and results: experiments/scenes.
 Forms: without a form, captions both ways. `configs/scenes.py:questions` answers questions about pictures, `:edits`
 changes a picture as it is told, `:stories` writes and draws four panels, `:subjects` puts the things of two pictures
 into a third, `:maps` draws from edges, masks and layouts, and `:any` is one model of all of these.
-`:debug` and `:any_debug` train 20 steps in seconds.
+In `:stories_codes` a picture is nine codes in the text's vocabulary (Chameleon, arXiv 2405.09818), those of
+`configs/scenes_vq.py:all`. `:debug` and `:any_debug` train 20 steps in seconds.
 """
 
 import dataclasses
 import pathlib
 
 from transfusion import layouts
+from transfusion.codecs import CodecConfig
 from transfusion.config import EvalConfig, Experiment, check_form, debug_form, to_config_dict
 from transfusion.data.config import DataConfig, SourceConfig
 from transfusion.model.config import TransformerConfig
@@ -47,13 +49,14 @@ BUDGETS = {
     "": (130, 72, 45), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
     "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),
 }  # fmt: skip
-FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug")
+CODES = 512
+FORMS = ("", "debug", "questions", "edits", "stories", "stories_codes", "subjects", "maps", "any", "any_debug")
 
 
 def get_config(form: str = ""):
     """The experiment; `form` is one of `FORMS`."""
     check_form(__file__, form, FORMS)
-    name = form.removesuffix("debug").removesuffix("_")
+    name = form.removesuffix("debug").removesuffix("_").removesuffix("_codes")
     words, drawn, read = BUDGETS[name]
     weights = {"questions": 4.0} if name == "questions" else {}
     train = {
@@ -89,6 +92,30 @@ def get_config(form: str = ""):
             steps=25, shift=CONTINUOUS.shift, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4
         ),
     )
+    if form.endswith("codes"):
+        experiment = spelled(experiment)
     if form.endswith("debug"):
         experiment = debug_form(experiment)
     return to_config_dict(experiment)
+
+
+def spelled(experiment: Experiment) -> Experiment:
+    """The experiment whose pictures are codes among the words, drawn and read as these are."""
+    sources, held_out = (
+        {name: dataclasses.replace(source, resolution=8 * SIDE // PATCH) for name, source in part.items()}
+        for part in (experiment.data.sources, experiment.eval.sources)
+    )
+    words, drawn = experiment.streams["text"], experiment.streams["noised"].budget
+    words = dataclasses.replace(words, vocabulary=text.VOCABULARY + CODES, budget=words.budget + drawn, weight=1.0)
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, rope_axes=1, rope_interleaved=False, qk_norm="layer"),
+        streams={"text": words},
+        layout=layouts.chameleon(CODES, (SIDE // PATCH, SIDE // PATCH)),
+        objectives=ObjectivesConfig(),
+        codec=CodecConfig("autoencoder", "runs/scenes_vq_all"),
+        data=dataclasses.replace(experiment.data, sources=sources),
+        eval=dataclasses.replace(experiment.eval, sources=held_out),
+        # Words say all that is to be drawn.
+        sampling=dataclasses.replace(experiment.sampling, guidance=1.0, code_temperature=0.0),
+    )

@@ -5,7 +5,8 @@ What: an autoencoder with a codebook on pictures of coloured shapes, as `configs
 Command: python -m transfusion.train --config configs/scenes_vq.py --workdir runs/scenes_vq
 Hardware: a CPU core. Time and results: experiments/scenes.
 Forms: `configs/scenes_vq.py:multiscale` has codes at growing scales, of sides 1 and 3, for `configs/var.py`, and
-`:kl` Gaussian latents. `:debug`, `:multiscale_debug` and `:kl_debug` train 20 steps in seconds.
+`:kl` Gaussian latents. `:all` are codes of things of both sizes before any background, for `configs/scenes.py`.
+`:debug`, `:multiscale_debug`, `:kl_debug` and `:all_debug` train 20 steps in seconds.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from transfusion.model.quantizers import QuantizerConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 
-FORMS = ("", "debug", "multiscale", "multiscale_debug", "kl", "kl_debug")
+FORMS = ("", "debug", "multiscale", "multiscale_debug", "kl", "kl_debug", "all", "all_debug")
 
 
 def get_config(form: str = ""):
@@ -25,6 +26,8 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     kind = form.removesuffix("debug").removesuffix("_") or "vq"
     source = SourceConfig(kind="scenes", name="plain_captions", resolution=24, channels=3)
+    if kind == "all":
+        kind, source = "vq", dataclasses.replace(source, name="listed")
     experiment = Experiment(
         task="autoencoder",
         steps=1500,
