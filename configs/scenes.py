@@ -49,7 +49,7 @@ BUDGETS = {
     "": (130, 72, 45), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
     "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),
 }  # fmt: skip
-CODES = 512
+CODES = 2048
 FORMS = ("", "debug", "questions", "edits", "stories", "stories_codes", "subjects", "maps", "any", "any_debug")
 
 

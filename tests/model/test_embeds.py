@@ -1,5 +1,7 @@
 """Embeds: what is computed per image stays per image."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,21 @@ def test_the_noise_level_of_an_image_moves_its_tokens_only():
     time = jnp.full((1, 4), 0.3)
     moved = jnp.abs(embed(time.at[0, 1].set(0.9)) - embed(time)).max(-1)[0] > 0
     np.testing.assert_array_equal(moved, np.arange(16) // 4 == 1)
+
+
+def test_a_narrow_patch_is_a_linear_one_of_few_directions():
+    """Its tokens are those of a linear embed whose matrix is the product of its two, which has their low rank."""
+    spec = tiny.SPECS["transfusion"]
+    image = dataclasses.replace(spec.streams["image"], embed="narrow", coder_width=2)
+    narrow, linear = tiny.task(dataclasses.replace(spec, streams={**spec.streams, "image": image})), tiny.task(spec)
+    batch = linear.fake_batch(1)
+    inputs = linear.inputs("image", batch, linear.draw(batch, jax.random.key(0)))
+    model = narrow.template.bind(narrow.template.init(jax.random.key(1)))
+    other = linear.template.bind(linear.template.init(jax.random.key(2)))
+    ours, theirs = model.parts["image"].embed, other.parts["image"].embed
+    theirs.kernel[...], theirs.bias[...] = ours.narrow[...] @ ours.kernel[...], ours.bias[...]
+    assert ours.narrow[...].shape[1] == 2
+    assert_close(ours(inputs, None)[0], theirs(inputs, None)[0], 64)
 
 
 def test_spreading_over_tokens_agrees_in_both_layouts():
