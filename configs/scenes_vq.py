@@ -32,7 +32,7 @@ def get_config(form: str = ""):
         kind, codes, source = "vq", 2048, dataclasses.replace(source, name="listed")
     experiment = Experiment(
         task="autoencoder",
-        steps=1500,
+        steps=2000,
         batch_size=64,
         log_every=50,
         autoencoder=AutoencoderConfig(
@@ -41,7 +41,7 @@ def get_config(form: str = ""):
             patch=8,
             channels=(128,),
             straight=True,
-            latent_channels=16,
+            latent_channels=48,
             middle_attention=False,
             # A thing covers a third of its place: the absolute error is least where it is left out.
             reconstruction="l2",

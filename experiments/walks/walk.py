@@ -36,7 +36,7 @@ def main() -> None:
     folder = given.folder or tempfile.mkdtemp()
     programs = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": programs, "CHECKOUT": str(HERE.parents[1])}
-    told = [f"{provenance.now()}, {provenance.machine()}", ""]
+    told = [f"{provenance.now()}, {os.cpu_count()} CPU cores that other programs share", ""]
     for line in (HERE / f"{given.name}.sh").read_text().splitlines():
         if not line or line.startswith("#"):
             told.append(line)
