@@ -25,5 +25,5 @@ setuptools.setup(
     packages=[*setuptools.find_packages(include=["transfusion*"]), "transfusion.configs"],
     package_dir={"transfusion.configs": "configs"},
     # The small trained run that `transfusion demo` shows lies in packaged/.
-    package_data={"transfusion": ["py.typed", "packaged/**/*"], "transfusion.configs": ["*.md"]},
+    package_data={"transfusion": ["py.typed", "packaged/**/*"], "transfusion.configs": ["*.md", "*.json"]},
 )

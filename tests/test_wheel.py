@@ -47,6 +47,9 @@ def test_the_wheel_has_every_module_every_config_and_its_types(installed):
     assert there == moved
     others = {path.relative_to(ROOT) for path in (ROOT / "transfusion").rglob("packaged/digits/*") if path.is_file()}
     assert others and all((installed / path).is_file() for path in (*others, "transfusion/py.typed"))
+    # Tokenizers that configs read, and their list.
+    beside = {path.name for path in (ROOT / "configs").iterdir() if path.suffix in (".json", ".md")}
+    assert beside and all((installed / "transfusion" / "configs" / name).is_file() for name in beside)
 
 
 def test_its_program_is_used_from_a_folder_without_a_checkout(installed, tmp_path):
