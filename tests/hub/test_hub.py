@@ -167,3 +167,12 @@ def test_the_packaged_run_can_be_opened():
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 5_000_000
     run = transfusion.load_run(folder)
     assert run.step == 850 and run.draws == ("image",)
+
+
+@pytest.mark.parametrize("target", ["published", "mine.v2"])
+def test_a_name_alone_is_no_place_and_the_folder_is_told(target):
+    """Only OWNER/NAME is on a hub, and only what begins like a path is a folder."""
+    from transfusion.hub.__main__ import main
+
+    with pytest.raises(UsageError, match=f"for a folder give ./{target}$"):
+        main(["hub", "publish", "runs/small", target])

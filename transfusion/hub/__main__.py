@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"published {run} to {target} ({size / 1e6:.1f} MB); transfusion.load_run({target!r}) opens it")
         return
+    if "/" not in target:
+        raise UsageError(f"{target} is neither OWNER/NAME on a hub nor a folder; for a folder give ./{target}")
     name, revision = model_name(target)
     if revision:
         raise UsageError(f"{target}: a new revision is made; give {name}")

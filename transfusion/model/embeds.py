@@ -132,8 +132,9 @@ class LinearPatch(Embed):
 
 
 class NarrowPatch(LinearPatch):
-    """Maps patches [B, N, E] to `coder_width` numbers, and these to the trunk (JiT, arXiv 2511.13720, section 4.2), where
-    noise of as many numbers as the trunk has would leave no room for place, time and what is read."""
+    """Maps patches [B, N, E] to `coder_width` numbers, and these to the trunk (JiT, arXiv 2511.13720, section 4.2).
+
+    Noise of as many numbers as the trunk is wide would leave it no room for place, time and what is read."""
 
     def __init__(self, stream: Stream, config: TransformerConfig, name: str, rngs: nnx.Rngs):
         narrow, width = stream.coder_width, config.width
