@@ -43,8 +43,8 @@ TASKS = {
     "maps": ("edges", "masks", "layouts"),
 }
 TASKS["any"] = tuple(task for tasks in TASKS.values() for task in tasks)
-# Tokens of a row: of text, noised and clean; a picture is nine. They are what 8 captions, 12 questions, 8 edits,
-# 2 stories, 6 pairs of subjects and 8 maps need.
+# Tokens of a row: of text, noised and clean; a picture is nine. They are what 8 captions, 10 questions and lists,
+# 8 edits, 2 stories, 6 pairs of subjects and 8 maps need.
 BUDGETS = {
     "": (130, 72, 45), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
     "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),

@@ -26,10 +26,10 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     kind = form.removesuffix("debug").removesuffix("_") or "vq"
     source = SourceConfig(kind="scenes", name="plain_captions", resolution=24, channels=3)
-    codes = 512
+    codes, latents = 512, 8  # as many numbers as the systems' streams have
     if kind == "all":
         # Of 219 kinds of places. With 512 codes a fifth of the small things shared theirs with another shape.
-        kind, codes, source = "vq", 2048, dataclasses.replace(source, name="listed")
+        kind, codes, latents, source = "vq", 2048, 48, dataclasses.replace(source, name="listed")
     experiment = Experiment(
         task="autoencoder",
         steps=2000,
@@ -41,7 +41,7 @@ def get_config(form: str = ""):
             patch=8,
             channels=(128,),
             straight=True,
-            latent_channels=48,
+            latent_channels=latents,
             middle_attention=False,
             # A thing covers a third of its place: the absolute error is least where it is left out.
             reconstruction="l2",

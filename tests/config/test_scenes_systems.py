@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+import tomllib
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_a_system_on_scenes_is_the_same_change_as_on_digits():
     assert dense == load_experiment(ROOT / "configs/scenes_dense.py")
     assert {name: stream.expert for name, stream in mot.streams.items()} == {"text": "text", "image": "image"}
     assert (mot.data, mot.optim, mot.layout) == (dense.data, dense.optim, dense.layout)
+
+
+@pytest.mark.parametrize("form", ["showo", "dimoo", "var", "janus"])
+def test_a_code_has_as_many_numbers_as_its_codec_gives(form):
+    """Those systems begin with the codec's codes, and the latents of one claim are those of its Gaussian form."""
+    system = load_experiment(f"{SYSTEMS}:{form}")
+    codec = load_experiment(f"{ROOT / 'configs/scenes_vq.py'}{':multiscale' if form == 'var' else ''}")
+    assert system.streams["image"].channels == codec.autoencoder.latent_channels
+    claim = tomllib.loads((ROOT / "experiments/claims/latents_or_pixels/claim.toml").read_text())
+    latents = load_experiment(f"{ROOT / 'configs/scenes_vq.py'}:kl").autoencoder.latent_channels
+    assert claim["systems"]["latents"]["changes"]["streams.image.channels"] == latents
 
 
 def test_another_file_is_read_in_a_context_alone(tmp_path):
