@@ -205,7 +205,7 @@ def velocity_loss(
     return _by_level(
         LOSS_TIMES,
         batches,
-        lambda batch, t, key: _per_item(batch[stream], np.asarray(run(params, batch, t, key))),
+        lambda batch, t, key: item_means(batch[stream], np.asarray(run(params, batch, t, key))),
         seed,
     )
 
@@ -245,7 +245,7 @@ def code_bits(
     run = jax.jit(lambda params, batch, share, key: _code_bits(task, params, batch, stream, share, key))
 
     def per_item(batch: Batch, share: float, key: jax.Array) -> np.ndarray:
-        return _per_item(batch[stream], *map(np.asarray, run(params, batch, share, key)))
+        return item_means(batch[stream], *map(np.asarray, run(params, batch, share, key)))
 
     scores = _by_level(shares, batches, per_item, seed)
     return scores if len(shares) > 1 or not scores else {"mean": scores["mean"]}
@@ -265,7 +265,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
     return nll / math.log(2), hidden.astype(jnp.float32)
 
 
-def _per_item(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+def item_means(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
     """The mean of errors [B, N] over the tokens of each item that count.
 
     Items that training does not show at all noise levels are left out.
