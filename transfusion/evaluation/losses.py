@@ -21,7 +21,7 @@ from transfusion.objectives.continuous import noised, spread
 from transfusion.objectives.masked import mask
 from transfusion.objectives.paths import PATHS, estimates, target
 from transfusion.sequence import TEXT
-from transfusion.sequence.batch import Batch
+from transfusion.sequence.batch import Batch, StreamSlice
 from transfusion.sequence.spelling import Spelling
 from transfusion.sequence.text import Tokenizer
 from transfusion.tasks import SequenceTask
@@ -265,7 +265,7 @@ def _code_bits(task: SequenceTask, params: Params, batch: Batch, stream: str, sh
     return nll / math.log(2), hidden.astype(jnp.float32)
 
 
-def item_means(part, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+def item_means(part: StreamSlice, errors: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
     """The mean of errors [B, N] over the tokens of each item that count.
 
     Items that training does not show at all noise levels are left out.

@@ -19,6 +19,7 @@ def clips(run: Any, drawn: Sequence[Drawn], pixels: int) -> dict[str, list]:
 
 
 def whole(run: Any, drawn: Sequence[Drawn], pixels: int) -> dict[str, list]:
+    """Which drawn clips show their caption, its thing and its motion, and which clips are described."""
     shown = [parse_clip(clip).says for clip in run.draw([one.texts[0] for one in drawn], kind=run.shows)]
     return {
         "drawn": [says == one.says for says, one in zip(shown, drawn, strict=True)],
