@@ -269,7 +269,7 @@ MISTAKES = {
     "objective": (
         ["--config.streams.image.objective=continuos"],
         "streams.image.objective: 'continuos' is none of none, next_token, next_scale, masked, continuous, "
-        "token_flow, shortcut, mean_flow, clip, siglip (did you mean 'continuous'?)",
+        "token_flow, masked_flow, shortcut, mean_flow, clip, siglip (did you mean 'continuous'?)",
     ),
     "patience without --supervise": (["--hang_after=0"], "--hang_after and --start_after must be positive"),
     "missing folder": (["--config.data.sources.mine.path=nowhere"], "no folder 'nowhere'"),

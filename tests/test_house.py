@@ -54,7 +54,7 @@ MOST_CONDITIONS = 40
 # Where the code asks of what kind a stream or a run is: module, how often to act upon it and how often only to raise,
 # and why the question stays.
 CONDITIONS: dict[str, tuple[int, int, str]] = {
-    "transfusion.sequence.stream": (3, 11, "chooses the content of a stream, the one place that does; legal fields"),
+    "transfusion.sequence.stream": (3, 12, "chooses the content of a stream, the one place that does; legal fields"),
     "transfusion.sequence.spec": (4, 4, "chooses the content of a spelled run; who sees whom; legal layouts"),
     "transfusion.sequence.rows": (
         4,

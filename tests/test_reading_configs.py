@@ -205,8 +205,9 @@ def test_tuna2_draws_and_reads_pixels(data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_nextstep_draws_as_the_plain_decoder_and_reads(data_dir, tmp_path):
-    train(short("nextstep.py:debug", data_dir), tmp_path)
+@pytest.mark.parametrize("form", ["debug", "mar_debug"])
+def test_nextstep_and_mar_draw_as_the_plain_decoder_and_read(form, data_dir, tmp_path):
+    train(short(f"nextstep.py:{form}", data_dir), tmp_path)
     run = transfusion.load_run(tmp_path)
     # So large that a patch depends on those before it, and on the words.
     parts = jax.tree.map(lambda x: x, run.params["parts"])
@@ -214,7 +215,7 @@ def test_nextstep_draws_as_the_plain_decoder_and_reads(data_dir, tmp_path):
     head = parts["image"]["head"]
     head["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
     head["modulation"] = 0.1 * jax.random.normal(jax.random.key(2), head["modulation"].shape)
-    config = run.sampler(steps=2, guidance=2.0, max_tokens=2, max_images=1)
+    config = run.sampler(steps=2, guidance=2.0, max_tokens=2, max_images=1, unmask_steps=5)
     prompts = [Prompt(run.segments(caption), draw=True) for caption in ("a one", "nine")]
     results = generate(run.task, run.params | {"parts": parts}, prompts, 0, config)
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):

@@ -38,6 +38,7 @@ MEMBERS = {
     "rae_codec": "autoencoder_semantic.py",
     "rae": "rae.py",
     "nextstep": "nextstep.py",
+    "mar": "nextstep.py:mar",
     "metaqueries": "connector.py",
     "metaqueries_cross": "connector.py:cross",
     "qwen_image": "connector.py:qwen",

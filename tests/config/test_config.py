@@ -112,7 +112,7 @@ def test_whole_numbers_are_fine_for_real_ones():
                 tiny.experiment("x"), streams={"text": tiny.text_stream(objective="next_tokn")}, layout={}
             ),
             "streams.text.objective: 'next_tokn' is none of none, next_token, next_scale, masked, continuous, "
-            "token_flow, shortcut, mean_flow, clip, siglip (did you mean 'next_token'?)",
+            "token_flow, masked_flow, shortcut, mean_flow, clip, siglip (did you mean 'next_token'?)",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from transfusion.model.heads import HEADS
 from transfusion.model.inputs import Inputs
 from transfusion.model.parameters import fan_in, param
 from transfusion.model.vectors import ItemCondition, LearnedTable, TimeEmbedding, sincos_table
-from transfusion.sequence import MASKED, Stream
+from transfusion.sequence import Stream
 from transfusion.sequence.times import TIMES
 
 
@@ -110,9 +110,16 @@ def _embedded_with_noise(part: StreamParts, inputs: Inputs, entering: Entering) 
     return dataclasses.replace(entering, tokens=tokens, skips=skips)
 
 
-def _with_hidden_codes(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
-    hidden = inputs.content[..., None] == MASKED
-    return dataclasses.replace(entering, tokens=jnp.where(hidden, part.masked[...], entering.tokens))
+def _embedded_where_known(stream: Stream) -> Step:
+    """A learned vector stands for what is hidden; the embed reads zeros there, because a hidden patch is no number."""
+
+    def step(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
+        hidden = stream.content.hidden(inputs.content, jnp)
+        zeros = hidden.reshape(hidden.shape + (1,) * (inputs.content.ndim - hidden.ndim))
+        tokens, skips = part.embed(dataclasses.replace(inputs, content=jnp.where(zeros, 0, inputs.content)), None)
+        return dataclasses.replace(entering, tokens=jnp.where(hidden[..., None], part.masked[...], tokens), skips=skips)
+
+    return step
 
 
 def _with_learned_places(part: StreamParts, inputs: Inputs, entering: Entering) -> Entering:
@@ -173,8 +180,8 @@ def entry(stream: Stream, part: StreamParts) -> tuple[Step, ...]:
     chosen: list[tuple[bool, Step]] = [
         (part.time is not None, _with_noise),
         (time.embedded, _embedded_with_noise),
-        (not time.embedded, _embedded),
-        (content.hides, _with_hidden_codes),
+        (not time.embedded and not content.hides, _embedded),
+        (content.hides, _embedded_where_known(stream)),
         *((True, step) for step in PLACES[stream.table](stream)),
         (time.token and time.modulates, _with_condition_as_noise),
         (time.token, _with_noise_token(stream)),

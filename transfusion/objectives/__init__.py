@@ -3,7 +3,7 @@
 - `next_token` predicts the next id, for text and codes.
 - `masked` predicts the codes that are hidden.
 - `continuous` predicts noised latents, by flow matching or DDPM; `paths` has their algebra. 'token_flow' does so for
-  one token after the other.
+  one token after the other, and `masked_flow` for those that are hidden.
 - `ahead` predicts mean velocities, for drawing in a few steps.
 - `contrastive` tells which image belongs to which text.
 
@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transfusion.objectives import ahead, continuous, contrastive, masked, next_token
+from transfusion.objectives import ahead, continuous, contrastive, masked, masked_flow, next_token
 from transfusion.objectives.contrastive import ContrastiveConfig
 from transfusion.objectives.masked import MaskedConfig
+from transfusion.objectives.masked_flow import MaskedFlowConfig
 from transfusion.objectives.next_token import NextTokenConfig
 from transfusion.objectives.paths import ContinuousConfig
 from transfusion.sequence.arrays import Array, Shaped
@@ -39,7 +40,7 @@ class ObjectivesConfig:
 
     Attributes:
       next_token: of streams that learn the next token.
-      masked: of streams that learn hidden codes.
+      masked: of streams that learn hidden codes or patches.
       continuous: of streams that learn to turn noise into latents, by stream; one that it does not name uses the
         defaults.
       contrastive: of streams that are compared.
@@ -52,6 +53,9 @@ class ObjectivesConfig:
 
     def of_continuous(self, stream: str) -> ContinuousConfig:
         return self.continuous.get(stream, ContinuousConfig())
+
+    def of_masked_flow(self, stream: str) -> MaskedFlowConfig:
+        return MaskedFlowConfig(self.masked, self.of_continuous(stream))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,12 @@ def _ahead_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfi
 
 
 def _token_flow_loss(head, encoded, part: StreamSlice, draws, config: ContinuousConfig):
-    return continuous.loss_of_tokens(head, encoded.hidden, part, draws, config), {}
+    # The token before an item's first patch is its start token, which has no loss.
+    return continuous.loss_of_tokens(head, jnp.roll(encoded.hidden, 1, axis=1), part, draws, config), {}
+
+
+def _masked_flow_loss(head, encoded, part: StreamSlice, draws, config: MaskedFlowConfig):
+    return masked_flow.loss(head, encoded.hidden, part, draws, config), {}
 
 
 def _pairs_loss(kind: str):
@@ -155,6 +164,9 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "token_flow": Objective(
         ObjectivesConfig.of_continuous, continuous.draw_of_tokens, _at_the_end, _same, _token_flow_loss
+    ),
+    "masked_flow": Objective(
+        ObjectivesConfig.of_masked_flow, masked_flow.draw, masked.clean, masked_flow.content, _masked_flow_loss
     ),
     "shortcut": Objective(
         ObjectivesConfig.of_continuous,

@@ -77,16 +77,14 @@ def draw_of_tokens(key: jax.Array, part: StreamSlice, config: ContinuousConfig) 
 
 
 def loss_of_tokens(
-    head: Any, hidden: Float[Array, "B N D"], part: StreamSlice, draws: StreamDraws, config: ContinuousConfig
+    head: Any, given: Float[Array, "B N D"], part: StreamSlice, draws: StreamDraws, config: ContinuousConfig
 ) -> Float[Array, "B N"]:
-    """The squared error per token [B, N] of `head.velocity`, given the trunk's output at the token before it.
-
-    The token before an item's first one is its start token, which has no loss."""
+    """The squared error per token [B, N] of `head.velocity`, given an output of the trunk for each token."""
     path, (b, n, k, e) = PATHS[config.path], draws["noise"].shape
-    before = jnp.repeat(jnp.roll(hidden, 1, axis=1), k, axis=1)
+    given = jnp.repeat(given, k, axis=1)
     x, noise = jnp.repeat(part.values, k, axis=1), draws["noise"].reshape(b, n * k, e)
     t = draws["times"].reshape(b, n * k)
-    predicted = head.velocity(before, interpolate(path, t[..., None], x, noise), t)
+    predicted = head.velocity(given, interpolate(path, t[..., None], x, noise), t)
     wanted = target(path, config.prediction, t[..., None], x, noise)
     error = jnp.mean(jnp.square(predicted - wanted), axis=-1) * WEIGHTINGS[config.weighting](t)
     return error.reshape(b, n, k).mean(-1)

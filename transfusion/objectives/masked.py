@@ -65,12 +65,12 @@ def draw(key: jax.Array, part: StreamSlice, config: MaskedConfig) -> StreamDraws
     time_key, order_key = jax.random.split(key)
     time = part.time_low + (1 - part.time_low) * jax.random.uniform(time_key, part.time_low.shape)
     share = jnp.where(time < 1, MASK_SCHEDULES[config.schedule](time, jnp), 0.0)
-    drawn = {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.tokens.shape)), part)
+    drawn = {"time": time} | hiding(mask(share, jax.random.uniform(order_key, part.loss_weight.shape)), part)
     if config.weighting == "none":
         return drawn
     of_items = drawn["mask"].reshape(*share.shape, -1)
     weight = of_items / jnp.maximum(of_items.mean(-1, keepdims=True), 1e-6)
-    return drawn | {"weight": weight.reshape(part.tokens.shape)}
+    return drawn | {"weight": weight.reshape(part.loss_weight.shape)}
 
 
 def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:
@@ -85,7 +85,7 @@ def hiding(hidden: Bool[Array, "B N"], part: StreamSlice) -> StreamDraws:
 
 def clean(part: StreamSlice) -> StreamDraws:
     """Makes the numbers that leave items unchanged: nothing is hidden."""
-    return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.tokens.shape, bool), part)
+    return {"time": jnp.ones_like(part.time_low)} | hiding(jnp.zeros(part.loss_weight.shape, bool), part)
 
 
 def content(part: StreamSlice, draws: StreamDraws, config: MaskedConfig) -> Int[Array, "B N"]:

@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "code_top_p": (0, 1),
     "unmask_noise": (0, LARGE),
     "unmask_blocks": (1, MOST_STEPS),
+    "unmask_steps": (0, MOST_STEPS),
     "think": (0, MOST_TOKENS),
     "max_tokens": (0, MOST_TOKENS),
     "max_images": (0, MOST_IMAGES),
@@ -46,7 +47,7 @@ class KindConfig:
 
     Attributes:
       solver, steps, shift, guidance, guidance_low, guidance_high, code_temperature, code_top_k, code_top_p,
-        unmask_noise, unmask_blocks: the field of this name in `SamplerConfig`.
+        unmask_noise, unmask_blocks, unmask_steps: the field of this name in `SamplerConfig`.
     """
 
     solver: str | None = None
@@ -60,6 +61,7 @@ class KindConfig:
     code_top_p: float | None = None
     unmask_noise: float | None = None
     unmask_blocks: int | None = None
+    unmask_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,8 @@ class SamplerConfig:
         again; see `transfusion.sampling.codes.unmask_schedule`.
       unmask_blocks: into how many equal blocks the codes of an item are cut, which are unmasked one after the other,
         each in its share of the steps (LLaDA, arXiv 2502.09992, section 2.4).
+      unmask_steps: in how many steps hidden patches are drawn, each by the solver with `steps` of its own (MAR, arXiv
+        2406.11838); 0: one patch after the other.
       think: text tokens written at most before the image that a prompt asks for; 0 draws at once. The text ends where
         the model ends it, by the end of the document or an image, and then the image is drawn.
       max_tokens: text tokens written at most besides those; openers and closers of images are not counted.
@@ -118,6 +122,7 @@ class SamplerConfig:
     code_top_p: float = 1.0
     unmask_noise: float = 1.0
     unmask_blocks: int = 1
+    unmask_steps: int = 0
     think: int = 0
     max_tokens: int = 64
     max_images: int = 1

@@ -13,8 +13,9 @@ import numpy as np
 
 from transfusion.errors import UsageError
 from transfusion.objectives import ObjectivesConfig
+from transfusion.objectives.masked import still_masked
 from transfusion.objectives.paths import PATHS, estimates
-from transfusion.sampling import codes
+from transfusion.sampling import codes, token_flows
 from transfusion.sampling.config import SamplerConfig
 from transfusion.sampling.parts import PaintedParts
 from transfusion.sampling.request import Request
@@ -93,48 +94,20 @@ def _solve(request: Request, parts: PaintedParts, kept: Callable[[jax.Array, jax
     return x, path_taken
 
 
-def token_by_token(request: Request, parts: PaintedParts) -> Drawn:
-    """Draws patches [B, N, E] in raster order, each by a solver of its own, given those before it (NextStep-1).
-
-    The trunk reads a patch once; guidance compares what the head makes of its outputs."""
-    solver, schedule, guidance = SOLVERS[request.solver], request.schedule, request.guidance
-    config, head = request.objectives.of_continuous(parts.name), request.model.head_of(parts.name)
-    path, (n, e) = PATHS[config.path], parts.held.shape
-
-    def solved(hidden: jax.Array, number: jax.Array) -> jax.Array:
-        """Draws one patch [B, 1, E]."""
-
-        def field(x, t, ahead=None):
-            time = jnp.broadcast_to(t, (len(hidden), 1))
-            first, *others = request.split(head.velocity(hidden, request.repeated(x), time))
-            v = jnp.where(guidance.applies(t), guidance.combine(first, *others), first) if others else first
-            return estimates(path, config.prediction, t, x, v)
-
-        def step(carry, scanned):
-            x, memory = carry
-            i, t, s = scanned
-            noise = lambda: step_noise(request.keys, request.drawn, n + number * len(schedule) + i, (1, e))  # noqa: E731
-            x, _, memory = solver.step(field, path, x, t, s, noise, memory)
-            return (x, memory), None
-
-        noise = step_noise(request.keys, request.drawn, number, (1, e))
-        scanned = (jnp.arange(len(schedule) - 1), schedule[:-1], schedule[1:])
-        return jax.lax.scan(step, (noise, solver.first_memory(noise)), scanned)[0][0]
-
-    def draw(i, carry):
-        x, prefix = carry
-        content = request.repeated(jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1))
-        hidden, prefix = codes.read_codes(request, parts, prefix, content, i, 1)
-        return jax.lax.dynamic_update_slice_in_dim(x, solved(hidden, i), i + 1, axis=1), prefix
-
-    x = jnp.zeros((len(request.keys), n, e))
-    return jax.lax.fori_loop(0, n - 1, draw, (x, codes.with_room(request, parts)))[0]
+def reveal_schedule(
+    objectives: ObjectivesConfig, parts: PaintedParts, config: SamplerConfig
+) -> token_flows.RevealSchedule:
+    """Makes the schedule of revealing hidden patches."""
+    left = still_masked(parts.tokens, config.unmask_steps or parts.tokens, objectives.masked.schedule)
+    return token_flows.RevealSchedule(times(objectives, parts, config), left.astype(np.int32))
 
 
+TOKEN_BY_TOKEN = "Token by token, {config.solver}, {config.steps} steps each"
 DRAWINGS: dict[str, Drawing] = {
     "continuous": Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded),
     **dict.fromkeys(AHEAD, Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded)),
-    "token_flow": Drawing(times, token_by_token, "Token by token, {config.solver}, {config.steps} steps each"),
+    "token_flow": Drawing(times, token_flows.one_after_another, TOKEN_BY_TOKEN),
+    "masked_flow": Drawing(reveal_schedule, token_flows.reveal, TOKEN_BY_TOKEN),
     "masked": Drawing(codes.unmask_schedule, codes.unmask, "{config.steps} steps of unmasking"),
     "next_token": Drawing(codes.code_schedule, codes.one_after_another, "Code by code"),
     "next_scale": Drawing(codes.code_schedule, codes.scale_by_scale, "Scale by scale"),

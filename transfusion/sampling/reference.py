@@ -84,7 +84,7 @@ class _Row:
         """Runs the model: the heads' outputs for each stream's tokens, and the number of tokens.
 
         The last image has the time `last_time`, and is asked for its mean velocity so far `ahead`, or those of its
-        codes that are `hidden`, bool [n], are masked."""
+        codes or patches that are `hidden`, bool [n], are masked."""
         spec = spec or self.task.spec
         part = expand(document, spec, end=False)
         batch = assemble([[part]], spec)
@@ -97,7 +97,8 @@ class _Row:
         if hidden is not None:
             name = self.drawable.run.stream
             last = slice(part.cost[name] - len(hidden), part.cost[name])
-            batch[name].tokens[0, last] = np.where(hidden, MASKED, batch[name].tokens[0, last])
+            held, nothing = (batch[name].tokens, MASKED) if batch[name].values is None else (batch[name].values, np.nan)
+            held[0, last][hidden] = nothing
         out = _forward(self.task, self.params, batch, times, aheads)
         return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
 

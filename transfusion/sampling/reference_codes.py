@@ -3,6 +3,7 @@
 Every function takes a row of `transfusion.sampling.reference` and which of its images is drawn, and returns the codes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,38 +88,71 @@ def scale_by_scale(row: Any, drawn: int) -> np.ndarray:
     return codes.astype(np.int32)
 
 
+class TokenFlows:
+    """Draws patches of an image by a solver of their own, given the trunk's outputs for the image so far."""
+
+    def __init__(self, row: Any, drawn: int, before: int):
+        """`before` counts the tokens of the image in front of its first patch."""
+        config, name = row.config, row.drawable.run.stream
+        self.row, self.drawn, self.before = row, drawn, before
+        self.continuous, (self.n, self.e) = row.task.objectives.of_continuous(name), row.parts.held.shape
+        self.times = config.times(self.continuous.prediction, self.n - before)
+        self.head = row.task.template.bind(row.params).head_of(name)
+
+    def outputs(self, prompt: Prompt, x: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:
+        """The trunk's outputs [1, N, D] for an image of patches x [N, E] after the prompt."""
+        row, name = self.row, self.row.drawable.run.stream
+        image = Segment(row.drawable.kind, row.drawable.stream.content.media(x, row.parts.shape[:-1]), "target")
+        out, cost = row.outputs((*prompt.segments, image), hidden=hidden)
+        return jnp.asarray(out[name][cost[name] - self.n : cost[name]])[None]
+
+    def solve(self, outputs: Callable[[Prompt], jax.Array], n: int, number: int) -> np.ndarray:
+        """Draws patches [n, E], given the outputs [1, n, D]; `number` counts how often patches have been drawn."""
+        row, path, solver = self.row, PATHS[self.continuous.path], SOLVERS[self.row.config.solver]
+
+        def field(x, t, ahead=None):
+            def velocity(prompt: Prompt) -> jax.Array:
+                hidden = outputs(prompt)
+                return self.head.velocity(hidden, x, jnp.full(hidden.shape[:2], t))
+
+            return estimates(path, self.continuous.prediction, t, x, row.guided(t, velocity))
+
+        shape, of_image = (n, self.e), jnp.array([self.drawn])
+        x = step_noise(row.key, of_image, number, shape)
+        memory = solver.first_memory(x)
+        for j, (t, s) in enumerate(zip(self.times[:-1], self.times[1:], strict=True)):
+            step = self.n + number * len(self.times) + j
+            noise = lambda step=step: step_noise(row.key, of_image, step, shape)  # noqa: E731
+            x, _, memory = solver.step(field, path, x, t, s, noise, memory)
+        return np.asarray(x)[0]
+
+
 def token_by_token(row: Any, drawn: int) -> np.ndarray:
     """Draws patches in raster order, each by a solver, as NextStep-1 does."""
-    config, name, stream = row.config, row.drawable.run.stream, row.drawable.stream
-    continuous, (n, e) = row.task.objectives.of_continuous(name), row.parts.held.shape
-    path, solver, number = PATHS[continuous.path], SOLVERS[config.solver], jnp.array([drawn])
-    head = row.task.template.bind(row.params).head_of(name)
-    x, times = np.zeros((n, e), np.float32), config.times(continuous.prediction, n - 1)
+    flows = TokenFlows(row, drawn, before=1)
+    x = np.zeros((flows.n, flows.e), np.float32)
+    for i in range(flows.n - 1):
+        x[i + 1] = flows.solve(lambda prompt, i=i: flows.outputs(prompt, x)[:, i : i + 1], 1, i)[0]
+    return row.drawable.stream.content.media(x, row.parts.shape[:-1])
 
-    def velocity(prompt: Prompt, i: int, patch: jax.Array, t: jax.Array) -> jax.Array:
-        image = Segment(row.drawable.kind, stream.content.media(x, row.parts.shape[:-1]), "target")
-        out, cost = row.outputs((*prompt.segments, image))
-        hidden = jnp.asarray(out[name][cost[name] - n + i])[None, None]
-        return head.velocity(hidden, patch, jnp.full((1, 1), t))
 
-    for i in range(n - 1):
-
-        def field(patch, t, ahead=None, i=i):
-            return estimates(
-                path, continuous.prediction, t, patch, row.guided(t, lambda prompt: velocity(prompt, i, patch, t))
-            )
-
-        patch = step_noise(row.key, number, i, (1, e))
-        memory = solver.first_memory(patch)
-        for j, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            noise = lambda i=i, j=j: step_noise(row.key, number, n + i * len(times) + j, (1, e))  # noqa: E731
-            patch, _, memory = solver.step(field, path, patch, t, s, noise, memory)
-        x[i + 1] = np.asarray(patch)[0, 0]
-    return stream.content.media(x, row.parts.shape[:-1])
+def revealed(row: Any, drawn: int) -> np.ndarray:
+    """Draws patches in a random order, several at once, as MAR does."""
+    flows = TokenFlows(row, drawn, before=0)
+    n, hidden = flows.n, np.ones(flows.n, bool)
+    order = np.asarray(jax.random.permutation(_key(row, drawn, 2 * n * (len(flows.times) + 1)), n))
+    x = np.zeros((n, flows.e), np.float32)
+    schedule = row.task.objectives.masked.schedule
+    for number, left in enumerate(still_masked(n, row.config.unmask_steps or n, schedule)):
+        patches = flows.solve(lambda prompt: flows.outputs(prompt, x, hidden), n, number)
+        now = hidden & (order >= left)
+        x[now], hidden[now] = patches[now], False
+    return row.drawable.stream.content.media(x, row.parts.shape[:-1])
 
 
 CODE_PAINTERS = {
     "token_flow": token_by_token,
+    "masked_flow": revealed,
     "masked": unmasked,
     "next_token": one_after_another,
     "next_scale": scale_by_scale,

@@ -18,7 +18,7 @@ from transfusion.sequence.segment import Segment
 from transfusion.sequence.spelling import Spelling
 
 TEXT = "text"  # the stream that holds openers, closers, begin and end of a document
-MASKED = -1  # the id that stands for a hidden code
+MASKED = -1  # the id that stands for a hidden code; a hidden patch is no number (NaN)
 
 Columns = Mapping[str, np.ndarray]
 
@@ -120,7 +120,7 @@ class Content:
       mixed: items have different sizes, so that a row counts them besides their tokens.
       starts: the first token of an item is a learned start token, which takes the place of the opener and predicts the
         first code.
-      hides: an id may be `MASKED`.
+      hides: a code or a patch may be hidden, see `hidden`.
       left_out: the share of fake documents without such an item.
       words: what it is, for people.
     """
@@ -175,6 +175,10 @@ class Content:
     def resources(self, name: str, tokens: int, items: int) -> dict[str, int]:
         """What tokens and items of a stream of this name take of a row."""
         return {name: tokens}
+
+    def hidden(self, held: Any, xp: Any = np) -> Any:
+        """Which tokens are hidden, bool [...], of what they hold, [..., *token_shape]."""
+        return held == MASKED
 
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         """The columns that say what the tokens of a document learn.

@@ -154,14 +154,15 @@ class Prediction:
     targets: Callable[[Columns, np.ndarray | None], Columns] = successors
 
 
-# By the objective of the stream: of codes, and of latents that are predicted one after the other. At several scales the
-# embed of a code is made of the scales before it, so that its own id can be its target.
+# By the objective of the stream: of codes, and of latents whose tokens are predicted by themselves. At several scales
+# the embed of a code is made of the scales before it, so that its own id can be its target.
 PREDICTIONS: dict[str, Prediction] = {
     "none": Prediction(),
     "next_token": Prediction(starts=True),
     "masked": Prediction(hides=True, targets=themselves),
     "next_scale": Prediction(targets=themselves),
     "token_flow": Prediction(starts=True),
+    "masked_flow": Prediction(hides=True),
 }
 
 
@@ -253,7 +254,7 @@ class Latents(Items):
       channels: numbers of a latent (C).
       patch: sides of a patch [S], in the order of `grid`.
       lead: see `Content`; here the token of the noise level, or the start token.
-      starts: see `Content`.
+      starts, hides: see `Content`.
       inside: whether that token lies in the bidirectional span of the item.
     """
 
@@ -262,6 +263,7 @@ class Latents(Items):
     source: str = "value"
     lead: int = 0
     starts: bool = False
+    hides: bool = False
     inside: bool = True
 
     field: ClassVar[str] = "values"
@@ -302,6 +304,9 @@ class Latents(Items):
     def _counts(self, sides: Sequence[int]) -> tuple[int, ...]:
         """How many patches items of these sides have along each."""
         return tuple(side // p for side, p in zip(sides, self.patch, strict=True))
+
+    def hidden(self, held: Any, xp: Any = np) -> Any:
+        return xp.isnan(held[..., 0])
 
     def targets(self, piece: Columns, follows: np.ndarray | None) -> Columns:
         """The objective makes the targets, of the patches and the noise."""

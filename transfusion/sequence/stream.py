@@ -169,7 +169,7 @@ class Stream:
         starts = prediction.starts and self.objective != "next_token"
         return kind(
             self.grid, facts, self.channels, self.patch_sides, source=self.source,
-            lead=int(time.token or starts), starts=starts, inside=time.inside,
+            lead=int(time.token or starts), starts=starts, hides=prediction.hides, inside=time.inside,
         )  # fmt: skip
 
     @property
@@ -232,6 +232,8 @@ def _fits_items(stream: Stream) -> None:
         raise UsageError(f"streams: patch {stream.patch} does not divide the latent grid {grid}")
     if stream.ahead and stream.time == "none":
         raise UsageError(f"streams: objective {stream.objective!r} needs a `time`, such as 'added', not 'none'")
+    if content.hides and (stream.time != "none" or not content.aligned):
+        raise UsageError(f"streams: objective {stream.objective!r} needs a fixed `grid`, and time 'none'")
     if stream.attention == "frame" and len(grid) == 2 and not stream.scales:
         raise UsageError("streams: attention 'frame' is for clips and series; an image is one 'block'")
     if content.mixed and not stream.items:
