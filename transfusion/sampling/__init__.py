@@ -9,7 +9,7 @@
 - Text: `writer` puts out a token a step, which `choose` draws from the logits.
 - Images and other kinds: `ways` has the two ways of drawing. `speller` writes an image as ids of the text's vocabulary,
   by a `grammar`. `painter` draws it by a stream of its own, as `drawing` says for the stream's objective: by `solvers`
-  for latents (`trajectory` keeps the steps), by `token_flows` for patches that a network denoises one by one, by `codes`
+  for latents (`trajectory` keeps the steps), by `token_flows` for patches denoised one by one, by `codes`
   for codes. `request` is what all of them share; `guidance` compares with fewer conditions, which `conditions` lays
   out.
 - `reference` and `reference_codes` are the same decoder written plainly and slowly; tests hold the two equal.
