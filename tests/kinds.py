@@ -10,9 +10,12 @@ from functools import cached_property
 
 TYPES = ("Stream", "Run")  # the classes whose fields say of what kind something is
 SETTINGS = ("config", "limits", "sampler")  # what a user asks for has properties of the same names, of no kind
-# Modules that are asked in their place. A class of the first five is a row of a table; the last one chooses, once for
+# Modules that are asked in their place. A class of all but the last is a row of a table; the last one chooses, once for
 # each stream, the parts and the steps by which its tokens enter the trunk.
-TABLES = ("sequence.content", "sequence.items", "sequence.position", "sequence.times", "sequence.spans", "model.parts")
+TABLES = (
+    "sequence.content", "sequence.items", "sequence.code_items", "sequence.latent_items", "sequence.position",
+    "sequence.times", "sequence.spans", "model.parts",
+)  # fmt: skip
 # What a stream, a run or a row of these tables is called: by name, and with a dot as an attribute.
 WORDS = {"stream", ".stream", "run", ".run", "content", ".content"}
 # Rooms in which a run is a training run.

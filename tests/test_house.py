@@ -92,7 +92,6 @@ LONG: dict[str, str] = {
     "transfusion.model.embeds": "ways into the trunk",
     "transfusion.api.run": "what a person calls",
     "transfusion.evaluation.pictures": "pictures drawn for people",
-    "transfusion.sequence.items": "contents that have items",
     "transfusion.running.checkpoint": "checkpoints",
     "transfusion.storage": "storage that fails",
 }

@@ -34,7 +34,7 @@ from transfusion.evaluation.similarity import Similarity
 from transfusion.evaluation.zero_shot import compared, zero_shot
 from transfusion.sequence import TEXT
 from transfusion.sequence.batch import Batch
-from transfusion.sequence.items import Codes
+from transfusion.sequence.code_items import Codes
 from transfusion.sequence.times import AHEAD
 
 CAPTION_SCORES = ("caption_accuracy", "caption_chrf", "caption_cider")

@@ -102,12 +102,15 @@ def reveal_schedule(
     return token_flows.RevealSchedule(times(objectives, parts, config), left.astype(np.int32))
 
 
-TOKEN_BY_TOKEN = "Token by token, {config.solver}, {config.steps} steps each"
 DRAWINGS: dict[str, Drawing] = {
     "continuous": Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded),
     **dict.fromkeys(AHEAD, Drawing(times, solve, "{config.solver}, {config.steps} steps", solve_recorded)),
-    "token_flow": Drawing(times, token_flows.one_after_another, TOKEN_BY_TOKEN),
-    "masked_flow": Drawing(reveal_schedule, token_flows.reveal, TOKEN_BY_TOKEN),
+    "token_flow": Drawing(
+        times, token_flows.one_after_another, "Token by token, {config.solver}, {config.steps} steps each"
+    ),
+    "masked_flow": Drawing(
+        reveal_schedule, token_flows.reveal, "In a random order, {config.solver}, {config.steps} steps each"
+    ),
     "masked": Drawing(codes.unmask_schedule, codes.unmask, "{config.steps} steps of unmasking"),
     "next_token": Drawing(codes.code_schedule, codes.one_after_another, "Code by code"),
     "next_scale": Drawing(codes.code_schedule, codes.scale_by_scale, "Scale by scale"),

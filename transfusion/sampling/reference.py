@@ -26,7 +26,7 @@ from transfusion.sampling.prompts import Prompt
 from transfusion.sampling.solvers import SOLVERS
 from transfusion.sampling.state import first_noise, row_keys, step_noise, text_keys
 from transfusion.sampling.ways import Way, sizes_of, ways_of
-from transfusion.sequence import MASKED, TEXT, Document, Run, Segment, SequenceSpec
+from transfusion.sequence import TEXT, Document, Run, Segment, SequenceSpec
 from transfusion.sequence.patches import patchify, unpatchify
 from transfusion.sequence.rows import assemble, expand
 from transfusion.sequence.spelling import CODE, Spelling
@@ -97,8 +97,8 @@ class _Row:
         if hidden is not None:
             name = self.drawable.run.stream
             last = slice(part.cost[name] - len(hidden), part.cost[name])
-            held, nothing = (batch[name].tokens, MASKED) if batch[name].values is None else (batch[name].values, np.nan)
-            held[0, last][hidden] = nothing
+            content = spec.streams[name].content
+            getattr(batch[name], content.field)[0, last][hidden] = content.nothing
         out = _forward(self.task, self.params, batch, times, aheads)
         return {name: np.asarray(value[0]) for name, value in out.items()}, part.cost
 

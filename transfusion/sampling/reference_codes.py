@@ -93,10 +93,10 @@ class TokenFlows:
 
     def __init__(self, row: Any, drawn: int, before: int):
         """`before` counts the tokens of the image in front of its first patch."""
-        config, name = row.config, row.drawable.run.stream
-        self.row, self.drawn, self.before = row, drawn, before
+        name = row.drawable.run.stream
+        self.row, self.drawn = row, drawn
         self.continuous, (self.n, self.e) = row.task.objectives.of_continuous(name), row.parts.held.shape
-        self.times = config.times(self.continuous.prediction, self.n - before)
+        self.times = row.config.times(self.continuous.prediction, self.n - before)
         self.head = row.task.template.bind(row.params).head_of(name)
 
     def outputs(self, prompt: Prompt, x: np.ndarray, hidden: np.ndarray | None = None) -> jax.Array:

@@ -1,12 +1,13 @@
 """The language of documents: segments become runs of tokens of streams, and rows of them are packed.
 
 Read in this order: `segment` (what a document is), `stream` and `spec` (the two tables of a config: the streams, and
-the layout), `content` and `items` (what the tokens of a stream hold, and what follows from it), `position`, `times` and
-`spans` (tables of rules that streams and runs name), `layouts` (the layouts of published systems), `rows` (a document
-to tokens, tokens to a packed row), `batch` (the arrays of a packed batch), `wordless` (the same without its words),
-`masks` (which token sees which), `pairs` (how many pairs of tokens that makes), `patches` (latents in patches), `text`,
-`chat` and `spelling` (ids of text, of turns, and of codes in the text's vocabulary), `chat_template` (the texts of
-turns from a tokenizer's program), `arrays` (types that name the axes of arrays), `fakes` (random batches for tests).
+the layout), `content` and `items` (what the tokens of a stream hold, and what follows from it; `code_items` and
+`latent_items` are two kinds), `position`, `times` and `spans` (tables of rules that streams and runs name), `layouts`
+(the layouts of published systems), `rows` (a document to tokens, tokens to a packed row), `batch` (the arrays of a
+packed batch), `wordless` (the same without its words), `masks` (which token sees which), `pairs` (how many pairs of
+tokens that makes), `patches` (latents in patches), `text`, `chat` and `spelling` (ids of text, of turns, and of codes
+in the text's vocabulary), `chat_template` (the texts of turns from a tokenizer's program), `arrays` (types that name
+the axes of arrays), `fakes` (random batches for tests).
 
 The words of this language, each with one meaning:
 

@@ -121,6 +121,7 @@ class Content:
       starts: the first token of an item is a learned start token, which takes the place of the opener and predicts the
         first code.
       hides: a code or a patch may be hidden, see `hidden`.
+      nothing: what a hidden token holds.
       left_out: the share of fake documents without such an item.
       words: what it is, for people.
     """
@@ -137,6 +138,7 @@ class Content:
     mixed: bool = False
     starts: bool = False
     hides: bool = False
+    nothing: ClassVar[float] = MASKED
     left_out: ClassVar[float] = 0.0
     words: str = ""
 

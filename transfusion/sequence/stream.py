@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 from transfusion.errors import UsageError, check
+from transfusion.sequence.code_items import Codes
 from transfusion.sequence.content import Content, Facts, Text
-from transfusion.sequence.items import PREDICTIONS, Codes, Latents, Prediction, Queries
+from transfusion.sequence.items import PREDICTIONS, Prediction
+from transfusion.sequence.latent_items import Latents, Queries
 from transfusion.sequence.spans import ATTENTIONS
 from transfusion.sequence.times import AHEAD, TIMES
 
