@@ -7,7 +7,9 @@
 `list` shows each claim with its verdict, and what is missing. `run` works through all runs of all claims that are not
 finished, --parallel at a time, and writes each verdict as soon as its runs are there; it may be stopped at any time,
 and the same command goes on. `match` finds the value of a field with which the systems of a claim are equal. The files
-are --claims/NAME/claim.toml (see `transfusion.claims.claim`).
+are --claims/NAME/claim.toml (see `transfusion.claims.claim`). What a finished run has measured is kept in --records; a
+run whose record is there is not trained again, unless another begins with its weights. With --records of an empty
+folder all runs are trained.
 """
 
 import json
@@ -33,6 +35,7 @@ from transfusion.sweep.forecast import forecast, forecast_table
 from transfusion.sweep.pins import PINS, Slot, slots
 from transfusion.sweep.process import is_finished
 from transfusion.sweep.queue import Row
+from transfusion.sweep.records import keep, restore
 
 ACTIONS = ("list", "run", "match")
 
@@ -42,10 +45,18 @@ class Book:
 
     Args:
       fields: fields that are set in all runs, such as data.data_dir.
+      records: the folder of the records of runs; None: 'records' in the folder of the claims.
     """
 
-    def __init__(self, folder: str | os.PathLike, store: str | os.PathLike, fields: Mapping[str, Any] = {}):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        store: str | os.PathLike,
+        fields: Mapping[str, Any] = {},
+        records: str | os.PathLike | None = None,
+    ):
         self.folder, self.store = pathlib.Path(folder), pathlib.Path(store)
+        self.records = self.folder / "records" if records is None else pathlib.Path(records)
         self.claims = read_claims(folder)
         made = {(c.name, size): runs_of(c, size, store, fields) for c in self.claims for size in c.sizes}
         self.runs: dict[tuple[str, str], Claimed] = {key: one for key, one in made.items() if one is not None}
@@ -110,6 +121,7 @@ def run(book: Book, claimed: Sequence[Claimed], places: Sequence[Slot]) -> bool:
       UsageError: if the systems of a claim differ in what they should have equal.
     """
     members = shared(claimed)
+    restore(members, book.records)
     left = [member for member in members if not is_finished(member)]
     logging.info("%d runs of %d claims, of which %d are left", len(members), len(claimed), len(left))
     for one in claimed:
@@ -120,6 +132,8 @@ def run(book: Book, claimed: Sequence[Claimed], places: Sequence[Slot]) -> bool:
     book.write()
 
     def done(one: Claimed, row: Row) -> None:
+        for member in one.members:
+            keep(member, book.records)
         if not row["error"] and book.decide(one):
             book.write()
             print(lines([(one.claim, recorded(one.claim))]), flush=True)
@@ -142,7 +156,8 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     logging.get_absl_handler().setFormatter(None)
     places = slots(FLAGS.parallel, FLAGS.pin)
-    book = Book(FLAGS.claims, FLAGS.store, {"data.data_dir": FLAGS.data_dir} if FLAGS.data_dir else {})
+    fields = {"data.data_dir": FLAGS.data_dir} if FLAGS.data_dir else {}
+    book = Book(FLAGS.claims, FLAGS.store, fields, FLAGS.records)
     chosen = book.chosen(names, FLAGS.size)
     if action != "run" or FLAGS.dry_run:
         logging.set_verbosity(logging.WARNING)  # data sets tell at length that they are opened
@@ -172,6 +187,7 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     flags.DEFINE_string("claims", "experiments/claims", "Folder of the claims.")
     flags.DEFINE_string("store", "runs/store", "Folder of the runs, which claims and sweeps share.")
+    flags.DEFINE_string("records", None, "Folder of what finished runs have measured; default: that of the claims.")
     flags.DEFINE_string("size", "cpu", "Size of the runs, one of those in the claims' files.")
     flags.DEFINE_string("data_dir", None, "Where the datasets are; default: as the configs say.")
     flags.DEFINE_integer("parallel", 1, "Runs at a time, each with its share of cores or an accelerator.")

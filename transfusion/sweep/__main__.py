@@ -34,21 +34,36 @@ from transfusion.sweep.page import sweep_page
 from transfusion.sweep.pins import PINS, Slot, slots
 from transfusion.sweep.process import commands, found_row, is_finished
 from transfusion.sweep.queue import run_all
+from transfusion.sweep.records import keep, restore
 
 JUDGES = "judges"
 
 
-def sweep(members: Sequence[Member], workdir: str | os.PathLike, places: Sequence[Slot] = (Slot(),)) -> list[dict]:
-    """Runs all members; writes the table after each, so that it is there whatever happens later."""
+def sweep(
+    members: Sequence[Member],
+    workdir: str | os.PathLike,
+    places: Sequence[Slot] = (Slot(),),
+    records: str | os.PathLike | None = None,
+) -> list[dict]:
+    """Runs all members; writes the table after each, so that it is there whatever happens later.
+
+    Args:
+      records: a folder of what runs of a store have measured (`transfusion.sweep.records`), used and added to.
+    """
     workdir = pathlib.Path(workdir)
     storage.make_folder(workdir)
     for name in ("sweep.json", "sweep.md", "sweep.html"):
         storage.check_writable(workdir / name)  # before a member is trained
     _link(members, workdir)
     found: dict[str, dict[str, Any]] = {}
+    by_name = {member.name: member for member in members}
+    if records is not None:
+        restore(members, records)
 
     def report(row: dict[str, Any]) -> None:
         found[row["name"]] = row
+        if records is not None:
+            keep(by_name[row["name"]], records)
         write(members, [found[member.name] for member in members if member.name in found], workdir)
 
     return run_all(members, places, workdir / JUDGES, report)
@@ -117,6 +132,8 @@ def main(argv: Sequence[str]) -> None:
     logging.get_absl_handler().setFormatter(None)
     places = slots(FLAGS.parallel, FLAGS.pin)
     members, workdir = read_sweep(argv[1], FLAGS.workdir, fields, FLAGS.store), pathlib.Path(FLAGS.workdir)
+    if FLAGS.records is not None and not FLAGS.store:
+        raise UsageError("--records needs --store: a record is known by the digest of its run")
     if FLAGS.dry_run:
         logging.set_verbosity(logging.WARNING)  # data sets tell at length that they are opened
         return print(forecast_table(forecast(members, FLAGS.rate), FLAGS.parallel))
@@ -132,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
         elif FLAGS.member:
             rows = [run_one(members, FLAGS.member, workdir)]
         else:
-            rows = sweep(members, workdir, places)
+            rows = sweep(members, workdir, places, FLAGS.records)
     except KeyboardInterrupt:
         raise UsageError("interrupted; the same command continues") from None
     print(sweep_table(rows))
@@ -148,6 +165,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/sweep", "Folder that receives a workdir per member, and the table of all.")
     flags.DEFINE_string("data_dir", None, "Where the datasets are; default: as the configs say.")
     flags.DEFINE_string("store", None, "Folder of runs by the digest of their config, which sweeps and claims share.")
+    flags.DEFINE_string("records", None, "Folder of what runs of the store have measured, which need not run again.")
     flags.DEFINE_integer("parallel", 1, "Members that run at a time, each with its share of cores or an accelerator.")
     flags.DEFINE_enum("pin", "auto", ["auto", *PINS], "What each of several members gets for itself.")
     flags.DEFINE_string("member", None, "Run this member alone, by its name or its index.")
