@@ -108,13 +108,15 @@ def _edit(chance: Chance, split: str, kind: str) -> Drawn:
     return Drawn(name, (CHANGES[name].words(chance, values, False, split),), (before, after))
 
 
-def _story(chance: Chance, split: str, kind: str) -> Drawn:
+def _story(chance: Chance, split: str, kind: str, world: draws.World = lambda scene: scene) -> Drawn:
+    """Panels of a world, which holds what it does not change."""
+
     def draw() -> tuple | None:
-        scenes = [draws.some_scene(chance, chance.of((1, 2)), different=True)]
+        scenes = [world(draws.some_scene(chance, chance.of((1, 2)), different=True))]
         told = []
         while len(scenes) < PANELS:
             made = draw_change(chance, scenes[-1])
-            if made is None:
+            if made is None or world(made[2]) != made[2]:
                 return None
             told.append(made[:2])
             scenes.append(made[2])
@@ -234,6 +236,7 @@ TASKS: dict[str, SceneTask] = {
     "plain_facts": SceneTask(functools.partial(_fact, world=draws.plainly), _asked, words.SKILLS),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
+    "plain_stories": SceneTask(functools.partial(_story, world=draws.plainly), _told, splits=_UNCOUNTED),
     "subjects": SceneTask(_subjects, _edited, splits=_UNCOUNTED),
     **{name: SceneTask(_mapped(name), _from_map) for name in maps.MAPS},
     "clips": SceneTask(_clip, _moving, ("moves", "appears", "vanishes", "turns"), _OF_CLIPS, 16),
