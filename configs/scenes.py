@@ -10,9 +10,9 @@ Hardware: 2 CPU cores. Time and results: experiments/scenes.
 Forms: without a form, captions both ways. `configs/scenes.py:questions` answers questions about pictures, `:edits`
 changes a picture as it is told, `:stories` writes and draws four panels, `:subjects` puts the things of two pictures
 into a third, `:maps` draws from edges, masks and layouts, and `:any` is one model of all of these.
-In `:stories_codes` a picture is nine codes in the text's vocabulary (Chameleon, arXiv 2405.09818), those of
-`configs/scenes_vq.py`, so that its stories are of large things before white. `:debug` and `:any_debug` train 20 steps
-in seconds.
+In `:codes` a picture is nine codes in the text's vocabulary (Chameleon, arXiv 2405.09818), those of
+`configs/scenes_vq.py`: one model of stories, edits and subjects, of large things before white. `:debug` and
+`:any_debug` train 20 steps in seconds.
 """
 
 import dataclasses
@@ -40,19 +40,21 @@ TASKS = {
     "questions": ("questions", "listed"),  # all that is to be seen, in words, teaches to look
     "edits": ("edits",),
     "stories": ("stories",),
-    "stories_codes": ("plain_stories",),
     "subjects": ("subjects",),
     "maps": ("edges", "masks", "layouts"),
 }
-TASKS["any"] = tuple(task for name, tasks in TASKS.items() if name != "stories_codes" for task in tasks)
+TASKS["any"] = tuple(task for tasks in TASKS.values() for task in tasks)
+TASKS["codes"] = ("plain_stories", "plain_edits", "plain_subjects")
 # Tokens of a row: of text, noised and clean; a picture is nine. They are what 8 captions, 10 questions and lists,
 # 8 edits, 2 stories, 6 pairs of subjects and 8 maps need.
 BUDGETS = {
     "": (130, 72, 45), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
-    "stories_codes": (112, 72, 72), "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),
+    "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),
+    "codes": (112, 72, 72),
 }  # fmt: skip
+WEIGHTS = {"questions": {"questions": 4.0}, "codes": {"plain_stories": 2.0}}
 CODES = 512
-FORMS = ("", "debug", "questions", "edits", "stories", "stories_codes", "subjects", "maps", "any", "any_debug")
+FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug", "codes")
 
 
 def get_config(form: str = ""):
@@ -60,7 +62,7 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     name = form.removesuffix("debug").removesuffix("_")
     words, drawn, read = BUDGETS[name]
-    weights = {"questions": 4.0} if name == "questions" else {}
+    weights = WEIGHTS.get(name, {})
     train = {
         task: SourceConfig(kind="scenes", name=task, resolution=SIDE, weight=weights.get(task, 1.0))
         for task in TASKS[name]
@@ -94,7 +96,7 @@ def get_config(form: str = ""):
             steps=25, shift=CONTINUOUS.shift, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4
         ),
     )
-    if form.endswith("codes"):
+    if name == "codes":
         experiment = spelled(experiment)
     if form.endswith("debug"):
         experiment = debug_form(experiment)
@@ -111,6 +113,7 @@ def spelled(experiment: Experiment) -> Experiment:
     words = dataclasses.replace(words, vocabulary=text.VOCABULARY + CODES, budget=words.budget + drawn, weight=1.0)
     return dataclasses.replace(
         experiment,
+        steps=8000,
         model=dataclasses.replace(experiment.model, rope_axes=1, rope_interleaved=False, qk_norm="layer"),
         streams={"text": words},
         layout=layouts.chameleon(CODES, (SIDE // PATCH, SIDE // PATCH)),

@@ -224,11 +224,14 @@ def test_answers_are_right_and_cannot_be_guessed():
 def test_words_of_edits_and_stories_change_the_scene_as_it_is_shown():
     for number in range(140):
         kind, split = [*changes.CHANGES][number % 7], ("train", "test", "paraphrases", "pairs")[number % 4]
-        drawn = tasks.draw("edits", split, number, kind)
+        plain = "" if kind in ("size", "background") else ("", "plain_")[number % 2]
+        drawn = tasks.draw(f"{plain}edits", split, number, kind)
         before, after = drawn.scenes
         assert drawn.kind == kind and changes.changed(before, drawn.texts[0]) == after != before
-        story = tasks.draw(("stories", "plain_stories")[number % 2], split, number)
-        assert number % 2 == 0 or all(draws.plainly(scene) == scene for scene in story.scenes)
+        story = tasks.draw(f"{plain}stories", split, number)
+        both = tasks.draw(f"{plain}subjects", split, number)
+        for one in (drawn, story, both):
+            assert not plain or all(draws.plainly(scene) == scene for scene in one.scenes)
         first, told = story.texts[0], story.texts[1:]
         assert words.understood_list(first.split(" there is ")[1]).things == story.scenes[0].things
         for one, two, said in zip(story.scenes, story.scenes[1:], told, strict=False):

@@ -97,20 +97,23 @@ def fact_of(told: Drawn, chance: Chance, split: str) -> Drawn:
     return dataclasses.replace(told, texts=ask_fact(chance, told.kind, told.says, split))
 
 
-def _edit(chance: Chance, split: str, kind: str) -> Drawn:
+def _any_world(scene: Scene) -> Scene:
+    """The world of all scenes. A world has those that it does not change."""
+    return scene
+
+
+def _edit(chance: Chance, split: str, kind: str, world: draws.World = _any_world) -> Drawn:
     def draw() -> tuple | None:
-        before = draws.some_scene(chance, chance.of((1, 2, 3)), different=True)
+        before = world(draws.some_scene(chance, chance.of((1, 2, 3)), different=True))
         made = draw_change(chance, before)
-        good = made is not None and made[0] == (kind or made[0])
+        good = made is not None and made[0] == (kind or made[0]) and world(made[2]) == made[2]
         return (before, *made) if good and draws.belongs((before, made[2]), split) else None
 
     before, name, values, after = draws.until(draw, lambda _: True)
     return Drawn(name, (CHANGES[name].words(chance, values, False, split),), (before, after))
 
 
-def _story(chance: Chance, split: str, kind: str, world: draws.World = lambda scene: scene) -> Drawn:
-    """Panels of a world, which holds what it does not change."""
-
+def _story(chance: Chance, split: str, kind: str, world: draws.World = _any_world) -> Drawn:
     def draw() -> tuple | None:
         scenes = [world(draws.some_scene(chance, chance.of((1, 2)), different=True))]
         told = []
@@ -128,11 +131,11 @@ def _story(chance: Chance, split: str, kind: str, world: draws.World = lambda sc
     return Drawn("stories", texts, tuple(scenes))
 
 
-def _subjects(chance: Chance, split: str, kind: str) -> Drawn:
+def _subjects(chance: Chance, split: str, kind: str, world: draws.World = _any_world) -> Drawn:
     """Two pictures with a thing each, and both things together at places that the words name."""
 
     def draw() -> tuple[Scene, ...] | None:
-        both = draws.some_scene(chance, 2, different=True)
+        both = world(draws.some_scene(chance, 2, different=True))
         alone = [
             Scene((dataclasses.replace(thing, cell=chance.of(range(9))),), both.background)
             for thing in chance.some(both.things, 2)
@@ -221,6 +224,7 @@ def _from_map(drawn: Drawn, pixels: int) -> dict:
 
 # Words name a thing by its colour and shape, so that no two may share them: then there is nothing to count.
 _UNCOUNTED = tuple(split for split in SPLITS if split != "counts")
+_PLAIN_CHANGES = tuple(name for name in CHANGES if name not in ("size", "background"))
 _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
 
 TASKS: dict[str, SceneTask] = {
@@ -236,8 +240,10 @@ TASKS: dict[str, SceneTask] = {
     "plain_facts": SceneTask(functools.partial(_fact, world=draws.plainly), _asked, words.SKILLS),
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
-    "plain_stories": SceneTask(functools.partial(_story, world=draws.plainly), _told, splits=_UNCOUNTED),
     "subjects": SceneTask(_subjects, _edited, splits=_UNCOUNTED),
+    "plain_edits": SceneTask(functools.partial(_edit, world=draws.plainly), _edited, _PLAIN_CHANGES, _UNCOUNTED),
+    "plain_stories": SceneTask(functools.partial(_story, world=draws.plainly), _told, splits=_UNCOUNTED),
+    "plain_subjects": SceneTask(functools.partial(_subjects, world=draws.plainly), _edited, splits=_UNCOUNTED),
     **{name: SceneTask(_mapped(name), _from_map) for name in maps.MAPS},
     "clips": SceneTask(_clip, _moving, ("moves", "appears", "vanishes", "turns"), _OF_CLIPS, 16),
 }

@@ -140,6 +140,7 @@ def story(one: Drawn, parts: list) -> list[bool]:
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
     "captions": captions, "plain_captions": captions, "listed": listed, "plain_listed": listed, "depicted": depicted,
     "plain_told": captions, "plain_planned": planned, "facts": facts, "plain_facts": facts, "questions": questions,
-    "edits": edits, "stories": stories, "plain_stories": stories, "subjects": subjects, "clips": clips,
+    "edits": edits, "plain_edits": edits, "stories": stories, "plain_stories": stories, "subjects": subjects,
+    "plain_subjects": subjects, "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip
