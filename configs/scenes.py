@@ -113,7 +113,7 @@ def spelled(experiment: Experiment) -> Experiment:
     words = dataclasses.replace(words, vocabulary=text.VOCABULARY + CODES, budget=words.budget + drawn, weight=1.0)
     return dataclasses.replace(
         experiment,
-        steps=8000,
+        steps=12_000,
         model=dataclasses.replace(experiment.model, rope_axes=1, rope_interleaved=False, qk_norm="layer"),
         streams={"text": words},
         layout=layouts.chameleon(CODES, (SIDE // PATCH, SIDE // PATCH)),
