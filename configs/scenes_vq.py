@@ -1,12 +1,11 @@
 """Codes of scenes: pictures of 24x24 pixels become 3x3 codes, for the systems of `configs/scenes_systems.py` that draw
-codes.
+codes, and for `configs/scenes.py:codes`.
 
 What: an autoencoder with a codebook on pictures of coloured shapes, as `configs/vq_digits.py`.
 Command: python -m transfusion.train --config configs/scenes_vq.py --workdir runs/scenes_vq
 Hardware: a CPU core. Time and results: experiments/scenes.
 Forms: `configs/scenes_vq.py:multiscale` has codes at growing scales, of sides 1 and 3, for `configs/var.py`, and
-`:kl` Gaussian latents. `:all` are codes of things of both sizes before any background, for `configs/scenes.py`.
-`:debug`, `:multiscale_debug`, `:kl_debug` and `:all_debug` train 20 steps in seconds.
+`:kl` Gaussian latents. `:debug`, `:multiscale_debug` and `:kl_debug` train 20 steps in seconds.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from transfusion.model.quantizers import QuantizerConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
 
-FORMS = ("", "debug", "multiscale", "multiscale_debug", "kl", "kl_debug", "all", "all_debug")
+FORMS = ("", "debug", "multiscale", "multiscale_debug", "kl", "kl_debug")
 
 
 def get_config(form: str = ""):
@@ -26,10 +25,6 @@ def get_config(form: str = ""):
     check_form(__file__, form, FORMS)
     kind = form.removesuffix("debug").removesuffix("_") or "vq"
     source = SourceConfig(kind="scenes", name="plain_captions", resolution=24, channels=3)
-    codes, latents = 512, 8  # as many numbers as the systems' streams have
-    if kind == "all":
-        # Of 219 kinds of places. With 512 codes a fifth of the small things shared theirs with another shape.
-        kind, codes, latents, source = "vq", 2048, 48, dataclasses.replace(source, name="listed")
     experiment = Experiment(
         task="autoencoder",
         steps=2000,
@@ -41,11 +36,11 @@ def get_config(form: str = ""):
             patch=8,
             channels=(128,),
             straight=True,
-            latent_channels=latents,
+            latent_channels=8,  # as many numbers as the systems' streams have
             middle_attention=False,
             # A thing covers a third of its place: the absolute error is least where it is left out.
             reconstruction="l2",
-            quantizer=QuantizerConfig(codes=codes, decay=0.97, revive=0.03, scales=(1, 3)),
+            quantizer=QuantizerConfig(codes=512, decay=0.97, revive=0.03, scales=(1, 3)),
         ),
         data=DataConfig(sources={"captions": source}, cache=False),
         optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-5, warmup=50, weight_decay=0.0, ema=0.99),
