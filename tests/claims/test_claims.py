@@ -199,6 +199,12 @@ def test_runs_are_shared_and_the_queue_goes_through_all(folder, monkeypatch):
     readme = (folder / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and readme.count("**holds**") == 2
     assert "<script" not in (store.parent / "claims.html").read_text()
+    # Another time the claims without a verdict come first.
+    assert [one.claim.name for one in book.chosen((), "cpu")] == ["again", "causal"]
+    said = (folder / "causal" / "results.json").read_text()
+    (folder / "causal" / "results.json").unlink()
+    assert [one.claim.name for one in book.chosen((), "cpu")] == ["causal", "again"]
+    (folder / "causal" / "results.json").write_text(said)
     # The verdicts are known where the runs are not.
     away = program.Book(folder, folder.parent / "elsewhere" / "store").verdicts(["causal"])
     assert away[0][1]["cpu"]["verdict"] == "holds" and away[0][1]["gpu"]["verdict"] == "not run"

@@ -62,7 +62,7 @@ class Book:
         self.runs: dict[tuple[str, str], Claimed] = {key: one for key, one in made.items() if one is not None}
 
     def chosen(self, names: Sequence[str], size: str) -> list[Claimed]:
-        """The runs of the named claims, in this order (of all without names), at a size.
+        """The runs of the named claims, in this order, at a size; of all without names, those without a verdict first.
 
         Raises:
           UsageError: if there is no claim of a name, or none of this size.
@@ -74,7 +74,7 @@ class Book:
         found = [self.runs[name, size] for name in names or known if (name, size) in self.runs]
         if not found:
             raise UsageError(f"no claim has the size {size!r}: {', '.join(dict.fromkeys(at for _, at in self.runs))}")
-        return found
+        return found if names else sorted(found, key=lambda one: size in recorded(one.claim))
 
     def verdicts(self, names: Sequence[str] = ()) -> list[tuple[Claim, dict[str, Any]]]:
         """Each claim with its verdicts by size, as recorded; without one, with what is missing."""
