@@ -13,7 +13,7 @@ from transfusion.data.packaged.base import PackagedBuilder, in_held_out_tenth, s
 from transfusion.data.packaged.digits import DIGIT_WORDS
 from transfusion.errors import UsageError
 
-RECORDINGS = "/usr/share/asterisk/sounds/en"
+RECORDINGS = "/usr/share/asterisk/sounds/en_US_f_Allison"
 
 
 @dataclasses.dataclass
