@@ -64,6 +64,20 @@ def test_a_run_is_trained_again_if_another_begins_with_its_weights(folder, ran):
     assert all_of_them[-1].needs == ("causal.text",)
 
 
+def test_a_run_that_another_program_has_begun_is_left_alone(folder, ran):  # noqa: F811
+    ran("one")
+    book, all_of_them = members(folder, "two")
+    part, last = all_of_them[0], all_of_them[-1]
+    (book.records / f"{last.digest}.zip").unlink()  # it begins with the part's weights
+    part.workdir.mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        (part.workdir / name).write_text("begun")
+    restore(all_of_them, book.records)
+    assert {file.name: file.read_text() for file in part.workdir.iterdir()} == {
+        "config.json": "begun", "metrics.jsonl": "begun"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 and no more"])
 def test_a_damaged_record_is_trained_again_and_mended(folder, ran, damage):  # noqa: F811
     ran("one")

@@ -85,8 +85,10 @@ def _link(members: Sequence[Member], workdir: pathlib.Path) -> None:
             link.symlink_to(os.path.relpath(member.workdir.absolute(), workdir.absolute()))
 
 
-def run_one(members: Sequence[Member], wanted: str, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Runs one member, by its name or its index; returns its row.
+def run_one(
+    members: Sequence[Member], wanted: str, workdir: str | os.PathLike, records: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """Runs one member, by its name or its index; returns its row. `records` as in `sweep`.
 
     Raises:
       UsageError: if there is no such member.
@@ -97,12 +99,17 @@ def run_one(members: Sequence[Member], wanted: str, workdir: str | os.PathLike) 
         said = f"--member: {wanted!r} is neither a member{nearest(wanted, names)} nor an index below {len(members)}"
         raise UsageError(said)
     member = members[names.index(wanted) if wanted in names else int(wanted)]
+    if records is not None:
+        restore(members, records)
     for other in members:
         if other.name in member.needs and not is_finished(other):
             raise PassingError(f"{member.name} needs {other.name}, which is not finished: run --member={other.name}")
     storage.make_folder(workdir)
     _link([member], pathlib.Path(workdir))
-    return run_all([dataclasses.replace(member, needs=())], [Slot()], pathlib.Path(workdir) / JUDGES)[0]
+    (row,) = run_all([dataclasses.replace(member, needs=())], [Slot()], pathlib.Path(workdir) / JUDGES)
+    if records is not None:
+        keep(member, records)
+    return row
 
 
 def lines_of(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
@@ -143,11 +150,13 @@ def main(argv: Sequence[str]) -> None:
         signal.signal(number, _interrupt)
     try:
         if FLAGS.gather:
+            if FLAGS.records is not None:
+                restore(members, FLAGS.records)
             rows = [found_row(member) for member in members]
             storage.make_folder(workdir)
             write(members, rows, workdir)
         elif FLAGS.member:
-            rows = [run_one(members, FLAGS.member, workdir)]
+            rows = [run_one(members, FLAGS.member, workdir, FLAGS.records)]
         else:
             rows = sweep(members, workdir, places, FLAGS.records)
     except KeyboardInterrupt:

@@ -59,8 +59,9 @@ def restore(members: Sequence[Member], folder: str | os.PathLike) -> None:
     def want(names: Sequence[str]) -> None:
         for name in set(names) - wanted:
             wanted.add(name)
-            if not is_finished(by_name[name]) or _without_weights(by_name[name]):
+            if is_finished(by_name[name]) and _without_weights(by_name[name]):
                 _forget(by_name[name])
+            if not is_finished(by_name[name]):
                 want(by_name[name].needs)
 
     want([name for member in members if not is_finished(member) for name in member.needs])
@@ -86,7 +87,8 @@ def _read(path: pathlib.Path) -> dict[str, bytes]:
 def _unpack(member: Member, folder: str | os.PathLike) -> None:
     """Puts the record of a run, if there is one that tells all that is measured, into the run's folder."""
     path = _path(member, folder)
-    if not path.is_file() or (member.workdir / "metrics.jsonl").exists():  # a run that was begun goes on
+    begun = member.workdir.is_dir() and any(member.workdir.iterdir())  # perhaps by a program that is at work on it
+    if begun or not path.is_file():
         return
     for name, content in _read(path).items():
         storage.make_folder(member.workdir)
@@ -100,10 +102,9 @@ def _without_weights(member: Member) -> bool:
 
 
 def _forget(member: Member) -> None:
-    """Removes what a record has put in the place of a run; a run with weights is left as it is."""
-    if _without_weights(member):
-        for name in FILES:
-            (member.workdir / name).unlink(missing_ok=True)
+    """Removes what a record has put in the place of a run."""
+    for name in FILES:
+        (member.workdir / name).unlink(missing_ok=True)
 
 
 def _without_places(value: Any) -> Any:
