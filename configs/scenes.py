@@ -11,8 +11,9 @@ Forms: without a form, captions both ways. `configs/scenes.py:questions` answers
 changes a picture as it is told, `:stories` writes and draws four panels, `:subjects` puts the things of two pictures
 into a third, `:maps` draws from edges, masks and layouts, and `:any` is one model of all of these.
 In `:codes` a picture is nine codes in the text's vocabulary (Chameleon, arXiv 2405.09818), those of
-`configs/scenes_vq.py`: one model of stories, edits and subjects, of large things before white. `:debug` and
-`:any_debug` train 20 steps in seconds.
+`configs/scenes_vq.py`: one model of stories, edits and subjects, of large things before white. In `:planned` the same
+model writes a list of all that a picture will show before it draws it (a plan in words, as GoT, arXiv 2503.10639).
+`:debug` and `:any_debug` train 20 steps in seconds.
 """
 
 import dataclasses
@@ -45,16 +46,20 @@ TASKS = {
 }
 TASKS["any"] = tuple(task for tasks in TASKS.values() for task in tasks)
 TASKS["codes"] = ("plain_stories", "plain_edits", "plain_subjects")
+TASKS["planned"] = ("planned_stories", "planned_edits", "planned_subjects")
 # Tokens of a row: of text, noised and clean; a picture is nine. They are what 8 captions, 10 questions and lists,
 # 8 edits, 2 stories, 6 pairs of subjects and 8 maps need.
 BUDGETS = {
     "": (130, 72, 45), "questions": (220, 9, 90), "edits": (105, 72, 72), "stories": (112, 72, 72),
     "subjects": (130, 54, 108), "maps": (130, 72, 72), "any": (140, 72, 45),
-    "codes": (112, 72, 72),
+    "codes": (112, 72, 72), "planned": (190, 72, 72),
 }  # fmt: skip
-WEIGHTS = {"questions": {"questions": 4.0}, "codes": {"plain_stories": 2.0}}
+WEIGHTS = {
+    "questions": {"questions": 4.0}, "codes": {"plain_stories": 2.0},
+    "planned": {"planned_stories": 2.0, "planned_edits": 2.0},
+}  # fmt: skip
 CODES = 512
-FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug", "codes")
+FORMS = ("", "debug", "questions", "edits", "stories", "subjects", "maps", "any", "any_debug", "codes", "planned")
 
 
 def get_config(form: str = ""):
@@ -96,7 +101,7 @@ def get_config(form: str = ""):
             steps=25, shift=CONTINUOUS.shift, guidance=2.0, temperature=0.0, max_tokens=160, max_images=4
         ),
     )
-    if name == "codes":
+    if name in ("codes", "planned"):
         experiment = spelled(experiment)
     if form.endswith("debug"):
         experiment = debug_form(experiment)

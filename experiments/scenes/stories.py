@@ -19,7 +19,7 @@ import transfusion
 from transfusion.data.scenes import changes, tasks
 from transfusion.data.scenes.parse import parse
 from transfusion.evaluation.pictures import grid
-from transfusion.evaluation.scenes.tasks import story
+from transfusion.evaluation.scenes.tasks import sentence, story
 
 HERE = pathlib.Path(__file__).resolve().parent
 SHOWN = 6  # stories of the picture
@@ -41,8 +41,8 @@ def kinds(told: list[tuple[np.ndarray, str]], good: list[bool]) -> Iterator[tupl
     """(what the sentence changes, things in the panel, right) of each panel."""
     before = None
     for (picture, said), right in zip(told, good, strict=False):
-        understood, scene = changes.understood(said), parse(picture).scene
-        fits = before is not None and changes.changed(before, said) is not None
+        understood, scene = changes.understood(sentence(said)), parse(picture).scene
+        fits = before is not None and changes.changed(before, sentence(said)) is not None
         kind = "first panel" if before is None else understood[0] if understood and fits else "does not fit"
         yield kind, len(scene.things), right
         before = scene

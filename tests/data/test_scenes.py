@@ -291,7 +291,7 @@ IMAGE = Stream(
     grid=(32, 32), budget=256,
 )  # fmt: skip
 SPEC = SequenceSpec(
-    {"text": Stream(vocabulary=text.VOCABULARY, budget=512), "image": IMAGE}, layouts.transfusion(), text.BOS, text.EOS
+    {"text": Stream(vocabulary=text.VOCABULARY, budget=768), "image": IMAGE}, layouts.transfusion(), text.BOS, text.EOS
 )
 
 

@@ -53,7 +53,13 @@ class Knowing:
     def answer(self, prompts, **settings):
         return ["" if self._blind else f" {one.texts[1]}" for one in self._drawn]
 
-    def generate(self, prompts, **settings):
+    def generate(self, prompts, think=0, **settings):
+        if think:
+            assert all(
+                prompt[-1] == one.texts[0] + tasks.PLAN for prompt, one in zip(prompts, self._drawn, strict=True)
+            )
+            plans = ["" if self._blind else words.list_words(one.scenes[-1]) for one in self._drawn]
+            return [[plan, self._picture(one.scenes[-1])] for plan, one in zip(plans, self._drawn, strict=True)]
         told = [(*one.texts[1:], "")[: len(one.scenes)] for one in self._drawn]
         return [
             [part for scene, said in zip(one.scenes, after, strict=True) for part in (self._picture(scene), said)]
@@ -83,6 +89,34 @@ def test_a_story_goes_on_from_what_was_drawn():
     parts = parts[:5]
     run.generate = lambda *_, **__: [parts]
     assert judged.stories(run, [one], 32) == {"told": [False], "panels": [0.5]}
+
+
+def test_a_plan_stands_between_what_is_told_and_its_picture_and_is_not_judged():
+    """A run whose plans are wrong but whose pictures are right has told its story."""
+    one = tasks.draw("planned_stories", "test", 0)
+    said = [part.value for part in tasks.TASKS["planned_stories"].record(one, 24)["segments"][::2]]
+    assert said == [
+        one.texts[0],
+        *(f"{t}: {words.list_words(s)}" for t, s in zip(one.texts[1:], one.scenes[1:], strict=True)),
+    ]
+    run = Knowing([dataclasses.replace(one, texts=(*(f"{text}: a lie" for text in one.texts),))])
+    assert judged.stories(run, [one], 32) == {"told": [True], "panels": [1.0]}
+    for name in ("planned_edits", "planned_subjects"):
+        one = tasks.draw(name, "test", 0)
+        *given, asked, plan, picture = tasks.TASKS[name].record(one, 24)["segments"]
+        assert len(given) == len(one.scenes) - 1 and asked.value == f"{one.texts[0]}: "
+        assert plan.value == words.list_words(one.scenes[-1]) and np.array_equal(
+            picture.value, render(one.scenes[-1], 24)
+        )
+        assert [part.loss for part in (*given, asked, plan, picture)] == [False] * (len(given) + 1) + [None] * 2
+
+
+def test_the_longest_story_with_plans_fits_a_row():
+    config = load_experiment(ROOT / "configs/scenes.py:planned")
+    tokenizer, task = open_tokenizer(config.tokenizer), tasks.TASKS["planned_stories"]
+    said = [task.record(tasks.draw("planned_stories", "train", n), 24)["segments"][::2] for n in range(300)]
+    longest = max(sum(len(tokenizer.encode(part.value)) for part in parts) for parts in said)
+    assert longest + tasks.PANELS * (9 + 2) + 2 < config.streams["text"].budget
 
 
 def test_every_record_fits_a_row_of_its_config():

@@ -19,6 +19,7 @@ from transfusion.data.segments import RawSegment
 from transfusion.sequence import TEXT
 
 PANELS = 4  # of a story
+PLAN = ": "  # between what is asked or told and the list of all that the picture will show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _depicted(drawn: Drawn, pixels: int) -> dict:
 def _thought(drawn: Drawn, pixels: int) -> dict:
     """The plan is learned, too."""
     caption, plan = drawn.texts
-    return {"segments": (_words(f"{caption}: "), RawSegment(TEXT, plan), _made(drawn.scenes[0], pixels))}
+    return {"segments": (_words(caption + PLAN), RawSegment(TEXT, plan), _made(drawn.scenes[0], pixels))}
 
 
 def _asked(drawn: Drawn, pixels: int) -> dict:
@@ -208,12 +209,26 @@ def _edited(drawn: Drawn, pixels: int) -> dict:
     return {"segments": (*(_given(scene, pixels) for scene in given), _words(drawn.texts[0]), _made(last, pixels))}
 
 
+def _planned_edit(drawn: Drawn, pixels: int) -> dict:
+    """What the picture will show is written first."""
+    *given, last = drawn.scenes
+    said = (_words(drawn.texts[0] + PLAN), RawSegment(TEXT, words.list_words(last)))
+    return {"segments": (*(_given(scene, pixels) for scene in given), *said, _made(last, pixels))}
+
+
 def _told(drawn: Drawn, pixels: int) -> dict:
     """Each panel is drawn, and read by what follows."""
     parts: list[RawSegment] = []
     for text, scene in zip(drawn.texts, drawn.scenes, strict=True):
         parts += [RawSegment(TEXT, text), RawSegment("image", render(scene, pixels), "both")]
     return {"segments": tuple(parts)}
+
+
+def _planned_story(drawn: Drawn, pixels: int) -> dict:
+    """What a panel will show is written behind its sentence; the first sentence lists it itself."""
+    first, *told = drawn.texts
+    plans = (text + PLAN + words.list_words(scene) for text, scene in zip(told, drawn.scenes[1:], strict=True))
+    return _told(dataclasses.replace(drawn, texts=(first, *plans)), pixels)
 
 
 def _from_map(drawn: Drawn, pixels: int) -> dict:
@@ -226,6 +241,14 @@ def _from_map(drawn: Drawn, pixels: int) -> dict:
 _UNCOUNTED = tuple(split for split in SPLITS if split != "counts")
 _PLAIN_CHANGES = tuple(name for name in CHANGES if name not in ("size", "background"))
 _OF_CLIPS = ("train", "test", "pairs", "paraphrases")
+
+
+def _plain(name: str, draw: Callable, record: Callable, planned: Callable, kinds: tuple[str, ...] = ()) -> dict:
+    """A task of the plain world, and the same with a plan before each picture."""
+    plain = functools.partial(draw, world=draws.plainly)
+    made = {f"plain_{name}": record, f"planned_{name}": planned}
+    return {key: SceneTask(plain, record, kinds, _UNCOUNTED) for key, record in made.items()}
+
 
 TASKS: dict[str, SceneTask] = {
     "captions": SceneTask(_caption, _captioned, words.SKILLS),
@@ -241,9 +264,9 @@ TASKS: dict[str, SceneTask] = {
     "edits": SceneTask(_edit, _edited, tuple(CHANGES), _UNCOUNTED),
     "stories": SceneTask(_story, _told, splits=_UNCOUNTED),
     "subjects": SceneTask(_subjects, _edited, splits=_UNCOUNTED),
-    "plain_edits": SceneTask(functools.partial(_edit, world=draws.plainly), _edited, _PLAIN_CHANGES, _UNCOUNTED),
-    "plain_stories": SceneTask(functools.partial(_story, world=draws.plainly), _told, splits=_UNCOUNTED),
-    "plain_subjects": SceneTask(functools.partial(_subjects, world=draws.plainly), _edited, splits=_UNCOUNTED),
+    **_plain("edits", _edit, _edited, _planned_edit, _PLAIN_CHANGES),
+    **_plain("stories", _story, _told, _planned_story),
+    **_plain("subjects", _subjects, _edited, _planned_edit),
     **{name: SceneTask(_mapped(name), _from_map) for name in maps.MAPS},
     "clips": SceneTask(_clip, _moving, ("moves", "appears", "vanishes", "turns"), _OF_CLIPS, 16),
 }

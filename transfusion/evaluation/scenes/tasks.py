@@ -12,6 +12,8 @@ each thing that is counted whether each record is right.
 - edits: pictures where the change was made and all else is unchanged ('edited'), and where the changed thing alone is
   right ('changed').
 - subjects, edges, masks, layouts: pictures that show the very scene ('drawn').
+- planned_edits, planned_stories, planned_subjects: the same of runs that write what a picture will show before they
+  draw it. A story is judged by its sentences, not by its plans.
 - stories: the run gets the first sentence and goes on by itself. A panel is right if it shows what its sentence makes
   of the panel before (the first: what the sentence lists), read back from the pixels and from the words: 'told' is
   whole stories, and 'panels' the share of right ones.
@@ -20,6 +22,7 @@ each thing that is counted whether each record is right.
   ('all_states') show the very state.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +32,7 @@ from transfusion.data.scenes import changes, judge, maps, words
 from transfusion.data.scenes.parse import parse
 from transfusion.data.scenes.questions import FACTS
 from transfusion.data.scenes.render import render
-from transfusion.data.scenes.tasks import PANELS, Drawn
+from transfusion.data.scenes.tasks import PANELS, PLAN, Drawn
 from transfusion.evaluation.scenes.clips import clips
 
 Right = dict[str, list]
@@ -46,12 +49,22 @@ def captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     return {"drawn": [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, made, strict=True)]}
 
 
-def planned(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
-    """A plan is written, and read by the drawing that follows."""
-    prompts = [[f"{one.texts[0]}: "] for one in drawn]
-    made = run.generate(prompts, draw=True, think=64, max_images=1, max_tokens=0)
+def planned(run: Any, prompts: Sequence[list]) -> tuple[list[str], list[np.ndarray]]:
+    """The plans that a run writes behind what prompts ask for, and what it then draws."""
+    asked = [[*given, words + PLAN] for *given, words in prompts]
+    made = run.generate(asked, draw=True, think=64, max_images=1, max_tokens=0)
     plans = ["".join(part for part in parts if isinstance(part, str)) for parts in made]
-    pictures = [next(part for part in parts if not isinstance(part, str)) for parts in made]
+    return plans, [next(part for part in parts if not isinstance(part, str)) for parts in made]
+
+
+def draw_planned(run: Any, prompts: Sequence[list]) -> list[np.ndarray]:
+    """The same as `draw`, of runs that first write what they will draw."""
+    return planned(run, prompts)[1]
+
+
+def planned_captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+    """A plan is written, and read by the drawing that follows."""
+    plans, pictures = planned(run, [[one.texts[0]] for one in drawn])
     shown = [judge.shows(one.kind, one.says, picture) for one, picture in zip(drawn, pictures, strict=True)]
     read = [words.understood_list(plan.strip()) for plan in plans]
     kept = [p is not None and p.things == parse(made).scene.things for p, made in zip(read, pictures, strict=True)]
@@ -90,7 +103,7 @@ def facts(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     return {"answered": true}
 
 
-def edits(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+def edits(run: Any, drawn: Sequence[Drawn], pixels: int, draw: Callable = draw) -> Right:
     made = draw(run, [[render(one.scenes[0], pixels), one.texts[0]] for one in drawn])
     right = [judge.same(one.scenes[1], picture) for one, picture in zip(drawn, made, strict=True)]
     return {"edited": right, "changed": [changed(one, picture) for one, picture in zip(drawn, made, strict=True)]}
@@ -105,7 +118,7 @@ def changed(one: Drawn, picture: np.ndarray) -> bool:
     return there and not read.faults and (one.kind != "background" or shown.background == after.background)
 
 
-def subjects(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
+def subjects(run: Any, drawn: Sequence[Drawn], pixels: int, draw: Callable = draw) -> Right:
     made = draw(run, [[*(render(scene, pixels) for scene in one.scenes[:2]), one.texts[0]] for one in drawn])
     return {"drawn": [judge.same(one.scenes[2], picture) for one, picture in zip(drawn, made, strict=True)]}
 
@@ -122,6 +135,11 @@ def stories(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
     return {"told": [all(good) for good in panels], "panels": [sum(good) / PANELS for good in panels]}
 
 
+def sentence(said: str) -> str:
+    """What a story tells before a panel, without the plan that may follow."""
+    return said.split(PLAN)[0]
+
+
 def story(one: Drawn, parts: list) -> list[bool]:
     """Which panels of a story are right; `parts` are what the run wrote and drew behind the first sentence."""
     wanted, good, said = one.scenes[0], [], ""
@@ -130,7 +148,7 @@ def story(one: Drawn, parts: list) -> list[bool]:
             said += part
             continue
         if said.strip():
-            wanted = changes.changed(wanted, said) if wanted else None
+            wanted = changes.changed(wanted, sentence(said)) if wanted else None
         shown, said = parse(part), ""
         good.append(wanted is not None and shown.scene == wanted and not shown.faults)
         wanted = shown.scene  # what follows goes on from what was drawn
@@ -139,8 +157,10 @@ def story(one: Drawn, parts: list) -> list[bool]:
 
 TASKS: dict[str, Callable[[Any, Sequence[Drawn], int], Right]] = {
     "captions": captions, "plain_captions": captions, "listed": listed, "plain_listed": listed, "depicted": depicted,
-    "plain_told": captions, "plain_planned": planned, "facts": facts, "plain_facts": facts, "questions": questions,
-    "edits": edits, "plain_edits": edits, "stories": stories, "plain_stories": stories, "subjects": subjects,
-    "plain_subjects": subjects, "clips": clips,
+    "plain_told": captions, "plain_planned": planned_captions, "facts": facts, "plain_facts": facts,
+    "questions": questions, "edits": edits, "plain_edits": edits,
+    "planned_edits": functools.partial(edits, draw=draw_planned), "stories": stories, "plain_stories": stories,
+    "planned_stories": stories, "subjects": subjects, "plain_subjects": subjects,
+    "planned_subjects": functools.partial(subjects, draw=draw_planned), "clips": clips,
     **dict.fromkeys(maps.MAPS, mapped),
 }  # fmt: skip
