@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import pathlib
 
-import jaxlib.version
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,21 +14,15 @@ from transfusion.model.config import TransformerConfig
 from transfusion.objectives import ObjectivesConfig
 from transfusion.optim import OptimConfig
 from transfusion.running.checkpoint import CheckpointConfig
+from transfusion.running.jax_setup import compile_quickly, without_ynnpack
 from transfusion.sequence import Run, Segment, SequenceSpec, Stream, text
 from transfusion.tasks import SequenceTask
 
-# Tests compile far more than they compute: without LLVM's optimizations a train step is ready in a third of the time,
-# and with the older emitters of fused loops in less than half of that again. jaxlib 0.11.1 is without the latter, and
-# XLA ends a process at a flag that it does not know.
-# They come beside the flags that are given, as `make portable` gives --xla_cpu_max_isa, which all stand in the keys of
+# Tests compile far more than they compute: so a train step is ready in a sixth of the time.
+# The flags come beside those that are given, as `make portable` gives --xla_cpu_max_isa, which all stand in the keys of
 # the programs that are kept on disk: no run gets a program for a processor that it was told not to be.
-OLDER_EMITTERS = ("--xla_cpu_use_fusion_emitters=false",) if jaxlib.version.__version_info__ < (0, 11, 1) else ()
-# As `running.jax_setup.without_ynnpack` sets it in programs, so that they and the tests compute the same.
-WITHOUT_YNNPACK = ("--xla_cpu_experimental_ynn_fusion_type=",) if jaxlib.version.__version_info__ < (0, 11) else ()
-QUICK = ("--xla_backend_optimization_level=0", *OLDER_EMITTERS, *WITHOUT_YNNPACK)
-given = os.environ.get("XLA_FLAGS", "").split()
-names = {flag.partition("=")[0] for flag in given}
-os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in QUICK if flag.partition("=")[0] not in names)])
+compile_quickly()
+without_ynnpack()  # as in programs, so that they and the tests compute the same
 
 BOS, EOS, BOI, EOI = 11, 12, 13, 14
 VOCABULARY = 16

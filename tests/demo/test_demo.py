@@ -1,6 +1,8 @@
 """The demo: what is watched is what the model draws, what is shown of its attention is what it computes, and files of
 strangers are judged before they are decoded."""
 
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 
 import transfusion
 from transfusion.demo import maps
-from transfusion.demo.answers import WISHES, answer, document_of
+from transfusion.demo.__main__ import first_answer
+from transfusion.demo.answers import WISHES, answer, apart, document_of, usual
 from transfusion.demo.inside import look_inside, weights_of
 from transfusion.demo.uploads import read_picture
 from transfusion.errors import UsageError
@@ -29,6 +32,16 @@ def test_the_picture_that_is_watched_is_the_picture_that_is_drawn(run):
     np.testing.assert_array_equal(run.draw("a", seed=3, steps=3, guidance=1.0), drawn)
     assert way[0].noisy.std() > 0 and not np.array_equal(way[0].noisy, drawn)
     assert set(WISHES) == {"the model decides", "draw", "write"}
+
+
+def test_what_the_page_compiles_while_it_is_made_answers_the_first_message(run):
+    first_answer(run)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr(logging.getLogger("jax._src.dispatch"), "handle", lambda record: compiled.append(record.msg))
+        said = document_of(run, [("user", ["some words of a visitor"])], False)
+        (*_, last) = answer(run, said, next(iter(WISHES)), 7, **usual(run), **apart(run))
+    assert last.parts and not [words for words in compiled if "compilation" in words]
 
 
 def test_the_attention_that_is_shown_obeys_the_mask(run):

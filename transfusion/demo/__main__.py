@@ -7,17 +7,23 @@ r"""Serves a page on this machine on which you chat with a trained model and wat
 Needs the extra `demo`. The page has no login, and listens on this machine only unless --address says otherwise.
 """
 
+import collections
+import contextlib
+import importlib.util
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Sequence
 
 from absl import flags
 
 import transfusion
 from transfusion import programs
+from transfusion.api import Trained
+from transfusion.demo.answers import WISHES, answer, apart, document_of, usual
 from transfusion.errors import UsageError
-from transfusion.running.jax_setup import set_up_jax
+from transfusion.running.jax_setup import compile_quickly, set_up_jax
 
 PACKAGED = pathlib.Path(transfusion.__file__).parent / "packaged" / "digits"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -34,18 +40,22 @@ def serve(workdir: str | None, address: str, port: int, *, wait: bool = True) ->
     Raises:
       UsageError: if gradio is missing, there is no run, or the port is taken.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
-    try:
-        from transfusion.demo import page
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed: pip install 'transfusion[demo]'") from error
+    if importlib.util.find_spec("gradio") is None:
+        raise UsageError("gradio is not installed: pip install 'transfusion[demo]'")
     if workdir is None and not PACKAGED.is_dir():
         raise UsageError("--workdir is missing: give the folder of a training run, for example --workdir runs/digits")
+    if workdir is None:
+        compile_quickly()
     set_up_jax()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
     run = transfusion.load_run(workdir or PACKAGED)
     run.check_writes()
-    made = page.Page(run, flags.FLAGS.max_pixels).blocks().queue(max_size=16, default_concurrency_limit=1)
+    ready = threading.Thread(target=first_answer, args=(run,), daemon=True)
+    ready.start()  # while the page is made: the import of gradio takes as long as to compile a small model
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    from transfusion.demo import page
+
+    made = page.Page(run, flags.FLAGS.max_pixels, ready).blocks().queue(max_size=16, default_concurrency_limit=1)
     try:
         _, url, _ = made.launch(
             server_name=address, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
@@ -60,6 +70,14 @@ def serve(workdir: str | None, address: str, port: int, *, wait: bool = True) ->
     if wait:
         made.block_thread()
     return url
+
+
+def first_answer(run: Trained) -> None:
+    """Answers a short message as the page would, so that all is compiled when a person writes one."""
+    wish = next(iter(WISHES))
+    with contextlib.suppress(UsageError):  # a person who asks is told
+        said = document_of(run, [("user", ["a picture"])], False)
+        collections.deque(answer(run, said, wish, 0, **usual(run), **apart(run)), maxlen=0)
 
 
 def define_flags() -> None:

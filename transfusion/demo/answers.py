@@ -44,6 +44,18 @@ class Moment:
 Turn = tuple[str, Sequence[Part]]  # 'user' or 'assistant', and texts and media in reading order
 
 
+def usual(run: Trained) -> dict[str, Any]:
+    """The settings of the sampler with which the page begins."""
+    own = run.experiment.sampling
+    limit = own.max_tokens or 32
+    return {"guidance": own.guidance, "steps": own.steps, "temperature": own.temperature, "max_tokens": limit}
+
+
+def apart(run: Trained) -> dict[str, Any]:
+    """Settings of single kinds of drawings would hide those of the page."""
+    return {"kinds": {}} if run.experiment.sampling.kinds else {}
+
+
 def document_of(run: Trained, turns: Sequence[Turn], template: bool) -> Document:
     """The conversation as the model reads it before it answers.
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from transfusion.api.prompts import Part, whole_number
 from transfusion.api.summary import summary
 from transfusion.data import media
 from transfusion.demo import maps
-from transfusion.demo.answers import WISHES, Moment, Turn, answer, document_of
+from transfusion.demo.answers import WISHES, Moment, Turn, answer, apart, document_of, usual
 from transfusion.demo.inside import Inside, look_inside
 from transfusion.demo.uploads import read_picture
 from transfusion.errors import UsageError
@@ -37,10 +38,10 @@ def theme() -> Any:
 
 
 class Page:
-    """The page of one model; `blocks` lays it out."""
+    """The page of one model; `blocks` lays it out. It answers when `ready` has ended, which compiles the model."""
 
-    def __init__(self, run: Trained, most_pixels: int):
-        self._run, self._most_pixels = run, most_pixels
+    def __init__(self, run: Trained, most_pixels: int, ready: threading.Thread | None = None):
+        self._run, self._most_pixels, self._ready = run, most_pixels, ready
         self._folder = tempfile.TemporaryDirectory(prefix="transfusion-demo-")  # of clips, which browsers read as files
 
     # --- what is done -------------------------------------------------------------------------------------------------
@@ -67,10 +68,12 @@ class Page:
             shown = [*shown, *({"role": "user", "content": self._content(part)} for part in said)]
             number = whole_number("seed", int(seed or 0), MOST_SEED)
             yield None, shown, turns, None, None, "The model thinks (the first answer takes longer) ...", seed
+            if self._ready is not None:
+                self._ready.join()
             begun, moment, chat = time.monotonic(), Moment(()), shown
             document = document_of(self._run, asked, template)
             settings = {"guidance": guidance, "steps": int(steps), "temperature": temperature}
-            settings |= {"max_tokens": int(most_tokens)} | self._apart
+            settings |= {"max_tokens": int(most_tokens)} | apart(self._run)
             for moment in answer(self._run, document, wish, number, **settings):
                 chat = [*shown, *self._messages(moment)]
                 if moment.noisy is not None:
@@ -83,11 +86,6 @@ class Page:
             yield None, chat, [*asked, ("assistant", moment.parts)], last, last, words, after
         except UsageError as error:
             yield gr.skip(), shown, turns, gr.skip(), gr.skip(), f"**error:** {error}", seed
-
-    @property
-    def _apart(self) -> dict[str, Any]:
-        """Settings of single kinds of drawings would hide those of the page."""
-        return {"kinds": {}} if self._run.experiment.sampling.kinds else {}
 
     def _said(self, message: dict[str, Any]) -> list[Part]:
         """The pictures and the text of a message, in reading order."""
@@ -182,7 +180,7 @@ class Page:
 
     def _settings(self) -> list[Any]:
         """The settings, in the order of the arguments of `reply`."""
-        sampling = self._run.experiment.sampling
+        begin = usual(self._run)
         together = self._run.experiment.data.edit > 0 or self._run.experiment.data.both > 0
         own = self._run.experiment.tokenizer.chat.kind != "plain"
         with gr.Row():
@@ -190,11 +188,11 @@ class Page:
             template = gr.Checkbox(own, label="Turns in the chat template", elem_id="template")
         wish = gr.Radio(list(WISHES), value=next(iter(WISHES)), label="Answer", elem_id="wish")
         with gr.Row():
-            guidance = gr.Slider(0, 10, sampling.guidance, step=0.25, label="Guidance", elem_id="guidance")
-            steps = gr.Slider(1, 100, sampling.steps, step=1, label="Steps", elem_id="steps")
+            guidance = gr.Slider(0, 10, begin["guidance"], step=0.25, label="Guidance", elem_id="guidance")
+            steps = gr.Slider(1, 100, begin["steps"], step=1, label="Steps", elem_id="steps")
         with gr.Row():
-            temperature = gr.Slider(0, 2, sampling.temperature, step=0.05, label="Temperature", elem_id="temperature")
-            tokens = gr.Slider(1, 512, sampling.max_tokens or 32, step=1, label="Most tokens of text", elem_id="tokens")
+            temperature = gr.Slider(0, 2, begin["temperature"], step=0.05, label="Temperature", elem_id="temperature")
+            tokens = gr.Slider(1, 512, begin["max_tokens"], step=1, label="Most tokens of text", elem_id="tokens")
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed")
             count_up = gr.Checkbox(True, label="Another seed each time", elem_id="count_up")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+import scipy  # loads scipy.stats, which takes a second, where it is first used
 
 from transfusion.errors import UsageError
 
@@ -24,7 +24,7 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> Score:
     """
     if count < 1 or not 0 <= successes <= count:
         raise UsageError(f"{successes} successes of {count}: a share needs at least one sample")
-    interval = stats.binomtest(int(successes), int(count)).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(confidence, method="wilson")
     return score(successes / count, interval.low, interval.high, count)
 
 
@@ -79,6 +79,6 @@ def jackknife(
         raise UsageError(f"a jackknife interval needs at least 2 samples, not {count}")
     order = np.random.default_rng(seed).permutation(count)
     parts = [statistic(np.sort(np.delete(order, np.s_[i::groups]))) for i in range(groups)]
-    half = stats.norm.ppf(0.5 + confidence / 2) * math.sqrt((groups - 1) * np.var(parts))
+    half = scipy.stats.norm.ppf(0.5 + confidence / 2) * math.sqrt((groups - 1) * np.var(parts))
     value = statistic(np.arange(count))
     return score(value, value - half, value + half, count)

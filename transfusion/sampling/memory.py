@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from transfusion.errors import UsageError
 from transfusion.learner import Learner
 from transfusion.model.attention import BACKENDS, chosen
-from transfusion.sampling.prompts import bucket
+from transfusion.sampling.prompts import SHORT, bucket
 from transfusion.sharding import platform
 
 SHARE = 0.8  # the share of memory to fill; the rest is for arrays that are not counted here
@@ -29,7 +29,7 @@ def check_memory(task: Learner, rows: int, length: int, room: int, drawn: int) -
     Raises:
       UsageError: saying what would take less.
     """
-    needed, there = needed_bytes(task, rows, bucket(length, 16), room, drawn), memory_bytes()
+    needed, there = needed_bytes(task, rows, bucket(length, SHORT), room, drawn), memory_bytes()
     if needed > SHARE * there:
         raise UsageError(
             f"a prompt of {length:,} tokens with room for {room + drawn:,} more takes over {needed / 1e9:,.0f} GB for "

@@ -76,6 +76,9 @@ class Fit:
     length: int
 
 
+SHORT = 32  # tokens of a stream for which all prompts that have no more share one program
+
+
 def fit_of(
     prompts: Sequence[Prompt],
     spec: SequenceSpec,
@@ -83,7 +86,7 @@ def fit_of(
     think: bool = False,
     begin: bool = True,
 ) -> Fit:
-    """Finds the shape that prompts fit; lengths are rounded up to powers of two, to compile seldom.
+    """Finds the shape that prompts fit; lengths are rounded up to powers of two from `SHORT` on, to compile seldom.
 
     Raises:
       UsageError: as `prefill_of`.
@@ -101,7 +104,7 @@ def fit_of(
         tokens, items = most.get(name, (0, 0))
         if tokens:
             items = bucket(items, 1)
-            budget = stream.content.slots(bucket(tokens, 16), items)
+            budget = stream.content.slots(bucket(tokens, SHORT), items)
             streams[name] = dataclasses.replace(stream, budget=budget, items=items)
     return Fit(dataclasses.replace(spec, streams=dict(spec.streams) | streams), tuple(streams), length)
 
