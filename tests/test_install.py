@@ -1,10 +1,14 @@
 """The library without its extras: all but what needs one works, and what needs one says how to install it."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import tiny
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The packages of the extras, and what comes with them, that an installation without extras lacks.
@@ -25,6 +29,7 @@ class Without(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
+ELSEWHERE = ("tpu", "gpu", "gcs", "s3")
 OF_TFDS = {"transfusion.data.builders", "transfusion.data.tfds_open", "transfusion.data.tfds_source"}
 
 
@@ -33,6 +38,17 @@ def run_without_extras(code: str, *arguments: str) -> list[str]:
     result = subprocess.run([sys.executable, "-c", WITHOUT + code, *arguments], capture_output=True, text=True)
     assert not result.returncode and not result.stderr, result.stderr
     return result.stdout.splitlines()
+
+
+def test_the_tested_set_has_every_dependency_within_its_bounds():
+    """Extras for machines that the tests do not have, accelerators and clouds, apart."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]]
+    versions = {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in pins}
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ELSEWHERE}
+    for wanted in map(Requirement, itertools.chain(project["dependencies"], *extras.values())):
+        name = canonicalize_name(wanted.name)
+        assert name == "transfusion" or versions[name] in wanted.specifier, str(wanted)
 
 
 def test_every_module_is_imported_without_extras_but_for_those_of_tfds():

@@ -128,13 +128,14 @@ def test_trackio(tmp_path, offline, monkeypatch):
 def test_mlflow(tmp_path, offline):
     tracking = pytest.importorskip("mlflow.tracking")
     run_twice(tmp_path / "run", "mlflow")
-    client = tracking.MlflowClient((tmp_path / "run" / "mlruns").as_uri())
+    client = tracking.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
     experiment = client.get_experiment_by_name("tests").experiment_id
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED" and run.data.params["optim.learning_rate"] == "0.5"
     losses = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss/all")]
     assert sorted(set(losses)) == [(5, 0.2), (10, 0.1), (20, 0.05)]
     folder = pathlib.Path(run.info.artifact_uri.removeprefix("file://"))
+    assert folder.is_relative_to(tmp_path / "run")
     assert len(list(folder.glob("images/*.png"))) == 4
     captions = json.loads((folder / "samples" / "captions-00000020.json").read_text())
     assert captions == {"drawn/0": "a seven <b>", "captioned/0": "a nine"}

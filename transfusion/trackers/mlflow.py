@@ -1,12 +1,12 @@
 """Shows runs in MLflow: on the server at MLFLOW_TRACKING_URI, or in the workdir.
 
-Without a server the store is mlflow.db in the workdir if SQLAlchemy is installed (`mlflow ui --backend-store-uri
-sqlite:///runs/x/mlflow.db`), else the folder mlruns there. A server's password is that of MLFLOW_TRACKING_PASSWORD or
+Without a server the store is mlflow.db in the workdir (`mlflow ui --backend-store-uri sqlite:///runs/x/mlflow.db`), and
+pictures lie in the folder mlartifacts beside it. A server's password is that of MLFLOW_TRACKING_PASSWORD or
 MLFLOW_TRACKING_TOKEN.
 """
 
-import importlib.util
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -35,12 +35,14 @@ class MLflow:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from mlflow.tracking import MlflowClient
 
-        address = os.environ.get("MLFLOW_TRACKING_URI") or _store(run.workdir)
-        if address.startswith("file:"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow asks for this since its version 3.10
+        address, pictures = os.environ.get("MLFLOW_TRACKING_URI"), None
+        if not address:
+            logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # else it tells of each table that it makes
+            folder = pathlib.Path(tempfile.mkdtemp() if is_bucket(run.workdir) else run.workdir).absolute()
+            address, pictures = f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
         self._client = MlflowClient(tracking_uri=address)
         found = self._client.get_experiment_by_name(run.project)
-        group = found.experiment_id if found else self._client.create_experiment(run.project)
+        group = found.experiment_id if found else self._client.create_experiment(run.project, pictures)
         runs = self._client.search_runs([group], f"tags.`{_ID}` = '{run.id}'", max_results=1)
         if runs:
             self._id = runs[0].info.run_id
@@ -73,10 +75,3 @@ class MLflow:
         run, self._id = self._id, ""
         if run:
             self._client.set_terminated(run)
-
-
-def _store(workdir: str) -> str:
-    folder = pathlib.Path(tempfile.mkdtemp() if is_bucket(workdir) else workdir).absolute()
-    if importlib.util.find_spec("sqlalchemy") and importlib.util.find_spec("alembic"):
-        return f"sqlite:///{folder}/mlflow.db"
-    return (folder / "mlruns").as_uri()
