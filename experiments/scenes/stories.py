@@ -54,7 +54,7 @@ def draw(told: list[list[tuple[np.ndarray, str]]], good: list[list[bool]]) -> No
     for row, right in zip(told, good, strict=True):
         for picture, said in row + row[-1:] * (tasks.PANELS - len(row)):
             pictures.append(picture)
-            sentences.append(said)
+            sentences.append(sentence(said))
         wrong += [not one for one in right]
     grid(pictures, tasks.PANELS, sentences, scale=5, marks=wrong, path=HERE / "stories.png")
 
