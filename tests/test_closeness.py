@@ -309,5 +309,6 @@ def test_flags_add_up_and_a_processor_s_programs_are_its_own(tmp_path):
         )
         told.append(done.stdout.split())
         programs.append({path.name for path in tmp_path.glob("jit__lambda*-cache")})
-    assert told[0] == ["--xla_cpu_max_isa=SSE4_2", *tiny.QUICK] and told[1] == ["--xla_cpu_max_isa=AVX2", *tiny.QUICK]
+    assert [flags[0] for flags in told] == [f"--xla_cpu_max_isa={isa}" for isa in ("SSE4_2", "AVX2", "AVX2")]
+    assert all("--xla_backend_optimization_level=0" in flags for flags in told) and told[0][1:] == told[1][1:]
     assert [len(names) for names in programs] == [1, 2, 2]
