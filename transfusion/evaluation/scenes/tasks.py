@@ -51,7 +51,7 @@ def captions(run: Any, drawn: Sequence[Drawn], pixels: int) -> Right:
 
 def planned(run: Any, prompts: Sequence[list]) -> tuple[list[str], list[np.ndarray]]:
     """The plans that a run writes behind what prompts ask for, and what it then draws."""
-    asked = [[*given, words + PLAN] for *given, words in prompts]
+    asked = [[*given, told + PLAN] for *given, told in prompts]
     made = run.generate(asked, draw=True, think=64, max_images=1, max_tokens=0)
     plans = ["".join(part for part in parts if isinstance(part, str)) for parts in made]
     return plans, [next(part for part in parts if not isinstance(part, str)) for parts in made]
